@@ -58,11 +58,12 @@ struct Mark {
     release: ReleaseId,
 }
 
-/// The most marks in `accepted.json`, one for each pair of signer and environment.
-const MAX_MARKS: usize = 256;
+/// The most marks of one signer in `accepted.json`, one for each environment. The limit applies to each signer alone, so that a signer with
+/// many environments cannot displace the marks of another signer.
+const MAX_MARKS_OF_SIGNER: usize = 256;
 
-/// The largest `accepted.json`, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
+/// The largest `accepted.json`, in bytes. The marks of one signer take at most 128 KiB.
+const MAX_BYTES: u64 = 64 << 20;
 
 impl Accepted {
     /// Reads the file at `path`. A missing file means that nothing was accepted yet.
@@ -98,10 +99,15 @@ impl Accepted {
         }
         let Manifest { project, environment, build, created, release, .. } = manifest;
         self.marks.retain(|mark| mark.signer != signature.key || mark.project != *project || mark.environment != *environment);
-        // Beyond the limit, the oldest marks are dropped.
+        // Beyond the limit, the oldest marks of this signer are dropped.
         self.marks.sort_by_key(|mark| mark.created);
-        let excess = self.marks.len().saturating_sub(MAX_MARKS - 1);
-        self.marks.drain(..excess);
+        let same_signer = self.marks.iter().filter(|mark| mark.signer == signature.key).count();
+        let mut excess = same_signer.saturating_sub(MAX_MARKS_OF_SIGNER - 1);
+        self.marks.retain(|mark| {
+            let is_dropped = excess > 0 && mark.signer == signature.key;
+            excess = excess.saturating_sub(usize::from(is_dropped));
+            !is_dropped
+        });
         let (project, environment) = (project.clone(), environment.clone());
         self.marks.push(Mark {
             signer: signature.key,

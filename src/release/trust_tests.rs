@@ -208,6 +208,35 @@ fn old_build_offered_as_the_newest_is_refused() {
 }
 
 #[test]
+fn signer_with_many_environments_displaces_only_its_own_marks() {
+    let (_dir, made) = small();
+    let (key, inventor) = (key(), key());
+    let trust = [key.public(), inventor.public()];
+    let build = |number: u64, key: &SigningKey, environment: &str| {
+        let created = jiff::Timestamp::from_second(1_700_000_000 + number as i64).unwrap();
+        let environment = environment.parse().unwrap();
+        signed(&Manifest { build: number, created, environment, release: ReleaseId::new(created), ..made.parsed.clone() }, key)
+    };
+    let mut accepted = Accepted::default();
+    let (old, new) = (build(5, &key, "production"), build(6, &key, "production"));
+    assert!(accepted.note(&new));
+    let invented: Vec<Manifest> = (0..600).map(|n| build(1000 + n, &inventor, &format!("env{n}"))).collect();
+    for manifest in &invented {
+        assert!(accepted.note(manifest));
+    }
+    let newest = Expectation { newest: true, ..shop() };
+    let replayed = accept(&newest, &old, &trust, &accepted);
+    assert!(matches!(replayed, Err(Refusal::Replayed { .. })), "{replayed:?}");
+    // The number of marks of one signer is limited; its newest marks stay.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("accepted.json");
+    accepted.save(&path).unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap().matches("\"signer\"").count(), 1 + 256);
+    let before = build(1598, &inventor, "env599");
+    assert!(matches!(accept(&newest, &before, &trust, &accepted), Err(Refusal::Replayed { .. })));
+}
+
+#[test]
 fn newer_formats_and_other_files_are_refused() {
     let (_dir, made) = small();
     let text = serde_json::to_string(&made.parsed).unwrap();
