@@ -109,6 +109,7 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
             scale: Default::default(),
             remotes: Vec::new(),
         };
+        ensure_host_is_valid(&environment, domain)?;
         project.environments.push(environment.clone());
         let project = project.clone();
         ensure_hosts_are_free(registry, &environment, domain)?;
@@ -190,6 +191,26 @@ fn ensure_hosts_are_free(registry: &Registry, new: &Environment, domain: &str) -
         }
     }
     Ok(())
+}
+
+/// The maximum length of a label of a host name, in bytes (RFC 1035, section 2.3.4).
+const MAX_LABEL: usize = 63;
+/// The maximum length of a host name in text form, in bytes (RFC 1035, section 2.3.4: 255 octets with length bytes and root).
+const MAX_HOST: usize = 253;
+
+/// Returns an error if the host name of a new environment in the server's domain is longer than DNS allows. Environment and project may
+/// each have 31 bytes, and together they are too long for the label `<environment>--<project>`.
+fn ensure_host_is_valid(new: &Environment, domain: &str) -> Result<(), CommandError> {
+    let Some(host) = new.hosts(domain).into_iter().next() else { return Ok(()) };
+    let label = host.split('.').next().unwrap_or_default();
+    let (what, found, limit) = match (label.len(), host.len()) {
+        (length, _) if length > MAX_LABEL => (label, length, MAX_LABEL),
+        (_, length) if length > MAX_HOST => (host.as_str(), length, MAX_HOST),
+        _ => return Ok(()),
+    };
+    let why =
+        format!("cannot create {}: its host name would be {host}, and {what:?} has {found} bytes (limit {limit})", new.title());
+    Err(refused(why).hint("choose a shorter name for the environment or the project"))
 }
 
 /// Creates the directories, the repository, the queue and the route of the project's last environment. May run twice. Returns the commit of
@@ -383,5 +404,23 @@ mod tests {
         assert!(taken(environment(2, "wiki", &["www.example.com"])).unwrap_err().contains("www.example.com"));
         assert!(taken(environment(2, "wiki", &["shop.localhost"])).unwrap_err().contains("shop.localhost"));
         assert!(taken(environment(2, "blog", &[])).unwrap_err().contains("blog.localhost"));
+    }
+
+    #[test]
+    fn environment_whose_host_name_is_too_long_for_dns_is_refused() {
+        let checked = |environment: &str, project: &str, default: bool, domain: &str| {
+            let (project, name) = (project.parse().unwrap(), environment.parse().unwrap());
+            let environment = Environment { project, name, default, ..Environment::of_shop("production", "main") };
+            ensure_host_is_valid(&environment, domain).map_err(|error| error.to_string())
+        };
+        let (long, shorter) = ("a".repeat(31), "b".repeat(30));
+        let why = checked(&long, &long, false, "localhost").unwrap_err();
+        assert!(why.contains("64 bytes (limit 63)") && why.contains(&format!("{long}--{long}")), "{why}");
+        assert_eq!(checked(&shorter, &long, false, "localhost"), Ok(()));
+        assert_eq!(checked(&long, &long, true, "localhost"), Ok(()));
+        let domain = vec!["c".repeat(60); 4].join(".");
+        let why = checked("staging", "shop", false, &domain).unwrap_err();
+        assert!(why.contains("257 bytes (limit 253)"), "{why}");
+        assert_eq!(checked("staging", "shop", true, &domain), Ok(()));
     }
 }
