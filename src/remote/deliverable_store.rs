@@ -88,7 +88,8 @@ impl DeliverableStore {
         DeliverableStore { deltas: true, ..self }
     }
 
-    pub(super) fn wants_deltas(&self) -> bool {
+    /// Returns true if pulls request deltas.
+    pub(super) fn requests_deltas(&self) -> bool {
         self.deltas
     }
 

@@ -52,7 +52,7 @@ pub(super) fn pauses() -> ExponentialBackoff {
 }
 
 /// Runs `attempt`, and retries with backoff after transient errors.
-pub(super) async fn patiently<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, RemoteError>
+pub(super) async fn with_retries<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, RemoteError>
 where
     F: Future<Output = Result<T, RemoteError>> + Send,
 {

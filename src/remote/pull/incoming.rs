@@ -41,18 +41,58 @@ impl IncomingLease {
     }
 }
 
-/// Removes the incoming directories of interrupted pulls that were not resumed within `age`.
+/// Removes the incoming directories of interrupted pulls that were not resumed within `age`. Directories that a pull uses stay.
 pub fn sweep(paths: &EnvironmentPaths, age: Duration) {
     for entry in fs::read_dir(paths.incoming()).into_iter().flatten().flatten() {
         let path = entry.path();
         let inside = fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path());
         let touched = inside.chain([path.clone()]).filter_map(|path| fs::metadata(path).ok()?.modified().ok()).max();
         let old = touched.is_some_and(|touched| SystemTime::now().duration_since(touched).is_ok_and(|since| since > age));
-        let free = || File::open(path.join(LOCK)).map_or(true, |lock| lock.try_lock().is_ok());
-        if old && free() && fs::remove_dir_all(&path).is_err() {
-            tracing::warn!(directory = %path.display(), "cannot remove the directory of an interrupted pull");
+        if !old {
+            continue;
+        }
+        // The lock is held until the directory has its other name, so that no pull enters the directory during its removal.
+        let removed = match lock(&path) {
+            Ok(Some(held)) => remove(&path).map(|()| drop(held)),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(directory = %path.display(), %error, "cannot remove the directory of an interrupted pull");
+            }
+            _ => {}
         }
     }
+}
+
+/// Removes an incoming directory whose lock the caller holds. The directory is renamed first: without the rename, another pull could create
+/// a new lock in the directory as soon as the old lock is removed, and would lose its files. A later [`sweep`] removes a renamed directory
+/// that an interrupted removal has left.
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy();
+    let renamed = directory.with_file_name(format!("{name}.removed-{}", fs::metadata(directory)?.ino()));
+    if name.contains(".removed-") {
+        return fs::remove_dir_all(directory);
+    }
+    fs::rename(directory, &renamed)?;
+    fs::remove_dir_all(&renamed)
+}
+
+/// Locks an incoming directory. Returns `None` if another pull has the lock, or if the directory was removed before this call got the lock.
+fn lock(directory: &Path) -> io::Result<Option<File>> {
+    let path = directory.join(LOCK);
+    let lock = File::options().create(true).append(true).open(&path)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Ok(None),
+        Err(fs::TryLockError::Error(error)) => return Err(error),
+    }
+    let is_same = match (lock.metadata(), fs::metadata(&path)) {
+        (Ok(ours), Ok(named)) => (ours.dev(), ours.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    };
+    Ok(is_same.then_some(lock))
 }
 
 /// Removes all files of an incoming directory except its lock.
@@ -78,20 +118,7 @@ pub(super) async fn enter_directory(directory: PathBuf) -> Result<(PathBuf, Inco
         let wanted = directory.clone();
         let locked = blocking(move || {
             make(&wanted)?;
-            let path = wanted.join(LOCK);
-            let failed = |error: io::Error| FileError::io("lock", path.clone(), error);
-            let lock = File::options().create(true).append(true).open(&path).map_err(failed)?;
-            match lock.try_lock() {
-                Ok(()) => {}
-                Err(fs::TryLockError::WouldBlock) => return Ok(None),
-                Err(fs::TryLockError::Error(error)) => return Err(failed(error).into()),
-            }
-            // Another pull may have removed the directory before this pull got the lock.
-            let same = match (lock.metadata(), fs::metadata(&path)) {
-                (Ok(ours), Ok(named)) => (ours.dev(), ours.ino()) == (named.dev(), named.ino()),
-                _ => false,
-            };
-            Ok(same.then_some(lock))
+            Ok(lock(&wanted).map_err(|error| FileError::io("lock", wanted.join(LOCK), error))?)
         });
         match locked.await {
             Ok(Some(lock)) => return Ok((directory, IncomingLease { _lock: Arc::new(lock) })),

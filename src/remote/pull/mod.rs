@@ -16,7 +16,7 @@ use std::{
 };
 
 use self::{
-    fill::{PartialFile, patiently},
+    fill::{PartialFile, with_retries},
     frames::Piece,
     incoming::{IncomingLease, blocking, clear, enter},
 };
@@ -162,7 +162,7 @@ async fn fill(
         content(remote, offer, held, paths, progress, check, pulled).await?;
     }
     // The health record is fetched even if the release is held already, because the record may have changed.
-    if let Some(record) = patiently(|| remote.health(offer.release)).await? {
+    if let Some(record) = with_retries(|| remote.health(offer.release)).await? {
         let path = pulled.directory.join(HEALTH);
         pulled.lease.blocking(move || Ok(files::write_atomic(&path, &record, 0o640)?)).await?;
     }
@@ -207,8 +207,8 @@ async fn by_delta(
     progress: &ProgressFn,
     pulled: &mut Pulled,
 ) -> Result<bool, RemoteError> {
-    for from in held.iter().take(if remote.wants_deltas() { MAX_BASES } else { 0 }).copied() {
-        let delta = match patiently(|| remote.delta(offer.release, from)).await {
+    for from in held.iter().take(if remote.requests_deltas() { MAX_BASES } else { 0 }).copied() {
+        let delta = match with_retries(|| remote.delta(offer.release, from)).await {
             Ok(delta) if delta.bytes < offer.archive_bytes => delta,
             // The delta is not smaller, or the remote cannot compute it: the archive is fetched instead.
             Ok(_) | Err(RemoteError::NotFound { .. } | RemoteError::Refused { .. }) => continue,
@@ -298,8 +298,7 @@ async fn blob(
 
 /// Removes the files of a pull, after they were accepted or refused.
 pub fn discard(pulled: Pulled) {
-    clear(&pulled.directory);
-    let _ = fs::remove_dir_all(&pulled.directory);
+    let _ = incoming::remove(&pulled.directory);
     drop(pulled.lease);
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::{
     fill,
-    incoming::{IncomingLease, clear, enter_directory},
+    incoming::{self, IncomingLease, enter_directory},
 };
 use crate::{
     host::{files::FileError, root::EnvironmentPaths},
@@ -38,8 +38,7 @@ pub struct Pack {
 impl Pack {
     /// Removes the file, after it was imported or refused.
     pub fn discard(self) {
-        clear(&self.directory);
-        let _ = std::fs::remove_dir_all(&self.directory);
+        let _ = incoming::remove(&self.directory);
         drop(self.lease);
     }
 }

@@ -306,6 +306,32 @@ async fn abandoned_incoming_directory_is_swept() {
     assert!(!directory.exists());
 }
 
+/// The directory of a pull that begins during the removal must not lose files.
+#[tokio::test(flavor = "multi_thread")]
+async fn pull_cannot_enter_a_directory_that_is_being_swept() {
+    let world = World::new();
+    for _ in 0..5 {
+        let release = ReleaseId::new(Timestamp::now());
+        let (directory, lease) = enter(&world.paths, release).await.unwrap();
+        for n in 0..1000 {
+            std::fs::write(directory.join(format!("frame-{n}")), b"").unwrap();
+        }
+        drop(lease);
+        let paths = world.paths.clone();
+        let sweeping = tokio::task::spawn_blocking(move || sweep(&paths, Duration::ZERO));
+        let count = || std::fs::read_dir(&directory).map_or(0, |files| files.count());
+        while count() > 1000 {
+            tokio::task::yield_now().await;
+        }
+        let (entered, _lease) = enter(&world.paths, release).await.unwrap();
+        let body = entered.join("body");
+        // The write itself fails if the directory is removed between `enter` and the write.
+        std::fs::write(&body, b"x").unwrap();
+        sweeping.await.unwrap();
+        assert!(entered.join(LOCK).exists() && body.exists(), "the sweep removed files of the pull");
+    }
+}
+
 #[test]
 fn progress_reports_every_tenth_once() {
     let reported = Arc::new(Mutex::new(Vec::new()));
