@@ -1,6 +1,9 @@
 //! Applies a patch to the release in a slot. If any change of the patch conflicts with the release, nothing is applied.
 //!
-//! All conflicts are found before the first file is written. A change that the release already contains is skipped, because the fix may
+//! All conflicts are found before the first file is written. If a write fails afterwards, as on a full disk, a part of the patch stays in
+//! the slot. The caller must empty the slot before any process runs in it.
+//!
+//! A change that the release already contains is skipped, because the fix may
 //! have been committed since the patch was saved. A text file that the release has changed at other lines is merged, as `patch` does.
 //! Every other difference is a conflict.
 
@@ -46,7 +49,7 @@ pub enum Applied {
     Conflicts(Vec<(String, String)>),
 }
 
-/// Applies a patch.
+/// Applies a patch. After an error, the slot may have a part of the patch.
 pub fn work(job: &ApplyJob, places: &DriftPaths, text: &File, archive: Option<&File>) -> WorkerAnswer<Applied> {
     apply(job, places, text, archive).into()
 }
@@ -75,11 +78,11 @@ fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&Fil
     let (mut moves, mut conflicts, mut merged) = (Vec::new(), Vec::new(), Vec::new());
     for change in job.changes.iter().filter(|change| change.noise.is_none() && change.kept != SavedAs::No) {
         match decide(&app, change, diffs) {
-            Ok((one, was_merged)) => {
+            Ok((action, was_merged)) => {
                 if was_merged {
                     merged.push(change.path.clone());
                 }
-                moves.push((change, one));
+                moves.push((change, action));
             }
             Err(why) => conflicts.push((change.path.clone(), why)),
         }
@@ -87,12 +90,13 @@ fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&Fil
     if !conflicts.is_empty() {
         return Ok(Applied::Conflicts(conflicts));
     }
-    let there = moves.iter().filter(|(_, one)| matches!(one, Move::There)).count() as u64;
-    let changed = moves.iter().filter(|(_, one)| !matches!(one, Move::There)).map(|(change, _)| change.path.clone()).collect();
+    let there = moves.iter().filter(|(_, action)| matches!(action, Move::There)).count() as u64;
+    let changed =
+        moves.iter().filter(|(_, action)| !matches!(action, Move::There)).map(|(change, _)| change.path.clone()).collect();
     perform(&app, &moves)?;
     if let (Some(info), Some(file)) = (&job.archive, archive) {
         let wanted: Vec<&str> =
-            moves.iter().filter(|(_, one)| matches!(one, Move::Whole)).map(|(change, _)| change.path.as_str()).collect();
+            moves.iter().filter(|(_, action)| matches!(action, Move::Whole)).map(|(change, _)| change.path.as_str()).collect();
         unpack(&app, &whole(&job.changes), info, file, &wanted)?;
     }
     Ok(Applied::Done { changed, merged, there })
@@ -138,7 +142,7 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
         return Ok((Move::There, false));
     }
     if current != change.was {
-        return merge(app, change, current.as_ref(), diffs).map(|one| (one, true));
+        return merge(app, change, current.as_ref(), diffs).map(|action| (action, true));
     }
     let clean = match (&change.now, change.kept) {
         (None, _) => Move::Remove,
@@ -157,7 +161,7 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
         }
         (Some(EntryKind::File { .. }), SavedAs::Whole) => Move::Whole,
         (Some(EntryKind::File { executable, .. }), _) => Move::Mode(*executable),
-        (Some(thing), _) => Move::Make(thing.clone()),
+        (Some(kind), _) => Move::Make(kind.clone()),
     };
     Ok((clean, false))
 }
@@ -208,9 +212,9 @@ fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String>
 fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseError> {
     let mut cursor = app.cursor();
     // The order is reversed, so that a directory is emptied before it is removed.
-    for (change, one) in moves.iter().rev() {
-        let replaced = matches!(one, Move::Make(_) | Move::Write(..) | Move::Whole);
-        if !(matches!(one, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {
+    for (change, action) in moves.iter().rev() {
+        let replaced = matches!(action, Move::Make(_) | Move::Write(..) | Move::Whole);
+        if !(matches!(action, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {
             continue;
         }
         if change.was == Some(EntryKind::Dir) {
@@ -223,11 +227,11 @@ fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseErro
             cursor.remove(&change.path)?;
         }
     }
-    for (change, one) in moves {
-        if !matches!(one, Move::There | Move::Remove) {
+    for (change, action) in moves {
+        if !matches!(action, Move::There | Move::Remove) {
             parents(&mut cursor, &change.path)?;
         }
-        match one {
+        match action {
             Move::There | Move::Remove | Move::Whole => {}
             Move::Make(EntryKind::Link { target }) => cursor.symlink(target, &change.path)?,
             Move::Make(_) => cursor.create_dir(&change.path, 0o755)?,
@@ -271,7 +275,7 @@ fn parents(cursor: &mut Cursor<'_>, path: &str) -> Result<(), ReleaseError> {
 
 /// Unpacks the files with the paths `wanted` from the archive of whole files.
 fn unpack(app: &Confined, entries: &[Entry], info: &ArchiveInfo, file: &File, wanted: &[&str]) -> Result<(), ReleaseError> {
-    let refused = |source| ReleaseError::Archive { doing: "accept", source };
+    let refused = |source| ReleaseError::PatchArchive { doing: "accept", source };
     let archive = Archive::open(file, entries, info, &ArchiveLimits::default()).map_err(refused)?;
     let mut reader = FrameReader::new().map_err(refused)?;
     let mut writer = Writer { cursor: app.cursor(), wanted, open: None };

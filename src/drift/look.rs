@@ -133,16 +133,16 @@ impl Look<'_> {
             if name.to_str().is_none() || check_path(path.as_bytes()).is_err() {
                 self.note(path, Err("its name cannot be in a release"));
             } else if !self.rules.persists(&path) {
-                self.one(&mut cursor, name, path, pending);
+                self.compare_entry(&mut cursor, name, path, pending);
             }
         }
     }
 
     /// Compares one name of a directory with the manifest.
-    fn one(&mut self, cursor: &mut Cursor<'_>, name: &OsStr, path: String, pending: &mut Vec<String>) {
+    fn compare_entry(&mut self, cursor: &mut Cursor<'_>, name: &OsStr, path: String, pending: &mut Vec<String>) {
         let known = self.known.get(&path);
         let now = match cursor.stat(name) {
-            Ok(stat) => self.thing(cursor, name, &stat, known),
+            Ok(stat) => self.entry_kind(cursor, name, &stat, known),
             Err(error) => Err(odd(&error)),
         };
         if now == Ok(EntryKind::Dir) {
@@ -161,8 +161,8 @@ impl Look<'_> {
         }
     }
 
-    /// Returns the entry with the status `stat`, or the reason why the entry cannot be saved.
-    fn thing(
+    /// Returns the kind of the entry with the status `stat`, or the reason why the entry cannot be saved.
+    fn entry_kind(
         &mut self,
         cursor: &mut Cursor<'_>,
         name: &OsStr,

@@ -69,7 +69,7 @@ pub fn write(
     }
     let items: Vec<Item> = entries.iter().map(Item::from).collect();
     let written = archive::write(app, &items, None, archive, 1, u64::MAX);
-    Ok(Some(written.map_err(|source| ReleaseError::Archive { doing: "write", source })?.info))
+    Ok(Some(written.map_err(|source| ReleaseError::PatchArchive { doing: "write", source })?.info))
 }
 
 /// Returns the diff of a changed, added or removed text file. Returns `None` if one of the two versions is not text, or if they are equal.

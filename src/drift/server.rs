@@ -38,7 +38,7 @@ pub async fn look(place: &DriftTarget<'_>) -> Result<Drift, ReleaseError> {
     let job = job(place, false);
     match run(&place.context, Role::Drift, place.release, Some(place.slot), &job, vec![manifest.into()]).await? {
         LookReport::Slot(drift, _) => Ok(drift),
-        LookReport::Tree(..) => Err(confused()),
+        LookReport::Tree(..) => Err(unexpected_report()),
     }
 }
 
@@ -64,7 +64,7 @@ pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drif
     let extra = vec![manifest.into(), given(&new.text)?, given(&new.files)?];
     let job = job(place, true);
     let report = run(&place.context, Role::Drift, place.release, Some(place.slot), &job, extra).await?;
-    let LookReport::Slot(drift, archive) = report else { return Err(confused()) };
+    let LookReport::Slot(drift, archive) = report else { return Err(unexpected_report()) };
     if drift.real().next().is_none() {
         return Ok((drift, None));
     }
@@ -79,11 +79,12 @@ pub async fn verify_tree(context: &WorkerContext<'_>, release: ReleaseId) -> Res
     let manifest = manifest(context, release).await?;
     match run(context, Role::Drift, release, None, &LookJob::Tree, vec![manifest.into()]).await? {
         LookReport::Tree(found, more) => Ok((found, more)),
-        LookReport::Slot(..) => Err(confused()),
+        LookReport::Slot(..) => Err(unexpected_report()),
     }
 }
 
-/// Applies a patch to the release in the slot. Applies nothing if any change of the patch conflicts with the release.
+/// Applies a patch to the release in the slot. Applies nothing if any change of the patch conflicts with the release. After an error, the
+/// slot may have a part of the patch, and the caller must empty the slot.
 pub async fn apply(place: &DriftTarget<'_>, patch: &Patch) -> Result<Applied, ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let (text, files) = {
@@ -134,7 +135,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     }
 }
 
-fn confused() -> ReleaseError {
+fn unexpected_report() -> ReleaseError {
     ReleaseError::Refused { why: String::from("the drift worker sent the answer to another job") }
 }
 

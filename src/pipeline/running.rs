@@ -121,6 +121,9 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
         // A patch that cannot be applied to its own release stays saved, and does not keep the release from starting.
         if let Err(failure) = drift::reapply(deployment).await {
             tracing::error!(environment = environment.title(), why = failure.why, "cannot apply changes made by hand again");
+            // A failed write leaves a part of the patch in the slot, and no release may run with a part.
+            slot::empty(deployment).await?;
+            slot::link(deployment).await?;
         }
         instances = services.runtime.boot(&wanted).await.map_err(|error| Failure::host(&error))?;
         let web: Vec<_> = instances.iter().filter(|instance| instance.label.process.is_web()).cloned().collect();

@@ -26,6 +26,15 @@ pub enum ReleaseError {
         #[source]
         source: ArchiveError,
     },
+    /// The archive of a patch was refused or could not be made.
+    #[error("cannot {doing} the archive of the patch")]
+    PatchArchive {
+        /// `write` or `accept`.
+        doing: &'static str,
+        /// The cause.
+        #[source]
+        source: ArchiveError,
+    },
     /// The built tree has an entry that a release cannot hold.
     #[error("cannot put {path:?} of the built tree into a release: {why}; {hint}")]
     Unfit {
