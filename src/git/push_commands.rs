@@ -28,8 +28,8 @@ pub struct CommandCounter {
     digits: Vec<u8>,
     /// The number of bytes of the current packet that have not arrived yet.
     payload: usize,
-    /// True if no byte of the current payload has arrived.
-    at_start: bool,
+    /// The number of hexadecimal digits at the start of the current payload, or `None` once it is known if the packet is an update.
+    id_digits: Option<usize>,
     /// True after the flush packet or an invalid packet.
     is_over: bool,
 }
@@ -37,20 +37,18 @@ pub struct CommandCounter {
 impl CommandCounter {
     /// Creates a counter that adds the updates to `commands`.
     pub fn new(commands: PushCommands) -> CommandCounter {
-        CommandCounter { commands, digits: Vec::with_capacity(4), payload: 0, at_start: false, is_over: false }
+        CommandCounter { commands, digits: Vec::with_capacity(4), payload: 0, id_digits: None, is_over: false }
     }
 
     /// Parses the next bytes of the input.
     pub fn feed(&mut self, mut bytes: &[u8]) {
         while let (false, Some((first, rest))) = (self.is_over, bytes.split_first()) {
             if self.payload > 0 {
-                // An update begins with an object id. Other packets begin with `shallow` or `push-cert`.
-                if std::mem::take(&mut self.at_start) && first.is_ascii_hexdigit() {
-                    self.commands.0.fetch_add(1, Ordering::Relaxed);
-                }
                 let taken = self.payload.min(bytes.len());
+                let (payload, rest) = bytes.split_at_checked(taken).unwrap_or_default();
+                self.find_update(payload);
                 self.payload = self.payload.saturating_sub(taken);
-                bytes = bytes.get(taken..).unwrap_or_default();
+                bytes = rest;
                 continue;
             }
             self.digits.push(*first);
@@ -59,9 +57,22 @@ impl CommandCounter {
                 let length = std::str::from_utf8(&self.digits).ok().and_then(|digits| usize::from_str_radix(digits, 16).ok());
                 self.digits.clear();
                 self.payload = length.unwrap_or(0).saturating_sub(4);
-                self.at_start = true;
+                self.id_digits = Some(0);
                 // Nothing is parsed after an invalid packet, because git refuses the push.
                 self.is_over = length.is_none_or(|length| length < 4);
+            }
+        }
+    }
+
+    /// Parses the next bytes of a payload. An update begins with an object id of 40 (SHA-1) or 64 (SHA-256) digits and a space. Other
+    /// packets begin with `shallow` or `push-cert`. In a signed push, each line of the certificate is a packet; some of these lines are
+    /// the updates.
+    fn find_update(&mut self, payload: &[u8]) {
+        for byte in payload {
+            let Some(digits) = self.id_digits else { return };
+            self.id_digits = (byte.is_ascii_hexdigit() && digits < 64).then_some(digits.saturating_add(1));
+            if *byte == b' ' && matches!(digits, 40 | 64) {
+                self.commands.0.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
@@ -94,6 +105,36 @@ mod tests {
         for piece in [1, 2, 3, 5, 64, 4096] {
             assert_eq!(count(input.as_bytes(), piece), 2, "pieces of {piece}");
         }
+    }
+
+    #[test]
+    fn line_of_a_push_certificate_that_is_no_update_is_not_counted() {
+        let packet = |text: &str| format!("{:04x}{text}", text.len() + 4);
+        let (old, new) = ("0".repeat(40), "a".repeat(64));
+        let update = packet(&format!("{old} {} refs/heads/main\n", "b".repeat(40)));
+        let input = [
+            packet("push-cert\0report-status\n"),
+            packet("certificate version 0.1\n"),
+            packet("pusher ada <ada@example.com> 1700000000 +0000\n"),
+            packet("pushee ssh://larder@example.com/shop\n"),
+            packet("nonce 1700000000-0123456789abcdef\n"),
+            packet("\n"),
+            update.clone(),
+            packet(&format!("{new} {new} refs/tags/v1\n")),
+            packet("-----BEGIN PGP SIGNATURE-----\n"),
+            packet("\n"),
+            packet("deadbeefdeadbeefdeadbeefdeadbeefdeadbeefdeadbeefdeadbeefdeadbeef\n"),
+            packet("=abcd\n"),
+            packet("-----END PGP SIGNATURE-----\n"),
+            packet("push-cert-end\n"),
+            String::from("0000"),
+        ]
+        .concat();
+        for piece in [1, 3, 64, 4096] {
+            assert_eq!(count(input.as_bytes(), piece), 2, "pieces of {piece}");
+        }
+        // An object id alone, and a digit string of another length, are no updates.
+        assert_eq!(count(packet(&old).as_bytes(), 1) + count(packet(&format!("{} x", "a".repeat(41))).as_bytes(), 1), 0);
     }
 
     #[test]
