@@ -166,9 +166,14 @@ impl<'f> ConfigReader<'f> {
 
     /// Reads a list of at most [`MAX_ITEMS`] items.
     pub fn bounded<'n>(&mut self, node: &'n Node, key: &str, example: &str) -> &'n [Node] {
+        self.list_up_to(node, key, example, MAX_ITEMS)
+    }
+
+    /// Reads a list of at most `max` items.
+    pub fn list_up_to<'n>(&mut self, node: &'n Node, key: &str, example: &str, max: usize) -> &'n [Node] {
         let list = self.list(node, key, example);
-        if list.len() > MAX_ITEMS {
-            self.problem(node, format!("{key} has {} items", list.len())).expected = Some(format!("at most {MAX_ITEMS}"));
+        if list.len() > max {
+            self.problem(node, format!("{key} has {} items", list.len())).expected = Some(format!("at most {max}"));
         }
         list
     }

@@ -221,7 +221,8 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         Unstated,
         "\n- node\n- https://example.com/buildpacks/fonts.git#0123456789abcdef0123456789abcdef01234567",
         |reader, node, key, draft| {
-            draft.settings.buildpacks = reader.items(node, key, "[node, python]", buildpack);
+            let nodes = reader.list_up_to(node, key, "[node, python]", BuildpackRef::MAX);
+            draft.settings.buildpacks = nodes.iter().filter_map(|node| buildpack(reader, node)).collect();
         },
     ),
     KeyRow::<Draft>::value("buildpack", "", Unstated, "python", |reader, node, _, draft| {

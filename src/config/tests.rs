@@ -235,6 +235,15 @@ fn typed_parsing_error_names_the_line_and_a_similar_key() {
 }
 
 #[test]
+fn number_of_buildpacks_is_limited_alike_in_all_files() {
+    let list = |count: usize| format!("buildpacks: [{}]\n", vec!["node"; count].join(", "));
+    assert_eq!(settings(&list(32), "").buildpacks.len(), 32);
+    let problems = Recipe::parse(list(33).as_bytes()).unwrap_err();
+    let problem = problems[0].to_string();
+    assert!(problem.contains("33 items") && problem.contains("at most 32"), "{problem}");
+}
+
+#[test]
 fn hostile_yaml_is_refused() {
     let deep_flow = "[".repeat(60_000);
     let deep_block: String = (0..300).map(|level| format!("{}a:\n", " ".repeat(level))).collect();

@@ -210,7 +210,7 @@ impl FromStr for BuildpackRef {
         if commit.is_empty() {
             return Err(format!("{} names no commit (`git ls-remote {url} HEAD` shows the newest commit)", shown(text)));
         }
-        let commit = commit.parse().map_err(|_| format!("{} is not a commit of 40 hexadecimal digits", shown(commit)))?;
+        let commit = commit.parse().map_err(|_| format!("{} is not a commit of 40 or 64 hexadecimal digits", shown(commit)))?;
         Ok(BuildpackRef::Git { url: url.to_owned(), commit })
     }
 }
@@ -299,9 +299,14 @@ mod tests {
             "https://h/y",
             "https://h/y#main",
             "https://h/ y",
+            "https://h/y#0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde",
         ] {
             assert!(bad.parse::<BuildpackRef>().is_err(), "{bad}");
         }
+        let long = format!("https://h/y#{}", "a".repeat(64));
+        assert!(long.parse::<BuildpackRef>().is_ok());
+        let why = "https://h/y#main".parse::<BuildpackRef>().unwrap_err();
+        assert!(why.contains("40 or 64 hexadecimal digits"), "{why}");
     }
 
     #[test]
