@@ -41,6 +41,17 @@ pub enum Expected {
     At(CommitId),
 }
 
+impl Expected {
+    /// Returns true if a ref with the value `actual` meets the expectation.
+    pub fn is_met_by(&self, actual: Option<&CommitId>) -> bool {
+        match self {
+            Expected::Anything => true,
+            Expected::Missing => actual.is_none(),
+            Expected::At(id) => actual == Some(id),
+        }
+    }
+}
+
 impl From<CommitId> for Expected {
     /// Converts git's notation, in which the null id stands for a missing ref.
     fn from(id: CommitId) -> Expected {

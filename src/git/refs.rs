@@ -5,7 +5,7 @@ use std::{fs::File, io::Write, path::Path, process::Stdio};
 use git2::{ErrorCode, Repository};
 
 use super::{
-    job::{Expected, GitAnswer, GitFailure, GitReport, MoveRef, OWN_REFS, RefEntry},
+    job::{GitAnswer, GitFailure, GitReport, MoveRef, OWN_REFS, RefEntry},
     libgit::{commit_id, failed, failed_io, open},
     program::{self, GitSettings},
 };
@@ -43,12 +43,7 @@ pub fn move_ref(path: &Path, change: &MoveRef) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
     let actual = current(&repository, &change.refname)?;
     let there = actual == change.new;
-    let fits = match &change.expected {
-        Expected::Anything => true,
-        Expected::Missing => actual.is_none(),
-        Expected::At(id) => actual.as_ref() == Some(id),
-    };
-    if !fits && !there {
+    if !change.expected.is_met_by(actual.as_ref()) && !there {
         return Err(GitFailure::Moved { refname: change.refname.clone(), actual });
     }
     let mut script = Script::default();
@@ -126,12 +121,7 @@ fn run_update_ref(path: &Path, script: &[u8], change: &MoveRef) -> Result<(), Gi
         return Ok(());
     }
     let actual = current(&open(path).map_err(failed("open the repository"))?, &change.refname)?;
-    let fits = match &change.expected {
-        Expected::Anything => true,
-        Expected::Missing => actual.is_none(),
-        Expected::At(id) => actual.as_ref() == Some(id),
-    };
-    if !fits {
+    if !change.expected.is_met_by(actual.as_ref()) {
         return Err(GitFailure::Moved { refname: change.refname.clone(), actual });
     }
     Err(GitFailure::Failed { doing: doing(), why: sanitise_reason(&String::from_utf8_lossy(&output.stderr)) })
