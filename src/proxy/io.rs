@@ -49,12 +49,12 @@ impl Stall {
 }
 
 /// A stream whose writes fail if the peer reads nothing for too long.
-pub(super) struct PatientStream {
+pub(super) struct WriteTimeoutStream {
     stream: TcpStream,
     stall: Stall,
 }
 
-impl PatientStream {
+impl WriteTimeoutStream {
     pub fn new(stream: TcpStream, limit: Duration) -> Self {
         Self { stream, stall: Stall::new(limit) }
     }
@@ -69,13 +69,13 @@ impl PatientStream {
     }
 }
 
-impl AsyncRead for PatientStream {
+impl AsyncRead for WriteTimeoutStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for PatientStream {
+impl AsyncWrite for WriteTimeoutStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.watch(cx, written)

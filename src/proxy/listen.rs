@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     clients::{ClientConnection, Clients},
     headers,
-    io::{PatientStream, keep_alive},
+    io::{WriteTimeoutStream, keep_alive},
     relay,
     settings::ProxyError,
     shared::ProxyState,
@@ -162,7 +162,7 @@ async fn attend(connection: Arc<ClientConnection>, stream: TcpStream, shutdown: 
         .header_read_timeout(settings.header_timeout)
         .max_header_size(settings.max_header_size)
         .max_buf_size(settings.max_header_size.max(64 * 1024));
-    let stream = TokioIo::new(PatientStream::new(stream, settings.stall_timeout));
+    let stream = TokioIo::new(WriteTimeoutStream::new(stream, settings.stall_timeout));
     let shared = connection.clone();
     let service = service_fn(move |request| relay::answer(shared.clone(), request));
     let serving = builder.serve_connection(stream, service).with_upgrades();

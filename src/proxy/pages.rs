@@ -132,16 +132,39 @@ enum Form {
 }
 
 impl Form {
-    /// Returns the form that comes first in the `Accept` header, or plain text if the header has none of the forms.
+    /// Returns the form with the highest weight in the `Accept` header (RFC 9110, section 12.5.1), the first of forms with equal weights,
+    /// or plain text if the header names none of the forms. Ranges such as `*/*` name no form.
     fn of(headers: &HeaderMap) -> Self {
-        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let of = |part: &str| accept.find(part);
-        match (of("text/html"), of("json"), of("text/plain")) {
-            (Some(html), json, text) if json.is_none_or(|json| html < json) && text.is_none_or(|text| html < text) => Self::Html,
-            (_, Some(json), text) if text.is_none_or(|text| json < text) => Self::Json,
-            _ => Self::Text,
+        let lists = headers.get_all(header::ACCEPT).iter().filter_map(|list| list.to_str().ok());
+        let mut best = (Self::Text, 0.0);
+        for item in lists.flat_map(|list| list.split(',')) {
+            let mut pieces = item.split(';').map(str::trim);
+            let Some(form) = pieces.next().and_then(Self::named) else { continue };
+            let weight = weight(pieces);
+            if weight > best.1 {
+                best = (form, weight);
+            }
+        }
+        best.0
+    }
+
+    /// Returns the form for a media type.
+    fn named(media_type: &str) -> Option<Self> {
+        let media_type = media_type.to_ascii_lowercase();
+        match media_type.as_str() {
+            "text/html" => Some(Self::Html),
+            "text/plain" => Some(Self::Text),
+            "application/json" => Some(Self::Json),
+            _ => media_type.ends_with("+json").then_some(Self::Json),
         }
     }
+}
+
+/// Returns the weight among the parameters of a list item (RFC 9110, section 12.4.2): 1 without a valid weight. The name is
+/// case-insensitive.
+fn weight<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
+    let named = parameters.find_map(|piece| piece.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("q")));
+    named.and_then(|(_, weight)| weight.trim().parse().ok()).unwrap_or(1.0)
 }
 
 impl Pages {
@@ -246,6 +269,37 @@ mod tests {
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["error"], "unknown_host");
         let (_, text) = render(&Page::Stopped, "*/*", false);
         assert!(text.starts_with("The application is stopped\n"), "{text}");
+    }
+
+    #[test]
+    fn page_form_follows_the_weights_of_the_accept_header() {
+        let form = |accept: &str| {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]);
+            match Form::of(&headers) {
+                Form::Html => "html",
+                Form::Json => "json",
+                Form::Text => "text",
+            }
+        };
+        for (accept, expected) in [
+            ("text/html;q=0.1, application/json", "json"),
+            ("application/json;q=0.5,text/html;Q=0.9", "html"),
+            ("text/html;q=0, application/json;q=0.2", "json"),
+            ("text/html; q=0", "text"),
+            ("text/plain;q=0.9, text/html", "html"),
+            ("application/problem+json", "json"),
+            ("TEXT/HTML", "html"),
+            ("text/html, application/json", "html"),
+            ("application/json, text/html", "json"),
+            ("text/*", "text"),
+            ("text/*;q=0.5, application/json", "json"),
+            ("application/jsonlines", "text"),
+            ("text/html;q=x", "html"),
+            ("", "text"),
+            ("*/*", "text"),
+        ] {
+            assert_eq!(form(accept), expected, "{accept}");
+        }
     }
 
     #[test]

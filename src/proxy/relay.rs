@@ -97,11 +97,11 @@ pub(super) async fn answer(
     match forward(&connection, &route, onward, progress.as_ref()).await {
         Ok((answered, lease)) => Ok(response::deliver(&connection, answered, lease, open, progress, on_upgrade)),
         Err(page) => {
-            let mut wishes = HeaderMap::new();
+            let mut page_headers = HeaderMap::new();
             if let Some(accept) = accept {
-                wishes.insert(header::ACCEPT, accept);
+                page_headers.insert(header::ACCEPT, accept);
             }
-            Ok(response::page(&connection, &page, &wishes, id.as_ref(), Some(open)))
+            Ok(response::page(&connection, &page, &page_headers, id.as_ref(), Some(open)))
         }
     }
 }
@@ -155,7 +155,7 @@ async fn forward(
         let mut lease = match in_flight.lease(settings, max_idle).await {
             Ok(lease) => lease,
             Err(error) => {
-                let until = *retry_until.get_or_insert_with(|| Instant::now() + settings.connect_patience);
+                let until = *retry_until.get_or_insert_with(|| Instant::now() + settings.connect_retry_limit);
                 if Instant::now() < until {
                     sleep(RECONNECT_PAUSE).await;
                     continue;

@@ -38,7 +38,7 @@ pub struct ProxySettings {
     /// Time in which one instance must accept a connection.
     pub connect_timeout: Duration,
     /// Time for which connections are retried while every instance refuses them, as during a restart, before the client gets an error.
-    pub connect_patience: Duration,
+    pub connect_retry_limit: Duration,
     /// Time in which an application must send its response's head, counted from the end of the request.
     pub response_timeout: Duration,
     /// The maximum number of requests of one route that wait during a hold. Further requests get the maintenance page at once.
@@ -71,7 +71,7 @@ impl Default for ProxySettings {
             header_timeout: Duration::from_secs(15),
             stall_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),
-            connect_patience: Duration::from_secs(3),
+            connect_retry_limit: Duration::from_secs(3),
             response_timeout: Duration::from_secs(60),
             max_waiting: 1000,
             shutdown_limit: Duration::from_secs(30),

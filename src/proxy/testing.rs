@@ -261,7 +261,7 @@ pub async fn until(mut check: impl FnMut() -> bool) {
 }
 
 pub(super) fn quick() -> ProxySettings {
-    ProxySettings { connect_patience: Duration::from_millis(100), ..ProxySettings::default() }
+    ProxySettings { connect_retry_limit: Duration::from_millis(100), ..ProxySettings::default() }
 }
 
 pub(super) async fn socket(front: &Front) -> TcpStream {
