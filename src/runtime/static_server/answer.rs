@@ -243,15 +243,27 @@ fn part(range: &str, total: u64) -> Part {
     }
 }
 
-/// Returns true if the client accepts an encoding: the header names it with a weight other than 0.
+/// Returns true if the client accepts an encoding: the header names it with a weight other than 0, or has `*` with such a weight and does
+/// not name it (RFC 9110, section 12.5.3).
 fn accepts(headers: &HeaderMap, word: &str) -> bool {
     let lists = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|list| list.to_str().ok());
-    lists.flat_map(|list| list.split(',')).any(|item| {
+    let (mut named, mut any) = (None, None);
+    for item in lists.flat_map(|list| list.split(',')) {
         let mut pieces = item.split(';').map(str::trim);
-        let named = pieces.next().is_some_and(|name| name.eq_ignore_ascii_case(word));
-        let weight = pieces.find_map(|piece| piece.strip_prefix("q=")).and_then(|weight| weight.trim().parse::<f32>().ok());
-        named && weight.unwrap_or(1.0) > 0.0
-    })
+        match pieces.next() {
+            Some(name) if name.eq_ignore_ascii_case(word) => named = named.or(Some(weight(pieces))),
+            Some("*") => any = any.or(Some(weight(pieces))),
+            _ => {}
+        }
+    }
+    named.or(any).is_some_and(|weight| weight > 0.0)
+}
+
+/// Returns the weight among the parameters of a list item (RFC 9110, section 12.4.2): 1 without a valid weight. The name is
+/// case-insensitive.
+fn weight<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
+    let named = parameters.find_map(|piece| piece.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("q")));
+    named.and_then(|(_, weight)| weight.trim().parse().ok()).unwrap_or(1.0)
 }
 
 /// The comparison of entity tags (RFC 9110, section 8.8.3.2).
@@ -406,6 +418,14 @@ mod tests {
         assert!(accepts(&headers("gzip, deflate, br"), "br") && accepts(&headers("GZIP;q=0.5"), "gzip"));
         assert!(
             !accepts(&headers("gzip, br;q=0"), "br") && !accepts(&headers("brotli"), "br") && !accepts(&HeaderMap::new(), "gzip")
+        );
+        // RFC 9110, section 12.4.2: the name of the weight is case-insensitive. Section 12.5.3: `*` stands for every other encoding.
+        assert!(
+            !accepts(&headers("br;Q=0"), "br") && !accepts(&headers("br; Q=0.000"), "br") && accepts(&headers("br;Q=1"), "br")
+        );
+        assert!(accepts(&headers("*"), "br") && accepts(&headers("gzip;q=0, *;q=0.5"), "br"));
+        assert!(
+            !accepts(&headers("*;q=0"), "br") && !accepts(&headers("br;q=0, *"), "br") && accepts(&headers("*;q=0, br"), "br")
         );
     }
 }

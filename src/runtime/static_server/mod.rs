@@ -44,7 +44,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(io::stderr(), "larder static-server: {error}");
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            let _ = writeln!(io::stderr(), "larder static-server: {error}{cause}");
             ExitCode::from(match error {
                 StaticError::Usage(_) => 2,
                 StaticError::Settings(_) => 5,

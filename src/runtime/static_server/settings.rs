@@ -21,10 +21,10 @@ pub(super) enum StaticError {
     #[error("{0}")]
     Settings(String),
     /// The address cannot be bound.
-    #[error("cannot listen on {0}: {1}")]
+    #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] io::Error),
     /// The asynchronous runtime cannot be started.
-    #[error("cannot start the server: {0}")]
+    #[error("cannot start the server")]
     Start(#[source] io::Error),
 }
 
