@@ -31,7 +31,7 @@ pub enum ContainerError {
     Cut,
     /// The file is not a container, or has other content.
     #[error("it is not an export of a release: {0}")]
-    Strange(&'static str),
+    NotAnExport(&'static str),
     /// A part is too large.
     #[error("its {name} has {bytes} bytes; {limit} are allowed")]
     TooLarge {
@@ -90,13 +90,13 @@ impl<R: Read> Container<R> {
         for (to, from) in read.as_mut_bytes().iter_mut().zip(&block) {
             *to = *from;
         }
-        let size = read.entry_size().map_err(|_| ContainerError::Strange("it is not a tar"))?;
+        let size = read.entry_size().map_err(|_| ContainerError::NotAnExport("it is not a tar"))?;
         if part_header(name, size) != block {
             if PARTS.iter().any(|other| part_header(other, size) == block) {
                 self.seen = Some(block);
                 return Ok(None);
             }
-            return Err(ContainerError::Strange("it contains something else than manifest, health record and archive"));
+            return Err(ContainerError::NotAnExport("it contains something else than manifest, health record and archive"));
         }
         if size > limit {
             return Err(ContainerError::TooLarge { name, bytes: size, limit });
@@ -112,7 +112,7 @@ impl<R: Read> Container<R> {
         }
         let padding = self.exact((header::padded(size) - size) as usize)?;
         if padding.iter().any(|byte| *byte != 0) {
-            return Err(ContainerError::Strange("it has bytes between its parts"));
+            return Err(ContainerError::NotAnExport("it has bytes between its parts"));
         }
         Ok(Ok(()))
     }
@@ -120,13 +120,13 @@ impl<R: Read> Container<R> {
     /// Checks that nothing follows the parts.
     pub fn end(mut self) -> Result<(), ContainerError> {
         if self.seen.is_some() {
-            return Err(ContainerError::Strange("its parts are in another order"));
+            return Err(ContainerError::NotAnExport("its parts are in another order"));
         }
         let end = self.exact(header::END)?;
         let mut more = [0];
         let behind = self.from.read(&mut more)?;
         if end.iter().any(|byte| *byte != 0) || behind > 0 {
-            return Err(ContainerError::Strange("it has bytes after its archive"));
+            return Err(ContainerError::NotAnExport("it has bytes after its archive"));
         }
         Ok(())
     }
@@ -207,18 +207,18 @@ mod tests {
         }
         let mut more = bytes.clone();
         more.push(0);
-        assert!(matches!(read(&more), Err(ContainerError::Strange(_))));
+        assert!(matches!(read(&more), Err(ContainerError::NotAnExport(_))));
     }
 
     #[test]
     fn container_with_unexpected_parts_is_refused() {
-        let strange = |parts: &[(&'static str, &[u8])]| matches!(read(&container(parts)), Err(ContainerError::Strange(_)));
-        assert!(strange(&[("archive.tar.zst", b""), ("manifest.json", b"")]));
-        assert!(strange(&[("manifest.json", b""), ("manifest.json", b"")]));
-        assert!(strange(&[("manifest.json", b""), ("../evil", b"")]));
+        let is_refused = |parts: &[(&'static str, &[u8])]| matches!(read(&container(parts)), Err(ContainerError::NotAnExport(_)));
+        assert!(is_refused(&[("archive.tar.zst", b""), ("manifest.json", b"")]));
+        assert!(is_refused(&[("manifest.json", b""), ("manifest.json", b"")]));
+        assert!(is_refused(&[("manifest.json", b""), ("../evil", b"")]));
         let large = vec![0; 10_001];
         assert!(matches!(read(&container(&[("manifest.json", &large)])), Err(ContainerError::TooLarge { limit: 10_000, .. })));
         assert!(matches!(read(b""), Err(ContainerError::Cut)));
-        assert!(matches!(read(&[b'x'; 4096]), Err(ContainerError::Strange(_))));
+        assert!(matches!(read(&[b'x'; 4096]), Err(ContainerError::NotAnExport(_))));
     }
 }

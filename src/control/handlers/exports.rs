@@ -231,7 +231,7 @@ impl Arriving {
 
         let mut from = Container::new(input);
         let bytes = part(&mut from, MANIFEST, release::manifest::MAX_MANIFEST)?;
-        let bytes = bytes.ok_or_else(|| unreadable(&ContainerError::Strange("it does not begin with a manifest")))?;
+        let bytes = bytes.ok_or_else(|| unreadable(&ContainerError::NotAnExport("it does not begin with a manifest")))?;
         let manifest = self.check(&bytes)?;
         write_file(&at(MANIFEST), &bytes).map_err(|error| failed(&at(MANIFEST), error))?;
         drop(bytes);
@@ -241,7 +241,7 @@ impl Arriving {
             write_file(&at(HEALTH), record).map_err(|error| failed(&at(HEALTH), error))?;
         }
         let size = from.next(ARCHIVE, self.archive_bytes).map_err(|error| unreadable(&error))?;
-        let size = size.ok_or_else(|| unreadable(&ContainerError::Strange("it holds no archive")))?;
+        let size = size.ok_or_else(|| unreadable(&ContainerError::NotAnExport("it holds no archive")))?;
         let release = manifest.release;
         if size != manifest.archive.bytes {
             let why = format!("its archive has {size} bytes, but {} bytes in the manifest", manifest.archive.bytes);

@@ -41,7 +41,7 @@ struct Copy {
 
 /// The description of a text.
 #[derive(Debug)]
-pub(super) struct Told {
+pub(super) struct Description {
     /// The new bytes, concatenated. New bytes after the last copy are at the end.
     own: Vec<u8>,
     copies: Vec<Copy>,
@@ -49,7 +49,7 @@ pub(super) struct Told {
     taken: Range<usize>,
 }
 
-impl Told {
+impl Description {
     /// Reduces the reference to the range of the older version that the copies use, and returns that range.
     pub fn narrow(&mut self) -> Range<usize> {
         let taken = self.taken.clone();
@@ -63,11 +63,11 @@ impl Told {
     /// Encodes the description: the number of new bytes, the new bytes, and the copies.
     pub fn bytes(&self) -> Result<Vec<u8>, DeltaError> {
         let mut bytes = Vec::with_capacity(self.own.len() + 6 * self.copies.len() + 8);
-        let told = |e: postcard::Error| refused(e.to_string());
-        bytes = postcard::to_extend(&(self.own.len() as u32), bytes).map_err(told)?;
+        let failed = |e: postcard::Error| refused(e.to_string());
+        bytes = postcard::to_extend(&(self.own.len() as u32), bytes).map_err(failed)?;
         bytes.extend_from_slice(&self.own);
         for copy in &self.copies {
-            bytes = postcard::to_extend(copy, bytes).map_err(told)?;
+            bytes = postcard::to_extend(copy, bytes).map_err(failed)?;
         }
         Ok(bytes)
     }
@@ -84,40 +84,40 @@ pub(super) struct Finder {
 impl Finder {
     /// Describes `text` by copies from `old`. `shift` is the expected offset of the start of the text in `old`. Equal input gives
     /// equal descriptions.
-    pub fn tell(&mut self, old: &[u8], text: &[u8], shift: i64) -> Told {
+    pub fn describe(&mut self, old: &[u8], text: &[u8], shift: i64) -> Description {
         let marks = Marks::set(&mut self.marks, old);
         let (mut own, mut copies, mut taken) = (Vec::new(), Vec::new(), old.len()..0);
-        // `told`: the length of the text that is described so far. `shift`: the offset in `old` minus the offset in `text` of the current
-        // copy; `before`: the same of the last described copy. `vain`: the number of failed steps since then.
-        let (mut at, mut told, mut shift, mut before, mut vain) = (0, 0, shift, 0, 0_usize);
+        // `described`: the length of the text that is described so far. `shift`: the offset in `old` minus the offset in `text` of the
+        // current copy; `before`: the same of the last described copy. `misses`: the number of failed steps since then.
+        let (mut at, mut described, mut shift, mut before, mut misses) = (0, 0, shift, 0, 0_usize);
         while let Some(window) = window(text, at) {
             let here = |from: usize| self::window(old, from) == Some(window);
             let same = moved(at, shift).filter(|from| here(*from));
             let Some(from) = same.or_else(|| marks.find(window).filter(|from| here(*from))) else {
-                at += STEP + (vain >> SPEED_UP_LOG);
-                vain += 1;
+                at += STEP + (misses >> SPEED_UP_LOG);
+                misses += 1;
                 continue;
             };
             let ahead = common_start(part(text, at, text.len()), part(old, from, old.len()));
-            let behind = common_end(part(text, told, at), part(old, 0, from));
-            own.extend_from_slice(part(text, told, at - behind));
+            let behind = common_end(part(text, described, at), part(old, 0, from));
+            own.extend_from_slice(part(text, described, at - behind));
             shift = from as i64 - at as i64;
-            let (before_it, length) = ((at - behind - told) as u32, (behind + ahead) as u32);
+            let (before_it, length) = ((at - behind - described) as u32, (behind + ahead) as u32);
             copies.push(Copy { own: before_it, length, moved: (shift - before) as i32 });
             taken = taken.start.min(from - behind)..taken.end.max(from + ahead);
-            (before, vain) = (shift, 0);
+            (before, misses) = (shift, 0);
             at += ahead;
-            told = at;
+            described = at;
         }
-        own.extend_from_slice(part(text, told, text.len()));
-        Told { own, taken: if copies.is_empty() { 0..0 } else { taken }, copies }
+        own.extend_from_slice(part(text, described, text.len()));
+        Description { own, taken: if copies.is_empty() { 0..0 } else { taken }, copies }
     }
 }
 
-/// Replaces the content of `into` by the text that `told` describes with the older version. Returns `None` if the description is invalid, or
+/// Replaces the content of `into` by the text that `description` describes. Returns `None` if the description is invalid, or
 /// if the text does not have `length` bytes.
-pub(super) fn copy(old: &[u8], told: &[u8], length: usize, into: &mut Vec<u8>) -> Option<()> {
-    let (count, rest) = postcard::take_from_bytes::<u32>(told).ok()?;
+pub(super) fn copy(old: &[u8], description: &[u8], length: usize, into: &mut Vec<u8>) -> Option<()> {
+    let (count, rest) = postcard::take_from_bytes::<u32>(description).ok()?;
     let (mut own, mut copies) = rest.split_at_checked(count as usize)?;
     into.clear();
     into.reserve(length);
@@ -221,13 +221,13 @@ mod tests {
     use crate::tests::noise;
     use proptest::prelude::*;
 
-    fn told(old: &[u8], text: &[u8], shift: i64) -> Vec<u8> {
-        let mut told = Finder::default().tell(old, text, shift);
-        let (whole, taken) = (told.bytes().unwrap(), told.narrow());
-        let narrow = told.bytes().unwrap();
-        for (old, told) in [(old, &whole), (&old[taken], &narrow)] {
+    fn description_of(old: &[u8], text: &[u8], shift: i64) -> Vec<u8> {
+        let mut description = Finder::default().describe(old, text, shift);
+        let (whole, taken) = (description.bytes().unwrap(), description.narrow());
+        let narrow = description.bytes().unwrap();
+        for (old, description) in [(old, &whole), (&old[taken], &narrow)] {
             let mut back = vec![7];
-            assert_eq!(copy(old, told, text.len(), &mut back), Some(()));
+            assert_eq!(copy(old, description, text.len(), &mut back), Some(()));
             assert!(back == text);
         }
         narrow
@@ -236,16 +236,16 @@ mod tests {
     #[test]
     fn moved_content_costs_a_few_bytes() {
         let old = noise(1, 1 << 20);
-        assert!(told(&old, &old, 0).len() < 16);
+        assert!(description_of(&old, &old, 0).len() < 16);
         // Bytes were inserted, removed and moved.
         let text = [&old[..300_000], b"new", &old[300_000..500_000], &old[500_007..900_000], &old[100_000..200_000]].concat();
         for shift in [0, 5, -5, 1 << 40, i64::MIN] {
-            let told = told(&old, &text, shift);
-            assert!(told.len() < 600, "{} bytes at {shift}", told.len());
+            let description = description_of(&old, &text, shift);
+            assert!(description.len() < 600, "{} bytes at {shift}", description.len());
         }
         let other = noise(2, 1 << 20);
-        let told = told(&old, &other, 0);
-        assert!(told.len() < other.len() + 16, "{}", told.len());
+        let description = description_of(&old, &other, 0);
+        assert!(description.len() < other.len() + 16, "{}", description.len());
     }
 
     #[test]
@@ -254,7 +254,7 @@ mod tests {
         let mut text = old.clone();
         text.iter_mut().step_by(100).for_each(|byte| *byte ^= 1);
         // A copy has at most five bytes, and one byte is new.
-        assert!(told(&old, &text, 0).len() < 2000 * 7);
+        assert!(description_of(&old, &text, 0).len() < 2000 * 7);
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod tests {
         let old = noise(4, 100);
         for old in [&old[..], &old[..31], &old[..64], &[]] {
             for text in [old, &noise(4, 100)[..], &noise(5, 33), &[], b"x", &[0; 5000]] {
-                told(old, text, 0);
+                description_of(old, text, 0);
             }
         }
     }
@@ -270,8 +270,9 @@ mod tests {
     #[test]
     fn description_of_another_text_is_refused() {
         let old = noise(6, 1000);
-        let encode =
-            |copies: &[Copy], own: &[u8]| Told { copies: copies.to_vec(), own: own.to_vec(), taken: 0..0 }.bytes().unwrap();
+        let encode = |copies: &[Copy], own: &[u8]| {
+            Description { copies: copies.to_vec(), own: own.to_vec(), taken: 0..0 }.bytes().unwrap()
+        };
         let mut into = Vec::new();
         let whole = Copy { own: 0, length: 1000, moved: 0 };
         assert!(copy(&old, &encode(&[whole], b""), 1000, &mut into).is_some());
@@ -302,7 +303,7 @@ mod tests {
                 text.extend_from_slice(&old[from.min(to)..from.max(to)]);
                 text.extend(new);
             }
-            told(&old, &text, shift);
+            description_of(&old, &text, shift);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     DeltaError, MAX_REFERENCE,
-    copies::{Finder, Told, common_end, common_start},
+    copies::{Description, Finder, common_end, common_start},
     format,
     groups::{self, Part},
     source::{Store, StoreReader},
@@ -26,8 +26,8 @@ pub(super) struct TextPatch {
 
 impl TextPatch {
     /// Packs the description by copies of a text of `raw` bytes.
-    fn told(told: &Told, raw: usize, from: u64, reference: u64) -> Result<TextPatch, DeltaError> {
-        let bytes = told.bytes()?;
+    fn of_copies(description: &Description, raw: usize, from: u64, reference: u64) -> Result<TextPatch, DeltaError> {
+        let bytes = description.bytes()?;
         let packed = pack(&bytes, 0, if bytes.len() > MAX_LITTLE { -1 } else { 3 }).map_err(format::written)?;
         let digest = *Digest::of(&packed).as_bytes();
         let (told, raw) = (bytes.len() as u32, raw as u32);
@@ -107,10 +107,10 @@ impl<'a> PatchWorker<'a> {
         self.was.clear();
         self.old.open(index)?.append(from, reference, &mut self.was)?;
         let shift = range.start.cast_signed() - from.cast_signed();
-        let mut told = self.finder.tell(&self.was, &self.text, shift);
-        let taken = told.narrow();
+        let mut description = self.finder.describe(&self.was, &self.text, shift);
+        let taken = description.narrow();
         let (from, reference) = (from + taken.start as u64, taken.len() as u64);
-        TextPatch::told(&told, self.text.len(), from, reference).map(Some)
+        TextPatch::of_copies(&description, self.text.len(), from, reference).map(Some)
     }
 
     /// Packs `self.text` with the reference in `self.both`. An empty text needs no patch.
@@ -121,7 +121,7 @@ impl<'a> PatchWorker<'a> {
     fn pack_always(&mut self, from: u64, reference: u64) -> Result<TextPatch, DeltaError> {
         let before = self.both.len();
         if before > 0 && before + self.text.len() > MUCH {
-            return TextPatch::told(&self.finder.tell(&self.both, &self.text, 0), self.text.len(), from, reference);
+            return TextPatch::of_copies(&self.finder.describe(&self.both, &self.text, 0), self.text.len(), from, reference);
         }
         self.both.append(&mut self.text);
         let packed = pack(&self.both, before, level(self.both.len())).map_err(format::written)?;
