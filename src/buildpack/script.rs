@@ -40,13 +40,15 @@ pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
     let gone = |error: io::Error| format!("cannot read the file: {error}");
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(gone)?;
-    if !file.metadata().map_err(gone)?.is_file() {
+    let metadata = file.metadata().map_err(gone)?;
+    if !metadata.is_file() {
         return Err(String::from("the script replaced the file by something else"));
     }
+    let size = metadata.len();
     let mut text = String::new();
     file.take(MAX_VARIABLES + 1).read_to_string(&mut text).map_err(gone)?;
     if text.len() as u64 > MAX_VARIABLES {
-        return Err(format!("the file is larger than {} KiB", MAX_VARIABLES / 1024));
+        return Err(format!("the file has {size} bytes (limit {MAX_VARIABLES} bytes)"));
     }
     parse(&text)
 }
@@ -93,6 +95,6 @@ mod tests {
         assert!(read_back(&path).unwrap_err().contains("replaced the file"));
         fs::remove_file(&path).unwrap();
         fs::write(&path, format!("{{\"a\": \"{}\"}}", "x".repeat(300_000))).unwrap();
-        assert!(read_back(&path).unwrap_err().contains("larger"));
+        assert!(read_back(&path).unwrap_err().contains("(limit 262144 bytes)"));
     }
 }

@@ -105,14 +105,16 @@ impl Layout {
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Layout, ConfigError> {
         let layout: Layout = yaml::parse(file, bytes, FileLimits::SERVER)?;
         let mut roles = std::collections::BTreeSet::new();
-        for entry in layout.root.iter().chain(&layout.project).chain(&layout.entries) {
+        let levels =
+            [("root", &layout.root), ("project's directory", &layout.project), ("environment's directory", &layout.entries)];
+        for (level, entry) in levels.into_iter().flat_map(|(level, entries)| entries.iter().map(move |entry| (level, entry))) {
             let wrong = |why: &str| Err(ConfigError::new(file, format!("the entry {:?} {why}", entry.role)));
             if !roles.insert(&entry.role) {
                 return wrong("is defined twice");
             }
             let inside = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
             if entry.path.is_empty() || !Path::new(&entry.path).components().all(inside) {
-                return wrong("has a path that is not below the environment's directory");
+                return wrong(&format!("has a path that is not below the {level}"));
             }
             match (entry.kind, &entry.mode) {
                 (LayoutKind::Link, None) => {}

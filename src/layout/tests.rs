@@ -101,6 +101,8 @@ fn invalid_layout_is_refused() {
     for (text, says) in [
         (place("path: ../a, kind: directory, mode: \"0755\""), "not below the environment's directory"),
         (place("path: /a, kind: directory, mode: \"0755\""), "not below the environment's directory"),
+        (place("path: ../a, kind: link").replace("places:", "places: []\nproject:"), "not below the project's directory"),
+        (place("path: ../a, kind: link").replace("places:", "places: []\nroot:"), "not below the root"),
         (place("path: a, kind: directory"), "needs a mode"),
         (place("path: a, kind: directory, mode: \"0999\""), "needs a mode"),
         (place("path: a, kind: link, mode: \"0755\""), "links have no mode"),

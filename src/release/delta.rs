@@ -4,7 +4,7 @@ use std::fs::File;
 
 use larder_archive::delta::{self, Changes, DeltaEndpoint, DeltaError};
 
-use super::ReleaseError;
+use super::{ReleaseError, manifest::other_format};
 use crate::model::{Manifest, ReleaseId};
 
 /// Returns a release as one end of a delta. The head is the manifest without entries and frames, as JSON.
@@ -40,10 +40,7 @@ pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
     let mut manifest: Manifest =
         serde_json::from_slice(changes.head()).map_err(|e| ReleaseError::delta(format!("its manifest cannot be read: {e}")))?;
     if manifest.format != Manifest::FORMAT {
-        let (found, known) = (manifest.format, Manifest::FORMAT);
-        return Err(ReleaseError::delta(format!(
-            "its manifest has the format {found}, but this larder reads the format {known}; update larder"
-        )));
+        return Err(ReleaseError::delta(other_format("its manifest", manifest.format, Manifest::FORMAT)));
     }
     if manifest.release.to_string() != changes.id() || manifest.tree != changes.tree() {
         return Err(ReleaseError::delta("its manifest is of another release than its outline"));

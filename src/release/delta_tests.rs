@@ -352,6 +352,12 @@ fn delta_with_another_base_or_target_is_refused() {
         refused(manifest(&file_with(&newer), world.old.manifest.clone()))
             .contains("it has the format 9, but this larder reads the format 2; update larder")
     );
+    let mut older = bytes_of(&world.delta);
+    older[8] = 1;
+    assert!(
+        refused(manifest(&file_with(&older), world.old.manifest.clone()))
+            .contains("it has the format 1, but this larder reads the format 2; update larder on the server that wrote it")
+    );
     assert!(
         refused(manifest(&file_with(b"PK\x03\x04 something else, but long enough to be looked at"), world.old.manifest.clone()))
             .contains("not a delta")

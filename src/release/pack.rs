@@ -163,5 +163,5 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
 }
 
 fn missing() -> ReleaseError {
-    ReleaseError::delta("its worker did not receive the tree or the archive of a release")
+    ReleaseError::Refused { why: "the worker did not receive the tree or the archive of a release".to_owned() }
 }

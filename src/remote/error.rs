@@ -125,6 +125,12 @@ pub enum RemoteError {
         /// The request, as in `give the archive`.
         doing: &'static str,
     },
+    /// A release was to be published to a larder server. No request was sent.
+    #[error("cannot publish to {remote}: it is a larder server, and servers pull releases (expected a directory or a bucket)")]
+    NotAStore {
+        /// The name and address of the remote.
+        remote: String,
+    },
     /// The disk of this machine is too full.
     #[error("not enough disk space: {free} bytes are free, {needed} are needed")]
     NoRoom {

@@ -34,9 +34,7 @@ pub struct Publication {
 /// manifest that is already published is not sent again. Returns the number of bytes sent.
 pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u64, RemoteError> {
     let Some(store) = remote.files() else {
-        let (remote, doing) =
-            (remote.title().to_owned(), String::from("accept a publication, because larder servers pull releases"));
-        return Err(RemoteError::Refused { remote, doing, code: 3, words: String::new() });
+        return Err(RemoteError::NotAStore { remote: remote.title().to_owned() });
     };
     let (project, release) = (&share.offer.project, share.offer.release);
     let failed = |what: &str, error: object_store::Error| RemoteError::Lost {

@@ -56,7 +56,15 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
     };
     if status.success() {
         let mut changed = String::new();
-        fs::File::open(file.path())?.take(MAX_VARIABLES).read_to_string(&mut changed)?;
+        let mut file = fs::File::open(file.path())?;
+        let size = file.metadata()?.len();
+        (&mut file).take(MAX_VARIABLES + 1).read_to_string(&mut changed)?;
+        if changed.len() as u64 > MAX_VARIABLES {
+            let seen = size.max(changed.len() as u64);
+            let why =
+                format!("cannot accept the variables of the script: the file has {seen} bytes (limit {MAX_VARIABLES} bytes)");
+            return Err(io::Error::other(why));
+        }
         write_report(report, &changed)?;
     }
     Ok(status.code().unwrap_or_else(|| 128_i32.saturating_add(status.signal().unwrap_or(0))))
@@ -82,6 +90,19 @@ mod tests {
         assert_eq!(work_at(script, app.path(), &mut report).unwrap(), 0);
         let changed: String = postcard::from_bytes(&report).unwrap();
         assert_eq!(changed.trim(), "{\"a\":2}");
+    }
+
+    #[test]
+    fn variables_above_the_limit_are_refused_with_their_size() {
+        let app = tempfile::tempdir().unwrap();
+        let script =
+            |command: &str| RunJob { variables: Some(String::from("{}")), command: String::from(command), ..RunJob::default() };
+        let mut report = Vec::new();
+        let large = script("head -c 300000 /dev/zero | tr '\\0' ' ' > $LARDER_VARIABLES");
+        let error = work_at(large, app.path(), &mut report).unwrap_err().to_string();
+        assert!(error.contains("300000 bytes (limit 262144 bytes)"), "{error}");
+        let exact = script("head -c 262144 /dev/zero | tr '\\0' ' ' > $LARDER_VARIABLES");
+        assert_eq!(work_at(exact, app.path(), &mut report).unwrap(), 0);
     }
 
     #[test]

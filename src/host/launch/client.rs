@@ -56,13 +56,13 @@ impl Launcher {
     /// Starts a process. The process receives `job` in a sealed memory file, which the keeper does not read.
     pub async fn launch<J: Serialize>(&self, launch: Launch, job: &J, stdio: Stdio) -> Result<Child, LaunchError> {
         let supervised = matches!(launch.supervision, Supervision::Keep { .. });
-        let message = |error: &dyn std::fmt::Display| LaunchError::Message(error.to_string());
-        let job = postcard::to_stdvec(job).map_err(|error| message(&error))?;
-        let job = sealed(&job).map_err(|error| message(&error))?;
+        let job = postcard::to_stdvec(job).map_err(|error| LaunchError::Message(error.to_string()))?;
+        let job = sealed(&job).map_err(|source| LaunchError::Descriptor { what: "job file", source: source.into() })?;
         let (report, writer) = match supervised {
             true => (None, None),
             false => {
-                let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| message(&error))?;
+                let (read, write) = pipe_with(PipeFlags::CLOEXEC)
+                    .map_err(|source| LaunchError::Descriptor { what: "report pipe", source: source.into() })?;
                 (Some(read), Some(write))
             }
         };

@@ -20,6 +20,15 @@ pub enum LaunchError {
         /// The reason.
         why: String,
     },
+    /// The server could not create the descriptors of a request.
+    #[error("cannot create the {what} of a new process")]
+    Descriptor {
+        /// The descriptor: `job file` or `report pipe`.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// A message was too large or could not be encoded.
     #[error("cannot encode a request to the keeper: {0}")]
     Message(String),

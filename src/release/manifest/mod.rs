@@ -9,5 +9,5 @@ mod read;
 
 pub use head::Head;
 pub use index::{MAX_MANIFEST, SUFFIX};
-pub(super) use read::parse_both;
 pub use read::{from_bytes, head, parse, parse_known, read};
+pub(super) use read::{other_format, parse_both};

@@ -48,6 +48,12 @@ pub(in crate::release) fn parse_both<'a>(
     both(|| parse_known(one, of_one), || parse_known(other, of_other))
 }
 
+/// Returns the reason and the remedy if `what` has the format `found`, while this version reads the format `known`.
+pub(in crate::release) fn other_format(what: &str, found: u32, known: u32) -> String {
+    let remedy = if found > known { "update larder" } else { "update larder on the server that wrote it" };
+    format!("{what} has the format {found}, but this larder reads the format {known}; {remedy}")
+}
+
 /// Parses and checks the bytes of a manifest; `path` is for messages.
 pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     let wrong = |why: String| ReleaseError::Manifest { path: path.to_owned(), why };
@@ -55,9 +61,7 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     struct Format {
         format: u32,
     }
-    let other = |format| {
-        wrong(format!("it has the format {format}, but this larder reads the format {}; update larder", Manifest::FORMAT))
-    };
+    let other = |format| wrong(other_format("it", format, Manifest::FORMAT));
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| match serde_json::from_slice::<Format>(bytes) {
         // A newer format may not parse at all.
         Ok(Format { format }) if format != Manifest::FORMAT => other(format),

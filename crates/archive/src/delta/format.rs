@@ -104,7 +104,8 @@ impl Outline {
         let (format, head) = head.split_at_checked(4).unwrap_or_default();
         let format = u32::from_le_bytes(format.try_into().unwrap_or_default());
         if format != FORMAT {
-            return Err(refused(format!("it has the format {format}, but this larder reads the format {FORMAT}; update larder")));
+            let remedy = if format > FORMAT { "update larder" } else { "update larder on the server that wrote it" };
+            return Err(refused(format!("it has the format {format}, but this larder reads the format {FORMAT}; {remedy}")));
         }
         let (length, digest) = head.split_at_checked(4).unwrap_or_default();
         let length = u32::from_le_bytes(length.try_into().unwrap_or_default()) as usize;
