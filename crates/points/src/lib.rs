@@ -52,7 +52,7 @@ pub use entry::{Digest, Entry, Kind, Stamp, Xattr};
 pub use error::{LimitKind, PointError, Result};
 pub use index::{decode as decode_index, encode as encode_index};
 pub use manifest::{Manifest, Totals, Verified};
-pub use restore::{RestoreOptions, RestoreReport};
+pub use restore::{RestoreOptions, RestoreReport, remove_kept};
 pub use retention::{Candidate, Decision, Keep, plan_retention};
 pub use source::{Source, SourceKind, SourceRecord};
 pub use store::{Point, Store};

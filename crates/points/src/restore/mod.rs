@@ -86,7 +86,8 @@ impl Store {
     ///
     /// The new trees are completed beside the live ones and exchanged with them, so that a kill leaves each source old or restored. The
     /// store remembers `ticket`: after a kill, the same call or [`Store::recover_restores`] continues, and a call after the end does
-    /// nothing. Writers must be stopped. What was replaced is moved to the directory `keep` below `base`, or removed.
+    /// nothing. Writers must be stopped. What was replaced is moved to the directory `keep` below `base`, or removed before this function
+    /// returns. Removing can take longer than building, so a caller in a hurry gives `keep` and calls [`remove_kept`] later.
     ///
     /// A file and its side files are several names: a kill between their exchanges is completed by the next call, and until then a side
     /// file never lies beside a database that it does not belong to.
@@ -227,6 +228,18 @@ impl Point {
             let _ = sys::remove_tree(parent, staged);
         }
         placed
+    }
+}
+
+/// Removes the directory in which a restore kept what it replaced; absent is well. A kill leaves a rest for the next call.
+pub fn remove_kept(base: BorrowedFd<'_>, keep: &str) -> Result<()> {
+    if let Some(why) = path_fault(keep.as_bytes()) {
+        return Err(PointError::Source { source_path: keep.to_owned(), why });
+    }
+    let (parent, name) = sys::split(keep.as_bytes());
+    match sys::open_dir(base, parent, false).and_then(|dir| sys::remove_tree(dir.as_fd(), name)) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(other) => Err(PointError::io("remove", keep, other)),
     }
 }
 

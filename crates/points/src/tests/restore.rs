@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 
 use super::*;
-use crate::PointError;
+use crate::{PointError, remove_kept};
 
 fn sources() -> Vec<Source> {
     vec![Source::directory("uploads"), Source::directory("storage/app")]
@@ -36,7 +36,11 @@ fn replaced_files_are_kept_and_the_rest_is_untouched() {
     assert!(report.files == 40 && !report.was_complete && report.damaged.is_empty());
     assert_eq!(tree(&scene.path("kept/7/uploads")), replaced);
     assert!(!scene.path("kept/7/storage/app/3").exists() && scene.path("kept/7/storage/app/4").exists());
-    fs::remove_dir_all(scene.path("kept")).unwrap();
+    let base = File::open(&scene.base).unwrap();
+    assert!(remove_kept(base.as_fd(), "../base").is_err());
+    for _ in 0..2 {
+        remove_kept(base.as_fd(), "kept").unwrap();
+    }
     fs::remove_file(scene.path("other")).unwrap();
     // The parent of a source is not a source, and its own time changed.
     let without = |mut tree: BTreeMap<PathBuf, Node>| {
@@ -125,4 +129,19 @@ fn restored_file_is_not_linked_to_the_store() {
     scene.restore("one", "t", None).unwrap();
     fs::write(scene.path("uploads/1"), "overwritten").unwrap();
     assert_eq!(fs::read_to_string(scene.store.path().join("one/files/uploads/1")).unwrap(), "upload 1");
+}
+
+#[test]
+fn tree_deeper_than_any_path_is_removed() {
+    let scene = filled();
+    // 3,000 directories of 3 bytes each: longer than a path that the kernel resolves at once.
+    let mut dir = File::open(scene.path("uploads")).unwrap();
+    for _ in 0..3000 {
+        crate::sys::create_dir(dir.as_fd(), OsStr::new("dir")).unwrap();
+        dir = crate::sys::open_dir(dir.as_fd(), b"dir", false).unwrap().into();
+    }
+    crate::sys::create_file(dir.as_fd(), OsStr::new("file")).unwrap();
+    assert!(matches!(scene.capture("deep", &sources(), None), Err(PointError::Limit { what: crate::LimitKind::PathBytes, .. })));
+    scene.restore("one", "t", None).unwrap();
+    assert_eq!(fs::read_dir(scene.path("uploads")).unwrap().count(), 20);
 }
