@@ -1,5 +1,7 @@
 //! The composition root of the server role: creates each module once, connects them, starts, drains and stops them.
 
+mod observers;
+
 use std::{
     collections::BTreeMap,
     io::{self, Write},
@@ -27,7 +29,7 @@ use crate::{
         stream::Outlet,
     },
     model::{Environment, UserNumbers},
-    pipeline::{BuildNumbers, Permits, Pipeline, Services, chain, observe},
+    pipeline::{BuildNumbers, Permits, Pipeline, Services, chain, observe::Observers},
     proxy::{Proxy, ProxySettings, Scheme},
     release::{SigningKey, SigningKeyError},
     remote::{self, DeliverableStores, ssh::PullKey},
@@ -213,10 +215,7 @@ fn services(
         http: reachable(inherited.http_address),
         routes: Default::default(),
         drift: Default::default(),
-        // To add an observer, write a file with its `impl Observer`, and add a line here.
-        observers: observe::Observers::start(
-            [Some(Arc::new(observe::ServerLog) as _), observe::of_tests()].into_iter().flatten(),
-        ),
+        observers: Observers::start(observers::all()),
         numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,

@@ -1,8 +1,8 @@
 //! Observers: told of every ending of a deployment and of its milestones, without being able to fail or delay it.
 //!
-//! Adding an observer takes one file with an `impl Observer` and one line in `server.rs`.
+//! The observers of the server are listed in `src/server/observers.rs`.
 
-use std::{fmt, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt,
@@ -133,53 +133,6 @@ async fn deliver(observer: &dyn Observer, announcement: &Announcement, again: bo
             Some(wait) => tokio::time::sleep(*wait).await,
             None => return false,
         }
-    }
-}
-
-/// Writes endings to the server's log.
-#[derive(Debug, Clone, Copy)]
-pub struct ServerLog;
-
-impl Observer for ServerLog {
-    fn name(&self) -> &'static str {
-        "log"
-    }
-
-    fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>> {
-        let Announcement { id, environment, deployment, news, .. } = announcement;
-        match news {
-            News::Ended(outcome) => tracing::info!(id, environment, %deployment, ?outcome, "deployment ended"),
-            News::Released(by) => tracing::info!(id, environment, %deployment, %by, "environment released"),
-            News::Began | News::Committed => tracing::debug!(id, environment, %deployment, ?news, "deployment goes on"),
-        }
-        Box::pin(std::future::ready(Ok(())))
-    }
-}
-
-/// An observer for tests, which appends a line to a file for each announcement and recognises repeated ids. Compiled to nothing
-/// outside the test build; `FAILPOINTS="observer=return(FILE)"` adds it.
-pub fn of_tests() -> Option<Arc<dyn Observer>> {
-    fail::fail_point!("observer", |file| file.map(|file| Arc::new(FileOfTests(file.into())) as Arc<dyn Observer>));
-    None
-}
-
-#[allow(dead_code)] // Without failpoints nothing makes it.
-struct FileOfTests(std::path::PathBuf);
-
-impl Observer for FileOfTests {
-    fn name(&self) -> &'static str {
-        "tests"
-    }
-
-    fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>> {
-        let written = || {
-            let known = std::fs::read_to_string(&self.0).unwrap_or_default();
-            let line = format!("{} {} {}\n", announcement.id, announcement.environment, announcement.news);
-            let seen = known.lines().any(|known| known.split(' ').next() == Some(announcement.id.as_str()));
-            let options = std::fs::OpenOptions::new().create(true).append(true).open(&self.0);
-            options.and_then(|mut file| if seen { Ok(()) } else { io::Write::write_all(&mut file, line.as_bytes()) })
-        };
-        Box::pin(std::future::ready(written().map_err(|error| error.to_string())))
     }
 }
 
