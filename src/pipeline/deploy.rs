@@ -12,11 +12,10 @@ use super::{
     error::PipelineError,
     failure::Failure,
     journal::{self, Journal},
-    modes,
     observe::News,
     plan::Plan,
     queue::{DeployRequest, Entered, Goal, Pending, Queue, Ticket},
-    runner,
+    registry, runner,
     transcript::Transcript,
 };
 use crate::model::{DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, StepName};
@@ -68,7 +67,7 @@ impl Pipeline {
 
     /// Returns the plan for a push to `environment`.
     pub fn plan(&self, environment: &Environment, only: &[Phase]) -> Plan {
-        let steps = modes::steps(environment.mode, &modes::usual_origin(environment.mode));
+        let steps = registry::steps(environment.mode, &registry::usual_origin(environment.mode));
         Plan::known(&steps).only(only)
     }
 
@@ -162,8 +161,8 @@ impl Pipeline {
             number: state.history.next_number(),
             slot: queue.slots.table().next(),
             previous,
-            plan: Plan::known(&modes::steps(environment.mode, &origin)).only(&request.dry_run).names(),
-            commit_point: StepName::from(modes::COMMIT_POINT),
+            plan: Plan::known(&registry::steps(environment.mode, &origin)).only(&request.dry_run).names(),
+            commit_point: StepName::from(registry::COMMIT_POINT),
             origin,
             again,
             recorded,

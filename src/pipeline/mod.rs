@@ -20,7 +20,6 @@ mod history;
 pub mod intake;
 mod journal;
 mod known;
-mod modes;
 pub mod observe;
 #[cfg(test)]
 mod old_journals_tests;

@@ -1,47 +1,89 @@
-//! The registry of steps: the one place that leads from a step's name to its code.
+//! The table of steps: the code of each step, and the plans that contain it.
 
 use super::{
     phases::{build, bundle, deliver, deploy, gather, post_deploy, post_install, script::Script},
     step::Step,
 };
-use crate::model::Phase;
+use crate::model::{Mode, Origin, Phase, StepName};
 
-/// Makes a step.
-type Make = fn() -> Box<dyn Step>;
+/// The step after which a deployment is finished rather than unwound: its code serves, and visitors have seen it.
+pub const COMMIT_POINT: &str = "deploy.switch";
 
-/// All steps that this version of larder has. A name that was once in a journal keeps its meaning, or goes for good.
-const STEPS: &[(&str, Make)] = &[
-    ("gather.deliverable", || Box::new(deliver::SupplyDeliverable)),
-    ("gather.recall", || Box::new(gather::LoadRelease)),
-    ("gather.source", || Box::new(gather::ExportSource)),
-    ("gather.proof", || Box::new(deliver::PromotionCheck)),
-    ("gather.layer", || Box::new(build::PrepareLayer)),
-    ("gather.script", || Box::new(Script(Phase::Gather))),
-    ("pre_install.checks", || Box::new(build::Checks)),
-    ("pre_install.script", || Box::new(Script(Phase::PreInstall))),
-    ("configure.script", || Box::new(Script(Phase::Configure))),
-    ("build.compile", || Box::new(build::Compile)),
-    ("build.script", || Box::new(Script(Phase::Build))),
-    ("post_build.script", || Box::new(Script(Phase::PostBuild))),
-    ("bundle.script", || Box::new(Script(Phase::Bundle))),
-    ("bundle.archive", || Box::new(bundle::WriteArchive)),
-    ("deploy.install", || Box::new(deploy::install::Install)),
-    ("deploy.slot", || Box::new(deploy::slot::PrepareSlot)),
-    ("deploy.script", || Box::new(Script(Phase::Deploy))),
-    ("deploy.release", || Box::new(deploy::slot::ReleaseCommand)),
-    ("deploy.boot", || Box::new(deploy::boot::BootWeb)),
-    ("deploy.switch", || Box::new(deploy::switch::Switch)),
-    ("post_deploy.workers", || Box::new(post_deploy::Workers)),
-    ("post_deploy.smoke", || Box::new(post_deploy::SmokeChecks)),
-    ("post_deploy.first", || Box::new(post_deploy::First)),
-    ("post_deploy.script", || Box::new(Script(Phase::PostDeploy))),
-    ("post_install.script", || Box::new(Script(Phase::PostInstall))),
-    ("post_install.alive", || Box::new(post_install::Alive)),
+/// The plans, by the way in which the deployment gets its release. From `deploy.install` on, all plans serve a complete release in the same
+/// way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PlanKind {
+    /// Builds a release from its commit and packs it into an archive. The installed tree is unpacked from that archive.
+    Build,
+    /// Finds a release that was built elsewhere and verifies it. Never builds.
+    Deliver,
+    /// Takes a release that was live before. Its settings and processes come from the record of that deployment, and its tree, if it still
+    /// exists, is used as it is. The duration of a step therefore does not depend on the size of the release.
+    Recall,
+}
+
+use PlanKind::{Build, Deliver, Recall};
+
+/// A row of the table: the name of a step, the plans that contain the step, and its constructor.
+type Row = (&'static str, &'static [PlanKind], fn() -> Box<dyn Step>);
+
+/// All steps of this version, in the order of all plans.
+///
+/// Journals name steps, so a name never gets another meaning. A step that no plan contains any more keeps its row, with an empty list of
+/// plans, as long as a journal may name it.
+const STEPS: &[Row] = &[
+    ("gather.deliverable", &[Deliver], || Box::new(deliver::SupplyDeliverable)),
+    ("gather.recall", &[Recall], || Box::new(gather::LoadRelease)),
+    ("gather.source", &[Build, Deliver], || Box::new(gather::ExportSource)),
+    ("gather.proof", &[Deliver], || Box::new(deliver::PromotionCheck)),
+    ("gather.layer", &[Build, Deliver], || Box::new(build::PrepareLayer)),
+    ("gather.script", &[Build, Deliver], || Box::new(Script(Phase::Gather))),
+    ("pre_install.checks", &[Build, Deliver, Recall], || Box::new(build::Checks)),
+    ("pre_install.script", &[Build, Deliver], || Box::new(Script(Phase::PreInstall))),
+    ("configure.script", &[Build, Deliver], || Box::new(Script(Phase::Configure))),
+    ("build.compile", &[Build], || Box::new(build::Compile)),
+    ("build.script", &[Build], || Box::new(Script(Phase::Build))),
+    ("post_build.script", &[Build], || Box::new(Script(Phase::PostBuild))),
+    ("bundle.script", &[Build], || Box::new(Script(Phase::Bundle))),
+    ("bundle.archive", &[Build], || Box::new(bundle::WriteArchive)),
+    ("deploy.install", &[Build, Deliver, Recall], || Box::new(deploy::install::Install)),
+    ("deploy.slot", &[Build, Deliver, Recall], || Box::new(deploy::slot::PrepareSlot)),
+    ("deploy.script", &[Build, Deliver, Recall], || Box::new(Script(Phase::Deploy))),
+    ("deploy.release", &[Build, Deliver, Recall], || Box::new(deploy::slot::ReleaseCommand)),
+    ("deploy.boot", &[Build, Deliver, Recall], || Box::new(deploy::boot::BootWeb)),
+    (COMMIT_POINT, &[Build, Deliver, Recall], || Box::new(deploy::switch::Switch)),
+    ("post_deploy.workers", &[Build, Deliver, Recall], || Box::new(post_deploy::Workers)),
+    ("post_deploy.smoke", &[Build, Deliver, Recall], || Box::new(post_deploy::SmokeChecks)),
+    ("post_deploy.first", &[Build, Deliver], || Box::new(post_deploy::First)),
+    ("post_deploy.script", &[Build, Deliver, Recall], || Box::new(Script(Phase::PostDeploy))),
+    ("post_install.script", &[Build, Deliver, Recall], || Box::new(Script(Phase::PostInstall))),
+    ("post_install.alive", &[Build, Deliver, Recall], || Box::new(post_install::Alive)),
 ];
 
-/// Makes the step with this name; `None` if this version has none.
+/// Creates the step with this name. Returns `None` if this version has no such step.
 pub fn step(name: &str) -> Option<Box<dyn Step>> {
-    STEPS.iter().find(|(known, _)| *known == name).map(|(_, make)| make())
+    STEPS.iter().find(|(known, ..)| *known == name).map(|(.., make)| make())
+}
+
+/// Returns the names of the steps for a release that comes from `origin` to an environment with this mode, in order.
+pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
+    let kind = match (mode, origin) {
+        // `project create` refuses this mode in this version. If such an environment is found, it runs no step.
+        (Mode::Editable, _) => return Vec::new(),
+        (Mode::Cooking, Origin::Commit) => Build,
+        // Production never builds, whatever the request asks for.
+        (Mode::Final, Origin::Commit) | (_, Origin::Store | Origin::Environment(_) | Origin::Remote(_)) => Deliver,
+        (_, Origin::Previous) => Recall,
+    };
+    STEPS.iter().filter(|(_, plans, _)| plans.contains(&kind)).map(|(name, ..)| StepName::from(*name)).collect()
+}
+
+/// Returns the origin of the releases that are pushed to an environment of this mode.
+pub fn usual_origin(mode: Mode) -> Origin {
+    match mode {
+        Mode::Editable | Mode::Cooking => Origin::Commit,
+        Mode::Final => Origin::Store,
+    }
 }
 
 #[cfg(test)]
@@ -50,11 +92,27 @@ mod tests {
 
     #[test]
     fn steps_are_registered_under_their_own_names() {
-        for (name, make) in STEPS {
+        for (name, _, make) in STEPS {
             let step = make();
             assert_eq!(step.name(), *name);
             assert!(name.starts_with(&format!("{}.", step.phase())), "{name}");
         }
         assert!(step("deploy.teleport").is_none());
+    }
+
+    #[test]
+    fn steps_are_in_the_order_of_their_phases() {
+        let phases: Vec<_> = STEPS.iter().map(|(.., make)| make().phase()).collect();
+        let positions: Vec<_> = phases.iter().map(|phase| Phase::ALL.iter().position(|other| other == phase).unwrap()).collect();
+        assert!(positions.is_sorted(), "{phases:?}");
+    }
+
+    #[test]
+    fn every_plan_has_the_commit_point() {
+        for (mode, origin) in [(Mode::Cooking, Origin::Commit), (Mode::Final, Origin::Store), (Mode::Final, Origin::Previous)] {
+            let names = steps(mode, &origin);
+            assert!(names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
+        }
+        assert_eq!(steps(Mode::Editable, &Origin::Commit), []);
     }
 }
