@@ -6,7 +6,7 @@ use crate::{
     recovery::{Course, Victim, at_every_event},
 };
 
-in_each_mode!(failed_step_of_a_delivery_leaves_nothing);
+in_each_mode!(failure_at_any_step_of_delivery_leaves_nothing);
 in_one_mode!(repeated_step_of_a_delivery_succeeds, fetch_from_a_second_server_survives_failure_repetition_and_kill);
 
 /// A recipe that gives every step something to do.
@@ -44,7 +44,7 @@ pub fn stored(world: &World, release: &str) -> Vec<String> {
     names.into_iter().filter_map(|name| Some(name.strip_prefix(release)?.to_owned())).collect()
 }
 
-fn failed_step_of_a_delivery_leaves_nothing(world: &World) {
+fn failure_at_any_step_of_delivery_leaves_nothing(world: &World) {
     let (repo, release) = halfway(world, "smoke:\n  - /\n", "");
     let steps = world.steps("shop");
     assert_eq!(steps, world.last_plan("shop"));
@@ -53,7 +53,7 @@ fn failed_step_of_a_delivery_leaves_nothing(world: &World) {
     // The fetched release stays in the store, because it is complete and verified.
     let stays = |name: &str| name.starts_with(&release);
     let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &stays };
-    golden("unwind-final.txt", &attempt.fails_once_at_each(&steps));
+    golden("unwinds of final", &attempt.fails_once_at_each(&steps));
     assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     world.serves("staging--shop", "version two");

@@ -6,7 +6,7 @@ in_one_mode!(plan_of_a_cooking_environment_matches_the_golden_file, plan_of_a_fi
 
 fn plan_of_a_cooking_environment_matches_the_golden_file(world: &World) {
     world.project("shop");
-    golden("plan-cooking.txt", world.larder(&["plan", "shop"]).ok());
+    golden("plan of cooking", world.larder(&["plan", "shop"]).ok());
     let only = world.larder(&["plan", "shop", "--only", "gather,bundle"]);
     let phases: Vec<_> = only.ok().lines().filter(|line| !line.starts_with(' ')).collect();
     assert_eq!(phases, ["gather", "bundle"]);
@@ -28,5 +28,5 @@ fn plan_of_a_cooking_environment_matches_the_golden_file(world: &World) {
 
 fn plan_of_a_final_environment_matches_the_golden_file(world: &World) {
     world.larder(&["project", "create", "shop", "--mode", "final"]).ok();
-    golden("plan-final.txt", world.larder(&["plan", "shop"]).ok());
+    golden("plan of final", world.larder(&["plan", "shop"]).ok());
 }

@@ -160,7 +160,7 @@ fn failure_at_any_step_of_rollback_leaves_nothing(world: &World) {
     rollback(world, &["v1"]).ok();
     let ask = || rollback(world, &["v2"]);
     let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &|_| false };
-    golden("unwind-rollback.txt", &attempt.fails_once_at_each(&world.last_plan("shop")));
+    golden("unwinds of rollback", &attempt.fails_once_at_each(&world.last_plan("shop")));
     assert_eq!(repo.live().as_ref(), Some(&commits[1]));
 }
 

@@ -28,7 +28,7 @@ fn failure_at_any_step_leaves_nothing(world: &World) {
         world.serves("shop", "version one");
         unwinds.push_str(&faults::unwind(world));
     }
-    golden("unwind-cooking.txt", &unwinds);
+    golden("unwinds of cooking", &unwinds);
     repo.push().accepted();
     world.serves("shop", "version two");
     let seen = visitor.satisfied();

@@ -1,6 +1,11 @@
 //! Normalised output, and golden files for comparison.
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
 
 /// Replaces the parts that differ between runs: commits, ids, times, durations and ports.
 pub fn normalised(text: &str) -> String {
@@ -58,18 +63,36 @@ fn durations(line: String) -> String {
     out.join(" ")
 }
 
-/// Compares with a file below `tests/golden`; `LARDER_BLESS=1` writes it instead.
+/// The file with all plans and unwinds. One file, so that a new step changes one file.
+const GOLDEN: &str = "tests/golden/plans.txt";
+
+/// The start of the line before each part of [`GOLDEN`].
+const TITLE: &str = "== ";
+
+/// Held while a test reads or writes [`GOLDEN`]: tests run at the same time, and each writes its own part.
+static GOLDEN_LOCK: Mutex<()> = Mutex::new(());
+
+/// Compares a text with the part of [`GOLDEN`] that has this title. With `LARDER_BLESS=1`, replaces the part instead.
 #[track_caller]
-pub fn golden(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+pub fn golden(title: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(GOLDEN);
+    let _lock = GOLDEN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut parts = parts(&fs::read_to_string(&path).unwrap());
     if std::env::var_os("LARDER_BLESS").is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        return;
+        parts.insert(title.to_owned(), text.to_owned());
+        let all: Vec<_> = parts.iter().map(|(title, text)| format!("{TITLE}{title}\n{text}")).collect();
+        return fs::write(&path, all.join("\n")).unwrap();
     }
-    let wanted =
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}; LARDER_BLESS=1 writes it", path.display()));
-    assert_eq!(text, wanted, "{} differs; LARDER_BLESS=1 writes it anew", path.display());
+    let expected = parts.get(title).unwrap_or_else(|| panic!("{GOLDEN} has no part {title:?}; LARDER_BLESS=1 adds it"));
+    assert_eq!(text, expected, "the part {title:?} of {GOLDEN} differs; LARDER_BLESS=1 replaces it");
+}
+
+/// Splits the text of [`GOLDEN`] into its parts by title. An empty line separates two parts.
+fn parts(text: &str) -> BTreeMap<String, String> {
+    let separator = format!("\n\n{TITLE}");
+    let all = text.strip_prefix(TITLE).unwrap_or_default().split(&separator);
+    let part = |part: &str| part.split_once('\n').map(|(title, text)| (title.to_owned(), format!("{}\n", text.trim_end())));
+    all.filter_map(part).collect()
 }
 
 #[test]
