@@ -58,9 +58,12 @@ fn every_pack_is_complete_and_has_an_example() {
 }
 
 #[test]
-fn packs_are_tried_in_the_order_of_their_files() {
-    let names: Vec<&str> = PACKS.iter().map(|pack| pack.name).collect();
-    assert_eq!(names, ["ruby", "python", "php", "java", "go", "rust", "node", "static", "procfile"]);
+fn packs_are_tried_in_the_documented_order() {
+    let page = fs::read_to_string(folder("docs").join("buildpacks.md")).unwrap();
+    let table = page.split_once("| name | looks for |").unwrap().1.split("\n\n").next().unwrap();
+    let documented: Vec<&str> = table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let tried: Vec<&str> = PACKS.iter().map(|pack| pack.name).collect();
+    assert_eq!(tried, documented, "the table in docs/buildpacks.md has one row for each buildpack, in order");
 }
 
 #[test]
