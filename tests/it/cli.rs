@@ -4,18 +4,19 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, processes, until};
+use crate::harness::{Repo, World, cli::Output, http, in_each_mode, in_one_mode, processes, source::top, until};
 
 in_each_mode!(disk_matches_the_layout);
 in_one_mode!(
     project_is_created_deployed_and_destroyed,
     listings_print_json,
     every_command_has_help,
+    page_of_commands_matches_the_help,
     second_environment_deploys_its_own_branch,
     branch_stored_before_its_environment_is_deployed_again,
     failed_project_creation_frees_the_name,
@@ -82,25 +83,11 @@ fn listings_print_json(world: &World) {
 
 fn every_command_has_help(world: &World) {
     let help = world.larder(&["--help"]);
-    let verbs: Vec<_> = help.ok().lines().filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next()).collect();
-    for verb in [
-        "serve",
-        "quickstart",
-        "project",
-        "user",
-        "key",
-        "deploy",
-        "plan",
-        "releases",
-        "ps",
-        "logs",
-        "run",
-        "restart",
-        "status",
-        "doctor",
-        "completions",
-    ] {
-        assert!(verbs.contains(&verb), "{verb} is not in {verbs:?}");
+    let commands = help.ok().split_once("\nCommands:\n").unwrap().1.split("\n\n").next().unwrap();
+    let verbs: Vec<_> = commands.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(' ')).collect();
+    let verbs: Vec<_> = verbs.into_iter().map(|(verb, _)| verb).filter(|verb| !["", "help"].contains(verb)).collect();
+    assert!(verbs.len() > 20, "{verbs:?}");
+    for verb in &verbs {
         let help = world.larder(&[verb, "--help"]);
         assert!(help.ok().len() > 80, "{help}");
     }
@@ -110,6 +97,15 @@ fn every_command_has_help(world: &World) {
     world.larder(&["completions", "bash"]).says("larder");
     world.larder(&["relases", "shop"]).exits(2).says("releases");
     world.larder(&["--version"]).says(env!("CARGO_PKG_VERSION"));
+}
+
+fn page_of_commands_matches_the_help(world: &World) {
+    let rendered = world.directory().join("cli.md");
+    let script = top().join("docs/generate-cli");
+    let status = Command::new(script).args([env!("CARGO_BIN_EXE_larder").as_ref(), rendered.as_os_str()]).status().unwrap();
+    assert!(status.success());
+    let page = fs::read_to_string(top().join("docs/cli.md")).unwrap();
+    assert!(fs::read_to_string(rendered).unwrap() == page, "docs/cli.md is outdated; run docs/generate-cli");
 }
 
 fn second_environment_deploys_its_own_branch(world: &World) {
