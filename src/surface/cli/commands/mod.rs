@@ -33,12 +33,12 @@ use crate::control::CommandError;
 /// To add a command:
 /// 1. Write `control/handlers/NAME.rs`: a struct for the request, its view, and `impl Request`, which does not compile without the
 ///    right that the request needs. Return data; write no text for people.
-/// 2. Name the module and its types in `control/handlers/mod.rs`.
+/// 2. Name the module in `control/handlers/mod.rs`: a `mod` line and a re-export.
 /// 3. Write `surface/cli/commands/NAME.rs`: a struct for the arguments and `impl Command`. Its doc comment is the help: an imperative
 ///    sentence, then a paragraph if needed, then examples.
 /// 4. Register the command here: a `mod` line, a variant, and its arm in [`Verb::ask`].
 ///
-/// Then run `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only the first and the third file.
+/// Then run `cargo build` and `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only the first and the third file.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Whoami(whoami::WhoamiArgs),
