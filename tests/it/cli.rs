@@ -162,7 +162,7 @@ fn branch_stored_before_its_environment_is_deployed_again(world: &World) {
     let next = repo.page("unstable");
     repo.push_as(&["HEAD:refs/heads/next"]).accepted();
     let created = world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]);
-    created.exits(0).says(&next[..7]).says("Push it again");
+    created.exits(0).says(&next[..7]).says("Push next again to deploy it");
     assert_eq!(repo.ls_remote().get("refs/heads/next"), None, "a deploy branch names what is live");
     repo.push_as(&["HEAD:refs/heads/next"]).accepted().says("v1 is live");
     world.serves("staging--shop", "unstable");

@@ -224,7 +224,7 @@ fn production_pulls_from_staging_on_another_server(world: &World) {
     world.serves("shop", "version one");
     world.larder(&["rollback", "shop", "v3"]).ok();
     world.serves("shop", "version three");
-    world.larder(&["pull", "shop"]).exits(4).says("cannot reach a remote");
+    world.larder(&["pull", "shop"]).exits(3).says("cannot reach a remote");
     world.is_consistent("shop");
 }
 

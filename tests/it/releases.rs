@@ -213,7 +213,7 @@ fn pinned_release_is_not_pruned(world: &World) {
     let kept: Vec<_> = rows.as_array().unwrap().iter().map(|row| !row["archive_bytes"].is_null()).collect();
     assert_eq!(kept, [true, true, false, true], "{rows}");
     assert_eq!(rows[3]["pinned"], true);
-    world.larder(&["release", "pin", "shop", "v2"]).exits(4).says("too late");
+    world.larder(&["release", "pin", "shop", "v2"]).exits(4).says("it was pruned");
     world.larder(&["release", "show", "shop", "v2"]).exits(0).says("pruned");
     world.larder(&["release", "diff", "shop", "v2", "v4"]).exits(4).says("was pruned");
     world.larder(&["release", "unpin", "shop", "v1"]).exits(0);

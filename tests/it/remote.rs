@@ -408,7 +408,7 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     production.ssh("bob", &["remote", "list", "shop"]).exits(0).says("staging");
     for (words, says) in [
         (&["remote", "add", "shop", "x", "nonsense"][..], "file:///DIRECTORY"),
-        (&["remote", "add", "shop", "x", "file:///srv", "--host-key", &host], "only a larder server"),
+        (&["remote", "add", "shop", "x", "file:///srv", "--host-key", &host], "only for a larder server"),
         (&["remote", "add", "shop", "x", "file:///srv"], "neither a trusted key nor --publish"),
         (
             &["remote", "add", "shop", "x", &url, "--publish", "--host-key", &host, "--trust", &signing],
