@@ -57,7 +57,7 @@ impl Launcher {
     pub async fn launch<J: Serialize>(&self, launch: Launch, job: &J, stdio: Stdio) -> Result<Child, LaunchError> {
         let supervised = matches!(launch.supervision, Supervision::Keep { .. });
         let job = postcard::to_stdvec(job).map_err(|error| LaunchError::Message(error.to_string()))?;
-        let job = sealed(&job).map_err(|source| LaunchError::Descriptor { what: "job file", source: source.into() })?;
+        let job = sealed(&job).map_err(|source| LaunchError::Descriptor { what: "job file", source })?;
         let (report, writer) = match supervised {
             true => (None, None),
             false => {
