@@ -58,18 +58,35 @@ impl ReleaseCandidate {
     }
 }
 
+/// The reason why a remote could not be asked for its releases.
+#[derive(Debug)]
+pub struct UnreachableRemote {
+    why: String,
+    hints: Vec<String>,
+}
+
+impl UnreachableRemote {
+    fn new(error: &RemoteError) -> UnreachableRemote {
+        UnreachableRemote { why: chain(error), hints: error.hints() }
+    }
+}
+
+fn reasons(unreachable: &[UnreachableRemote]) -> String {
+    unreachable.iter().map(|remote| format!("; cannot reach a remote: {}", remote.why)).collect()
+}
+
 /// An error of the search for a release.
 #[derive(Debug, thiserror::Error)]
 pub enum SupplyError {
     /// No environment and no remote has the release.
-    #[error("there is no deliverable of {wanted}")]
+    #[error("there is no deliverable of {wanted}{}", reasons(unreachable))]
     None {
         /// The requested release.
         wanted: String,
         /// Titles of the releases on offer, newest first.
         offered: Vec<String>,
-        /// The remotes that could not be reached, with their errors.
-        unreachable: Vec<String>,
+        /// The remotes that could not be asked.
+        unreachable: Vec<UnreachableRemote>,
     },
     /// The name is not a release of this environment, or not one that can be used.
     #[error("{0}")]
@@ -91,7 +108,7 @@ impl SupplyError {
     /// Returns hints for the user, one per line.
     pub fn hints(&self) -> Vec<String> {
         let SupplyError::None { offered, unreachable, .. } = self else { return Vec::new() };
-        let mut hints: Vec<_> = unreachable.iter().map(|why| format!("cannot reach a remote: {why}")).collect();
+        let mut hints: Vec<_> = unreachable.iter().flat_map(|remote| remote.hints.clone()).collect();
         match offered.as_slice() {
             [] if unreachable.is_empty() => {
                 hints.push(String::from("push to the staging environment first: nothing was cooked yet"));
@@ -115,7 +132,7 @@ const MAX_NAMED: usize = 5;
 #[derive(Default)]
 struct RemoteOffers {
     candidates: Vec<ReleaseCandidate>,
-    unreachable: Vec<String>,
+    unreachable: Vec<UnreachableRemote>,
 }
 
 impl Pipeline {
@@ -227,7 +244,7 @@ impl Pipeline {
                     let offers = offers.into_iter().map(|offer| ReleaseCandidate::of_offer(offer, &remote.name));
                     found.candidates.extend(offers);
                 }
-                Err(error) => found.unreachable.extend(words(&error)),
+                Err(error) => found.unreachable.push(UnreachableRemote::new(&error)),
             }
         }
         found
@@ -267,11 +284,6 @@ impl Pipeline {
     }
 }
 
-/// Returns an error with its hints.
-fn words(error: &RemoteError) -> Vec<String> {
-    std::iter::once(chain(error)).chain(error.hints()).collect()
-}
-
 /// Returns the newest build; of one release with several sources, the nearest that has a current health record.
 fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<ReleaseCandidate> {
     let nearness = |origin: &Origin| match origin {
@@ -284,7 +296,7 @@ fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<
     candidates.max_by_key(|candidate| (age(candidate), nearness(&candidate.origin))).cloned()
 }
 
-fn none(wanted: String, mut candidates: Vec<ReleaseCandidate>, unreachable: Vec<String>) -> SupplyError {
+fn none(wanted: String, mut candidates: Vec<ReleaseCandidate>, unreachable: Vec<UnreachableRemote>) -> SupplyError {
     candidates.sort_by_key(|candidate| (std::cmp::Reverse(candidate.release), candidate.number.is_none()));
     candidates.dedup_by_key(|candidate| candidate.release);
     SupplyError::None { wanted, offered: candidates.iter().take(MAX_NAMED).map(ReleaseCandidate::title).collect(), unreachable }

@@ -138,7 +138,7 @@ fn production_without_tools_internet_and_staging_serves() {
     drop(way_out);
     drop(kitchen);
     until("the cable is gone", || counter.network() == (vec![String::from("lo")], Vec::new()));
-    production.larder(&["pull", "shop"]).exits(4).says("cannot reach a remote");
+    production.larder(&["pull", "shop"]).exits(3).says("cannot reach a remote");
     for project in ["shop", "panel"] {
         let serves = |version: &str| counter.inside(|| production.serves(project, version));
         production.larder(&["restart", project]).ok();
