@@ -1,20 +1,21 @@
 //! Merges all configuration files of a project. The recipe takes precedence over the Procfile, the Procfile over `.buildpacks` and
 //! `app.json`, and these two files over the defaults of buildpacks. The server file supplies missing values and limits the result.
+//! The methods of the merged [`Settings`] are here, so that `settings.rs` has only the settings and their keys.
 
 use super::{
     app_json::AppJson,
     error::ConfigError,
     health::{GOOD, HealthCheck},
     policy::{DriftPolicy, Retention},
-    process::{ProcessSpec, ProcessTuning},
+    process::{ProcessSpec, ProcessTuning, Stop},
     procfile::{Procfile, parse_buildpacks},
     quantity::TimeSpan,
     recipe::Recipe,
     server::ServerConfig,
-    settings::Settings,
-    value::BuildpackRef,
+    settings::{Settings, default_timeout},
+    value::{BuildpackRef, CommandLine},
 };
-use crate::model::{EnvironmentName, Phase};
+use crate::model::{EnvironmentName, Phase, ProcessType};
 
 /// The unparsed configuration files of a commit; a missing file is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -114,6 +115,37 @@ impl ProjectConfig {
 }
 
 impl Settings {
+    /// Returns the time limit of a phase. A value that an earlier version stored is lowered to today's maximum.
+    pub fn timeout(&self, phase: Phase) -> TimeSpan {
+        self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase)).min(TimeSpan::MAX_PHASE)
+    }
+
+    /// Returns the way to stop a process: the setting of the process, or else the setting of all processes.
+    pub fn stop_of(&self, process: &ProcessType) -> Stop {
+        let stop = self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop);
+        Stop { grace: stop.grace.min(TimeSpan::MAX_GRACE), ..stop }
+    }
+
+    /// Adds the processes and the release command that buildpacks suggest, except those that a file already defines.
+    pub fn with_defaults(mut self, defaults: Vec<(ProcessType, CommandLine)>) -> Settings {
+        for (process, command) in defaults {
+            if process.is_release() {
+                self.release.get_or_insert(command);
+            } else if !self.processes.contains_key(&process) {
+                let mut spec = ProcessSpec::new(&process, command);
+                spec.tune(self.unnamed.shift_remove(&process).unwrap_or_default());
+                self.processes.insert(process, spec);
+            }
+        }
+        self
+    }
+
+    /// Returns a process that should run but has no command. Must be called after [`Settings::with_defaults`], which adds the commands
+    /// of buildpacks. A process that is scaled to zero needs no command: an application with only workers sets `web: 0`.
+    pub fn without_command(&self) -> Option<&ProcessType> {
+        self.unnamed.iter().find(|(_, tuning)| tuning.scale != Some(0)).map(|(process, _)| process)
+    }
+
     /// Applies the server file: adds variables that the project does not set, limits builds, and adds conditions to the promotion
     /// policy. The result is stored with a deployment. It does not contain the operator's values for retention and drift, because new
     /// values must also apply to old deployments; [`Settings::retention`] and [`Settings::drift_policy`] read the current values.

@@ -98,40 +98,8 @@ pub struct RequiredVariable {
     pub description: Option<String>,
 }
 
-impl Settings {
-    /// Returns the time limit of a phase. A value that an earlier version stored is lowered to today's maximum.
-    pub fn timeout(&self, phase: Phase) -> TimeSpan {
-        self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase)).min(TimeSpan::MAX_PHASE)
-    }
-
-    /// Returns the way to stop a process: the setting of the process, or else the setting of all processes.
-    pub fn stop_of(&self, process: &ProcessType) -> Stop {
-        let stop = self.processes.get(process).and_then(|spec| spec.stop).unwrap_or(self.stop);
-        Stop { grace: stop.grace.min(TimeSpan::MAX_GRACE), ..stop }
-    }
-
-    /// Adds the processes and the release command that buildpacks suggest, except those that a file already defines.
-    pub fn with_defaults(mut self, defaults: Vec<(ProcessType, CommandLine)>) -> Settings {
-        for (process, command) in defaults {
-            if process.is_release() {
-                self.release.get_or_insert(command);
-            } else if !self.processes.contains_key(&process) {
-                let mut spec = ProcessSpec::new(&process, command);
-                spec.tune(self.unnamed.shift_remove(&process).unwrap_or_default());
-                self.processes.insert(process, spec);
-            }
-        }
-        self
-    }
-
-    /// Returns a process that should run but has no command. Must be called after [`Settings::with_defaults`], which adds the commands
-    /// of buildpacks. A process that is scaled to zero needs no command: an application with only workers sets `web: 0`.
-    pub fn without_command(&self) -> Option<&ProcessType> {
-        self.unnamed.iter().find(|(_, tuning)| tuning.scale != Some(0)).map(|(process, _)| process)
-    }
-}
-
-fn default_timeout(phase: Phase) -> TimeSpan {
+/// Returns the time limit of a phase for which the recipe sets none.
+pub(super) fn default_timeout(phase: Phase) -> TimeSpan {
     match phase {
         Phase::Gather | Phase::PreInstall | Phase::Configure | Phase::PostInstall => TimeSpan::minutes(5),
         Phase::Build => TimeSpan::minutes(15),
