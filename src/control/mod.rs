@@ -1,8 +1,8 @@
 //! Requests, authorization and the registry of users and projects.
 //!
 //! A command, local or over ssh, becomes a [`Request`]. [`Control::handle`] checks the caller's right with `authz` and calls the request's
-//! handler. The handler returns data: a [`Reply`] that holds a serialisable view or a stream. The interface renders the reply. For git's
-//! services, [`Control::project`] checks the same rights. The module to read first is [`request`].
+//! handler. The handler returns data: a [`Reply`] with a serialisable view, with a stream, or with a function that reads an upload. The
+//! interface renders the reply. For git's services, [`Control::project`] checks the same rights. The module to read first is [`request`].
 
 mod authz;
 mod error;

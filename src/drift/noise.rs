@@ -43,8 +43,8 @@ impl Rules {
         self.data.iter().any(|data| data.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
     }
 
-    /// Returns the reason why a change is expected. `ours` means that the release has an entry at the path. The project's own patterns
-    /// come before the built-in rules: a pattern such as `!logs/` says that changes there count.
+    /// Returns the reason why a change is expected, or `None` if the change is not expected. `ours` means that the release has an entry at
+    /// the path. The project's own patterns come before the built-in rules: with the pattern `!logs/`, changes in `logs/` are not expected.
     pub fn noise(&self, path: &str, is_dir: bool, ours: bool) -> Option<&'static str> {
         match self.ignore.matched_path_or_any_parents(path, is_dir) {
             Match::Ignore(_) => return Some("matches drift.ignore"),

@@ -9,7 +9,7 @@ pub struct Stats {
     pub requests: u64,
     /// Requests and tunnels in flight, including waiting requests.
     pub in_flight: u64,
-    /// Requests that wait for the end of a hold.
+    /// Requests that wait because the route is on hold; see `Route::hold`.
     pub waiting: u64,
     /// Finished requests by the first digit of their status: 1xx (upgraded), 2xx, 3xx, 4xx, 5xx.
     pub classes: [u64; 5],

@@ -13,7 +13,7 @@ use crate::{
     model::{PublicKey, Signature, SignatureBytes},
 };
 
-/// The largest key file, in bytes.
+/// The maximum size of a key file, in bytes.
 const MAX_FILE: u64 = 4096;
 
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";

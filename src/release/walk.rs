@@ -63,7 +63,8 @@ pub(super) fn walk(
 }
 
 impl Walk<'_> {
-    /// Returns the next directory to read. Returns `None` if more than `most` are pending, or if none is left.
+    /// Returns the next directory to read. Returns `None` if more than `most` directories are pending, if no directory is left, or if
+    /// another thread failed.
     fn next(&self, most: usize) -> Option<OsString> {
         let mut queue = self.queue.lock();
         loop {
@@ -142,7 +143,7 @@ pub(super) fn check_count(count: u64) -> Result<(), ReleaseError> {
 pub struct Warnings(Vec<String>, u64);
 
 impl Warnings {
-    /// The most warnings that are kept.
+    /// The maximum number of warnings that are kept.
     const MAX_LINES: usize = 50;
 
     /// Adds a line.

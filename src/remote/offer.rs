@@ -151,8 +151,8 @@ pub enum Found<'a> {
 /// The minimum length of an abbreviated commit id.
 const MIN_LENGTH: usize = 7;
 
-/// Finds the offer that `text` names: a release id, `v42`, a tag, or a commit id or its abbreviation. Of several releases of one commit, the
-/// newest is returned. `offers` must be sorted newest first.
+/// Finds the offer that `text` names: a release id, `v42`, a tag, a commit id, or the first seven or more digits of a commit id. If several
+/// releases have the same commit, returns the newest. `offers` must be sorted newest first.
 pub fn find<'a>(offers: &'a [Offer], text: &str) -> Found<'a> {
     if let Ok(id) = text.parse::<ReleaseId>() {
         return offers.iter().find(|offer| offer.release == id).map_or(Found::None, Found::One);

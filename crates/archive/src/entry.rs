@@ -24,7 +24,7 @@ pub struct ArchiveInfo {
     pub frames: Vec<Frame>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
@@ -142,9 +142,9 @@ impl<'de> Deserialize<'de> for Entry {
     }
 }
 
-/// The kind of an entry. Of its metadata, a release keeps only one bit: whether a file is executable.
+/// The kind of an entry. A release keeps only one bit of the metadata of a file: the executable bit.
 ///
-/// The derived serialisation is that of patches of changed files. An [`Entry`] has a serialisation of its own.
+/// Patches of changed files use the derived serialisation. [`Entry`] has its own serialisation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EntryKind {
@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entry_round_trips_and_unknown_fields_are_refused() {
+    fn entry_round_trips_and_invalid_text_is_refused() {
         let digest = Digest::of(b"x");
         let entries = [
             Entry { path: "a/\"b\" ä".into(), kind: EntryKind::Dir },

@@ -1,6 +1,6 @@
-//! Restore points of files: what the directories of an environment held at one moment, kept so that all of it can be put back. A restore
-//! point of larder has more parts (release, configuration, database dumps); this crate keeps its files, starts no processes and knows
-//! nothing of environments. Read [`Store`] and [`Store::capture`] first.
+//! Restore points of files: copies of the directories of an environment at one moment, from which all files can be restored. A restore
+//! point of larder has more parts (release, configuration, database dumps). This crate stores only the files of a restore point; it starts
+//! no processes and does not depend on environments. Read [`Store`] and [`Store::capture`] first.
 //!
 //! ```text
 //! <store>/                  0700, owned by the user that runs this code
@@ -10,23 +10,23 @@
 //!     checksums             digest of point.json; `b3sum --check` reads it
 //!     index                 one entry per file with metadata and digest
 //!     files/                contents of regular files below their paths, 0600
-//!     verified.json         result of the last verification: not part of the immutable rest
-//!   .new-<id>/              a capture in progress, or killed: removed by the next sweep
-//!   .old-<id>/              a removal in progress, or killed: likewise
+//!     verified.json         result of the last verification; the only file that changes
+//!   .new-<id>/              a capture in progress, or a killed capture that the next sweep removes
+//!   .old-<id>/              a removal in progress, or a killed removal that the next sweep completes
 //!   .restore-<ticket>.json  state of a restore that replaces live files
 //! ```
 //!
-//! - *The index is the truth.* Owners, modes, times, extended attributes and symbolic links are in the index only. Files in the store are
+//! - *Metadata is in the index.* Owners, modes, times, extended attributes and symbolic links are in the index only. Files in the store are
 //!   0600 and belong to the user of the store. Two restore points therefore share a file by a hard link even if its owner changed between
-//!   them, and no other user can read it. A stored file is never linked to a live one.
+//!   them, and no other user can read the file. A stored file is never a hard link to a live file.
 //! - *No link is followed.* Live trees belong to applications, which may exchange directories for links at any moment. Every path is
 //!   resolved below an open directory with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`.
 //! - *Unchanged* means equal size, mtime, ctime, inode and device, and a ctime that was already past when the file was read. Such a file
 //!   is linked to the previous restore point without being opened. A file that was only touched is compared by digest.
 //! - *Power cuts.* A capture writes below `.new-<id>` without waiting, syncs the file system once, renames the directory, and syncs the
-//!   store. The rename cannot reach the disk before the files, because it is issued after they have. A restore syncs the complete new tree,
-//!   then records the exchange, then exchanges; [`Store::restore`] continues from the record.
-//! - *Verified* is a restore point that was read back. A capture alone never says so.
+//!   store. The rename cannot reach the disk before the files, because it follows the sync of the files. A restore syncs the complete new
+//!   tree, then records the exchange of the trees, then exchanges them. After a crash, [`Store::restore`] continues from the record.
+//! - *Verified* restore points were read back after the capture. A capture does not mark its restore point as verified.
 
 mod capture;
 mod content;
@@ -64,7 +64,7 @@ pub use walk::{Limits, SkipReason, Skipped};
 #[cfg(test)]
 mod tests;
 
-/// Kills this process at the step whose number is in `POINTS_KILL_AT`. Tests only.
+/// Counts the calls, and kills this process at the call whose number is in `POINTS_KILL_AT`. Tests only.
 #[cfg(test)]
 pub(crate) fn step() {
     use std::sync::{

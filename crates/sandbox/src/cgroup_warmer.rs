@@ -1,8 +1,8 @@
 //! The cgroup warmer: a helper that makes moves of processes into control groups fast.
 //!
-//! Before such a move, the kernel waits for an RCU grace period of 10 to 20 ms, unless another move has just waited for one. While processes are being started, the helper therefore moves
-//! itself into the group that it is already in, every few milliseconds; otherwise it sleeps. `benches/README.md` of the
-//! repository has the figures.
+//! Before such a move, the kernel waits for an RCU grace period of 10 to 20 ms, unless another move has just waited for a grace period.
+//! While processes are being started, the helper therefore moves itself into its own group every few milliseconds. Otherwise the helper
+//! sleeps. `benches/README.md` of the repository has the figures.
 
 use std::{
     io::Write,
@@ -25,7 +25,7 @@ use super::{
 
 /// The interval of moves, shorter than the shortest grace period.
 const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 8_000_000 };
-/// The time for which the helper goes on after the last start.
+/// The time for which the helper continues its moves after the last start of a process.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// The handle of the helper, which ends with this process. Without the helper, starts are slower and nothing else changes.
@@ -54,7 +54,7 @@ impl CgroupWarmer {
         CgroupWarmer { control, process, group, woken: None }
     }
 
-    /// Announces starts of processes.
+    /// Wakes the helper before processes are started.
     pub fn wake(&mut self) {
         let now = Instant::now();
         if self.woken.is_some_and(|woken| now.duration_since(woken) < LINGER / 2) {
@@ -93,8 +93,8 @@ fn run(control: &OwnedFd, group: &ControlGroup, user: Option<UnixUser>) -> ! {
         sys::exit_now(0);
     }
     std::mem::forget(procs);
-    // The file stays usable, because the kernel checks the rights of the process that opened it. Older kernels check the writer; there the
-    // helper exits, and starts are slower.
+    // `cgroup.procs` stays writable without privileges, because the kernel checks the rights of the process that opened the file. Older
+    // kernels check the rights of the writer. With such a kernel, the first write fails, the helper exits, and starts are slower.
     if drop_privileges(user).is_err() {
         sys::exit_now(0);
     }
@@ -112,7 +112,7 @@ fn run(control: &OwnedFd, group: &ControlGroup, user: Option<UnixUser>) -> ! {
                 _ => sys::exit_now(0),
             }
         }
-        // The id 0 is that of the writing process.
+        // In `cgroup.procs`, the id 0 stands for the writing process.
         if (woken || active) && procs.write_all(b"0").is_err() {
             sys::exit_now(0);
         }

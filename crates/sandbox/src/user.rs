@@ -23,7 +23,7 @@ impl UnixUser {
         UnixUser { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
     }
 
-    /// Returns the user whose group has the same number.
+    /// Returns the user with this number and the group with the same number.
     pub fn same(number: u32) -> UnixUser {
         UnixUser { uid: number, gid: number }
     }
@@ -35,9 +35,10 @@ pub fn keep_capabilities(needed: CapabilitySet) -> io::Result<()> {
     Ok(set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?)
 }
 
-/// Drops every privilege and changes to `user`, if there is one; for a process that has just been forked.
+/// Drops every privilege of this process, which has just been forked, and changes to `user`, if there is one.
 pub(crate) fn drop_privileges(user: Option<UnixUser>) -> io::Result<()> {
-    // With an empty bounding set, no later exec can gain a capability. The kernel refuses numbers that it does not know.
+    // With an empty bounding set, no later exec can gain a capability. The removal fails for numbers that are not capabilities of this
+    // kernel; these errors are ignored.
     for capability in 0..64 {
         let _ = remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << capability));
     }
@@ -62,7 +63,7 @@ pub(crate) fn drop_privileges(user: Option<UnixUser>) -> io::Result<()> {
 pub fn hand_over_pipe(descriptor: &OwnedFd, from: UnixUser, to: UnixUser) {
     let is_pipe = |mode| FileType::from_raw_mode(mode) == FileType::Fifo;
     if fstat(descriptor).is_ok_and(|found| is_pipe(found.st_mode) && found.st_uid == from.uid) {
-        // If this fails, only reopening the descriptor is not possible.
+        // If this fails, the process cannot reopen the descriptor, but can still use it.
         let _ = fchown(descriptor, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
     }
 }

@@ -60,7 +60,7 @@ impl Request for ReleaseExport {
             release::rebuild(&context, known.release).await.map_err(|error| of_release(&error))?;
         }
         let pipeline = control.pipeline().clone();
-        // The file is opened before the answer begins, so that the whole file can be sent even if the release is pruned meanwhile.
+        // All files are opened before the answer begins, so that they can be sent even if the release is pruned meanwhile.
         let opened = run_blocking(move || {
             let release = known.release;
             let gone = |error: files::FileError| match error.kind() {
@@ -169,7 +169,7 @@ async fn accept(control: &Control, environment: &Environment, input: OwnedFd) ->
     })
 }
 
-/// Returns the error for a release that was not accepted, with a hint. Other errors are internal.
+/// Converts an error. The refusal of a release gets a hint; other errors are internal.
 fn of_release(error: &ReleaseError) -> CommandError {
     match error {
         ReleaseError::Rejected(refusal) => refused(refusal.to_string()).hint(refusal.hint()),
@@ -195,8 +195,8 @@ fn release_context<'a>(
     control.pipeline().services().release_context(environment, paths)
 }
 
-/// Reads a container on a separate thread, because a slow client would block a thread of the runtime. The thread ends when the future is
-/// dropped.
+/// Reads an exported file on a separate thread, because a slow client would block a thread of the runtime. The thread ends when the future
+/// is dropped.
 async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir, Incoming), CommandError> {
     let cancelled = CancellationToken::new();
     let _guard = cancelled.clone().drop_guard();
@@ -218,7 +218,7 @@ struct Arriving {
 }
 
 impl Arriving {
-    /// Reads a container into a temporary directory, which is deleted with the returned value.
+    /// Reads an exported file into a temporary directory. Dropping the returned `TempDir` deletes the directory.
     fn read(&self, input: Inlet) -> Result<(tempfile::TempDir, Incoming), CommandError> {
         let incoming = self.paths.incoming();
         let failed = |path: &Path, error: io::Error| {
@@ -244,7 +244,7 @@ impl Arriving {
         let size = size.ok_or_else(|| unreadable(&ContainerError::NotAnExport("it holds no archive")))?;
         let release = manifest.release;
         if size != manifest.archive.bytes {
-            let why = format!("its archive has {size} bytes, but {} bytes in the manifest", manifest.archive.bytes);
+            let why = format!("the archive has {size} bytes (expected {}, as in the manifest)", manifest.archive.bytes);
             return Err(of_release(&Refusal::Disagrees { release, why }.into()));
         }
         let path = at(ARCHIVE);
@@ -268,11 +268,12 @@ impl Arriving {
         let needed = manifest.archive.bytes.saturating_add(self.reserve);
         match files::free_space(&self.paths.incoming()) {
             Ok(free) if free.bytes < needed => Err(refused(format!(
-                "cannot import the release: its archive has {} MiB, and of the {} MiB of free disk space, {} MiB are reserved",
-                manifest.archive.bytes >> 20,
+                "cannot import the release: the disk has {} MiB free (expected {} MiB for the archive and {} MiB in reserve)",
                 free.bytes >> 20,
+                manifest.archive.bytes >> 20,
                 self.reserve >> 20
-            ))),
+            ))
+            .hint("free disk space, or lower `limits: {disk_reserve: ...}` in the server file")),
             _ => Ok(manifest),
         }
     }

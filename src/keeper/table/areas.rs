@@ -30,7 +30,7 @@ impl ProcessTable {
         if let Some((env, _)) = &registration.environment {
             let last = self.users.last_environment();
             if *env > last {
-                return Err(format!("environment number {} is too large: the range of user numbers ends at {}", env.0, last.0));
+                return Err(format!("no user numbers are left for environment number {} (expected at most {})", env.0, last.0));
             }
             if *env > self.registry.last_environment() {
                 self.users.check_unshared(*env).map_err(|error| error.with_hint())?;
@@ -40,8 +40,8 @@ impl ProcessTable {
         self.directories.register(registration).map_err(text)
     }
 
-    /// Discards an area and creates an empty one. Answers [`LaunchReply::Busy`] while processes use the area. In a slot, kills
-    /// `larder run` sessions; the caller waits for processes that are being stopped.
+    /// Discards the directory of an area and creates an empty directory in its place, except for a tree. Answers [`LaunchReply::Busy`]
+    /// while processes use the area; the caller repeats the request. If the area is a slot, kills the `larder run` sessions in the slot.
     pub fn reset_area(
         &mut self,
         env: EnvId,
@@ -64,24 +64,25 @@ impl ProcessTable {
         if area == Area::Slot {
             self.end_tasks(env, slot);
         }
-        // A killed process that has not exited yet keeps the renamed directory, which is harmless. Processes of a slot count until they
-        // have exited: they share an overlay, and while it is mounted, the next process would get it with the discarded files.
+        // A killed process may still use the renamed directory until it exits, which is harmless. In a slot, killed processes count as
+        // users until they have exited: the processes of a slot share an overlay, and while this overlay is mounted, the next process
+        // would get the overlay with the discarded files.
         let going = |entry: &ProcessEntry| !entry.supervised() && entry.schedule.is_stopping() && area != Area::Slot;
         let is_user = |entry: &&ProcessEntry| {
             entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
         };
         let mut users: Vec<_> = self.entries.iter().filter(|(_, entry)| is_user(entry)).collect();
-        // A process that is not being stopped comes first, because waiting for the others would not help.
+        // The reason names a process that is not being stopped, if there is one: waiting for the stopped processes would not help.
         users.sort_by_key(|(_, entry)| entry.schedule.kill_at());
         if let Some((id, entry)) = users.first() {
-            let why = format!("process {} ({}) still uses it", id.0, entry.launch.role.as_str());
+            let why = format!("process {} ({}) still uses the directory", id.0, entry.launch.role.as_str());
             let last = users.iter().map(|(_, entry)| entry.schedule.kill_at()).collect::<Option<Vec<_>>>();
             let left = last.and_then(|ends| ends.into_iter().max()).map(|end| end.saturating_duration_since(Instant::now()));
             let left = left.map(|left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX));
             return Ok(LaunchReply::Busy { why, left });
         }
         self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
-        // A process that is about to exit may still use an overlay of the discarded directory.
+        // A process that is about to exit may still use an overlay of the discarded directory. Retired overlays get no new processes.
         self.overlays.retire(&path);
         match area {
             Area::Build | Area::Slot => self.directories.make_scratch(&path, user).map_err(text)?,
@@ -144,7 +145,8 @@ impl ProcessTable {
         self.registry.remove(project, environment)
     }
 
-    /// Removes a discarded directory if it is empty. Otherwise starts a worker that deletes the files of the next user in it.
+    /// Removes a discarded directory if the directory is empty. Otherwise starts a worker as the next of `cleanup_users`; the worker deletes
+    /// the files of this user in the directory.
     pub(super) fn cleanup(&mut self, discarded: Discarded, cleanup_users: VecDeque<SystemUser>) {
         if self.directories.remove_discarded(&discarded).is_ok() {
             return;

@@ -32,7 +32,7 @@ pub enum KeyFileError {
         source: PrivateError,
     },
     /// The file does not contain an unencrypted ed25519 key in OpenSSH's format.
-    #[error("cannot use the {what} {}: it is not an unencrypted ed25519 key in OpenSSH's format; restore it from a backup, or remove it to create a new one (other servers will then reject this server)", path.display())]
+    #[error("cannot use the {what} {}: it is not an unencrypted ed25519 key in OpenSSH's format; restore the file from a backup, or move it away so that larder creates a new key (clients and servers that trust the old key must then trust the new key)", path.display())]
     Content {
         /// The purpose of the key, such as `host key`.
         what: &'static str,

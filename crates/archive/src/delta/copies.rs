@@ -50,7 +50,8 @@ pub(super) struct Description {
 }
 
 impl Description {
-    /// Reduces the reference to the range of the older version that the copies use, and returns that range.
+    /// Changes the copies so that they refer to [`Description::taken`] instead of the whole older version. Returns this range of the older
+    /// version.
     pub fn narrow(&mut self) -> Range<usize> {
         let taken = self.taken.clone();
         if let Some(first) = self.copies.first_mut() {
@@ -253,7 +254,7 @@ mod tests {
         let old = noise(3, 200_000);
         let mut text = old.clone();
         text.iter_mut().step_by(100).for_each(|byte| *byte ^= 1);
-        // A copy has at most five bytes, and one byte is new.
+        // Each of the 2000 changes costs one new byte and at most five bytes for the encoded copy; the limit of 7 leaves a margin.
         assert!(description_of(&old, &text, 0).len() < 2000 * 7);
     }
 
@@ -289,7 +290,7 @@ mod tests {
             assert!(copy(&old, &encode(&[bad], own), length, &mut into).is_none(), "{bad:?}");
         }
         assert!(copy(&old, &[], 0, &mut into).is_none() && copy(&old, &[255; 40], 1000, &mut into).is_none());
-        // A short description of a long text ends the decoding at the stated length.
+        // A short description can stand for a long text. The decoding stops soon after the expected length.
         let many = vec![Copy { own: 0, length: 1000, moved: -1000 }; 1000];
         assert!(copy(&old, &encode(&many, b""), 5000, &mut into).is_none() && into.len() <= 6000);
     }

@@ -1,4 +1,4 @@
-//! The end of a capture: the entries put in order, and the names of one file put together.
+//! The end of a capture: sorts the entries, and joins the several names (hard links) of one file.
 
 use std::{
     collections::HashMap,
@@ -12,13 +12,14 @@ use super::file::{Capture, Dirs, InodeName};
 use crate::{Entry, Kind, LimitKind, PointError, Result, entry::order, index, pool::lock, sys, walk::Found};
 
 impl Capture<'_> {
-    /// Puts the entries in order, with the first name of each file as the file and its other names as hard links to it.
+    /// Returns the sorted entries. If a file has several names, the entry of the first name is the file, and the entries of the other names
+    /// are hard links to this entry.
     pub(super) fn assemble(&self) -> Result<Vec<Entry>> {
         let mut names: HashMap<InodeName, Vec<Vec<u8>>> = HashMap::new();
         for (inode, path) in std::mem::take(&mut *lock(&self.more_names)) {
             names.entry(inode).or_default().push(path);
         }
-        // Positions of files are known once all entries are in order; until then, a hard link has the path of its file.
+        // Maps the path of each hard link to the path of its file. Positions of files are not known before all entries are sorted.
         let mut links: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
         let mut renamed: HashMap<Vec<u8>, Vec<u8>> = HashMap::new();
         for (inode, mut paths) in names {
@@ -76,7 +77,7 @@ impl Capture<'_> {
         Ok(entries)
     }
 
-    /// Captures a file whose first name was removed before it was read, by one of its other names.
+    /// Captures a file by one of `paths`, its other names. The name that was found first was removed before the file was read.
     fn orphan(&self, paths: &[Vec<u8>]) -> Result<Option<Vec<u8>>> {
         for path in paths {
             let (parent, name) = sys::split(path);

@@ -15,14 +15,14 @@ use crate::{
 /// Deploy without a push, follow a deployment, or stop it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without an option, the live commit is deployed again.\n\nA deployment continues when you stop following it (Ctrl-C); only --cancel ends the deployment.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 it failed, 3 it was refused, 4 the project, environment or commit does not exist."
+    after_help = "Without an option, the live commit is deployed again.\n\nA deployment continues when you stop following it (Ctrl-C); only --cancel stops the deployment.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 it failed, 3 it was refused, 4 the project, environment or commit does not exist."
 )]
 pub struct DeployArgs {
     #[command(flatten)]
     on: On,
     #[command(flatten)]
     action: Action,
-    /// Run only these phases, up to bundle, separated by commas, and the phases that they need; then revert all changes
+    /// Run only these phases (separated by commas; the last possible phase is bundle) and the phases that they need, then revert all changes
     #[arg(long, value_name = "PHASE", value_delimiter = ',', conflicts_with_all = ["retry", "follow", "cancel", "unfreeze"])]
     only: Vec<Phase>,
 }

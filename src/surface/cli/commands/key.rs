@@ -107,7 +107,7 @@ impl Command for KeyRemoveArgs {
     }
 }
 
-/// Show this server's own keys: the SSH host key, the key that signs releases, the key that pulls
+/// Show this server's own keys: the SSH host key, the signing key, the pull key
 #[derive(Debug, clap::Args)]
 pub struct KeyShowArgs {}
 

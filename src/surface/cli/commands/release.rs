@@ -62,7 +62,7 @@ impl Command for ReleaseListArgs {
 /// Show, compare, export, import and pin releases
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "A release is named by its number (v42), a tag of its commit (v1.4.0), its id, its commit, or the first digits of either. If several releases have the same commit, the newest is meant. A name like v3 is always a number; refs/tags/v3 is the tag."
+    after_help = "A release is named by its number (v42), a tag of its commit (v1.4.0), its id or its commit. The first four or more characters of an id or a commit are enough. If several releases have the same commit, the commit names the newest of them. A name like v3 is always a number; the tag v3 is named refs/tags/v3."
 )]
 pub enum ReleaseVerb {
     Show(ReleaseShowArgs),

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::control::{self, CommandError, Restarted};
 
-/// Restart all processes of an environment; it does not answer requests meanwhile
+/// Restart all processes of an environment; requests are not answered meanwhile
 #[derive(Debug, clap::Args)]
 pub struct RestartArgs {
     #[command(flatten)]
