@@ -51,7 +51,7 @@ pub(super) struct ManifestHeads(Arc<Mutex<HashMap<PathBuf, KnownHead>>>);
 type KnownHead = Arc<(OfferHead, Blob)>;
 
 impl ManifestHeads {
-    /// Returns the head of the manifest at `path`; reads the file on the first call only.
+    /// Returns the head of the manifest at `path`. Reads the file only if the head is not in the cache.
     pub fn get(&self, path: &Path) -> Result<KnownHead, CommandError> {
         if let Some(known) = self.0.lock().get(path) {
             return Ok(Arc::clone(known));

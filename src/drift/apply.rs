@@ -3,9 +3,8 @@
 //! All conflicts are found before the first file is written. If a write fails afterwards, as on a full disk, a part of the patch stays in
 //! the slot. The caller must empty the slot before any process runs in it.
 //!
-//! A change that the release already contains is skipped, because the fix may
-//! have been committed since the patch was saved. A text file that the release has changed at other lines is merged, as `patch` does.
-//! Every other difference is a conflict.
+//! A change that the release already contains is skipped, because the fix may have been committed since the patch was saved. A text file
+//! that the release has changed at other lines is merged, as `patch` does. Every other difference is a conflict.
 
 use std::{
     fs::File,
@@ -56,7 +55,7 @@ pub fn work(job: &ApplyJob, places: &DriftPaths, text: &File, archive: Option<&F
 
 /// The action at a path.
 enum Move {
-    /// None: the release already contains the change.
+    /// Do nothing, because the release already contains the change.
     There,
     /// Remove the entry.
     Remove,

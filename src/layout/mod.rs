@@ -29,7 +29,7 @@ pub struct Layout {
     /// The entries of a project's directory.
     #[serde(default)]
     pub project: Vec<LayoutEntry>,
-    /// The entries of an environment's directory; each follows the directory that contains it.
+    /// The entries of an environment's directory. A directory is listed before the entries in it.
     #[serde(rename = "places")]
     pub entries: Vec<LayoutEntry>,
 }
@@ -91,7 +91,7 @@ pub enum CreationTime {
 pub struct Viewer {
     /// The uid of the server.
     pub uid: u32,
-    /// True if larder runs as root, where the owners are different users.
+    /// True if larder runs as root. Only then are the owners different users.
     pub system: bool,
 }
 
@@ -127,7 +127,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Returns the differences between the directory `environment` and the layout, one line each, with the remedy. Does not follow links.
+    /// Returns the differences between the directory `environment` and the layout, one line each. Does not follow links.
     pub fn findings(&self, environment: &Path, viewer: Viewer) -> Vec<String> {
         let named = self.entries.iter().filter(|entry| !entry.path.contains('*'));
         named.filter_map(|entry| entry.finding(environment, viewer)).collect()
@@ -198,7 +198,8 @@ impl LayoutEntry {
             LayoutKind::Socket => std::os::unix::fs::FileTypeExt::is_socket(&found),
         };
         if !fits {
-            return Some(format!("{shown} should be a {}", format!("{:?}", self.kind).to_lowercase()));
+            let kind = if self.kind == LayoutKind::Tree { LayoutKind::Directory } else { self.kind };
+            return Some(format!("{shown} is not a {}", format!("{kind:?}").to_lowercase()));
         }
         let owner = format!("{:?}", self.owner).to_lowercase();
         let other = match (viewer.system, self.owner) {
@@ -208,7 +209,7 @@ impl LayoutEntry {
             (true, _) => meta.uid() == 0 || meta.uid() == viewer.uid,
         };
         if other {
-            return Some(format!("{shown} belongs to user {}, who is not the {owner} user", meta.uid()));
+            return Some(format!("{shown} belongs to user {} (expected the {owner} user)", meta.uid()));
         }
         let mode = meta.mode() & 0o7777;
         let wanted = self.bits().filter(|wanted| *wanted != mode)?;

@@ -88,11 +88,11 @@ fn difference_from_the_layout_is_reported() {
     assert!(find().contains("c has the mode 0644; run: chmod 0600 "), "{}", find());
     fs::remove_file(at("c")).unwrap();
     symlink("/etc/passwd", at("c")).unwrap();
-    assert!(find().contains("c should be a file"), "{}", find());
+    assert!(find().contains("c is not a file"), "{}", find());
     fs::create_dir(at("a/b")).unwrap();
-    assert!(find().contains("a/b should be a link"), "{}", find());
+    assert!(find().contains("a/b is not a link"), "{}", find());
     let stranger = Viewer { uid: viewer.uid + 1, system: true };
-    assert!(layout.findings(directory.path(), stranger).iter().any(|line| line.contains("is not the server user")));
+    assert!(layout.findings(directory.path(), stranger).iter().any(|line| line.contains("(expected the server user)")));
 }
 
 #[test]

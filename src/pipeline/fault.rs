@@ -1,10 +1,10 @@
-//! Failpoints: nothing in a product build; in the test build every step can be made to fail and the server to die after every
-//! event of a journal.
+//! Failpoints, which tests use to make any step fail, and to kill the server after any event of a journal. `docs/testing.md` describes
+//! their use. In other builds than test builds, these functions do nothing.
 
 use crate::model::Event;
 
-/// Called when a journal has recorded `event`. `FAILPOINTS="journal.started.deploy.switch=return"` ends the process there as
-/// `kill -9` would.
+/// Kills this process if the failpoint of `event` is active. The journal calls this function after it has recorded the event. Example:
+/// `FAILPOINTS="journal.started.deploy.switch=return"`.
 pub fn after_event(event: &Event) {
     let (word, step) = match event {
         Event::Opened(_) => ("opened", None),
@@ -27,13 +27,13 @@ pub fn after_event(event: &Event) {
     let _ = name;
 }
 
-/// Called when the observers were told of an ending, and this is not recorded yet: `FAILPOINTS="announce.delivered=return"` ends the
-/// process there.
+/// Kills this process if the failpoint `announce.delivered` is active. The caller has announced the end of a deployment to the observers,
+/// and has not recorded the announcement yet.
 pub fn delivered() {
     fail::fail_point!("announce.delivered", |marks| die("announce.delivered", marks));
 }
 
-/// Ends the process at one of the points of the follow-ups (`followups.NAME`).
+/// Kills this process if the failpoint `followups.NAME` of the follow-ups is active.
 pub fn in_followups(name: &'static str) {
     fail::fail_point!(&format!("followups.{name}"), |marks| die(&format!("followups.{name}"), marks));
     let _ = name;
@@ -46,7 +46,7 @@ pub fn step_fails(name: &str) -> bool {
     false
 }
 
-/// Fails as on a full disk where the journal was told to fail with an event (`record.opened`, `record.ended`).
+/// Returns the error of a full disk if a failpoint (`record.opened` or `record.ended`) makes the journal fail to record `event`.
 pub fn record_fails(event: &Event) -> std::io::Result<()> {
     let word = match event {
         Event::Opened(_) => "opened",
@@ -58,7 +58,7 @@ pub fn record_fails(event: &Event) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Panics where the step `name` was told to (`panic.NAME`).
+/// Panics if a failpoint (`panic.NAME`) makes the step `name` panic.
 pub fn step_panics(name: &str) {
     fail::fail_point!(&format!("panic.{name}"));
     let _ = name;
@@ -83,7 +83,7 @@ pub fn everything_twice() -> bool {
     false
 }
 
-/// Waits where chores were told to be slow, with `FAILPOINTS="NAME=sleep(MILLISECONDS)"`.
+/// Waits if the failpoint `name` is active, as with `FAILPOINTS="NAME=sleep(MILLISECONDS)"`.
 pub async fn delay(name: &'static str) {
     if fail::has_failpoints() {
         let _ = tokio::task::spawn_blocking(move || fail::fail_point!(name)).await;
@@ -91,10 +91,12 @@ pub async fn delay(name: &'static str) {
     let _ = name;
 }
 
-/// Ends the process as `kill -9` would. With `return(DIRECTORY)` only once: a file in the directory remembers it, because the next
-/// server has the same failpoints. If the directory has a file `stop`, the process stops instead, and the test that finds the mark
-/// kills it together with its keeper.
-#[allow(dead_code)] // Without failpoints nothing calls it.
+/// Kills this process with SIGKILL.
+///
+/// With `return(DIRECTORY)`, only the first process that reaches the failpoint is killed, although the next server has the same failpoints:
+/// a file in the directory marks the failpoint as used. If the directory contains a file `stop`, the process gets SIGSTOP instead; the test
+/// waits for the mark, and kills the process together with its keeper.
+#[allow(dead_code)] // Without failpoints, this function has no caller.
 fn die(name: &str, marks: Option<String>) {
     let marks = marks.map(std::path::PathBuf::from);
     if marks.as_ref().is_some_and(|marks| std::fs::File::create_new(marks.join(name)).is_err()) {

@@ -17,29 +17,31 @@ use crate::{
     model::{DeploymentId, ProjectName, ReleaseId, UserName},
 };
 
-/// The size in bytes above which a file cannot be one of these.
+/// The maximum size of such a file, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Reads a JSON file; nothing where there is none.
+/// Reads a JSON file. Returns `None` if the file does not exist.
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     if !path.exists() {
         return Ok(None);
     }
     let bytes = files::read_limited(path, MAX_BYTES).map_err(io::Error::other)?;
     let parsed = serde_json::from_slice(&bytes);
-    parsed.map(Some).map_err(|error| io::Error::other(format!("{} is damaged: {error}", path.display())))
+    parsed.map(Some).map_err(|error| io::Error::other(format!("cannot parse {}: {error}", path.display())))
 }
 
-/// Writes a JSON file; when this returns, it survives a power failure.
+/// Writes a JSON file. Returns after the file is on the disk.
 fn write<T: Serialize>(path: &Path, value: &T, mode: u32) -> io::Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;
     bytes.push(b'\n');
     files::write_atomic(path, &bytes, mode).map_err(io::Error::other)
 }
 
-/// The last build number of each project, in `state/builds.json`. Numbers rise with every build of a project, over all its
-/// environments on this server, and none is given twice. They are kept by the project's name and never forgotten: a project that is
-/// created again goes on where the old one ended, so that a production server that compares its numbers is not misled.
+/// The last build number of each project, in `state/builds.json`. Numbers rise with every build of a project, over all its environments on
+/// this server, and no number is used twice.
+///
+/// The file lists projects by name, and keeps the names of destroyed projects. A project that is created again continues with the next
+/// number. Production servers compare build numbers to refuse older releases, so a number must not start again at 1.
 #[derive(Debug)]
 pub struct BuildNumbers {
     path: PathBuf,
@@ -49,20 +51,21 @@ pub struct BuildNumbers {
 #[derive(Debug)]
 struct Numbers {
     last: BTreeMap<ProjectName, u64>,
-    /// True while the file on disk has older numbers.
+    /// True if the file on the disk has older numbers.
     unsaved: bool,
 }
 
 impl BuildNumbers {
-    /// Reads the file at `path`. Without one, all projects begin with 1 or after what [`BuildNumbers::seen`] reports.
+    /// Reads the file at `path`. If the file does not exist, each project begins with 1, or after the highest number that is passed to
+    /// [`BuildNumbers::seen`].
     pub fn open(path: PathBuf) -> io::Result<BuildNumbers> {
         let last = read(&path).map_err(|error| {
-            io::Error::other(format!("{error}\nhint: remove it; numbers then go on after those of the existing releases"))
+            io::Error::other(format!("{error}\nhint: remove the file; numbering then continues after the existing releases"))
         })?;
         Ok(BuildNumbers { path, state: Mutex::new(Numbers { last: last.unwrap_or_default(), unsaved: false }) })
     }
 
-    /// Reports a build number that exists; later builds get higher ones.
+    /// Records that a build number is in use. Later builds get higher numbers.
     pub fn seen(&self, project: &ProjectName, number: u64) {
         let mut state = self.state.lock();
         let last = state.last.entry(project.clone()).or_default();
@@ -72,8 +75,8 @@ impl BuildNumbers {
         }
     }
 
-    /// Returns the next number of a project. It is not on the disk before [`BuildNumbers::save`] has returned; nothing durable may
-    /// follow from it until then.
+    /// Returns the next number of a project. The caller must call [`BuildNumbers::save`] before it writes the number to any other file:
+    /// otherwise, the number could be used twice after a crash.
     pub fn draw(&self, project: &ProjectName) -> u64 {
         let mut state = self.state.lock();
         state.unsaved = true;
@@ -82,7 +85,7 @@ impl BuildNumbers {
         *last
     }
 
-    /// Writes all numbers that were drawn before this was called; when it returns, they survive a power failure.
+    /// Writes all numbers that were drawn before this call. Returns after the numbers are on the disk.
     pub fn save(&self) -> io::Result<()> {
         // The lock is held while the file is written, so that older numbers never replace newer ones.
         let mut state = self.state.lock();
@@ -99,7 +102,7 @@ impl BuildNumbers {
 pub struct Pin {
     /// The user.
     pub by: UserName,
-    /// The time of the first pin; pinning again does not change it.
+    /// The time at which the release was first pinned. A repeated pin does not change this time.
     pub at: Timestamp,
 }
 
@@ -109,7 +112,7 @@ pub struct Pin {
 pub struct Pins(BTreeMap<ReleaseId, Pin>);
 
 impl Pins {
-    /// Reads the file at `path`; no release is pinned where there is none.
+    /// Reads the file at `path`. If the file does not exist, no release is pinned.
     pub fn read(path: &Path) -> io::Result<Pins> {
         read(path).map(Option::unwrap_or_default)
     }
@@ -124,7 +127,7 @@ impl Pins {
         self.0.keys().copied().collect()
     }
 
-    /// Pins or unpins a release, and writes the file. Returns whether that changed anything.
+    /// Pins a release, or unpins it if `pin` is `None`, and writes the file. Returns true if the pins changed.
     pub fn change(path: &Path, release: ReleaseId, pin: Option<Pin>) -> io::Result<bool> {
         let mut pins = Pins::read(path)?;
         let changed = match pin {
@@ -147,12 +150,12 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Reads the values that exist; none where there is no file yet.
+    /// Reads the existing values. If the file does not exist, there are no values.
     pub fn open(path: &Path) -> io::Result<Secrets> {
         Ok(Secrets { path: path.to_owned(), values: read(path)?.unwrap_or_default() })
     }
 
-    /// Returns a value for each of `names`, 64 random hexadecimal digits. A value that exists is returned again.
+    /// Returns a value for each of `names`: the existing value, or 64 new random hexadecimal digits. Returns after new values are on the disk.
     pub fn ensure<'a>(mut self, names: impl Iterator<Item = &'a VariableName>) -> io::Result<Vec<(VariableName, String)>> {
         let names: Vec<_> = names.cloned().collect();
         let missing: Vec<_> = names.iter().filter(|name| !self.values.contains_key(*name)).cloned().collect();
@@ -171,20 +174,21 @@ fn random() -> io::Result<String> {
     Ok(data_encoding::HEXLOWER.encode(&crate::host::random::<32>()?))
 }
 
-/// The record of an environment's postdeploy script, in its `postdeploy.json`: the script runs once in the life of an environment.
+/// The record of an environment's postdeploy script, in the environment's `postdeploy.json`. The script runs once in the life of an
+/// environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Postdeploy {
     /// The deployment that started the script.
     pub deployment: DeploymentId,
     pub started: Timestamp,
-    /// The time at which the script succeeded. Absent while it runs, and for ever if the script or the server was killed meanwhile: then
-    /// it is unknown what the script has done, and it is not repeated.
+    /// The time at which the script succeeded. Absent while the script runs. If the script or the server is killed meanwhile, the time stays
+    /// absent: the effects of the script are then unknown, and the script is not repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
 }
 
 impl Postdeploy {
-    /// Reads the record; nothing where the script has not run.
+    /// Reads the record. Returns `None` if the script was never started, or if its last run failed.
     pub fn read(path: &Path) -> io::Result<Option<Postdeploy>> {
         read(path)
     }
@@ -201,7 +205,7 @@ impl Postdeploy {
         write(path, &self, 0o600)
     }
 
-    /// Removes the record of a script that ended with a failure: the next deployment runs it.
+    /// Removes the record of a script that failed. The next deployment then runs the script again.
     pub fn fail(path: &Path) -> io::Result<()> {
         files::remove_if_present(path).map_err(io::Error::other)
     }
@@ -214,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn build_numbers_rise_and_are_not_given_again_after_a_restart() {
+    fn build_numbers_rise_and_are_not_reused_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("builds.json");
         let (shop, blog) = ("shop".parse().unwrap(), "blog".parse().unwrap());
@@ -223,7 +227,7 @@ mod tests {
         numbers.save().unwrap();
         let numbers = BuildNumbers::open(path.clone()).unwrap();
         assert_eq!([numbers.draw(&shop), numbers.draw(&blog)], [3, 2]);
-        // A number that is known from elsewhere raises them, and never lowers them.
+        // A number that is in use elsewhere raises the counter, and never lowers it.
         numbers.seen(&shop, 40);
         numbers.seen(&shop, 7);
         assert_eq!(numbers.draw(&shop), 41);
@@ -259,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn postdeploy_record_tells_running_ended_and_failed() {
+    fn postdeploy_record_distinguishes_running_succeeded_and_failed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("postdeploy.json");
         assert_eq!(Postdeploy::read(&path).unwrap(), None);

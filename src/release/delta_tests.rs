@@ -366,7 +366,7 @@ fn delta_with_another_base_or_target_is_refused() {
     // A delta is refused with the manifest of another release.
     let mut told = manifest(&world.delta, world.old.manifest.clone()).unwrap();
     told.release = other.release;
-    assert!(world.install(&world.delta, &told, false).unwrap_err().to_string().contains("it leads to release"));
+    assert!(world.install(&world.delta, &told, false).unwrap_err().to_string().contains("it makes release"));
     // A delta is refused if its base is not installed.
     std::fs::remove_dir_all(&world.old.tree).unwrap();
     assert!(world.apply(&world.delta, false).unwrap_err().to_string().contains("not installed here"));

@@ -20,11 +20,11 @@ pub struct ReleaseSummary {
 /// The limits of retention. A release that exceeds any of them is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
-    /// The most good releases.
+    /// The maximum number of good releases.
     pub releases: usize,
-    /// The greatest age at the time `now`.
+    /// The maximum age of a release at the time `now`.
     pub age: Option<Duration>,
-    /// The most bytes of all archives together. The newest releases are kept.
+    /// The maximum size of all archives together, in bytes. The newest releases are kept.
     pub bytes: Option<u64>,
     /// The current time.
     pub now: Timestamp,
@@ -44,7 +44,7 @@ pub fn prune_plan(
     newest_first.sort_unstable_by_key(|info| std::cmp::Reverse(info.id));
     let newest_good = newest_first.iter().find(|info| info.good).map(|info| info.id);
     let safe: BTreeSet<ReleaseId> = pinned.iter().copied().chain(live).chain(previous).collect();
-    // Releases that must stay are counted first, however old they are.
+    // Releases that must stay are counted first, whatever their age.
     let mut left = keep.bytes.map(|bytes| {
         let taken =
             newest_first.iter().filter(|info| safe.contains(&info.id)).map(|info| info.bytes).fold(0, u64::saturating_add);
@@ -65,7 +65,7 @@ pub fn prune_plan(
     let mut kept = safe.clone();
     let good = newest_first.iter().filter(|info| info.good).take(keep.releases);
     kept.extend(good.filter(|info| young(info) && fits(info)).map(|info| info.id));
-    // Releases after the newest good one may still go live, or have just failed and may be examined.
+    // Releases that are newer than the newest good release are kept: they may still go live, or have just failed and may be examined.
     kept.extend(
         newest_first.iter().filter(|info| !info.good && newest_good.is_none_or(|good| info.id > good)).map(|info| info.id),
     );
@@ -84,7 +84,7 @@ mod tests {
         Keep { releases, age: None, bytes: None, now: Timestamp::from_second(11_000).unwrap() }
     }
 
-    /// Returns ten releases of 100 bytes, one every thousand seconds. Those with an index in `good` have been live.
+    /// Returns ten releases of 100 bytes, one every thousand seconds. The releases with an index in `good` have been live.
     fn ten(good: &[usize]) -> (Vec<ReleaseId>, Vec<ReleaseSummary>) {
         let ids: Vec<ReleaseId> = (1..=10).map(|n| id(n * 1000)).collect();
         let infos = ids.iter().enumerate().map(|(n, id)| ReleaseSummary { id: *id, good: good.contains(&n), bytes: 100 });

@@ -13,8 +13,8 @@
 //! - *A patch* is one plain zstd frame whose text may refer to another text that sender and receiver have (`patch.rs`).
 //! - *Memory*: a frame has at most 8 MiB before compression, or contains a single larger file, which is streamed. Each thread of the writer
 //!   holds one uncompressed frame. At most three compressed frames per thread are in progress or queued, in buffers that are reused. This
-//!   takes 33 MiB per thread and 8 MiB more; the first larger file takes about 100 MiB more. Each thread of a reader holds one frame,
-//!   compressed and uncompressed.
+//!   takes 33 MiB per thread and 8 MiB more. The compressor for larger files, which is shared by all of them, takes about 100 MiB more. Each
+//!   thread of a reader holds one frame, compressed and uncompressed.
 //! - *Versions*: other compression settings give other archives of the same tree (`settings.rs`). Frames of such an archive are not
 //!   copied. Packing an installed release fails if the archive does not have the digest in the manifest.
 

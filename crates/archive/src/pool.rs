@@ -1,4 +1,4 @@
-//! Parallel loops over threads: [`ordered`] passes on results in order and limits how many of them wait.
+//! Parallel loops in several threads. [`ordered`] passes the results on in order, and limits the number of results that wait.
 
 use std::{
     collections::BTreeMap,
@@ -58,7 +58,7 @@ pub fn ordered<T: Send, S, E: Send>(
             match shared.give(index) {
                 Some(Ok(made)) => consume(index, made)?,
                 Some(Err(e)) => return Err(e),
-                None => break, // a worker has panicked; the scope panics, too
+                None => break, // a thread has panicked; the end of the scope resumes the panic
             }
         }
         Ok(())
@@ -101,7 +101,7 @@ impl<T, E> Shared<T, E> {
     }
 }
 
-/// Notes the end of a thread when it is dropped, also after a panic.
+/// A guard in each thread. Dropping the guard counts the thread as ended, also after a panic.
 struct Leaving<'a, T, E>(&'a Shared<T, E>);
 
 impl<T, E> Drop for Leaving<'_, T, E> {
@@ -115,7 +115,7 @@ impl<T, E> Drop for Leaving<'_, T, E> {
     }
 }
 
-/// Stops the threads when it is dropped.
+/// A guard in the consumer. Dropping the guard stops the threads.
 struct Stopping<'a, T, E>(&'a Shared<T, E>);
 
 impl<T, E> Drop for Stopping<'_, T, E> {

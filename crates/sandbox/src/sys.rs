@@ -27,12 +27,12 @@ fn check(result: c_long) -> io::Result<c_long> {
 
 /// Forks into the new namespaces of `flags` (`CLONE_NEW*`).
 ///
-/// The caller must have a single thread; then the child may do anything, including allocation.
+/// The calling process must have a single thread. The child may then do anything, including allocation.
 pub fn fork(flags: c_int) -> io::Result<Forked> {
     let mut pidfd: c_int = -1;
     let flags = c_long::from(flags | libc::CLONE_PIDFD | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM and with no stack given this is fork(2); the kernel writes the descriptor to `pidfd`, third
-    // argument on x86-64, aarch64, arm and riscv alike. The process has one thread, so no lock is held by another one.
+    // SAFETY: without CLONE_VM and without a stack, this call is fork(2). The kernel writes the descriptor to `pidfd`, the third argument on
+    // x86-64, aarch64, arm and riscv. The process has one thread, so no other thread holds a lock.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone, flags, 0 as c_long, &raw mut pidfd, 0 as c_long, 0 as c_long) })?;
     if pid == 0 {
         return Ok(Forked::Child);
@@ -51,7 +51,7 @@ pub fn exit_now(code: c_int) -> ! {
 ///
 /// Only for a process that has just been forked: all existing `OwnedFd` values become invalid, and must be neither used nor dropped.
 pub fn arrange(descriptors: &[RawFd], private: usize) -> io::Result<()> {
-    // Duplicated first, so that no target overwrites a source that is still needed.
+    // All descriptors are first duplicated to high numbers, so that no target overwrites a source that is still needed.
     let mut aside = Vec::with_capacity(descriptors.len());
     for &descriptor in descriptors {
         // SAFETY: fcntl takes a number, and fails if no descriptor with this number is open.
@@ -104,7 +104,7 @@ pub fn collect_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
-/// Blocks `signals` and returns a descriptor that becomes readable when one arrives.
+/// Blocks `signals` and returns a descriptor that becomes readable when one of these signals arrives.
 pub fn signal_descriptor(signals: &[rustix::process::Signal]) -> io::Result<OwnedFd> {
     // SAFETY: `set` is a local that the calls fill and read.
     unsafe {
@@ -119,7 +119,7 @@ pub fn signal_descriptor(signals: &[rustix::process::Signal]) -> io::Result<Owne
     }
 }
 
-/// Executes the program behind `program`; returns only on failure.
+/// Executes the program whose file is open as `program`. Returns only on failure.
 pub fn exec(program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()

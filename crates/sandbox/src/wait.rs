@@ -1,4 +1,4 @@
-//! Waiting for descriptors and signals.
+//! Waits for descriptors and signals.
 
 use std::{
     io,
@@ -26,12 +26,12 @@ impl<'fd, T> Readiness<'fd, T> {
         Readiness { polled: Vec::new(), values: Vec::new() }
     }
 
-    /// Adds a descriptor that becomes readable.
+    /// Adds a descriptor, to wait until it is readable.
     pub fn read(&mut self, descriptor: &'fd impl AsFd, value: T) {
         self.add(descriptor, PollFlags::IN, value);
     }
 
-    /// Adds a descriptor that becomes readable or writable.
+    /// Adds a descriptor, to wait until it is readable or writable.
     pub fn read_and_write(&mut self, descriptor: &'fd impl AsFd, value: T) {
         self.add(descriptor, PollFlags::IN | PollFlags::OUT, value);
     }
@@ -41,10 +41,10 @@ impl<'fd, T> Readiness<'fd, T> {
         self.values.push(value);
     }
 
-    /// Waits for any of the descriptors, or until `deadline`; returns the values of those that are ready.
+    /// Waits until any of the descriptors is ready, or until `deadline`. Returns the values of the descriptors that are ready.
     pub fn wait(mut self, deadline: Option<Instant>) -> io::Result<Vec<T>> {
         let timeout = deadline.map(|at| {
-            // Rounded up, so that the deadline has passed after the wait.
+            // The timeout is rounded up, so that the deadline has passed after the wait.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
         });
@@ -68,7 +68,7 @@ impl<T> Default for Readiness<'_, T> {
 pub struct SignalReceiver(OwnedFd);
 
 impl SignalReceiver {
-    /// Blocks `signals`; from now on, they are only received here.
+    /// Blocks `signals`. From now on, this process receives them only through this value.
     pub fn new(signals: &[Signal]) -> io::Result<SignalReceiver> {
         sys::signal_descriptor(signals).map(SignalReceiver)
     }

@@ -49,7 +49,7 @@ fn heroku_server_scripts_start_phps_own_server() {
 }
 
 #[test]
-fn user_ini_counts_for_php_processes() {
+fn user_ini_applies_to_php_processes() {
     let project = Project::new(&[("public/index.php", "<?php\n"), ("public/.user.ini", "upload_max_filesize=64M\n")]);
     project.program("php", PHP);
     project.compiled("php", &[]);

@@ -1,4 +1,4 @@
-//! Applies deltas: makes the new files from patches and from the installed tree of the old release.
+//! Applies deltas: creates the files of the new release from patches and from the installed tree of the old release.
 
 use std::{fs::File, os::unix::fs::FileExt, sync::mpsc};
 
@@ -23,14 +23,14 @@ pub struct Delta<'a> {
     groups: Vec<Resolved>,
 }
 
-/// The origin of the content of a file that is not linked from the same path.
+/// The origin of the content of a file of the new release, unless the file is a hard link to the unchanged old file at the same path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentOrigin {
     /// The file is empty, or the entry is not a file.
     Nowhere,
-    /// An old file, by index.
+    /// A file of the old release, by its index.
     Old(usize),
-    /// Another new file, by index, which is written earlier.
+    /// Another file of the new release, by its index. This file is written earlier.
     New(usize),
     /// A patch.
     Patch,
@@ -48,7 +48,7 @@ impl<'a> Delta<'a> {
         let outline = Outline::read(file)?;
         outline.starts_from(&old.id, &old.tree)?;
         if (outline.target.as_str(), &outline.target_tree) != (new.id.as_str(), new.tree.as_bytes()) {
-            return Err(refused(format!("it leads to release {}, not to {}", outline.target, new.id)));
+            return Err(refused(format!("it makes release {} (expected {})", outline.target, new.id)));
         }
         let (_, there) = compared(old.entries, new.entries);
         let known = entries::contents(old.entries, new.entries, &there);
@@ -102,7 +102,7 @@ impl<'a> Delta<'a> {
             [file] => self.one(file, group, reader, sink),
             _ => self.many(group, reader, sink),
         };
-        // If a base is damaged, this is the error to report.
+        // A damaged file of the old release also makes the new file wrong. In this case, the damaged file is reported instead.
         if let Err(DeltaError::Archive { source: ArchiveError::Patch { .. } | ArchiveError::Digest { .. }, .. }) = &done {
             for (index, _) in group.members.iter().filter_map(|file| file.base) {
                 reader.old.open(index)?.verify(&mut reader.buffer)?;
@@ -163,7 +163,7 @@ impl<'a> Delta<'a> {
                     reader.text = used.try_recv().unwrap_or_default();
                     let text = self.part(file, part, at, &mut reader).map(|()| std::mem::take(&mut reader.text));
                     let failed = text.is_err();
-                    // The receiver was dropped after a write error.
+                    // `send` fails if the receiver was dropped after a write error.
                     if send.send(text).is_err() || failed {
                         return;
                     }
@@ -188,7 +188,7 @@ impl<'a> Delta<'a> {
         self.unpack(part, at, reader)
     }
 
-    /// Writes start, middle and end of a file.
+    /// Writes a file: the start and the end from the old version, and `middle` between them. Checks the digest of the file.
     fn write<'r>(
         &self,
         file: &groups::File,
@@ -221,7 +221,7 @@ impl<'a> Delta<'a> {
         sink.end().map_err(format::accepted)
     }
 
-    /// Decompresses a patch with `reader.reference` to `reader.text`.
+    /// Decompresses a patch to `reader.text`. The patch may copy from `reader.reference`.
     fn unpack(&self, part: &Part, at: u64, reader: &mut GroupReader<'_>) -> Result<(), DeltaError> {
         reader.packed.resize(part.packed as usize, 0);
         self.file.read_exact_at(&mut reader.packed, at).map_err(|e| format::failed("read", e))?;
@@ -233,7 +233,8 @@ impl<'a> Delta<'a> {
             return unpack(reference, packed, part.raw as usize, text).map_err(format::accepted);
         }
         unpack(&[], packed, part.told as usize, told).map_err(format::accepted)?;
-        let wrong = || format::accepted(ArchiveError::Patch { why: "its description contradicts its size" });
+        let wrong =
+            || format::accepted(ArchiveError::Patch { why: "its list of copies does not give a text of the expected size" });
         copies::copy(reference, told, part.raw as usize, text).ok_or_else(wrong)
     }
 }
