@@ -165,7 +165,7 @@ impl Settings {
         self
     }
 
-    /// Returns the time that requests have to finish in this release after a switch to the next one, at most the
+    /// Returns the time limit for requests in flight to this release after a switch to the next release. A higher value is lowered to the
     /// maximum.
     pub fn drain(&self) -> TimeSpan {
         self.drain.min(TimeSpan::MAX_DRAIN)

@@ -191,7 +191,7 @@ impl<'f> ConfigReader<'f> {
         self.value(node, key, TimeSpan::EXPECTED, str::parse)
     }
 
-    /// Reads a time that the server limits.
+    /// Reads a time of at most `max`.
     pub fn time_within(&mut self, node: &Node, key: &str, max: TimeSpan) -> Option<TimeSpan> {
         let time = self.time(node, key)?;
         if time > max {

@@ -51,7 +51,7 @@ pub struct Settings {
     pub domains: Vec<Domain>,
     /// The way to stop processes that have no setting of their own.
     pub stop: Stop,
-    /// The time that requests have to finish in the old release after a switch.
+    /// The time limit for requests in flight to the old release after a switch.
     pub drain: TimeSpan,
     /// The recipe's limit for the number of releases; see [`Settings::retention`].
     pub keep_releases: Option<u16>,
@@ -301,7 +301,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::value(
         "drain",
-        "The time that requests have to finish in this release after a switch to the next one, at most 15m.",
+        "The time limit for requests in flight to this release after a switch to the next release, at most 15m.",
         Is("30s"),
         "30s",
         |reader, node, key, draft| {

@@ -10,10 +10,10 @@ pub use super::{
 };
 use crate::model::{Origin, Phase};
 
-/// A boxed future, as a step returns it.
+/// The boxed future that [`Step::run`] and [`Step::undo`] return.
 pub type Work<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
 
-/// The permits and locks that a step holds while it works, as [`Step::acquire`] returns them.
+/// The boxed future that [`Step::acquire`] returns. Its output is the permits and locks that the step holds while it works.
 pub type Acquired<'a> = Pin<Box<dyn Future<Output = Result<Vec<Box<dyn Send>>, Failure>> + Send + 'a>>;
 
 /// Returns the permit of a resource, for [`Step::acquire`]. A rollback needs none.
@@ -29,42 +29,43 @@ pub fn permit(deployment: &Deployment, resource: Resource) -> Acquired<'_> {
 
 /// A unit of work that a deployment does and can revert.
 ///
-/// Both directions may safely run twice, because a server that was killed cannot know how far a step got. `undo` must not need
-/// anything that `run` failed to make, and must not fail for any reason but a broken machine: if it does, the environment is
-/// frozen until a person unfreezes it.
+/// `run` and `undo` may safely run twice, because the journal does not show how far a step got before the server was killed. `undo`
+/// must also work if `run` created only a part of its results. `undo` may fail only because of the machine, such as a full disk: a
+/// failed `undo` freezes the environment until a person unfreezes it.
 pub trait Step: Send + Sync {
-    /// The name in the journal, in `larder plan` and in the fault tests: `phase.word`.
+    /// Returns the name of the step in the journal, in `larder plan` and in the fault tests: `phase.word`.
     fn name(&self) -> &'static str;
 
-    /// The phase that the step belongs to.
+    /// Returns the phase that the step belongs to.
     fn phase(&self) -> Phase;
 
-    /// One line for `larder plan`.
+    /// Returns the description of the step that `larder plan` shows, on one line.
     fn about(&self) -> &'static str;
 
-    /// Returns true if the work outlives a power cut: the `started` event must then be on the disk before the work begins. A step that
-    /// works in scratch directories and in memory only, or has nothing to do this time, returns `false`: after a power cut there
-    /// is nothing to revert.
+    /// Returns true if results of the work may outlast a power cut. The `started` event is then synced to the disk before the work begins.
+    /// A step returns false if it works only in scratch directories and memory, or has nothing to do: after a power cut, the step then
+    /// has nothing to revert.
     fn is_durable(&self, deployment: &Deployment) -> bool {
         let _ = deployment;
         true
     }
 
-    /// Waits for what the step holds while it works. The wait does not count towards the time limit, and a cancel ends it.
+    /// Waits for the permits and locks that the step holds while it works. The wait does not count towards the time limit. A cancel ends
+    /// the wait.
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
         let _ = deployment;
         Box::pin(async { Ok(Vec::new()) })
     }
 
-    /// The time limit of the work, and the failure if it takes longer.
+    /// Returns the time limit of the work, and the failure of a step that exceeds the limit.
     fn limit(&self, deployment: &Deployment) -> (Duration, Failure) {
         let limit = deployment.time_limit(self.phase());
         let late = Failure::pusher(format!("took longer than {}", seconds(limit)));
-        (limit, late.hint(format!("`timeouts: {{{}: ...}}` in larder.yml gives it more time", self.phase())))
+        (limit, late.hint(format!("raise `timeouts: {{{}: ...}}` in larder.yml", self.phase())))
     }
 
-    /// Returns true if a cancel or the time limit may interrupt the work. A step that is short, and that leaves half a state behind
-    /// if it is cut, returns `false`; a cancel then takes effect before the next step.
+    /// Returns true if a cancel or the time limit may interrupt the work. A step returns false if it is short and an interruption would
+    /// leave a partial state. A cancel then takes effect before the next step.
     fn interruptible(&self) -> bool {
         true
     }

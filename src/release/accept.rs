@@ -148,7 +148,7 @@ pub async fn verify_archive(context: &WorkerContext<'_>, archive: File, manifest
     run(context, "verify", Role::Verify, None, &job, vec![OwnedFd::from(archive), OwnedFd::from(manifest)]).await
 }
 
-/// Reads and checks the manifest of a deliverable, for which no archive is needed.
+/// Reads and checks the manifest of a deliverable. The check does not need the archive.
 fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[PublicKey]) -> Result<Manifest, ReleaseError> {
     match body {
         Body::Archive { manifest, .. } => accept_manifest(paths, manifest, expect, trust),

@@ -1,4 +1,5 @@
-//! System calls on paths below an open directory. No function here follows a link or leaves its directory.
+//! System calls on paths below an open directory. The functions do not follow links and do not leave the directory; `open_to_empty` names
+//! an exception.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -89,7 +90,8 @@ pub(crate) fn stat_fd(fd: impl AsFd) -> Result<Stat> {
     Ok(statx(fd, c"", AtFlags::EMPTY_PATH, FIELDS)?.into())
 }
 
-/// Opens the directory at `path` below `root`; the empty path is the root itself. EXDEV if a mount would be crossed.
+/// Opens the directory at `path` below `root`; the empty path is the root itself. Fails with EXDEV at a mount point, unless
+/// `cross_mounts` is set.
 pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &[u8], cross_mounts: bool) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     if path.is_empty() {
@@ -100,7 +102,7 @@ pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &[u8], cross_mounts: bool) ->
         resolve |= ResolveFlags::NO_XDEV;
     }
     match openat2(root, OsStr::from_bytes(path), flags, Mode::empty(), resolve) {
-        // EPERM, ENOSYS: a seccomp filter or kernel older than the call. EAGAIN: a rename raced with the resolution.
+        // ENOSYS or EPERM: the kernel or the seccomp filter is older than openat2(2). EAGAIN: a rename raced with the resolution.
         Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => open_by_parts(root, path, flags, cross_mounts),
         other => other,
     }
@@ -122,19 +124,19 @@ fn open_by_parts(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, cross_mounts:
     at.ok_or(Errno::INVAL)
 }
 
-/// Opens a file for reading. A FIFO does not block: the caller looks at what it got.
+/// Opens a file for reading. A FIFO does not block the call; the caller must check the type of the opened file.
 pub(crate) fn open_file(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty())
 }
 
-/// Creates a file that must not exist, 0600.
+/// Creates a file with mode 0600. Fails if the name exists.
 pub(crate) fn create_file(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::from_raw_mode(0o600))
 }
 
-/// Creates a directory that must not exist, 0700.
+/// Creates a directory with mode 0700. Fails if the name exists.
 pub(crate) fn create_dir(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     mkdirat(dir, name, Mode::from_raw_mode(0o700))
 }
@@ -154,7 +156,7 @@ pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
     if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
 }
 
-/// Calls `each` with the names in a directory, without `.` and `..`. Threads must not share the descriptor, which has a position.
+/// Calls `each` with the names in a directory, without `.` and `..`. Threads must not share `dir`, because the call moves its position.
 pub(crate) fn each_name<E: From<Errno>>(
     dir: BorrowedFd<'_>,
     mut each: impl FnMut(&[u8]) -> std::result::Result<(), E>,
@@ -172,7 +174,7 @@ pub(crate) fn each_name<E: From<Errno>>(
     Ok(())
 }
 
-/// Returns true if the directory holds nothing.
+/// Returns true if the directory is empty.
 pub(crate) fn is_empty(dir: BorrowedFd<'_>) -> Result<bool> {
     let mut found = false;
     each_name(dir, |_| -> Result<()> {
@@ -182,8 +184,9 @@ pub(crate) fn is_empty(dir: BorrowedFd<'_>) -> Result<bool> {
     Ok(!found)
 }
 
-/// Removes what `name` is, with everything below it; absent is well. Directories are flattened on the way, so that neither the depth of
-/// the tree nor the length of its paths matters, and at most two are open. Another process may remove the same tree.
+/// Removes the file or directory `name` with everything below it. A missing `name` is not an error. Subdirectories are moved up to the
+/// top before they are removed, so the depth of the tree and the length of its paths do not matter, and at most two directories are
+/// open. Another process may remove the same tree at the same time.
 pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     match unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -212,7 +215,7 @@ pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     ignore_absent(unlinkat(dir, name, AtFlags::REMOVEDIR))
 }
 
-/// Removes a child of `top`; directories inside of it become children of `top` under new names.
+/// Removes a child of `top`. Directories inside the child become children of `top` under new names.
 fn empty_into(top: BorrowedFd<'_>, child: &OsStr, moved: &mut u64) -> Result<()> {
     match unlinkat(top, child, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -239,7 +242,7 @@ fn empty_into(top: BorrowedFd<'_>, child: &OsStr, moved: &mut u64) -> Result<()>
             let unique = format!(".{moved}");
             match renameat_with(&inner, &name, top, unique.as_str(), RenameFlags::NOREPLACE) {
                 Err(Errno::EXIST) => {}
-                // A directory without write permission cannot change its parent.
+                // Moving a directory changes its `..` entry, which needs write permission for the directory.
                 Err(Errno::ACCESS) => {
                     drop(open_to_empty(inner.as_fd(), &name)?);
                     ignore_absent(renameat_with(&inner, &name, top, unique.as_str(), RenameFlags::NOREPLACE))?;
@@ -255,11 +258,11 @@ fn empty_into(top: BorrowedFd<'_>, child: &OsStr, moved: &mut u64) -> Result<()>
     ignore_absent(unlinkat(top, child, AtFlags::REMOVEDIR))
 }
 
-/// Opens a directory whose content is to be removed, and permits that.
+/// Opens a directory to remove its content. Adds missing permissions of the owner.
 fn open_to_empty(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = match openat(dir, name, flags, Mode::empty()) {
-        // Only without root: a link that takes the name meanwhile leads to files of the same user.
+        // This happens only without root. A link that replaces the directory is followed, but only files of the same user can change.
         Err(Errno::ACCESS) => {
             rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
             openat(dir, name, flags, Mode::empty())?

@@ -1,4 +1,4 @@
-//! The walk over live sources: by several threads, within limits, and without following links.
+//! The walk over live sources. Several threads walk, within limits, and do not follow links.
 
 use std::{
     collections::HashSet,
@@ -33,7 +33,7 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of all files, holes included.
     pub bytes: u64,
-    /// Bytes of one path below the directory of the sources. At most 4095 count.
+    /// Bytes of one path below the directory of the sources. A higher value than 4095 has the effect of 4095.
     pub path_bytes: u64,
     /// Bytes of the extended attributes of one file.
     pub xattr_bytes: u64,
@@ -60,28 +60,28 @@ pub enum SkipReason {
     Device,
     /// Another file system or a bind mount.
     Mount,
-    /// The user of the capture may not read it.
+    /// A file or directory that the user of the capture has no permission to read.
     Unreadable,
-    /// It disappeared or became something else during the walk.
+    /// A file or directory that was removed or replaced during the walk.
     Changed,
 }
 
 /// A live file that was left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// The path, with other characters in place of bytes that are not UTF-8.
+    /// The path, with U+FFFD in place of bytes that are not UTF-8.
     pub path: String,
     /// The reason.
     pub reason: SkipReason,
 }
 
-/// The most skipped files that are listed. All are counted.
+/// The maximum number of skipped files in the list. Further skipped files are only counted.
 const MAX_SKIPPED: usize = 1000;
 
-/// The files of one directory that a thread handles at once.
+/// The number of names of one directory in one task.
 const BATCH: usize = 128;
 
-/// The bounds and the way of a walk.
+/// The sources, limits, options and counters of a walk.
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     pub base: BorrowedFd<'a>,
@@ -94,13 +94,13 @@ pub(crate) struct Walk<'a> {
     pub counts: Counts,
 }
 
-/// The numbers of a walk so far.
+/// The counters of a walk in progress.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
     entries: AtomicU64,
     bytes: AtomicU64,
     skipped: AtomicU64,
-    /// Skipped files that would make a copy inexact: unreadable and changed ones.
+    /// The number of skipped files that are missing in the copy: unreadable and changed files.
     missed: AtomicU64,
     list: Mutex<Vec<Skipped>>,
 }
@@ -126,10 +126,10 @@ impl Found {
     }
 }
 
-/// The actions of a walk. Called by several threads; a directory comes before what is in it.
+/// The callbacks of a walk, which several threads call. The callback for a directory is called before those for its content.
 pub(crate) trait Visit: Sync {
     fn directory(&self, path: &[u8], dir: BorrowedFd<'_>, stat: &Stat) -> Result<()>;
-    /// Handles regular files of one directory. A unit belongs together: a file with its side files.
+    /// Handles regular files of one directory. `is_unit` is true if the files are one source: a file with its side files.
     fn files(&self, source: usize, dir: BorrowedFd<'_>, files: Vec<Found>, is_unit: bool) -> Result<()>;
     fn symlink(&self, path: &[u8], stat: &Stat, target: Vec<u8>) -> Result<()>;
 }
@@ -141,7 +141,7 @@ enum Task {
 }
 
 impl Walk<'_> {
-    /// Walks over all sources. Returns the positions of those that are absent.
+    /// Walks over all sources. Returns the positions of the absent sources.
     pub(crate) fn run(&self, visit: &impl Visit) -> Result<HashSet<usize>> {
         let absent = Mutex::new(HashSet::new());
         let first = (0..self.sources.len()).map(Task::Source).collect();
@@ -169,7 +169,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Skips a file that is gone or, with the option, unreadable. Other errors remain errors.
+    /// Skips a file that was removed or replaced, is on another mount, or is unreadable while `skip_unreadable` is set. Returns any other
+    /// error.
     pub(crate) fn skip_or_fail(&self, doing: &'static str, path: &[u8], error: Errno) -> Result<()> {
         let reason = match error {
             Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO => SkipReason::Changed,
@@ -185,7 +186,7 @@ impl Walk<'_> {
         if seen <= limit {
             return Ok(());
         }
-        // No longer than the limit of the kernel: the message would be as long as the path.
+        // The message shows at most as many bytes of the path as the kernel accepts, because a path can be of any length.
         let path = path.get(..MAX_PATH).unwrap_or(path);
         Err(PointError::Limit { what, seen, limit, path: OsStr::from_bytes(path).into() })
     }
@@ -202,7 +203,7 @@ impl Walk<'_> {
         self.limit(LimitKind::Bytes, before.saturating_add(found.stat.size), self.limits.bytes, &found.path)
     }
 
-    /// Starts with a source. Returns false if it is absent.
+    /// Visits a source that is a file, or queues the task for a source that is a directory. Returns false if the source is absent.
     fn source(&self, tasks: &Tasks<Task>, visit: &impl Visit, at: usize) -> Result<bool> {
         let Some(source) = self.sources.get(at) else { return Ok(false) };
         let bad = |why| Err(PointError::Source { source_path: source.path.clone(), why });
@@ -271,7 +272,7 @@ impl Walk<'_> {
             Failure::Point(error) => error,
         })?;
         if !names.is_empty() {
-            // The directory is open, and most are small: no other task for its last names.
+            // The last names need no task of their own: the directory is open already, and most directories have few names.
             self.names(tasks, visit, source, path, dir.as_fd(), names)?;
         }
         Ok(())

@@ -60,7 +60,7 @@ pub(crate) fn in_child(namespaces: i32, act: impl FnOnce() -> io::Result<()>) ->
             let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
             match status.and_then(|status| status.exit_status()) {
                 Some(0) => Ok(()),
-                _ if text.is_empty() => Err(io::Error::other("the child process that tried it was killed")),
+                _ if text.is_empty() => Err(io::Error::other("the child process of the probe was killed")),
                 _ => Err(io::Error::other(text)),
             }
         }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn failure_in_child_is_returned_with_its_cause() {
-        // Forking needs a process with one thread; the children of this test allocate nearly nothing.
+        // In a process with several threads, a forked child can deadlock in the allocator. These children allocate almost nothing.
         assert!(in_child(0, || Ok(())).is_ok());
         let refused = in_child(0, || Err(io::ErrorKind::PermissionDenied.into())).unwrap_err();
         assert_eq!(refused.to_string(), "permission denied");

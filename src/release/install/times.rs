@@ -1,6 +1,6 @@
-//! Times of installed files. A browser asks for a page with the time of the copy that it has, and many servers (Python's, PHP's, Go's)
-//! answer 304 if their file is not newer. A file that differs from that of the live release must therefore be newer than everything that
-//! the live release has served at this path, also after a rollback to a tree that was installed long ago.
+//! The modification times of installed files. A browser sends the time of its cached copy (`If-Modified-Since`), and many servers
+//! (Python's, PHP's, Go's) answer 304 if their file is not newer. If a file differs from the live release's file at the same path, it must
+//! therefore be newer than everything that the live release has served at this path. This also applies to a rollback to an old tree.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +19,7 @@ use crate::{
     model::{Entry, EntryKind},
 };
 
-/// The live release, as far as it determines the times of files that replace its own.
+/// The facts about the live release that determine the times of the files that replace its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveSince {
     /// The time of the switch to the live release, in seconds since 1970.
@@ -28,12 +28,13 @@ pub struct LiveSince {
     pub is_previous: bool,
 }
 
-/// The time after a switch in which files of the live release may be newer than the switch: a file that replaces one of the same second
-/// gets the time of the next second, and so on.
+/// The period after a switch in which files of the live release may be newer than the switch, in seconds. If a file replaces a file with
+/// the same time, it gets the next second, so several fast deployments give files a time in the future.
 const AHEAD: u64 = 60;
 
-/// Gives every file that differs from the live release a time after the switch to it, unless it has one. The unit is the second, as in
-/// HTTP. `previous` is the job's previous release, with its tree. Returns the number of files whose time could not be set; these are no reason to refuse a release.
+/// Sets the time of every file that differs from the live release to a time after the switch to the live release, unless the file is
+/// newer already. Times are compared in seconds, as in HTTP. `previous` is the job's previous release, with its tree. Returns the number of
+/// files whose time could not be set; the release is installed nevertheless.
 ///
 /// A file that is shared with other releases gets the new time there, too. This costs visitors of these releases one more transfer.
 pub(super) fn renew(
@@ -46,7 +47,7 @@ pub(super) fn renew(
     let previous = previous.filter(|_| live.is_previous);
     let same = previous.map(|previous| compared(previous.entries, entries).1).unwrap_or_default();
     let is_same = |index: usize| same.get(index) == Some(&true);
-    // Where a symbolic link leads elsewhere, other files are served at its path.
+    // A changed symbolic link serves other files at its path. These files need a new time even if they are unchanged.
     let links = entries.iter().enumerate().filter(|(index, _)| !is_same(*index));
     let reached: BTreeSet<String> = links.filter_map(|(_, entry)| target(entry)).collect();
     let is_reached = |path: &str| {
@@ -86,8 +87,8 @@ pub(super) fn renew(
     Ok(failed.into_inner())
 }
 
-/// Returns the path in the tree that a symbolic link leads to; the root is the empty path. Only the link itself is read: a chain of
-/// links has an entry for each of them.
+/// Returns the target of a symbolic link as a path in the tree; the root is the empty path. Links in the target are not resolved: in a
+/// chain, each link is an entry of its own.
 fn target(entry: &Entry) -> Option<String> {
     let EntryKind::Link { target } = &entry.kind else { return None };
     let (mut parts, rest): (Vec<&str>, &str) = match target.strip_prefix("/app/") {
@@ -95,7 +96,7 @@ fn target(entry: &Entry) -> Option<String> {
         None if target.starts_with('/') => return None,
         None => (entry.path.split('/').collect(), target),
     };
-    // The name of the link itself.
+    // The target is relative to the directory of the link.
     parts.pop();
     for part in rest.split('/') {
         match part {
@@ -169,7 +170,7 @@ mod tests {
         renew(future, true);
         assert_eq!(second(&root, "index.html"), future + 2);
         assert_eq!(second(&root, "back"), future + 1, "the live release has no such file");
-        // Another base than the live release says nothing about it.
+        // If the previous release is not the live release, all files count as different.
         renew(1500, false);
         assert_eq!(times(1500), [true; 5]);
     }
