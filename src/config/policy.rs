@@ -109,7 +109,7 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     ),
     KeyRow::value(
         "checks",
-        "The checks that the release must have passed: smoke (the requests of `smoke:`), tests (.larder/post_build), health (the health check of its processes).",
+        "The checks that the release must have passed: smoke (the requests of `smoke:`), tests (.larder/post_build), health (the health check of the release's processes).",
         Unstated,
         "[smoke]",
         |reader, node, key, promote| {
@@ -121,7 +121,7 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     ),
     KeyRow::value(
         "max_restarts",
-        "The maximum number of unexpected exits of its processes.",
+        "The maximum number of unexpected exits of the release's processes.",
         Unstated,
         "3",
         |reader, node, key, promote| {
@@ -131,7 +131,7 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     ),
 ];
 
-/// Reads `promote:` and overwrites the conditions in `promote` that it sets.
+/// Reads `promote:`. The conditions that the file sets replace those in `promote`.
 pub(super) fn read_promote(reader: &mut ConfigReader, node: &Node, key: &str, promote: &mut PromotionPolicy) {
     keys::read_section(reader, node, key, "{min_healthy: 10m, checks: [smoke]}", PROMOTE_KEYS, promote);
 }

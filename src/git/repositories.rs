@@ -1,4 +1,4 @@
-//! Server side: starts git workers and reads their answers.
+//! The server side of git: starts git workers and reads their answers.
 //!
 //! Each repository has a lock. Several workers can hold the lock shared; maintenance holds the lock exclusively.
 
@@ -145,8 +145,8 @@ impl Repositories {
         }
     }
 
-    /// Returns the commits that are reachable from `to` and not from `from`, newest first, and true if there are more commits. The limit is
-    /// `limit`, and never more than 50.
+    /// Returns the commits that are reachable from `to` and not from `from`, newest first, and true if there are more commits. Returns at
+    /// most `limit` commits, and at most 50.
     pub async fn log(
         &self,
         project: ProjectId,

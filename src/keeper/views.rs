@@ -1,4 +1,4 @@
-//! The view of workers: the directories of the host that all workers see, and the files that a view replaces.
+//! The view of a worker, which is its root directory: the directories of the host that all workers see, and the files that a view replaces.
 
 use std::io;
 
@@ -19,8 +19,8 @@ const MOUNT_POINTS: [&str; 11] =
 /// Directories of every view for files of larder and its operator.
 const OWN_MOUNT_POINTS: [&str; 2] = ["larder/etc/buildpacks", "larder/bin"];
 
-/// Mounts the part that all workers share at `<root>/keeper/base`, and tries to enter a view. The root is hidden even below a directory
-/// that the view shows.
+/// Mounts the part of the view that all workers share at `<root>/keeper/base`. Tests the result: a child process enters a view. The root
+/// of larder is hidden even if it is below a directory that the view shows.
 pub fn prepare(config: &KeeperConfig) -> io::Result<BaseView> {
     let path = config.root.join("keeper/base");
     let (base, skipped) = BaseView::prepare(&BaseSpec {
@@ -31,7 +31,7 @@ pub fn prepare(config: &KeeperConfig) -> io::Result<BaseView> {
         mount_points: &[&MOUNT_POINTS[..], &OWN_MOUNT_POINTS].concat(),
         binary: BINARY,
     })?;
-    // Not fatal: workers still get a view of their own, without this directory.
+    // A skipped directory is not fatal: workers get a view without this directory.
     for directory in skipped {
         let path = directory.path.display();
         match directory.error {
@@ -39,7 +39,7 @@ pub fn prepare(config: &KeeperConfig) -> io::Result<BaseView> {
             None => tracing::warn!(
                 %path,
                 hint = "choose another directory",
-                "cannot show this directory to builds and processes: larder uses its name in sandboxes itself"
+                "cannot show this directory to builds and processes: larder uses the same path in its sandboxes"
             ),
         }
     }

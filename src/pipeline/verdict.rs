@@ -1,4 +1,4 @@
-//! The verdict: what the end of a deployment prints on the pusher's screen, and in git's own line about the ref.
+//! The verdict: the last lines of a deployment's transcript, and the reason in git's line about the ref.
 
 use super::context::Deployment;
 use crate::model::{Live, Outcome};
@@ -11,7 +11,7 @@ pub fn reason(outcome: &Outcome, previous: Option<&Live>) -> Option<String> {
     };
     match outcome {
         Outcome::Live { .. } => None,
-        Outcome::Tried => Some(format!("it was a dry run; {still}")),
+        Outcome::Tried => Some(format!("the deployment was a dry run; {still}")),
         Outcome::Refused { fault } | Outcome::RolledBack { fault } => Some(format!("{fault}; {still}")),
         Outcome::Stuck { fault, undo } => Some(format!("{fault}; reverting failed, the environment is frozen: {undo}")),
     }
@@ -52,7 +52,10 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
         }
         Outcome::Stuck { undo, .. } => {
             transcript.error(&format!("{} is frozen: {undo}", deployment.environment.title()));
-            transcript.error("An operator of this server has to look at it; `larder status` shows more.");
+            transcript.error(&format!(
+                "Ask an operator of this server to correct the problem, then to run `larder deploy {} --unfreeze`.",
+                deployment.environment.target()
+            ));
         }
     }
 }

@@ -55,8 +55,8 @@ pub trait Connector: Send + Sync + 'static {
     /// Opens a connection to the instance at `address`. The returned stream never leads to a process of another environment.
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, Result<TcpStream, ConnectError>>;
 
-    /// Returns true if a process of another environment listens at `address`, or if the listener is unknown. Always returns false if
-    /// addresses are private to an environment.
+    /// Returns true if a process of another environment listens at `address`, or if the user of the listener cannot be determined. Returns
+    /// false if no process listens. Always returns false if addresses are private to an environment.
     fn is_foreign(&self, _address: SocketAddr) -> bool {
         false
     }

@@ -106,7 +106,7 @@ impl<'a> Archive<'a> {
         }
         // Refuse an impossible size before memory is allocated.
         if info.bytes > zstd_safe::compress_bound(MAX_HELD as usize) as u64 {
-            return Err(ArchiveError::Frame { frame, why: "it is larger than its content can be" });
+            return Err(ArchiveError::Frame { frame, why: "its compressed size is too large for its content" });
         }
         reader.packed.resize(info.bytes as usize, 0);
         self.file.read_exact_at(&mut reader.packed, info.offset).map_err(|e| ArchiveError::io("read", e))?;

@@ -25,8 +25,9 @@ pub struct Written {
     pub copied: usize,
 }
 
-/// Writes the files of `root` that `items` names, sorted by path, to `out` from its first byte. `out` is empty or overwritten.
-/// Returns an error soon after `limit` bytes. The bytes depend only on the content of the tree: not on `threads`, and not on `previous`.
+/// Writes an archive of the `items` of `root`, which must be sorted by path, to `out` from its first byte. The content of `out` is
+/// overwritten. Fails after the first write that exceeds `limit` bytes. The bytes of the archive depend only on the content of the tree,
+/// not on `threads` or `previous`.
 pub fn write(
     root: &Confined,
     items: &[Item],

@@ -1,4 +1,4 @@
-//! Verifying: every stored file is read back and compared with the index.
+//! Verification of a restore point: reads every stored file back and compares the file with the index.
 
 use std::{
     ffi::OsStr,
@@ -18,14 +18,14 @@ use crate::{
     sys,
 };
 
-/// The way of a verification.
+/// The options of a verification.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions<'a> {
     /// Number of threads.
     pub threads: usize,
-    /// Ask the kernel to forget cached contents, so that they are read from the disk.
+    /// True to drop cached contents from the page cache first, so that the contents are read from the disk.
     pub from_disk: bool,
-    /// Stops the verification when set. Nothing is recorded then.
+    /// A flag that cancels the verification when it becomes true. A cancelled verification records no result.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -39,10 +39,10 @@ impl Default for VerifyOptions<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The file is gone.
+    /// The file does not exist.
     #[error("it is missing")]
     Missing,
-    /// Something else has its place.
+    /// The path exists, but is not a regular file.
     #[error("it is not a regular file")]
     NotRegular,
     /// The size differs.
@@ -56,10 +56,10 @@ pub enum Fault {
     /// The digest differs.
     #[error("its content differs from what was captured")]
     Content,
-    /// It cannot be read.
+    /// The file cannot be read; the cause.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
-    /// The index itself is damaged: nothing can be restored.
+    /// The index itself is damaged, so nothing can be restored; the cause.
     #[error("{0}")]
     Index(String),
 }
@@ -67,7 +67,7 @@ pub enum Fault {
 /// A damaged file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Damage {
-    /// The path, or `index`.
+    /// The path of the file, or `index` for the index itself.
     pub path: String,
     /// The fault.
     pub fault: Fault,
@@ -82,13 +82,13 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Number of damaged files.
     pub damaged: u64,
-    /// The first damaged files, sorted by path.
+    /// At most 1000 of the damaged files, sorted by path.
     pub damages: Vec<Damage>,
-    /// The record, which is on the disk.
+    /// The result that was recorded on the disk.
     pub verified: Verified,
 }
 
-/// The most damaged files that are listed. All are counted.
+/// The maximum number of damaged files in the list. Further damaged files are only counted.
 const MAX_LISTED: usize = 1000;
 
 impl Point {

@@ -1,15 +1,16 @@
 //! Mechanisms for running processes in a sandbox, for a single-threaded supervisor. Read [`ChildSpec`] and [`RootView`] first.
 //!
-//! This crate knows no project, no environment, no role and no network. It receives typed values: open descriptors, user numbers
-//! ([`UnixUser`]), and paths that its caller has chosen. The decisions (users, directories, limits) are the caller's.
+//! This crate does not depend on projects, environments, roles or the network. Its functions take typed values: open descriptors, user
+//! numbers ([`UnixUser`]) and paths. The caller decides on users, directories and limits.
 //!
-//! - [`process`](ChildSpec): from fork to exec, with namespaces, limits, and no privilege left. A guard, the first process of the
+//! - [`process`](ChildSpec): starts a program (fork, namespaces, limits, dropped privileges, exec). A guard, the first process of the PID
 //!   namespace, reports the end of the program.
-//! - [`view`](RootView): a root directory of read-only parts of the host and of the directories of one process.
-//! - [`overlay`](Overlays): a tree below a scratch layer, shared by the processes that use it.
+//! - [`view`](RootView): the root directory of a process, made of read-only parts of the host and of the process's own directories.
+//! - [`overlay`](Overlays): overlay file systems, each with a lower tree and a scratch layer. Processes with the same tree and the same
+//!   layer share one overlay.
 //! - [`cgroup`](CgroupHierarchy): limits of memory, processes and processor time.
-//! - [`restart`](RestartSchedule): the times of restarts and kills, without any action.
-//! - [`directory`](RootDirectory): operations below an open directory that follow no symlink and do not leave it.
+//! - [`restart`](RestartSchedule): computes the times of restarts and kills. The caller restarts and kills.
+//! - [`directory`](RootDirectory): operations below an open directory, which follow no symlink and do not leave the directory.
 //!
 //! Nearly all functions fork, or run after a fork. The calling process must therefore have one thread.
 

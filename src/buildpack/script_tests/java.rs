@@ -39,7 +39,7 @@ fn maven_settings_come_from_path_or_address_or_root() {
 }
 
 #[test]
-fn missing_maven_settings_are_the_reason() {
+fn missing_maven_settings_are_named_in_the_reason() {
     let project = maven(&[]);
     let why = project.refused("java", &[("MAVEN_SETTINGS_PATH", "ci/settings.xml")]);
     assert_eq!(why, "MAVEN_SETTINGS_PATH: there is no file ci/settings.xml (the path starts at the root of the project)");
@@ -74,7 +74,7 @@ fn maven_gets_goals_and_options_of_project() {
     assert!(words(&project).ends_with(" -Pproduction -DskipITs clean verify"), "{}", words(&project));
 }
 
-/// A fake `jar` that extracts the manifest of an archive whose content is its manifest.
+/// A fake `jar`. It copies the archive to the path of an extracted manifest, because the archives of the tests contain only manifest text.
 const JAR: &str = "mkdir -p META-INF && cp \"$2\" META-INF/MANIFEST.MF";
 
 #[test]

@@ -19,7 +19,7 @@ pub struct Whoami;
 /// A caller's name and rights.
 #[derive(Debug, Serialize)]
 pub struct WhoamiView {
-    /// The name in records.
+    /// The name of the caller, as in logs and in the records of deployments.
     pub name: UserName,
     /// The right on each project that the caller may see.
     pub access: IndexMap<ProjectName, Access>,
@@ -80,7 +80,7 @@ impl Request for UserAdd {
                     .hint("choose another name"));
             }
             if registry.user(&name).is_some() {
-                return Err(refused(format!("there is a user {name} already"))
+                return Err(refused(format!("cannot add the user {name}: the user exists already"))
                     .hint(format!("add a key to this user with `larder key add {name} --key-file FILE`")));
             }
             for key in &keys {

@@ -19,7 +19,7 @@ pub const FIT_GROUPS: u8 = 2;
 /// A bit of the mode, for use with [`FIT_GROUPS`]: the given patches are texts, which are then packed.
 pub const TEXTS: u8 = 4;
 
-/// The most bytes of a text that are made up if the input is too short.
+/// The maximum length to which a text or the list of names is filled up if the input is too short, in bytes.
 const MAX_MADE_UP: usize = 64 << 10;
 
 /// The parts of a forged delta. They are encoded as the mode, the lengths of the lists as u16, the lists, and the patches.
@@ -27,7 +27,7 @@ const MAX_MADE_UP: usize = 64 << 10;
 pub struct Forged {
     /// The corrections to make; see the constants.
     pub mode: u8,
-    /// The encoded columns, not packed. Columns without a head get one.
+    /// The encoded columns, not packed. If the columns have no head, they get the head of the old release.
     pub columns: Vec<u8>,
     /// The digests of changed files.
     pub digests: Vec<u8>,
@@ -144,7 +144,7 @@ impl Forged {
     }
 }
 
-/// Gives every column the length that the changes need, and replaces values that are impossible.
+/// Gives every column the length that the changes need, and replaces impossible values.
 fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
     columns.skips.resize(columns.changes.len(), 0);
     // For each file: its old size, and true if its content is known.

@@ -7,8 +7,9 @@
 //! 2. the difference of the two manifests (`entries.rs`). [`Changes`] rebuilds the new manifest (`rebuild.rs`), so that its signature can
 //!    be checked before anything else is done. Only [`ArchiveInfo::frames`] is left out, because packing the installed tree gives the same
 //!    frames;
-//! 3. patches (`texts.rs`), and after them the list of patches (`groups.rs`). No patch contains the start and the end that a changed small
-//!    file shares with its old version. The middles of many small files make one patch against the middles of their old versions. A large
+//! 3. patches (`texts.rs`), and after them the list of patches (`groups.rs`). A changed small file often shares its start and its end with
+//!    its old version; a patch contains only the middle. The middles of many small files make one patch against the middles of their old
+//!    versions. A large
 //!    file is cut into parts. Each part is described by copies from about the same place in its old version (`copies.rs`).
 //!
 //! A file needs only its manifest entry if it is empty, if the old release has the same content in any file, or if it is a second copy of a
@@ -40,27 +41,28 @@ use crate::{ArchiveError, ArchiveInfo, Digest, Entry, FileError};
 /// The suffix of the file name of a delta.
 pub const SUFFIX: &str = ".delta";
 
-/// The largest file, old or new, that is patched together with others, in bytes. Larger files are patched in parts.
+/// The maximum size of a file, old or new, that is patched together with other files, in bytes. Larger files are patched in parts.
 const MAX_SMALL: u64 = 4 << 20;
 
-/// The most bytes of files that are patched together, old or new, unless a single file has more. Smaller groups compress worse. With larger
-/// groups, a single thread would work on the last group.
+/// The maximum total size of the files that are patched together, old or new, in bytes. A group of a single file may be larger. Smaller
+/// groups compress worse. With larger groups, a single thread would work on the last group.
 const MAX_GROUP: u64 = 2 << 20;
 
 /// The largest part of a large file, in bytes.
 const MAX_PART: u64 = 16 << 20;
 
-/// The longest description of a part by copies, in bytes: that of a part without any copy, with a margin.
+/// The maximum length of the description of a part by copies, in bytes. The longest description is that of a part without any copy: it
+/// contains the whole part. The constant adds a margin.
 const MAX_COPIES: u64 = MAX_PART + (1 << 20);
 
-/// The most bytes of the old version that a part may refer to.
+/// The maximum size of the range of the old version that a part may refer to, in bytes.
 const MAX_REFERENCE: u64 = 24 << 20;
 
 /// The number of bytes before and after a change in the old version of a small file that help to compress the new version.
 const CONTEXT: u64 = 256;
 
-/// Returns the most memory that making or applying a delta with `threads` threads takes for contents, in bytes. Manifests take about 300
-/// bytes more for each entry of both releases.
+/// Returns the maximum memory for contents while a delta is made or applied with `threads` threads, in bytes. Manifests take about 300
+/// further bytes for each entry of both releases.
 pub fn memory(threads: usize) -> u64 {
     // Each thread holds a reference, a text, its description, its patch, and tables; up to three finished patches per thread wait.
     let each = MAX_REFERENCE + MAX_PART + MAX_COPIES + MAX_PART + (24 << 20) + 3 * MAX_PART;
@@ -106,7 +108,7 @@ pub enum DeltaError {
     },
     /// A file of an installed release differs from its manifest entry, and the delta needs that file.
     #[error(
-        "the installed {path:?} of release {release} is not what its manifest says; fetch the whole archive of the new release instead of a delta"
+        "the installed file {path:?} of release {release} differs from the manifest; fetch the whole archive of the new release instead of a delta"
     )]
     Damaged {
         /// The path of the file.

@@ -16,7 +16,7 @@ use crate::{
     runtime::{Boot, Process, RunJob},
 };
 
-/// The size limit of the variables that a task leaves, in bytes.
+/// The maximum size of the variables that a task returns, in bytes.
 const MAX_VARIABLES: usize = 512 * 1024;
 
 /// Returns the project's configuration: the variables of the recipe and the server file, as phase scripts have changed them.
@@ -25,7 +25,7 @@ pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
     if let Some(Value::Object(scripted)) = deployment.facts.variables.get("env") {
         for (name, value) in scripted {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            // Scripts may leave anything; values that cannot be in an environment are left out.
+            // Scripts can write any names and values. Those that are not valid in an environment are left out.
             if !name.is_empty() && !name.contains(['=', '\0']) && !text.contains('\0') {
                 env.insert(name.clone(), text);
             }
@@ -51,7 +51,8 @@ pub fn environment(deployment: &Deployment) -> BTreeMap<String, String> {
     env
 }
 
-/// Returns the processes of the release: those of the recipe and the Procfile, completed by the buildpacks', with the operator's scale.
+/// Returns the processes of the release with the operator's scale. The recipe and the Procfile define the processes; the buildpacks add
+/// the processes that these files do not define.
 pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
     let defaults = deployment.facts.buildpack_processes.iter();
     let defaults = defaults.filter_map(|(process, command)| Some((process.clone(), command.parse().ok()?)));
@@ -73,7 +74,7 @@ pub fn processes(deployment: &Deployment) -> Result<Vec<Process>, Failure> {
         })
         .collect();
     if processes.is_empty() {
-        return Err(Failure::pusher("nothing to run: there is no Procfile, and the buildpack gave no process")
+        return Err(Failure::pusher("cannot start the release: there is no Procfile, and the buildpack defines no process")
             .hint("add a file named Procfile with a line such as `web: ./server --port $PORT`"));
     }
     if let Some(process) = settings.without_command() {
@@ -92,7 +93,7 @@ pub fn rescale(facts: &mut Facts, environment: &Environment) {
     }
 }
 
-/// Returns the processes of the release for which `which` holds, ready to boot.
+/// Returns the boot of the processes of the release for which `which` returns true.
 pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
     let spec = &deployment.spec;
     Boot {
@@ -105,27 +106,27 @@ pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Bo
     }
 }
 
-/// Returns true if any process of the release answers requests: it has a `web` process, and the operator has not scaled it to zero.
+/// Returns true if the release has a `web` process that is not scaled to zero.
 pub fn any_web(deployment: &Deployment) -> bool {
     deployment.facts.processes.iter().any(|process| process.kind.is_web() && process.count > 0)
 }
 
-/// Returns a job with the release's environment, to be completed with a command.
+/// Returns a job with the environment variables of the release. The caller adds the command.
 pub fn job(deployment: &Deployment) -> RunJob {
     RunJob { env: deployment.facts.env.clone().into_iter().collect(), ..RunJob::default() }
 }
 
-/// A task of the release that has ended.
+/// The end of a task: its exit and its results.
 pub struct TaskEnd {
     pub exit: Exit,
-    /// The variables as the task left them, if its job had any.
+    /// The variables that the task returned, if [`RunJob::variables`] is set.
     pub variables: Option<String>,
-    /// The cause of a failure, as far as its output has one.
+    /// The cause of a failure, taken from the output of the task.
     pub cause: Cause,
 }
 
 impl TaskEnd {
-    /// Fails unless the task, `what`, succeeded.
+    /// Returns the variables if the task succeeded, or else a failure that names the task `what`.
     pub fn success(self, what: &str) -> Result<Option<String>, Failure> {
         match self.exit.success() {
             true => Ok(self.variables),
@@ -137,19 +138,19 @@ impl TaskEnd {
     }
 }
 
-/// Runs a command of the release in its slot, its output in the transcript. Fails unless it succeeds.
+/// Runs a command of the release in its slot, and copies the output to the transcript. Returns a failure if the command fails.
 pub async fn run(deployment: &Deployment, what: &str, command: String) -> Result<(), Failure> {
     run_to_end(deployment, what, command).await?.success(what).map(drop)
 }
 
-/// Runs a command of the release in its slot, its output in the transcript, and returns how it ended.
+/// Runs a command of the release in its slot, copies the output to the transcript, and returns the end of the command.
 pub async fn run_to_end(deployment: &Deployment, what: &str, command: String) -> Result<TaskEnd, Failure> {
     deployment.transcript.title(&format!("Running {what}"));
     let job = RunJob { command, ..job(deployment) };
     task(deployment, &job).await
 }
 
-/// Runs a single task of the release in its slot to its end, its output in the transcript.
+/// Runs a single task of the release in its slot, copies the output to the transcript, and returns the end of the task.
 pub async fn task(deployment: &Deployment, job: &RunJob) -> Result<TaskEnd, Failure> {
     let failed = |error: LaunchError| Failure::host(&error);
     let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
