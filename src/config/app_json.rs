@@ -35,7 +35,7 @@ pub struct AppJson {
     pub buildpacks: Vec<BuildpackRef>,
     /// The `env` entries that have a value.
     pub env: IndexMap<VariableName, String>,
-    /// The `env` entries without a value, except optional variables.
+    /// The `env` entries without a value that are required or have a generator.
     pub required: Vec<RequiredVariable>,
     /// `formation.<type>.quantity`.
     pub formation: IndexMap<ProcessType, u16>,
@@ -82,7 +82,7 @@ impl Problems {
 }
 
 impl AppJson {
-    /// Parses the file. All its problems are reported together.
+    /// Parses the file. All problems of the file are reported together.
     pub fn parse(bytes: &[u8]) -> Result<AppJson, Vec<ConfigError>> {
         let text = yaml::utf8(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let value: Value = serde_json::from_str(text).map_err(|error| vec![syntax(&error)])?;
@@ -172,7 +172,7 @@ fn unused(top: &Map<String, Value>) -> Vec<String> {
         }
     }
     for (name, _) in object("healthchecks").into_iter().flatten().filter(|(name, checks)| *name != "web" && is_set(checks)) {
-        found.push((format!("healthchecks.{name}"), "only processes of the type web are checked"));
+        found.push((format!("healthchecks.{name}"), "remove the key, because larder checks only processes of the type web"));
     }
     for check in object("healthchecks").and_then(|checks| checks.get("web")?.as_array()).into_iter().flatten() {
         for key in

@@ -80,7 +80,7 @@ pub(super) fn shown(text: &str) -> String {
 
 /// Returns a hint for an unknown word: the most similar known word, or all known words if none is similar.
 pub(super) fn did_you_mean(given: &str, known: &[&str]) -> String {
-    // The time for a comparison grows with the product of the two lengths.
+    // The time of a comparison grows with the product of the lengths of both words.
     const MAX_COMPARED: usize = 64;
     let near = (given.len() <= MAX_COMPARED)
         .then(|| {

@@ -1,5 +1,4 @@
-//! Checks of a release: the health check before the switch and the smoke requests after it, with the keys of the recipe that set
-//! them.
+//! Checks of a release: the health check before the switch and the smoke requests after the switch, with the keys of the recipe.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,9 +18,9 @@ pub(super) const GOOD: StatusRange = StatusRange { from: 200, to: 399 };
 pub struct Health {
     /// The kind of check.
     pub check: HealthCheck,
-    /// The time limit for the first successful attempt.
+    /// The time that a new process has until an attempt succeeds.
     pub timeout: TimeSpan,
-    /// The longest pause between two attempts.
+    /// The maximum pause between two attempts.
     pub interval: TimeSpan,
 }
 
@@ -37,7 +36,7 @@ pub enum HealthCheck {
     },
     /// A TCP connection to the port.
     Tcp,
-    /// A command that must exit with 0, run in the application's sandbox.
+    /// A command that runs in the application's sandbox and must exit with 0.
     Command(CommandLine),
     /// No check. The process must only keep running.
     None,
@@ -74,8 +73,8 @@ pub(super) struct HealthOverrides {
 }
 
 impl HealthOverrides {
-    /// Creates the overrides from a check that another file sets. A level of the recipe that sets only `status` then keeps the path of
-    /// that file.
+    /// Creates the overrides from the check in `app.json`, so that a level of the recipe that sets only `status` keeps the path in
+    /// `app.json`.
     pub fn from_check(check: &HealthCheck) -> HealthOverrides {
         match check {
             HealthCheck::Http { path, status } => {
@@ -86,7 +85,7 @@ impl HealthOverrides {
         }
     }
 
-    /// Merges the keys of a later level over these keys.
+    /// Merges the keys of a later level of the recipe over the keys of the earlier levels.
     pub fn merge(&mut self, more: &HealthOverrides) {
         // A later level with another kind of check discards the keys of the earlier kind.
         if more.kind.is_some() || more.implied().is_some_and(|kind| Some(kind) != self.implied()) {
@@ -140,7 +139,7 @@ impl HealthOverrides {
 pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
     KeyRow::value(
         "type",
-        "The kind of check: http, tcp, command or none. A path implies http, and a command implies command.",
+        "The kind of check: http, tcp, command or none. The keys path and status imply http, and the key command implies command.",
         Fallback::Is("tcp"),
         "http",
         |reader, node, key, health| {
@@ -171,14 +170,14 @@ pub(super) const HEALTH_KEYS: &[KeyRow<HealthOverrides>] = &[
     .commented(),
     KeyRow::value(
         "timeout",
-        "The time limit for the first successful attempt, at most 1h.",
+        "The time that a new process has until an attempt succeeds, at most 1h.",
         Fallback::Is("60s"),
         "60s",
         |reader, node, key, health| health.timeout = reader.time_within(node, key, TimeSpan::MAX_HEALTH),
     ),
     KeyRow::value(
         "interval",
-        "The longest pause between two attempts, at most 1m.",
+        "The maximum pause between two attempts, at most 1m.",
         Fallback::Is("1s"),
         "1s",
         |reader, node, key, health| {
@@ -252,7 +251,7 @@ pub(super) fn smoke_example() -> String {
     format!("- /\n{}", lines.collect::<String>())
 }
 
-/// Reads one request of `smoke:`: a path, or a mapping of its keys.
+/// Reads one request of `smoke:`. The value is a path, or a mapping with the keys [`SMOKE_KEYS`].
 pub(super) fn read_smoke(reader: &mut ConfigReader, node: &Node, key: &str) -> Option<Smoke> {
     let mut smoke = SmokeKeys::default();
     if node.text().is_some() {

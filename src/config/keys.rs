@@ -2,7 +2,7 @@
 //! reads its value.
 //!
 //! [`super::settings::KEYS`] is the table of the recipe, and [`super::server::KEYS`] is the table of the server file. The references in
-//! `docs/` are rendered from these tables, and a test compares them.
+//! `docs/` are rendered from these tables, and a test compares the pages with the tables.
 
 use super::{reader::ConfigReader, yaml::Node};
 
@@ -68,7 +68,7 @@ impl<T> KeyRow<T> {
         KeyRow { name, help, fallback, form: Form::Custom { example, read }, is_commented: false }
     }
 
-    /// Turns the key into a comment in the reference, because it cannot be combined with a key beside it.
+    /// Turns the key into a comment in the reference, because the key cannot be combined with another key of the table.
     pub const fn commented(self) -> KeyRow<T> {
         KeyRow { name: self.name, help: self.help, fallback: self.fallback, form: self.form, is_commented: true }
     }
@@ -117,7 +117,7 @@ pub(super) fn render<T>(keys: &[KeyRow<T>]) -> String {
     for key in keys {
         for paragraph in key.help.lines().map(str::to_owned).chain(default_sentence(key.fallback)) {
             match (text.lines().last(), paragraph.strip_prefix("Default: ")) {
-                // The default is the last sentence of the paragraph before it.
+                // The default becomes the last sentence of the last paragraph.
                 (Some(last), Some(_)) if last.starts_with("# ") => {
                     let last = last.to_owned();
                     text.truncate(text.len() - last.len() - 1);

@@ -1,7 +1,9 @@
-//! The configuration files: the server file, the recipe, the Procfile and app.json. No other module parses YAML.
+//! Parses the configuration files: the server file, and the `larder.yml`, `Procfile`, `.buildpacks` and `app.json` of a project. No other
+//! module parses YAML.
 //!
-//! Parsers take the bytes of a file and do no input or output; only [`ServerConfig::load`] reads a file itself. Every error is one line:
-//! file, line, problem, expected value, hint. The module to read first is [`project`], which merges all files into [`Settings`].
+//! Parsers take the bytes of a file and do no input or output. Only [`ServerConfig::load`] reads a file from the disk. Every error is
+//! displayed as one line: file, line, problem, expected value, hint. The module to read first is [`project`], which merges all files into
+//! [`Settings`].
 
 mod app_json;
 mod error;

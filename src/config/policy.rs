@@ -1,5 +1,5 @@
-//! The rules for promotion, drift and retention. Both the recipe and the server file can set them: the server file limits the recipe's
-//! rules, or supplies the rules that the recipe does not set.
+//! The rules for promotion, drift and retention. Both the recipe and the server file can set these rules. The server file limits the
+//! recipe's rules, or supplies the rules that the recipe does not set.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,8 @@ pub enum DriftPolicy {
     Keep,
     /// The deployment is refused until the changes are saved or discarded.
     Refuse,
-    /// The deployment saves the changes as a patch and applies the patch to the new release. It fails if the patch does not apply.
+    /// The deployment saves the changes as a patch and applies the patch to the new release. The deployment fails if the patch does not
+    /// apply.
     Reapply,
 }
 
@@ -44,7 +45,7 @@ pub struct Retention {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PromotionPolicy {
-    /// The minimum time for which the release has served.
+    /// The minimum time for which the release must have served.
     pub min_healthy: Option<TimeSpan>,
     /// The checks that the release must have passed.
     pub checks: Vec<PromoteCheck>,
@@ -84,7 +85,7 @@ impl PromotionPolicy {
         *self == PromotionPolicy::default()
     }
 
-    /// Combines two policies: takes the stricter value of each condition, and the checks of both policies.
+    /// Combines two policies. The result has the stricter value of each condition, and the checks of both policies.
     #[must_use]
     pub fn and(mut self, other: &PromotionPolicy) -> PromotionPolicy {
         self.min_healthy = self.min_healthy.max(other.min_healthy);
@@ -131,7 +132,7 @@ pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     ),
 ];
 
-/// Reads `promote:`. The conditions that the file sets replace those in `promote`.
+/// Reads the section `promote:`, and overwrites the conditions in `promote` that the section sets.
 pub(super) fn read_promote(reader: &mut ConfigReader, node: &Node, key: &str, promote: &mut PromotionPolicy) {
     keys::read_section(reader, node, key, "{min_healthy: 10m, checks: [smoke]}", PROMOTE_KEYS, promote);
 }

@@ -22,9 +22,9 @@ pub struct ProcessSpec {
     pub command: CommandLine,
     /// The number of instances.
     pub scale: u16,
-    /// The memory limit of one instance, if there is one.
+    /// The memory limit of one instance; `None` means no limit.
     pub memory: Option<ByteSize>,
-    /// Variables that only this process sees.
+    /// Variables that are set only for this process.
     pub env: IndexMap<VariableName, String>,
     /// The way to stop the process, if it differs from [`super::Settings::stop`].
     pub stop: Option<Stop>,
@@ -37,7 +37,7 @@ pub struct ProcessTuning {
     pub scale: Option<u16>,
     /// The memory limit of one instance.
     pub memory: Option<ByteSize>,
-    /// Variables that only this process sees.
+    /// Variables that are set only for this process.
     pub env: IndexMap<VariableName, String>,
     /// The way to stop the process.
     pub stop: Option<Stop>,
@@ -138,7 +138,7 @@ const PROCESS_KEYS: &[KeyRow<ProcessOverrides>] = &[
     ),
     KeyRow::custom(
         "env",
-        "Variables that only this process sees.",
+        "Variables that are set only for this process.",
         Fallback::Unstated,
         || "QUEUE: mail".to_owned(),
         |reader, node, key, process| process.env.extend(reader.env(node, key)),
@@ -146,7 +146,7 @@ const PROCESS_KEYS: &[KeyRow<ProcessOverrides>] = &[
     KeyRow::custom(
         "stop",
         "",
-        Fallback::Says("the `stop` of all processes, below"),
+        Fallback::Says("as in the top-level key `stop`"),
         || "grace: 5m".to_owned(),
         |reader, node, key, process| read_stop(reader, node, key, &mut process.stop),
     ),
@@ -158,7 +158,7 @@ pub(super) fn processes_example() -> String {
     format!("web: bin/web --port $PORT\nworker:\n{worker}")
 }
 
-/// Reads a process: a command, or a mapping of its keys.
+/// Reads a process. The value is a command, or a mapping with the keys [`PROCESS_KEYS`].
 pub(super) fn read_process(reader: &mut ConfigReader, node: &Node, key: &str, process: &mut ProcessOverrides) {
     if node.text().is_some() {
         process.command = reader.command(node, key).or_else(|| process.command.take());
@@ -167,7 +167,7 @@ pub(super) fn read_process(reader: &mut ConfigReader, node: &Node, key: &str, pr
     keys::read_section(reader, node, key, "{command: \"python app.py\", scale: 2}", PROCESS_KEYS, process);
 }
 
-/// Reads `stop:` and overwrites the keys in `stop` that it sets.
+/// Reads the section `stop:`, and overwrites the keys in `stop` that the section sets.
 pub(super) fn read_stop(reader: &mut ConfigReader, node: &Node, key: &str, stop: &mut StopOverrides) {
     keys::read_section(reader, node, key, "{grace: 10s, signal: TERM}", STOP_KEYS, stop);
 }

@@ -1,4 +1,4 @@
-//! Files with one entry per line: the `Procfile` (`type: command`) and `.buildpacks`.
+//! Parses the files with one entry per line: the `Procfile` (`type: command`) and `.buildpacks`.
 
 use indexmap::IndexMap;
 
@@ -24,7 +24,7 @@ pub struct Procfile {
 }
 
 impl Procfile {
-    /// Parses a Procfile. All its problems are reported together.
+    /// Parses a Procfile. The problems of all lines are reported together.
     pub fn parse(bytes: &[u8]) -> Result<Procfile, Vec<ConfigError>> {
         let text = yaml::utf8(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let mut lines: IndexMap<ProcessType, (u32, CommandLine)> = IndexMap::new();
@@ -34,7 +34,7 @@ impl Procfile {
                 Ok((process, command)) => {
                     if let Some((first, _)) = lines.get(&process) {
                         let problem = format!("the process {:?} is defined twice", process.as_str());
-                        let hint = format!("the first definition is on line {first}; remove or rename one");
+                        let hint = format!("remove or rename this process, or the process on line {first}");
                         problems.push(ConfigError::new(FILE, problem).at_line(number).hint(hint));
                     } else {
                         lines.insert(process, (number, command));
@@ -47,7 +47,7 @@ impl Procfile {
             }
             if lines.len() > MAX_PROCESSES {
                 let problem = format!("there are more than {MAX_PROCESSES} processes");
-                problems.push(ConfigError::new(FILE, problem).at_line(number).hint("start several of them with one command"));
+                problems.push(ConfigError::new(FILE, problem).at_line(number).hint("start several processes with one command"));
                 break;
             }
         }
@@ -58,7 +58,7 @@ impl Procfile {
     }
 }
 
-/// Parses `.buildpacks`, which has a name, a directory or a pinned address per line. All its problems are reported together.
+/// Parses `.buildpacks`, which has a name, a directory or a pinned address per line. The problems of all lines are reported together.
 pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<ConfigError>> {
     let text = yaml::utf8(BUILDPACKS_FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
     let mut buildpacks = Vec::new();
@@ -75,7 +75,7 @@ pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<Co
         }
         if buildpacks.len() > BuildpackRef::MAX {
             let expected = format!("at most {} buildpacks", BuildpackRef::MAX);
-            problems.push(ConfigError::new(BUILDPACKS_FILE, "there are too many lines").at_line(number).expected(expected));
+            problems.push(ConfigError::new(BUILDPACKS_FILE, "the file has too many lines").at_line(number).expected(expected));
             break;
         }
     }

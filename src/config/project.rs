@@ -1,6 +1,6 @@
 //! Merges all configuration files of a project. The recipe takes precedence over the Procfile, the Procfile over `.buildpacks` and
-//! `app.json`, and these two files over the defaults of buildpacks. The server file supplies missing values and limits the result.
-//! The methods of the merged [`Settings`] are here, so that `settings.rs` has only the settings and their keys.
+//! `app.json`, and these two files over the defaults of buildpacks. The server file supplies missing values and limits the result. This
+//! file also has the methods of the merged [`Settings`], so that `settings.rs` has only the settings and their keys.
 
 use super::{
     app_json::AppJson,
@@ -42,7 +42,7 @@ impl ProjectFiles {
     }
 }
 
-/// The parsed files.
+/// The parsed configuration files of a commit.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ProjectConfig {
     /// `larder.yml`.
@@ -115,7 +115,7 @@ impl ProjectConfig {
 }
 
 impl Settings {
-    /// Returns the time limit of a phase. A value that an earlier version stored is lowered to today's maximum.
+    /// Returns the time limit of a phase. A value that an earlier version stored is lowered to the current maximum.
     pub fn timeout(&self, phase: Phase) -> TimeSpan {
         self.timeouts.get(&phase).copied().unwrap_or_else(|| default_timeout(phase)).min(TimeSpan::MAX_PHASE)
     }
@@ -140,14 +140,14 @@ impl Settings {
         self
     }
 
-    /// Returns a process that should run but has no command. Must be called after [`Settings::with_defaults`], which adds the commands
-    /// of buildpacks. A process that is scaled to zero needs no command: an application with only workers sets `web: 0`.
+    /// Returns a process that should run but has no command. Call this method after [`Settings::with_defaults`], which adds the commands of
+    /// buildpacks. A process that is scaled to zero needs no command: an application with only workers sets `web: 0`.
     pub fn without_command(&self) -> Option<&ProcessType> {
         self.unnamed.iter().find(|(_, tuning)| tuning.scale != Some(0)).map(|(process, _)| process)
     }
 
-    /// Applies the server file: adds variables that the project does not set, limits builds, and adds conditions to the promotion
-    /// policy. The result is stored with a deployment. It does not contain the operator's values for retention and drift, because new
+    /// Applies the server file: adds variables that the project does not set, limits builds, and adds conditions to the promotion policy.
+    /// The result is stored with a deployment. The result does not contain the operator's values for retention and drift, because new
     /// values must also apply to old deployments; [`Settings::retention`] and [`Settings::drift_policy`] read the current values.
     pub fn on_server(mut self, server: &ServerConfig) -> Settings {
         for (name, value) in &server.env {
@@ -165,19 +165,19 @@ impl Settings {
         self
     }
 
-    /// Returns the time limit for requests in flight to this release after a switch to the next release. A higher value is lowered to the
-    /// maximum.
+    /// Returns the time limit for requests in flight to this release after a switch to the next release, at most
+    /// [`TimeSpan::MAX_DRAIN`].
     pub fn drain(&self) -> TimeSpan {
         self.drain.min(TimeSpan::MAX_DRAIN)
     }
 
-    /// Returns the time that a process has to become healthy, at most the maximum.
+    /// Returns the time that a process has to become healthy, at most [`TimeSpan::MAX_HEALTH`].
     pub fn health_timeout(&self) -> TimeSpan {
         self.health.timeout.min(TimeSpan::MAX_HEALTH)
     }
 
-    /// Returns the retention limits. The number and the age come from the recipe, or else from the current server file. The disk space
-    /// is the smaller of the two files' limits.
+    /// Returns the retention limits. The number and the age come from the recipe, or else from the current server file. The limit of the
+    /// disk space is the smaller limit of the two files.
     pub fn retention(&self, server: &ServerConfig) -> Retention {
         Retention {
             releases: self.keep_releases.unwrap_or(server.keep.releases),

@@ -1,4 +1,5 @@
-//! Amounts in configuration files: durations, sizes and ages (each a number with a unit), and ranges of HTTP statuses.
+//! Amounts in configuration files: durations, sizes, ages and ranges of HTTP statuses. A duration, a size or an age is a number with a
+//! unit.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -7,15 +8,15 @@ use serde::{Deserialize, Serialize};
 use super::error::shown;
 use crate::model::text_form;
 
-/// A span of time, written `500ms`, `90s`, `15m`, `1h` or `2d`; at most 30 days.
+/// A span of time of at most 30 days, written as `500ms`, `90s`, `15m`, `1h` or `2d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TimeSpan(Duration);
 
 impl TimeSpan {
-    /// The expected form, for errors.
+    /// The expected form of the text, for errors.
     pub(super) const EXPECTED: &'static str = "a duration such as 500ms, 90s, 15m or 1h";
-    /// The longest span: 30 days.
+    /// The maximum span: 30 days.
     const MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
     /// The maximum of `drain` in a recipe.
@@ -26,7 +27,7 @@ impl TimeSpan {
     pub const MAX_HEALTH: TimeSpan = TimeSpan::minutes(60);
     /// The maximum of `health.interval` in a recipe.
     pub const MAX_INTERVAL: TimeSpan = TimeSpan::minutes(1);
-    /// The maximum of the time limit of a phase in a recipe.
+    /// The maximum time limit of a phase in a recipe.
     pub const MAX_PHASE: TimeSpan = TimeSpan::minutes(24 * 60);
 
     /// Creates a span of whole seconds.
@@ -77,16 +78,17 @@ impl fmt::Display for TimeSpan {
 
 text_form!(TimeSpan, String);
 
-/// An amount of memory or disk, written `512K`, `64M`, `2G` or `1T` (powers of 1024), or as plain bytes.
+/// An amount of memory or disk space. The text is a number of bytes, or a number with a unit, such as `512K`, `64M`, `2G` or `1T`. The
+/// units are powers of 1024.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ByteSize(u64);
 
 impl ByteSize {
-    /// The expected form, for errors.
+    /// The expected form of the text, for errors.
     pub(super) const EXPECTED: &'static str = "a size such as 512M or 2G";
-    /// The largest size: 1024T. With this limit, sums of sizes do not overflow, and every size fits into the kernel's signed 64-bit
-    /// integers.
+    /// The maximum size in bytes: 1024T. With this limit, sums of sizes do not overflow, and every size fits into the kernel's signed
+    /// 64-bit integers.
     const MAX_BYTES: u64 = 1 << 50;
 
     /// Creates a size of whole MiB.
@@ -136,7 +138,7 @@ fn number_and_unit(text: &str) -> (&str, &str) {
     (number, unit.trim_start_matches(' '))
 }
 
-/// A range of HTTP statuses, written `200` or `200-399`.
+/// A range of HTTP statuses, written as `200` or `200-399`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StatusRange {
@@ -176,17 +178,17 @@ impl fmt::Display for StatusRange {
 
 text_form!(StatusRange, String);
 
-/// An age, written `12h`, `90d`, `12w` or `2y` (of 365 days); at least an hour, at most 100 years.
+/// An age from 1 hour to 100 years, written as `12h`, `90d`, `12w` or `2y`. A year has 365 days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Age(u64);
 
 impl Age {
-    /// The expected form, for errors.
+    /// The expected form of the text, for errors.
     pub(super) const EXPECTED: &'static str = "an age such as 12h, 90d, 12w or 2y";
     /// The hours of each unit, largest unit first.
     const UNITS: [(&'static str, u64); 4] = [("y", 365 * 24), ("w", 7 * 24), ("d", 24), ("h", 1)];
-    /// The greatest age: 100 years.
+    /// The maximum age in hours: 100 years.
     const MAX_HOURS: u64 = 100 * 365 * 24;
 
     /// Returns the age as a [`Duration`].

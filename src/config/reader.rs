@@ -16,7 +16,7 @@ pub(super) const MAX_PROBLEMS: usize = 20;
 /// The maximum number of items of a list.
 const MAX_ITEMS: usize = 256;
 
-/// Reads values of one file and collects its problems.
+/// A reader of the values of one file. The reader collects all problems of the file.
 pub(super) struct ConfigReader<'f> {
     file: &'f str,
     problems: Vec<ConfigError>,
@@ -40,7 +40,7 @@ impl<'f> ConfigReader<'f> {
         ConfigReader { file, problems: Vec::new() }
     }
 
-    /// Returns `value` if there was no problem, or else the problems in the order of the file.
+    /// Returns `value` if no problem was recorded, or else the first [`MAX_PROBLEMS`] problems in the order of the file.
     pub fn finish<T>(mut self, value: T) -> Result<T, Vec<ConfigError>> {
         if self.problems.is_empty() {
             return Ok(value);
@@ -58,13 +58,13 @@ impl<'f> ConfigReader<'f> {
         &mut self.problems[last]
     }
 
-    /// Records that a value is not of the form that its key expects.
+    /// Records that a value does not have the form that its key expects.
     pub fn mismatch(&mut self, node: &Node, key: &str, expected: &str) {
         let problem = format!("{key} is {}", node.described());
         self.problem(node, problem).expected = Some(expected.to_owned());
     }
 
-    /// Returns the pairs of a mapping, in order: the key's text, the key, the value.
+    /// Returns the pairs of a mapping in their order in the file. Each pair has the key's text, the key and the value.
     pub fn pairs<'n>(&mut self, node: &'n Node, key: &str, expected: &str) -> Vec<(&'n str, &'n Node, &'n Node)> {
         match &node.value {
             Value::Null => Vec::new(),
@@ -164,12 +164,12 @@ impl<'f> ConfigReader<'f> {
         }
     }
 
-    /// Reads a list of at most [`MAX_ITEMS`] items.
+    /// Reads a list. Reports a list of more than [`MAX_ITEMS`] items.
     pub fn bounded<'n>(&mut self, node: &'n Node, key: &str, example: &str) -> &'n [Node] {
         self.list_up_to(node, key, example, MAX_ITEMS)
     }
 
-    /// Reads a list of at most `max` items.
+    /// Reads a list. Reports a list of more than `max` items.
     pub fn list_up_to<'n>(&mut self, node: &'n Node, key: &str, example: &str, max: usize) -> &'n [Node] {
         let list = self.list(node, key, example);
         if list.len() > max {
@@ -178,7 +178,7 @@ impl<'f> ConfigReader<'f> {
         list
     }
 
-    /// Reads each item of a list with `read`. Items for which `read` returns `None` are left out.
+    /// Reads each item of a list with `read`. The result has no items for which `read` returns `None`.
     pub fn items<T>(&mut self, node: &Node, key: &str, example: &str, read: impl Fn(&mut Self, &Node) -> Option<T>) -> Vec<T> {
         self.bounded(node, key, example).iter().filter_map(|node| read(self, node)).collect()
     }
@@ -191,7 +191,7 @@ impl<'f> ConfigReader<'f> {
         self.value(node, key, TimeSpan::EXPECTED, str::parse)
     }
 
-    /// Reads a time of at most `max`.
+    /// Reads a time. Reports a time longer than `max`.
     pub fn time_within(&mut self, node: &Node, key: &str, max: TimeSpan) -> Option<TimeSpan> {
         let time = self.time(node, key)?;
         if time > max {
@@ -217,7 +217,7 @@ impl<'f> ConfigReader<'f> {
         self.value(node, key, "a status such as 200, or a range such as 200-399", str::parse)
     }
 
-    /// Reads a size of at least 1 KiB.
+    /// Reads a size. Reports a size below 1 KiB.
     pub fn bytes(&mut self, node: &Node, key: &str) -> Option<ByteSize> {
         let size = self.size(node, key)?;
         if size.bytes() < 1024 {
@@ -233,9 +233,9 @@ impl<'f> ConfigReader<'f> {
         })
     }
 
-    /// Reads environment variables. Every value is text; numbers and booleans are spelt as in the file.
+    /// Reads environment variables. Every value is text; numbers and booleans keep their spelling in the file.
     pub fn env(&mut self, node: &Node, key: &str) -> IndexMap<VariableName, String> {
-        /// The maximum length of a value.
+        /// The maximum length of a value, in bytes.
         const MAX_BYTES: usize = 32 * 1024;
         let mut variables = IndexMap::new();
         for (name, at, value) in self.pairs(node, key, "a mapping, such as {LOG_LEVEL: debug}") {

@@ -1,8 +1,8 @@
 //! The recipe: `larder.yml` of a repository, in which a project describes its own deployment. Every key is optional.
 //!
-//! [`Recipe::parse`] checks the whole file, and a [`Recipe`] contains its YAML tree. The settings of an environment are merged from two
-//! levels of the tree: the top level of the file and the environment's entry in `environments`. Each merge reads both levels again,
-//! with the table [`super::settings::KEYS`].
+//! [`Recipe::parse`] checks the whole file, and a [`Recipe`] contains the YAML tree of the file. The settings of an environment are merged
+//! from two levels of the tree: the top level of the file and the environment's entry in `environments`. Each merge reads both levels
+//! again, with the table [`super::settings::KEYS`].
 
 use super::{
     error::ConfigError,
@@ -23,7 +23,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Parses a recipe. All its problems are reported together.
+    /// Parses a recipe. All problems of the file are reported together.
     pub fn parse(bytes: &[u8]) -> Result<Recipe, Vec<ConfigError>> {
         let root = yaml::parse_tree(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let mut reader = ConfigReader::new(FILE);

@@ -41,11 +41,11 @@ pub struct ServerConfig {
     pub builds: BuildsConfig,
     /// Limits of a push and a release.
     pub limits: PushLimits,
-    /// The maximum number of deployments that do heavy work at the same time; see `pipeline::Permits`.
+    /// The maximum number of deployments that do the same kind of heavy work at the same time; see `pipeline::permits`.
     pub deployments_parallel: u16,
     /// The first and the last port for applications.
     pub ports: (u16, u16),
-    /// Further directories of the host that are visible in sandboxes, read-only.
+    /// Further directories of the host that are visible read-only in sandboxes.
     pub paths: Vec<PathBuf>,
     /// Retention limits.
     pub keep: KeepConfig,
@@ -73,7 +73,7 @@ pub struct SshConfig {
 pub enum SshProfile {
     /// Algorithms that all maintained clients support.
     Default,
-    /// Only key exchanges that also resist attacks by quantum computers. Clients older than 2024 cannot connect.
+    /// Only key exchanges that also resist attacks by quantum computers. Clients from before 2024 cannot connect.
     Strict,
 }
 
@@ -209,7 +209,7 @@ impl ServerConfig {
         ServerConfig::parse(&name, &bytes)
     }
 
-    /// Parses the text of a server file. All its problems are reported together. `file` is the file's name in errors.
+    /// Parses the text of a server file. All problems of the text are reported together. `file` is the file's name in errors.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<ServerConfig, Vec<ConfigError>> {
         let file = if file.is_empty() { FILE } else { file };
         let root = yaml::parse_tree(file, bytes, FileLimits::SERVER).map_err(|error| vec![error])?;
@@ -246,7 +246,7 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::section("ports", "The first and the last local port for applications.", "{from: 20000, to: 29999}", PORTS_KEYS),
     KeyRow::value(
         "paths",
-        "Further directories of the host that are visible in sandboxes, read-only, such as language runtimes. Their `bin` directories are in PATH.",
+        "Further directories of the host that are visible read-only in sandboxes, such as language runtimes. PATH contains the directory `bin` of each of these directories.",
         Unstated,
         "\n- /opt/node",
         |reader, node, key, config| {
@@ -263,7 +263,7 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
     ),
     KeyRow::custom(
         "promote",
-        "The conditions that a release must have met where it ran before, so that an environment of this server accepts it. A recipe can add conditions.",
+        "The conditions that a release of another environment or server must have met before an environment of this server accepts the release. A recipe can add conditions.",
         Says("none"),
         || keys::render(PROMOTE_KEYS),
         |reader, node, key, config| policy::read_promote(reader, node, key, &mut config.promote),
@@ -350,7 +350,7 @@ const HTTP_KEYS: &[KeyRow<ServerConfig>] = &[
 const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value(
         "parallel",
-        "The maximum number of concurrent builds, and never more than deployments.parallel. Further builds wait.",
+        "The maximum number of concurrent builds. Further builds wait. A value above deployments.parallel has no effect.",
         Unstated,
         "1",
         |reader, node, key, config| set(&mut config.builds.parallel, number(reader, node, key, 1..=64)),
@@ -419,8 +419,9 @@ const LIMITS_KEYS: &[KeyRow<ServerConfig>] = &[
 
 const DEPLOYMENTS_KEYS: &[KeyRow<ServerConfig>] = &[KeyRow::value(
     "parallel",
-    "The maximum number of deployments that build, install, run a script or start processes at the same time. Further deployments wait \
-     before such a step; a rollback does not wait. An environment never runs more than one deployment at a time.",
+    "The maximum number of deployments that do the same kind of work at the same time: build, install, run a script or start \
+     processes. Further deployments wait before such a step; a rollback does not wait. An environment never runs more than one \
+     deployment at a time.",
     Unstated,
     "4",
     |reader, node, key, config| set(&mut config.deployments_parallel, number(reader, node, key, 1..=64)),
@@ -436,7 +437,7 @@ const PORTS_KEYS: &[KeyRow<ServerConfig>] = &[
 ];
 
 const KEEP_KEYS: &[KeyRow<ServerConfig>] = &[
-    // At least 2, because the live release and its predecessor are always kept.
+    // The minimum is 2, because the live release and its predecessor are always kept.
     KeyRow::value(
         "releases",
         "The number of releases that are kept, for recipes that do not set a number.",

@@ -22,12 +22,12 @@ use super::{
 };
 use crate::model::{Phase, ProcessType, StopSignal, Strategy};
 
-/// The settings of one environment. Journals store them, so a new field must have a serde default.
+/// The settings of one environment. Journals store the settings, so a new field must have a serde default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// The buildpacks, in order. If the list is empty, the buildpack is detected.
     pub buildpacks: Vec<BuildpackRef>,
-    /// Settings of the build. Its time limit is in [`Settings::timeouts`].
+    /// Settings of the build, except the time limit, which is in [`Settings::timeouts`].
     pub build: BuildSettings,
     /// The processes that have a command, in the order of the files.
     pub processes: IndexMap<ProcessType, ProcessSpec>,
@@ -39,19 +39,19 @@ pub struct Settings {
     pub data: Vec<DataPath>,
     /// Configuration variables.
     pub env: IndexMap<VariableName, String>,
-    /// Variables that must have a value; from `app.json`.
+    /// Variables of `app.json` that must have a value, and to which no file gives a value.
     pub required: Vec<RequiredVariable>,
     /// The check that a new release must pass before the switch.
     pub health: Health,
     /// The time limit of each phase.
     pub timeouts: IndexMap<Phase, TimeSpan>,
-    /// The strategy in the recipe, if the recipe sets one. It takes precedence over the environment's strategy.
+    /// The strategy of the recipe, which takes precedence over the environment's strategy; `None` if the recipe sets no strategy.
     pub strategy: Option<Strategy>,
     /// Further host names of the environment.
     pub domains: Vec<Domain>,
-    /// The way to stop processes that have no setting of their own.
+    /// The way to stop processes that do not set `stop` themselves.
     pub stop: Stop,
-    /// The time limit for requests in flight to the old release after a switch.
+    /// The time limit for requests in flight to this release after a switch to the next release.
     pub drain: TimeSpan,
     /// The recipe's limit for the number of releases; see [`Settings::retention`].
     pub keep_releases: Option<u16>,
@@ -72,16 +72,16 @@ pub struct Settings {
     /// The conditions for a release that another environment or server built.
     #[serde(default)]
     pub promote: PromotionPolicy,
-    /// The command that runs once, after the first deployment; from `app.json`.
+    /// The command of `app.json` that runs once, after the first deployment.
     pub postdeploy: Option<CommandLine>,
 }
 
 /// Settings of the build.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BuildSettings {
-    /// Variables that only the build sees.
+    /// Variables that are set only for the build.
     pub env: IndexMap<VariableName, String>,
-    /// The memory limit of the recipe. [`Settings::on_server`] sets it if it is missing, and lowers it to the server's limit.
+    /// The memory limit of the recipe. [`Settings::on_server`] sets a missing limit, and lowers a limit above the server's limit.
     pub memory: Option<ByteSize>,
     /// True if buildpacks keep their cache between builds.
     pub cache: bool,
@@ -98,7 +98,7 @@ pub struct RequiredVariable {
     pub description: Option<String>,
 }
 
-/// Returns the time limit of a phase for which the recipe sets none.
+/// Returns the time limit of a phase for which the recipe sets no limit.
 pub(super) fn default_timeout(phase: Phase) -> TimeSpan {
     match phase {
         Phase::Gather | Phase::PreInstall | Phase::Configure | Phase::PostInstall => TimeSpan::minutes(5),
@@ -179,7 +179,7 @@ impl Draft {
     }
 }
 
-/// The keys of the recipe. Lists and single values replace those of the earlier level; mappings are merged key by key.
+/// The keys of the recipe. A list or a single value replaces the value of the earlier level; mappings are merged key by key.
 pub(super) const KEYS: &[KeyRow<Draft>] = &[
     KeyRow::value(
         "buildpacks",
@@ -212,7 +212,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::custom(
         "scale",
-        "The number of instances of processes in the Procfile; the same as processes.*.scale.",
+        "The number of instances of each process. This key is the same as processes.*.scale.",
         Unstated,
         || "web: 2".to_owned(),
         |reader, node, key, draft| {
@@ -225,7 +225,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::value(
         "release",
-        "A command that runs once before the switch. If it fails, the deployment fails and the old release stays live.",
+        "A command that runs once before the switch. If the command fails, the deployment fails and the old release stays live.",
         Says("the Procfile's `release`"),
         "bin/migrate",
         |reader, node, key, draft| {
@@ -261,7 +261,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     KeyRow::custom(
         "timeouts",
         "The time limit of each phase, at most 1d. The time limit of the phase build is build.timeout, which can also be written as timeouts.build.",
-        Says("build 15m; post_build, bundle, deploy and post_deploy 10m; the others 5m"),
+        Says("build 15m; post_build, bundle, deploy and post_deploy 10m; all other phases 5m"),
         || {
             let phases = Phase::ALL.into_iter().filter(|phase| *phase != Phase::Build);
             phases.map(|phase| format!("{phase}: {}\n", default_timeout(phase))).collect()
@@ -278,7 +278,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::value(
         "strategy",
-        "blue-green: the new release boots beside the old one, then requests are switched to it.\n\
+        "blue-green: the new release boots beside the old release, then requests are switched to the new release.\n\
          in-place: the old release stops first. This version of larder refuses in-place.",
         Says("the strategy with which the environment was created"),
         "blue-green",
@@ -328,7 +328,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     KeyRow::section("keep", "", "{releases: 10}", KEEP_KEYS),
     KeyRow::custom(
         "smoke",
-        "Requests that must succeed after the switch. If one fails, the deployment is reverted.",
+        "Requests that must succeed after the switch. If a request fails, the deployment is reverted.",
         Unstated,
         health::smoke_example,
         |reader, node, key, draft| {
@@ -337,16 +337,16 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::custom(
         "promote",
-        "The conditions that a release must have met where it ran before, so that an environment with the mode final accepts it. \
-         The conditions of the server file apply as well.",
+        "The conditions that a release of another environment or server must have met before an environment with the mode final \
+         accepts the release. The conditions of the server file apply as well.",
         Says("none"),
         || keys::render(PROMOTE_KEYS),
         |reader, node, key, draft| policy::read_promote(reader, node, key, &mut draft.settings.promote),
     ),
     KeyRow::custom(
         ENVIRONMENTS,
-        "The same keys for single environments. Lists and single values replace those above. Mappings, such as env, processes and scale, \
-         are merged with those above, key by key.",
+        "Settings for single environments, with the keys above. A list or a single value replaces the value above. A mapping, such as \
+         env, processes or scale, is merged with the mapping above, key by key.",
         Unstated,
         || "staging:\n  env:\n    LOG_LEVEL: debug\n  scale:\n    web: 1".to_owned(),
         // `recipe.rs` reads this key, because each level must be read after the level above it.
@@ -354,13 +354,13 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
 ];
 
-/// The key whose values are the recipe's levels for single environments. It is allowed only at the top level of the file.
+/// The key whose values are the recipe's levels for single environments. The key is allowed only at the top level of the file.
 pub(super) const ENVIRONMENTS: &str = "environments";
 
 const BUILD_KEYS: &[KeyRow<Draft>] = &[
     KeyRow::custom(
         "env",
-        "Variables that only the build sees.",
+        "Variables that are set only for the build.",
         Unstated,
         || "NODE_ENV: production".to_owned(),
         |reader, node, key, draft| draft.settings.build.env.extend(reader.env(node, key)),

@@ -167,7 +167,7 @@ fn empty_recipe_gives_the_defaults() {
 
 #[test]
 fn stored_times_above_the_maximum_are_lowered() {
-    // As an earlier version stored them.
+    // An earlier version stored these times.
     let mut stored = settings("", "web: a\nworker: b");
     let day = TimeSpan::minutes(24 * 60);
     stored.drain = day;
@@ -256,7 +256,8 @@ fn hostile_yaml_is_refused() {
     assert!(Recipe::parse(&vec![b'a'; 100 << 20]).is_err());
 }
 
-/// The expected errors of each file in `tests/fixtures/invalid` are in `<file>.errors`. With `LARDER_BLESS=1`, the test writes them.
+/// The expected errors of each file in `tests/fixtures/invalid` are in `<file>.errors`. With `LARDER_BLESS=1`, the test writes the errors
+/// into these files.
 #[test]
 fn invalid_fixture_gives_its_golden_errors() {
     let mut seen = 0;
@@ -365,7 +366,7 @@ proptest! {
     }
 
     #[test]
-    fn no_near_miss_causes_a_panic(text in almost_yaml()) {
+    fn no_almost_valid_yaml_causes_a_panic(text in almost_yaml()) {
         survive(text.as_bytes());
     }
 }

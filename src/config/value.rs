@@ -1,4 +1,4 @@
-//! Names, paths and commands in configuration files. Each type checks its text when it is parsed.
+//! Names, paths and commands in configuration files. Parsing a value checks its text.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -36,12 +36,15 @@ checked_text!(
         let mut bytes = text.bytes();
         let first = bytes.next().is_some_and(|c| c.is_ascii_alphabetic() || c == b'_');
         if !first || text.len() > MAX_VARIABLE_NAME || !bytes.all(|c| c.is_ascii_alphanumeric() || c == b'_') {
-            return Err(format!("{} is not a name for a variable (letters, digits and _, not starting with a digit)", shown(text)));
+            return Err(format!(
+                "{} is not the name of a variable (expected at most {MAX_VARIABLE_NAME} letters, digits and _, not starting with a digit)",
+                shown(text)
+            ));
         }
         if matches!(text, "PORT" | "HOME") || text.starts_with("LARDER_") {
             return Err(format!("the variable {text} is set by larder itself"));
         }
-        // These variables would also affect larder's own programs, which start the process.
+        // These variables would also affect the programs of larder that start a project's processes.
         if text.starts_with("LD_") || matches!(text, "IFS" | "BASH_ENV" | "ENV" | "SHELLOPTS" | "BASHOPTS" | "PS4") {
             return Err(format!("the variable {text} changes how every program starts and is not allowed"));
         }
@@ -50,7 +53,7 @@ checked_text!(
 );
 
 checked_text!(
-    /// A path relative to the application's directory, without `..` and empty parts, and outside of `.git` and `.larder`.
+    /// A path relative to the application's directory, without empty, `.` and `..` parts, and outside of `.git` and `.larder`.
     RelativePath,
     String,
     |text| {
@@ -77,14 +80,15 @@ checked_text!(
 );
 
 checked_text!(
-    /// A persistent path: a [`RelativePath`]. A slash at its end marks a directory, even if the name has an extension.
+    /// A path that persists between releases: a [`RelativePath`] that may end with a slash. The slash marks a directory, even if the name
+    /// has an extension.
     DataPath,
     String,
     |text| text.strip_suffix('/').unwrap_or(text).parse::<RelativePath>().map(drop)
 );
 
 impl DataPath {
-    /// Returns the path without a slash at its end.
+    /// Returns the path without the slash at the end.
     pub fn path(&self) -> &str {
         self.0.strip_suffix('/').unwrap_or(&self.0)
     }
@@ -119,14 +123,14 @@ checked_text!(
 );
 
 impl Domain {
-    /// Returns the domain `localhost`. Its subdomains resolve to this machine, too (RFC 6761).
+    /// Returns the domain `localhost`, whose subdomains resolve to this machine, too (RFC 6761).
     pub fn localhost() -> Domain {
         Domain("localhost".to_owned())
     }
 }
 
 checked_text!(
-    /// The path of a request, such as `/healthz`.
+    /// The path of an HTTP request, such as `/healthz`.
     HttpPath,
     String,
     |text| {
@@ -176,7 +180,7 @@ impl BuildpackRef {
     /// The maximum number of buildpacks of one project.
     pub(super) const MAX: usize = 32;
 
-    /// The expected form, for errors.
+    /// The expected form of the text, for errors.
     pub(super) const EXPECTED: &'static str =
         "a name such as python, a directory such as ./tools/buildpack, or https://host/repository#commit";
 }
@@ -243,7 +247,7 @@ pub(super) fn host_path(text: &str) -> Result<PathBuf, String> {
     const OWN: [&str; 13] =
         ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "lower", "repo", "source", "tmp", "upper"];
     if parts.first().is_some_and(|first| OWN.contains(first)) || parts.starts_with(&["var", "tmp"]) {
-        return Err(format!("{} would be hidden: every sandbox has its own directory there", shown(text)));
+        return Err(format!("{} would be hidden: every sandbox has its own directory at this path", shown(text)));
     }
     Ok(PathBuf::from(text))
 }

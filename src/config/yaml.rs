@@ -1,6 +1,6 @@
 //! A YAML parser that limits size and depth, and refuses aliases, tags and duplicate keys. Every value has its position in the file.
 //!
-//! The parser builds a tree of nodes. The recipe and the server file are read from their trees, so that all their problems are reported
+//! The parser builds a tree of nodes. The recipe and the server file are read from such trees, so that all problems of a file are reported
 //! together. Other files are read with [`parse`], which checks the tree and then deserializes the text with serde.
 
 use serde::de::DeserializeOwned;
@@ -24,7 +24,7 @@ impl FileLimits {
     pub const SERVER: FileLimits = FileLimits { bytes: 256 * 1024, depth: 32 };
 }
 
-/// A position in a file, counted from 1.
+/// A position in a file. Lines and columns are counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct At {
     pub line: u32,
@@ -54,7 +54,7 @@ impl Default for Node {
 }
 
 impl Node {
-    /// Returns the value of a key, if this value is a mapping. A key without a value counts as absent.
+    /// Returns the value of a key. Returns `None` if this node is not a mapping, or if the key has no value.
     pub fn child(&self, key: &str) -> Option<&Node> {
         self.children().find(|(name, node)| *name == key && node.value != Value::Null).map(|(_, node)| node)
     }
@@ -65,7 +65,7 @@ impl Node {
         pairs.iter().filter_map(|(key, value)| Some((key.text()?, value)))
     }
 
-    /// Returns the text of a scalar.
+    /// Returns the text of a scalar, or `None` for other values.
     pub fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(text),
@@ -101,7 +101,7 @@ pub(super) fn parse_tree(file: &str, bytes: &[u8], limits: FileLimits) -> Result
     tree(file, utf8(file, bytes, limits)?, limits)
 }
 
-/// Checks the size and the encoding of a file. Returns its text without a byte order mark.
+/// Checks the size and the encoding of a file. Returns the text without a byte order mark.
 pub(super) fn utf8<'a>(file: &str, bytes: &'a [u8], limits: FileLimits) -> Result<&'a str, ConfigError> {
     if bytes.len() > limits.bytes {
         return Err(ConfigError::new(file, format!("the file has {} bytes", bytes.len()))
@@ -211,7 +211,7 @@ fn no_duplicates(file: &str, pairs: Vec<(Node, Node)>) -> Result<Vec<(Node, Node
         let text = key.text().unwrap_or_default();
         if let Some(first) = seen.insert(text, key.at.line) {
             return Err(problem(file, key.at, format!("the key {} is repeated", shown(text)))
-                .hint(format!("the key is also on line {first}; remove one of them")));
+                .hint(format!("remove this key or the same key on line {first}")));
         }
     }
     Ok(pairs)
@@ -252,9 +252,9 @@ fn typed_error(file: &str, error: &serde_yaml::Error) -> ConfigError {
             .hint(super::error::did_you_mean(variant, expected)),
         E::SerdeMissingField { field, .. } => ConfigError::new(file, format!("the key {field:?} is missing")),
         E::SerdeInvalidType { unexpected, expected, .. } | E::SerdeInvalidValue { unexpected, expected, .. } => {
-            ConfigError::new(file, format!("{unexpected} does not fit here")).expected(expected.as_str())
+            ConfigError::new(file, format!("the value is {unexpected}")).expected(expected.as_str())
         }
-        E::Unexpected { expected, .. } => ConfigError::new(file, "the value has another type").expected(*expected),
+        E::Unexpected { expected, .. } => ConfigError::new(file, "the value has the wrong type").expected(*expected),
         other => {
             let line: String = other.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
             ConfigError::new(file, line)
