@@ -1,11 +1,11 @@
-//! The jobs of git workers and their answers. They are exchanged only between processes of the same version of larder, so their format has
-//! no version.
+//! The jobs of git workers and their answers. Only processes of the same version of larder exchange jobs and answers, so the format has no
+//! version.
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{BranchName, CommitId, EnvId, ReleaseId};
 
-/// The prefix of larder's own refs. Clients cannot see or write them.
+/// The prefix of larder's own refs. Clients cannot see or write these refs.
 pub const OWN_REFS: &str = "refs/larder";
 
 /// The git service that a client requests.
@@ -30,7 +30,7 @@ impl Default for ServeLimits {
     }
 }
 
-/// The value that a ref must have before it is changed.
+/// The value that a ref must have before the ref is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expected {
     /// The ref may name any commit, or may not exist.
@@ -68,9 +68,9 @@ pub struct MoveRef {
     pub expected: Expected,
     /// The new value; `None` deletes the ref.
     pub new: Option<CommitId>,
-    /// A release whose objects are kept from now on, and the release's commit.
+    /// A release whose objects are kept after the change, and the release's commit.
     pub keep: Option<(ReleaseRef, CommitId)>,
-    /// Releases whose objects are no longer kept.
+    /// Releases whose objects are no longer kept after the change.
     pub forget: Vec<ReleaseRef>,
 }
 
@@ -116,19 +116,19 @@ pub enum GitJob {
         /// The limits of a push.
         limits: ServeLimits,
     },
-    /// Creates the repository and sets its `HEAD`. Idempotent.
+    /// Creates the repository if it does not exist, and sets its `HEAD`.
     Init {
         /// The branch that `HEAD` names. A clone checks out this branch.
         head: BranchName,
     },
-    /// Moves, creates or deletes a ref. Idempotent.
+    /// Moves, creates or deletes a ref. A repeated job succeeds.
     MoveRef(MoveRef),
-    /// Lists all refs except larder's own, sorted by name.
+    /// Lists all refs except larder's own refs, sorted by name.
     ReadRefs {
         /// The maximum number of refs.
         limit: usize,
     },
-    /// Lists the tags of commits, with their names without `refs/tags/`. Tags of other objects are left out.
+    /// Lists the tags that name commits. The names do not contain `refs/tags/`. Tags of other objects are left out.
     Tags,
     /// Finds a commit.
     Resolve {
@@ -142,21 +142,22 @@ pub enum GitJob {
     },
     /// Lists the commits that are reachable from `to` and not from `from`, newest first.
     Log {
-        /// The older commit. Without this commit, all ancestors of `to` are listed.
+        /// The older commit. With `None`, all ancestors of `to` are listed.
         from: Option<CommitId>,
         /// The newer commit.
         to: CommitId,
         /// The maximum number of commits; never more than 50.
         limit: usize,
     },
-    /// Writes a pack to the worker's standard output: a commit with everything reachable from it, except what is reachable from `haves`.
+    /// Writes a pack to the worker's standard output. The pack contains all objects reachable from `want`, except the objects reachable
+    /// from `haves`.
     ExportPack {
         /// The exported commit.
         want: CommitId,
         /// Commits that the receiver has. Commits that this repository does not have are ignored.
         haves: Vec<CommitId>,
     },
-    /// Imports a pack from the worker's standard input. Afterwards, the repository has a commit and everything reachable from it.
+    /// Imports a pack from the worker's standard input. Afterwards, the repository has all objects reachable from `want`.
     ImportPack {
         /// The imported commit.
         want: CommitId,
@@ -227,17 +228,17 @@ pub enum GitFailure {
         /// The actual value of the ref; `None` if the ref does not exist.
         actual: Option<CommitId>,
     },
-    /// The repository has no such branch, tag, commit or release.
+    /// The repository does not have the branch, the tag, the commit or the release.
     #[error("the repository has no {0}")]
     NotFound(String),
     /// An abbreviated commit id is not unique.
-    #[error("{0} matches more than one commit; give more digits")]
+    #[error("cannot find the commit {0}: more than one commit id starts with these digits")]
     Ambiguous(String),
-    /// The text is not a valid name.
+    /// The text is not a valid name of a branch, a tag or a commit.
     #[error("{0:?} is not the name of a branch, a tag or a commit")]
     BadName(String),
     /// The git program is missing.
-    #[error("git is not installed: there is no git in /usr/local/bin, /usr/bin or /bin; install git 2.29 or newer")]
+    #[error("cannot run git: there is no git in /usr/local/bin, /usr/bin or /bin (expected git 2.29 or newer)")]
     NoGit,
     /// Any other failure.
     #[error("cannot {doing}: {why}")]

@@ -21,14 +21,14 @@ fn prepare() {
     ONCE.call_once(|| {
         use git2::ConfigLevel::{Global, ProgramData, System, XDG};
         for level in [ProgramData, System, XDG, Global] {
-            // SAFETY: `Once` makes this the first use of libgit2 in this process, because every use goes through `open`, and all
-            // other callers wait here until the set-up is done.
+            // SAFETY: `Once` makes these calls the first use of libgit2 in this process. Every use of libgit2 starts with `open`, and all
+            // other callers of `open` wait for `Once` until the set-up is done.
             let _ = unsafe { git2::opts::set_search_path(level, "/nonexistent") };
         }
-        // SAFETY: as above. The check of a repository's owner is disabled, because the keeper chooses the user of each worker, and because
-        // the owner may not be mapped in a user namespace.
+        // SAFETY: `Once` makes this call safe, as for `set_search_path`. The check of a repository's owner is disabled, because the keeper
+        // chooses the user of each worker, and because the owner may not be mapped in a user namespace.
         let _ = unsafe { git2::opts::set_verify_owner_validation(false) };
-        // SAFETY: as above. The size is in bytes, for the whole process.
+        // SAFETY: `Once` makes this call safe, as for `set_search_path`. The size is in bytes, for the whole process.
         let _ = unsafe { git2::opts::set_cache_max_size(32 << 20) };
     });
 }

@@ -1,4 +1,4 @@
-//! Worker side: finds commits, tags and logs with libgit2.
+//! Finds commits, tags and logs with libgit2. This code runs in a git worker.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::model::{CommitId, sanitise_reason};
 const MAX_LOG: usize = 50;
 /// The maximum number of tags that are listed.
 const MAX_TAGS: usize = 10_000;
-/// The maximum number of stored tags of one commit.
+/// The maximum number of stored tags that are returned for one commit.
 const MAX_TAGS_OF_COMMIT: usize = 100;
 
 /// Returns the tags of all commits, sorted by name, at most [`MAX_TAGS`].
@@ -33,8 +33,8 @@ pub fn tags(path: &Path) -> GitReport {
     Ok(GitAnswer::Refs { refs: found, more })
 }
 
-/// Returns the tags of `commit`. `coming` contains the tags of the same push, which are not stored yet. Errors are ignored, because tags
-/// are only shown to users and no decision depends on them.
+/// Returns the tags of `commit`. `coming` contains the pushed tags that git has not stored yet. Errors are ignored, because tags are only
+/// shown to users and no decision depends on them.
 pub fn tags_of(repository: &Repository, commit: &CommitId, coming: &[(String, CommitId)]) -> Vec<String> {
     let Ok(wanted) = Oid::from_str(commit.as_str()) else { return Vec::new() };
     let mut names = Vec::new();
@@ -125,7 +125,7 @@ pub fn log(path: &Path, from: Option<&CommitId>, to: &CommitId, limit: usize) ->
     walk.set_sorting(Sort::TOPOLOGICAL | Sort::TIME).map_err(failed(doing()))?;
     walk.push(oid(to)?).map_err(failed(doing()))?;
     if let Some(from) = from {
-        // This fails if the repository no longer has `from`. The log then contains older commits, too.
+        // `hide` fails if the repository no longer has `from`. The log then also contains commits older than `from`.
         let _ = walk.hide(oid(from)?);
     }
     let limit = limit.min(MAX_LOG);

@@ -1,4 +1,5 @@
-//! Worker side: removes stale locks from a repository and runs `git gc`. No other process may use the repository at the same time.
+//! Removes stale locks from a repository and runs `git gc`. This code runs in a git worker. No other process may use the repository at the
+//! same time.
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -12,7 +13,7 @@ use super::{
 use crate::model::sanitise_reason;
 
 /// Removes the lock files of killed git processes: the locks of refs, `HEAD`, the packed refs and the configuration. While a lock file
-/// exists, git refuses to change the locked file. Must not run while another process uses the repository.
+/// exists, git refuses to change the locked file. Call this function only if no other process uses the repository.
 pub fn remove_locks(repository: &Path) -> GitReport {
     let top = WalkDir::new(repository).max_depth(1);
     let inside = ["refs", "objects/info"].map(|name| WalkDir::new(repository.join(name)));
@@ -29,7 +30,7 @@ pub fn remove_locks(repository: &Path) -> GitReport {
     Ok(GitAnswer::Done)
 }
 
-/// Removes stale locks and runs `git gc`. Must not run while another process uses the repository.
+/// Removes stale locks and runs `git gc`. Call this function only if no other process uses the repository.
 pub fn gc(path: &Path) -> GitReport {
     remove_locks(path)?;
     let git = program::find().ok_or(GitFailure::NoGit)?;

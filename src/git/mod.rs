@@ -1,7 +1,7 @@
 //! Repositories, git's own programs, hooks, and the export of a commit.
 //!
 //! The module has two halves. In the server, [`Repositories`] starts git workers, and [`hook::Listener`] receives the requests of hooks. In
-//! the workers, [`work`] and [`work_source`] run as the git user inside the sandbox. Only workers and hooks open a repository.
+//! the workers, [`work`] and [`work_source`] run as the git user inside a sandbox. Only workers and hooks open a repository.
 
 pub mod hook;
 mod job;

@@ -1,4 +1,4 @@
-//! Worker side: exports and imports commits as packs, with git's own programs.
+//! Exports and imports commits as packs, with git's own programs. This code runs in a git worker.
 
 use std::{
     io::Write,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::model::{CommitId, sanitise_reason};
 
-/// The maximum number of the receiver's commits that reduce a pack. Further commits are ignored.
+/// The maximum number of `haves` that [`export`] uses. Further `haves` are ignored.
 const MAX_HAVES: usize = 64;
 
 fn git(path: &Path, words: &[&str]) -> Result<Command, GitFailure> {
@@ -42,7 +42,8 @@ fn run(mut command: Command, input: Option<&str>, doing: &str) -> Result<(), Git
     if output.status.success() { Ok(()) } else { Err(failed(doing, String::from_utf8_lossy(&output.stderr).trim())) }
 }
 
-/// Writes a pack to the standard output: `want` with everything reachable from it, except what is reachable from `haves`.
+/// Writes a pack to the standard output. The pack contains all objects reachable from `want`, except the objects reachable from `haves`,
+/// which are commits that the receiver has.
 pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
     let doing = format!("pack {}", want.short());
     let repository = libgit::open(path).map_err(|error| failed(&doing, error.message()))?;
@@ -50,7 +51,7 @@ pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
     if !is_here(want) {
         return Err(GitFailure::NotFound(want.to_string()));
     }
-    // git fails on ids of objects that the repository does not have.
+    // git fails on the id of a missing object, so commits that the repository does not have are left out.
     let known = haves.iter().take(MAX_HAVES).filter(|have| is_here(have)).map(|have| format!("^{have}\n"));
     let list: String = known.chain([format!("{want}\n")]).collect();
     let mut command = git(path, &["pack-objects", "--revs", "--thin", "--stdout", "--delta-base-offset", "-q"])?;
@@ -59,8 +60,8 @@ pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
     Ok(GitAnswer::Done)
 }
 
-/// Imports a pack of at most `bytes` bytes from the standard input, and checks that everything reachable from `want` is in
-/// the repository.
+/// Imports a pack of at most `bytes` bytes from the standard input, and checks that all objects reachable from `want` are in the
+/// repository.
 pub fn import(path: &Path, want: &CommitId, bytes: u64) -> GitReport {
     let doing = format!("import {}", want.short());
     let limit = format!("--max-input-size={bytes}");
@@ -71,9 +72,9 @@ pub fn import(path: &Path, want: &CommitId, bytes: u64) -> GitReport {
     Ok(GitAnswer::Done)
 }
 
-/// Checks that everything reachable from a commit is in the repository, as `git fetch` does.
+/// Checks that all objects reachable from a commit are in the repository, as `git fetch` does.
 fn complete(path: &Path, want: &CommitId) -> Result<(), GitFailure> {
-    let doing = format!("find everything reachable from {} in the pack", want.short());
+    let doing = format!("find all objects reachable from {} in the pack", want.short());
     run(git(path, &["rev-list", "--objects", "--quiet", want.as_str(), "--not", "--all", "--"])?, None, &doing)
 }
 
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn thin_pack_completes_the_receiver() {
+    fn thin_pack_is_imported_completely_or_rejected() {
         let (here, there) = (World::new(), World::new());
         let first = here.commit(&[("a", false, &[b'x'; 5000])]);
         here.git(&["update-ref", "refs/heads/main", first.as_str()], b"");

@@ -1,5 +1,6 @@
-//! The paths of git workers, and the environment of git's own programs. The environment contains only the variables that are set here. No
-//! repository can override its settings, because variables `GIT_CONFIG_*` take precedence over all files (git-config(1)).
+//! The paths of git workers, and the environment of git's own programs. The environment contains only the variables that this file sets. No
+//! repository can override the settings of this file, because the variables `GIT_CONFIG_*` take precedence over all configuration files
+//! (git-config(1)).
 
 use std::{
     ffi::{OsStr, OsString},
@@ -29,7 +30,7 @@ pub fn find() -> Option<PathBuf> {
     PATH.split(':').map(|directory| Path::new(directory).join("git")).find(|path| path.is_file())
 }
 
-/// Builds the environment and the settings of a git process.
+/// The builder of the environment and the settings of a git process.
 #[derive(Debug, Default)]
 pub struct GitSettings {
     config: Vec<(OsString, OsString)>,

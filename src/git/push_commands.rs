@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-/// The number of updates that the client has requested so far. Clones share the number.
+/// The number of updates that the client has requested so far. All clones of a value share one number.
 #[derive(Debug, Clone, Default)]
 pub struct PushCommands(Arc<AtomicUsize>);
 
@@ -28,7 +28,8 @@ pub struct CommandCounter {
     digits: Vec<u8>,
     /// The number of bytes of the current packet that have not arrived yet.
     payload: usize,
-    /// The number of hexadecimal digits at the start of the current payload, or `None` once it is known if the packet is an update.
+    /// The number of hexadecimal digits at the start of the current payload. `None` after the packet has been recognised as an update or as
+    /// another packet.
     id_digits: Option<usize>,
     /// True after the flush packet or an invalid packet.
     is_over: bool,

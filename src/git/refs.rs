@@ -1,4 +1,5 @@
-//! Worker side: creates the repository, moves refs and lists refs. Reads with libgit2, and moves refs with git's own program.
+//! Creates the repository, moves refs and lists refs. This code runs in a git worker, reads refs with libgit2, and moves refs with git's
+//! own program.
 
 use std::{fs::File, io::Write, path::Path, process::Stdio};
 
@@ -135,7 +136,7 @@ fn current(repository: &Repository, refname: &str) -> Result<Option<CommitId>, G
     }
 }
 
-/// Returns at most `limit` refs, except larder's own refs, sorted by name.
+/// Returns at most `limit` refs, and never more than [`MAX_REFS`], sorted by name. larder's own refs are left out.
 pub fn read_refs(path: &Path, limit: usize) -> GitReport {
     let repository = open(path).map_err(failed("open the repository"))?;
     let (mut refs, limit) = (Vec::new(), limit.min(MAX_REFS));

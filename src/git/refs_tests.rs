@@ -144,7 +144,7 @@ fn gc_keeps_objects_of_releases() {
 }
 
 #[test]
-fn lightweight_and_annotated_tags_lead_to_commits() {
+fn lightweight_or_annotated_tag_is_listed_with_its_commit() {
     let world = World::new();
     let (one, two) = (world.commit(&[("a", false, b"1")]), world.commit(&[("a", false, b"2")]));
     world.git(&["tag", "v1.0.0", one.as_str()], b"");

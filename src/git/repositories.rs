@@ -1,4 +1,4 @@
-//! The server side of git: starts git workers and reads their answers.
+//! Starts git workers and reads their answers. This code runs in the server.
 //!
 //! Each repository has a lock. Several workers can hold the lock shared; maintenance holds the lock exclusively.
 
@@ -98,17 +98,17 @@ impl Repositories {
         Ok(Serving { child, _shared: shared })
     }
 
-    /// Creates the repository. Idempotent.
+    /// Creates the repository if it does not exist, and sets its `HEAD` to the branch `head`.
     pub async fn init(&self, project: ProjectId, head: BranchName) -> Result<(), GitError> {
         self.done(project, GitJob::Init { head }, "create the repository").await
     }
 
-    /// Moves, creates or deletes a ref. Idempotent. Returns after the change is on the disk.
+    /// Moves, creates or deletes a ref, and returns after the change is on the disk. A repeated call succeeds.
     pub async fn move_ref(&self, project: ProjectId, change: MoveRef) -> Result<(), GitError> {
         self.done(project, GitJob::MoveRef(change), "move a ref").await
     }
 
-    /// Returns at most `limit` refs, except larder's own refs, and true if there are more refs.
+    /// Returns at most `limit` refs, without larder's own refs. The second value is true if there are more refs.
     pub async fn read_refs(&self, project: ProjectId, limit: usize) -> Result<(Vec<RefEntry>, bool), GitError> {
         let doing = "read the refs";
         match self.ask(project, GitJob::ReadRefs { limit }, doing).await? {
@@ -117,7 +117,7 @@ impl Repositories {
         }
     }
 
-    /// Returns the names of tags without `refs/tags/`, each with its commit, and true if there are more tags.
+    /// Returns the names of tags without `refs/tags/`, each with its commit. The second value is true if there are more tags.
     pub async fn tags(&self, project: ProjectId) -> Result<(Vec<(String, CommitId)>, bool), GitError> {
         let doing = "read the tags";
         match self.ask(project, GitJob::Tags, doing).await? {
@@ -126,7 +126,7 @@ impl Repositories {
         }
     }
 
-    /// Finds a commit.
+    /// Finds the commit that `spec` describes.
     pub async fn resolve(&self, project: ProjectId, spec: CommitSpec) -> Result<CommitId, GitError> {
         let doing = "find a commit";
         match self.ask(project, GitJob::Resolve { spec }, doing).await? {
@@ -145,8 +145,8 @@ impl Repositories {
         }
     }
 
-    /// Returns the commits that are reachable from `to` and not from `from`, newest first, and true if there are more commits. Returns at
-    /// most `limit` commits, and at most 50.
+    /// Returns the newest commits that are reachable from `to` and not from `from`, newest first. The number of commits is at most `limit`,
+    /// and never more than 50. The second value is true if there are more commits.
     pub async fn log(
         &self,
         project: ProjectId,
@@ -161,7 +161,7 @@ impl Repositories {
         }
     }
 
-    /// Writes a thin pack to `output`: a commit with everything reachable from it, except what is reachable from `haves`.
+    /// Writes a thin pack to `output`. The pack contains all objects reachable from `want`, except the objects reachable from `haves`.
     pub async fn export_pack(
         &self,
         project: ProjectId,
@@ -173,8 +173,8 @@ impl Repositories {
         self.transfer(project, GitJob::ExportPack { want, haves }, stdio, "pack a commit").await
     }
 
-    /// Imports a pack of at most `bytes` bytes. Afterwards, the repository has `want` and everything reachable from it. Maintenance removes
-    /// these objects after two weeks if no ref leads to them.
+    /// Imports a pack of at most `bytes` bytes. Afterwards, the repository has all objects reachable from `want`. After two weeks,
+    /// maintenance removes the objects that no ref reaches.
     pub async fn import_pack(&self, project: ProjectId, want: CommitId, pack: OwnedFd, bytes: u64) -> Result<(), GitError> {
         let stdio = Stdio { stdin: Some(pack), ..Stdio::default() };
         self.transfer(project, GitJob::ImportPack { want, bytes }, stdio, "import a commit").await
@@ -187,7 +187,7 @@ impl Repositories {
         report.map(|_| ()).map_err(GitError::from)
     }
 
-    /// Removes the lock files of killed git processes from the repository. Waits until the repository is not in use.
+    /// Waits until the repository is not in use, and then removes the lock files of killed git processes from the repository.
     pub async fn remove_locks(&self, project: ProjectId) -> Result<(), GitError> {
         let _exclusive = self.lock(project).write_owned().await;
         let doing = "remove stale locks";
@@ -196,7 +196,7 @@ impl Repositories {
         Ok(report.map(|_| ())?)
     }
 
-    /// Packs the repository. Does nothing and returns `false` if the repository is in use.
+    /// Packs the repository and returns `true`. Does nothing and returns `false` if the repository is in use.
     pub async fn gc(&self, project: ProjectId) -> Result<bool, GitError> {
         let Ok(_exclusive) = self.lock(project).try_write_owned() else { return Ok(false) };
         let doing = "pack the repository";
@@ -255,7 +255,8 @@ impl Repositories {
 
     async fn report<R: DeserializeOwned>(&self, child: &mut Child, doing: &'static str) -> Result<R, GitError> {
         match child.report(MAX_REPORT).await {
-            // A worker has finished its work when it reports, so there is no wait for its exit and the end of its sandbox.
+            // A worker reports after it has finished its work, so the server does not wait for the worker's exit and the end of its
+            // sandbox.
             Ok(Some(report)) => Ok(report),
             Ok(None) => {
                 let exit = child.wait().await.map_err(|source| GitError::Launch { doing, source })?;

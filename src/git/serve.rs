@@ -1,4 +1,4 @@
-//! Worker side: replaces the worker by git's own receive-pack or upload-pack.
+//! Replaces a git worker by git's own receive-pack or upload-pack.
 
 use std::{fs::File, os::unix::process::CommandExt, path::Path};
 
@@ -11,9 +11,9 @@ use super::{
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The git program is missing.
-    #[error("git is not installed on the server; its administrator must install git 2.29 or newer")]
+    #[error("cannot start git: git is not installed on the server (expected git 2.29 or newer)")]
     NoGit,
-    /// A value is missing that the hooks of a push need. Without this value, no hook could accept the push.
+    /// The job or the environment does not contain a value that the hooks need. Without the value, no hook could accept the push.
     #[error("cannot serve a push: {0} is missing")]
     Missing(&'static str),
     /// larder's binary, which the hooks run, could not be opened.
@@ -74,7 +74,8 @@ pub fn settings(protocol: Option<u8>, push: Option<&PushSettings<'_>>) -> GitSet
         .config("receive.advertiseAtomic", "true")
         .config("receive.autogc", "false")
         .config("receive.updateServerInfo", "false")
-        // The server decides whether a branch may be deleted or rewound: an operator may push an older commit to go back.
+        // The server decides, instead of git, if a branch may be deleted or rewound. A push of an older commit is a way to deploy that
+        // commit again.
         .config("receive.denyDeletes", "false")
         .config("receive.denyNonFastForwards", "false")
         .config("receive.denyCurrentBranch", "ignore")

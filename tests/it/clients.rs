@@ -229,7 +229,7 @@ fn one_bad_ref_is_refused_alone(world: &World) {
         repo.page(&shown);
         let arguments = [OsStr::new(&url), OsStr::new("HEAD:refs/heads/main"), OsStr::from_bytes(&refspec)];
         let (push, status) = push_with_channel_status(world, &repo, &arguments);
-        push.rejected_with("this ref name is not allowed here");
+        push.rejected_with("this ref name is not allowed");
         assert_eq!(status, "1", "{shown}");
         assert_eq!(repo.live(), Some(repo.head()), "{shown}: the branch beside it was not deployed: {}", push.0);
         assert_eq!(repo.ls_remote().len(), 2, "{shown}: only HEAD and the branch are there");
@@ -237,7 +237,7 @@ fn one_bad_ref_is_refused_alone(world: &World) {
     // Alone, too, and all of an atomic push.
     let bad = OsStr::from_bytes(b"HEAD:refs/tags/caf\xe9");
     let (push, status) = push_with_channel_status(world, &repo, &[OsStr::new(&url), bad]);
-    push.rejected_with("this ref name is not allowed here");
+    push.rejected_with("this ref name is not allowed");
     assert_eq!(status, "1");
     let live = repo.head();
     repo.page("another");

@@ -34,11 +34,13 @@ const QUARANTINE: &str = "GIT_QUARANTINE_PATH";
 enum HookError {
     #[error("{0} is not set: this repository accepts pushes only through its larder server")]
     NoEnvironment(&'static str),
-    #[error("{0} is not a push token")]
+    #[error("{0} is not a push token (expected 32 hexadecimal digits)")]
     BadToken(&'static str),
-    #[error("cannot connect to the larder server at {path}: {source}; is `larder serve` running?")]
+    #[error("cannot connect to the larder server at {path}: {source}; check that `larder serve` is running")]
     Unreachable { path: PathBuf, source: io::Error },
-    #[error("the larder server closed the connection before its verdict; see `larder deploy PROJECT --follow`")]
+    #[error(
+        "the larder server closed the connection before its verdict; run `larder deploy PROJECT --follow` to see the outcome"
+    )]
     Gone(#[source] io::Error),
     #[error("cannot read git's request: {0}")]
     Git(String),
@@ -51,7 +53,7 @@ enum HookError {
 /// The maximum length of a line with a ref change, in bytes: git's own limit for a packet.
 const MAX_LINE: u64 = 65_520;
 /// The reason that is reported for a ref whose name larder does not accept.
-const BAD_NAME: &str = "this ref name is not allowed here: names are UTF-8 text of at most 512 bytes";
+const BAD_NAME: &str = "this ref name is not allowed (expected UTF-8 text of at most 512 bytes)";
 
 /// The request that git has sent to the hook.
 #[derive(Debug, Default)]
@@ -209,7 +211,7 @@ fn read_proc_receive(stdin: &mut dyn Read, stdout: &mut dyn Write) -> Result<Git
     }
     let mut parts = offered.splitn(2, |byte| *byte == 0);
     if parts.next() != Some(b"version=1") {
-        return Err(HookError::Git(String::from("git uses a version of the proc-receive protocol that larder does not support")));
+        return Err(HookError::Git(String::from("git does not support version 1 of the proc-receive protocol")));
     }
     let capabilities = parts.next().unwrap_or_default();
     let has = |wanted: &[u8]| capabilities.split(|byte| *byte == b' ').any(|word| word == wanted);
@@ -238,7 +240,12 @@ fn add_ref(request: &mut GitRequest, line: &[u8]) -> Result<(), HookError> {
     if request.refs.len().saturating_add(request.bad_names.len()) == MAX_REFS {
         return Err(HookError::TooManyRefs);
     }
-    let wrong = || HookError::Git(format!("{:?} is not a change of a ref", sanitise_reason(&String::from_utf8_lossy(line))));
+    let wrong = || {
+        HookError::Git(format!(
+            "{:?} is not a change of a ref (expected OLD NEW REF)",
+            sanitise_reason(&String::from_utf8_lossy(line))
+        ))
+    };
     let mut words = line.splitn(3, |byte| *byte == b' ');
     let mut word = || words.next().ok_or_else(wrong);
     let (old, new, name) = (word()?, word()?, word()?);
@@ -259,8 +266,8 @@ fn add_option(request: &mut GitRequest, option: String) -> Result<(), HookError>
     Ok(())
 }
 
-/// Sends the request to the server, prints the server's lines, and returns the server's answer. If the request could not be read, a
-/// refusal is sent instead, so that the server records the push as refused.
+/// Sends the request to the server, prints the server's lines, and returns the server's answer. If the request could not be read, this
+/// function sends a refusal instead of the request, so that the server records the push as refused.
 fn ask(
     kind: HookKind,
     request: &Result<GitRequest, HookError>,

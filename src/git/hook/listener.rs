@@ -1,5 +1,5 @@
-//! The server's side of the hook socket: authenticates hooks, reads their requests, and sends lines to them without waiting, so that a
-//! client that does not read its output does not delay the deployment.
+//! The server's side of the hook socket. The listener authenticates hooks and reads their requests. A session sends lines to its hook
+//! without waiting, so that a client that does not read its output does not delay the deployment.
 
 use std::{
     io,
@@ -95,7 +95,8 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
         let stream = match stream {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Most likely, the process has too many open descriptors. During the pause, other sessions can end and close theirs.
+                // Most likely, the process has too many open descriptors. During the pause, other sessions can end and close their
+                // descriptors.
                 tracing::warn!(%error, "cannot accept a connection on the hook socket");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -221,7 +222,7 @@ impl<T> HookSession<T> {
         HookSession { ticket, request, frames, left_out, gone, writer }
     }
 
-    /// Sends a line to the pusher, sanitised for terminals. Never waits: if the hook reads too slowly, lines are dropped.
+    /// Sends a line to the pusher, sanitised for terminals. This method never waits: if the hook reads too slowly, lines are dropped.
     pub fn line(&self, line: &str) {
         if let Err(mpsc::error::TrySendError::Full(_)) = self.frames.try_send(ServerFrame::Line(sanitise_line(line))) {
             self.left_out.fetch_add(1, Ordering::Relaxed);
@@ -236,7 +237,7 @@ impl<T> HookSession<T> {
         }
     }
 
-    /// Ends the session with success. For pre-receive, this accepts the push, and `verdicts` is empty. For proc-receive, `verdicts` has the
+    /// Ends the session with success. For pre-receive, the push is accepted, and `verdicts` is empty. For proc-receive, `verdicts` has the
     /// verdict on each ref, and a ref without a verdict is refused.
     pub async fn finish(self, verdicts: Vec<(String, RefVerdict)>) {
         let clean = verdicts.into_iter().map(|(name, verdict)| match verdict {
@@ -278,7 +279,7 @@ impl<T> HookSession<T> {
                 return tracing::warn!("hook socket: the hook exited before its answer");
             }
         }
-        // After the queue is closed, the writer writes the remaining frames and ends.
+        // After the queue is closed, the writer writes the remaining frames and returns.
         let (closed, _) = mpsc::channel(1);
         drop(std::mem::replace(&mut self.frames, closed));
         let _ = (&mut self.writer).await;

@@ -15,8 +15,8 @@ pub use listener::{HookSession, Listener};
 pub use registry::{PushRegistry, PushTicket, PushToken};
 pub use wire::{HookKind, HookRequest, MAX_REFS, RefChange, RefVerdict};
 
-/// The hook scripts: file name and content. They are unpacked as executables to `lib/<version>/hooks`. There is no post-receive hook,
-/// because the server has given its verdict before git would run this hook.
+/// The hook scripts, each with its file name and content. The scripts are unpacked as executables to `lib/<version>/hooks`. There is no
+/// post-receive hook, because the server has given its verdict before git would run this hook.
 pub const SCRIPTS: &[(&str, &[u8])] = &[
     ("pre-receive", include_bytes!("../../../hooks/pre-receive")),
     ("proc-receive", include_bytes!("../../../hooks/proc-receive")),

@@ -1,5 +1,5 @@
-//! Reads the recipe of a push that is not accepted yet. The pre-receive hook runs as the git user and sees git's quarantine, so the server
-//! needs no other worker to read the recipe. The server can refuse a malformed recipe before any object is kept.
+//! Reads the recipe of a push that is not accepted yet. The pre-receive hook runs as the git user and can read git's quarantine, so the
+//! server needs no other worker to read the recipe. The server can refuse a malformed recipe before any object is kept.
 
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ use crate::{
     model::CommitId,
 };
 
-/// The maximum size of the tree object of a root directory, in bytes. Recipes in larger directories are not read here.
+/// The maximum size of the tree object of a root directory, in bytes. The hook does not read recipes in larger directories.
 const MAX_ROOT: usize = 1 << 20;
 
 /// Returns the recipes of the pushed branches. A recipe that cannot be read is left out, because the export reads all recipes again and

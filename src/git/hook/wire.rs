@@ -90,9 +90,9 @@ impl HookKind {
 /// The change of one ref in a push.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefChange {
-    /// The current value; zero if the ref does not exist.
+    /// The current value; the null id if the ref does not exist.
     pub old: CommitId,
-    /// The requested value; zero deletes the ref.
+    /// The requested value; the null id deletes the ref.
     pub new: CommitId,
     /// The full name of the ref.
     pub refname: String,
@@ -120,23 +120,23 @@ pub struct HookRequest {
 /// The verdict on one ref.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RefVerdict {
-    /// Accepted: the server has moved the ref itself.
+    /// The ref is accepted, and the server has moved the ref itself.
     Ok,
-    /// Accepted under another name, which the client prints.
+    /// The commit is accepted under another ref name, which the client prints.
     OkAs {
         /// The name under which the commit was stored.
         refname: String,
     },
-    /// Accepted: git moves the ref itself, as without a hook.
+    /// The ref is accepted, and git moves the ref itself, as without a hook.
     FallThrough,
-    /// Refused. The reason appears in git's rejected line.
+    /// The ref is refused. The reason appears in git's rejected line.
     Refused {
         /// The reason, in one line.
         reason: String,
     },
 }
 
-/// A message from hook to server.
+/// A message from a hook to the server.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ClientFrame {
     /// The first message.
@@ -155,7 +155,7 @@ pub(super) enum ClientFrame {
     Refuse(String),
 }
 
-/// A message from server to hook.
+/// A message from the server to a hook.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum ServerFrame {
     /// A line for the pusher.
@@ -164,7 +164,7 @@ pub(super) enum ServerFrame {
     Beat,
     /// The verdicts on the next refs.
     Verdicts(Vec<(String, RefVerdict)>),
-    /// The end of the answer. For pre-receive, it means that the push is accepted.
+    /// The end of the answer. For pre-receive, this message means that the push is accepted.
     Done,
     /// The answer to pre-receive if proc-receive will refuse every ref with its own reason. The hook deletes the pushed objects.
     Discard,
@@ -177,13 +177,13 @@ pub(super) fn is_refname(name: &str) -> bool {
     name.len() <= MAX_REFNAME && name.starts_with("refs/") && !name.contains(|c: char| c.is_control() || c == ' ')
 }
 
-/// Writes one frame. Blocks the thread.
+/// Writes one frame, and blocks the thread until the frame is written.
 pub(super) fn write_frame<T: Serialize>(to: &mut impl Write, frame: &T) -> io::Result<()> {
     to.write_all(&encode(frame)?)?;
     to.flush()
 }
 
-/// Reads one frame. Blocks the thread.
+/// Reads one frame, and blocks the thread until the frame has arrived.
 pub(super) fn read_frame<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;

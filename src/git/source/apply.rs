@@ -57,8 +57,8 @@ pub fn apply(
     Ok((entries?, changed))
 }
 
-/// Empties the directory `tree`, or creates it. An existing directory is kept, because it may be a mount point or the source of a bind
-/// mount.
+/// Empties the directory `tree`, or creates the directory if it does not exist. An existing directory is kept, because the directory may be
+/// a mount point or the source of a bind mount.
 fn empty(tree: &Path) -> io::Result<()> {
     match fs::symlink_metadata(tree) {
         Ok(meta) if meta.is_dir() => {}
@@ -83,7 +83,7 @@ fn empty(tree: &Path) -> io::Result<()> {
 struct Changes<'o> {
     /// The entries to remove.
     gone: Vec<&'o SourceEntry>,
-    /// The indices of the entries of the plan to create.
+    /// The indices in the plan of the entries to create.
     new: Vec<usize>,
 }
 

@@ -65,7 +65,7 @@ fn export(
     let incremental = old.map(|old| apply::apply(repository, project, Some(old), plan.clone()));
     let (entries, changed) = match incremental {
         Some(Ok(done)) => done,
-        // The incremental export fails if another process has changed the tree, or if the list is wrong.
+        // The incremental export fails if another process has changed the tree, or if the list is wrong. All files are then exported again.
         Some(Err(_)) | None => apply::apply(repository, project, None, plan).map_err(failed(doing()))?,
     };
     let list = SourceList { format: SourceList::FORMAT, boot: tree::boot(), commit: job.commit.clone(), entries };
@@ -85,7 +85,7 @@ fn tree_of(repository: &Repository, commit: &str) -> Option<Oid> {
     Some(commit.tree_id())
 }
 
-/// Returns the error for an id that is not the id of a commit. The id can be that of an annotated tag, because git accepts a branch that
+/// Returns the error for an id that is not the id of a commit. The id can be the id of an annotated tag, because git accepts a branch that
 /// points to the object of a tag.
 fn no_commit(repository: &Repository, id: &CommitId) -> ExportStop {
     let tag = Oid::from_str(id.as_str()).and_then(|oid| repository.find_tag(oid));

@@ -41,11 +41,11 @@ pub struct SourceJob {
     /// The name of git's quarantine, which has the objects of a push that pre-receive has not accepted yet
     /// ([`crate::git::hook::HookRequest::quarantine`]).
     pub quarantine: Option<String>,
-    /// The tags of the same push, which are not stored yet: name and object.
+    /// The pushed tags that git has not stored yet, each with its name and its object.
     pub tags: Vec<(String, CommitId)>,
 }
 
-/// The recipe: the files in the project's root that configure its deployment. `None` if the file does not exist.
+/// The files of the recipe, which are in the project's root directory. A file that does not exist is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // The fields have the names of the files.
 pub struct RecipeFiles {
@@ -116,7 +116,7 @@ pub enum SourceReport {
     Failed(GitFailure),
 }
 
-/// The reason why an export ends early.
+/// The reason why an export stops early.
 #[derive(Debug)]
 pub(in crate::git) enum ExportStop {
     Refused(SourceRefusal),

@@ -13,7 +13,7 @@ use crate::model::sanitise_reason;
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1";
 /// The range of sizes of Git LFS pointers, in bytes.
 const LFS_SIZES: std::ops::Range<u64> = 100..1024;
-/// The maximum number of files that are compared with the form of a Git LFS pointer.
+/// The maximum number of files that are read to find Git LFS pointers.
 const MAX_LFS_LOOKS: usize = 2000;
 /// The maximum number of Git LFS pointers that the warning names.
 const MAX_LFS_NAMED: usize = 3;
@@ -88,7 +88,7 @@ fn scripts(plan: &[PlannedEntry], warnings: &mut Vec<String>) -> Vec<String> {
         match entry.kind {
             PlannedKind::File { executable: true, .. } if scripts.len() < MAX_SCRIPTS => scripts.push(name.to_owned()),
             PlannedKind::File { executable: false, .. } if name.parse::<crate::model::Phase>().is_ok() => warnings.push(format!(
-                ".larder/{name} is not executable and will not run; to make it executable: `git update-index --chmod=+x .larder/{name}`"
+                ".larder/{name} is not executable and will not run; run `git update-index --chmod=+x .larder/{name}` to make the script executable"
             )),
             _ => {}
         }
@@ -122,11 +122,10 @@ fn large_files(repository: &Repository, plan: &[PlannedEntry], warnings: &mut Ve
         let named = pointers.iter().take(MAX_LFS_NAMED).cloned().collect::<Vec<_>>().join(", ");
         let more = pointers.len().saturating_sub(MAX_LFS_NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        warnings.push(format!(
-            "{named}{more}: deployed as a Git LFS pointer, because the repository does not contain the file itself"
-        ));
+        warnings
+            .push(format!("Git LFS pointers are deployed instead of files that the repository does not contain: {named}{more}"));
         warnings.push(String::from(
-            "larder does not fetch from LFS servers; to commit the files themselves: `git lfs migrate export --include=\"*\"`",
+            "larder does not fetch from LFS servers; run `git lfs migrate export --include=\"*\"` to commit the files themselves",
         ));
     }
     Ok(())

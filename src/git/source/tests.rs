@@ -106,7 +106,7 @@ fn second_export_writes_only_changed_entries() {
         ("same/z", false, b"6"),
     ]);
     let source = ready(&world, &job(&second, true));
-    // Removed: a, old, old/gone. Created: a, a/inside. Replaced, which counts twice: a-b, lib/x.
+    // The export removes a, old and old/gone, creates a and a/inside, and replaces a-b and lib/x. A replaced entry counts twice.
     assert_eq!(source.changed, Some(9));
     assert_listed(&world, &second);
     assert_eq!(fs::metadata(world.tree().join("same/z")).unwrap().ino(), before, "the unchanged file was written again");

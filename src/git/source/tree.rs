@@ -1,7 +1,7 @@
 //! The exported tree on the disk, `project/tree`, and the list of its entries, `project/list`.
 //!
-//! [`TreeWriter`] opens every directory on the way to an entry, and never follows a symlink. A list is used only if it is valid in every
-//! detail, so that a damaged list is never applied.
+//! [`TreeWriter`] opens each parent directory of an entry separately, and never follows a symlink. A list is used only if it is valid in
+//! every detail, so that a damaged list is never applied.
 
 use std::{
     fs::{self, File},
@@ -24,8 +24,8 @@ const DRAFT: &str = "list.new";
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::RDONLY);
 
-/// Creates and removes entries below a root. Keeps the directories of the last path open, because consecutive paths of a sorted list share
-/// most directories.
+/// A writer that creates and removes entries below a root. The writer keeps the directories of the last path open, because consecutive
+/// paths of a sorted list share most directories.
 pub struct TreeWriter<'r> {
     root: BorrowedFd<'r>,
     open: Vec<(String, OwnedFd)>,
@@ -85,7 +85,8 @@ impl<'r> TreeWriter<'r> {
     }
 }
 
-/// Reads the list of the previous export. Returns `None` if the list is missing or invalid, or if it is from an earlier boot.
+/// Reads the list of the previous export. Returns `None` if the list is missing or invalid, or if an earlier boot of the machine wrote the
+/// list.
 pub fn read_list(place: &Path) -> Option<SourceList> {
     let path = place.join(LIST);
     if fs::symlink_metadata(&path).ok().filter(|meta| meta.is_file())?.len() > MAX_LIST {
@@ -99,7 +100,7 @@ pub fn read_list(place: &Path) -> Option<SourceList> {
     known.then_some(list)
 }
 
-/// Removes the list. Must be called before the tree is changed, so that a crash leaves no list that does not match the tree.
+/// Removes the list. Call this function before the tree is changed, so that a crash leaves no list that does not match the tree.
 pub fn remove_list(place: &Path) -> io::Result<()> {
     for name in [LIST, DRAFT] {
         match fs::remove_file(place.join(name)) {
@@ -110,14 +111,14 @@ pub fn remove_list(place: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the boot id of the machine; empty if the system has none.
+/// Returns the boot id of the machine, or empty text if the system has no boot id.
 pub fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.trim().to_owned()
 }
 
-/// Writes the list with an atomic rename. Does not wait for the disk: after a power failure, the boot id in the list is no longer current, so
-/// the next export ignores the list and starts from scratch. If the system has no boot id, the file system is synced.
+/// Writes the list with an atomic rename. The function does not wait for the disk: after a power failure, the boot id in the list is no
+/// longer current, so the next export ignores the list and starts from scratch. If the system has no boot id, the file system is synced.
 pub fn write_list(place: &Path, list: &SourceList) -> io::Result<()> {
     let bytes = postcard::to_stdvec(list).map_err(io::Error::other)?;
     let draft = place.join(DRAFT);

@@ -1,5 +1,5 @@
-//! Plans the export of a commit's tree and checks all entries. The walk ends at the first exceeded limit and reads no content of files. The
-//! entries of unchanged directories come from the list of the previous export, which has checked the entries.
+//! Plans the export of a commit's tree and checks all entries. The walk stops at the first exceeded limit and reads no content of files.
+//! The entries of unchanged directories come from the list of the previous export, which has checked the entries.
 
 use git2::{ObjectType, Odb, Oid, Repository};
 
@@ -108,7 +108,7 @@ impl Walk<'_> {
                 let reason = format!("has a path of more than {} bytes", self.limits.path_bytes);
                 return Err(refuse(&below, reason, "shorten the path").into());
             }
-            // Other mode bits, such as set-user-id, are ignored. git itself never writes them.
+            // Other mode bits, such as set-user-id, are ignored. git itself never writes such bits.
             let mode = entry.filemode_raw();
             match mode & 0o170_000 {
                 DIRECTORY => {
@@ -221,7 +221,7 @@ impl Walk<'_> {
     fn name<'n>(&self, name: &'n [u8], within: &str) -> Result<&'n str, SourceRefusal> {
         let shown = String::from_utf8_lossy(name);
         let shown = if within.is_empty() { shown.into_owned() } else { format!("{within}/{shown}") };
-        let rename = "rename it with `git mv`";
+        let rename = "rename the file or directory with `git mv`";
         let text = std::str::from_utf8(name).map_err(|_| refuse(&shown, "has a name that is not UTF-8", rename))?;
         if text.contains(char::is_control) {
             return Err(refuse(&shown, "has control characters in its name", rename));
@@ -259,7 +259,7 @@ fn submodule(path: &str) -> SourceRefusal {
         path,
         "is a git submodule; its files are in another repository, which larder does not fetch",
         format!(
-            "put its files into this repository: `git rm --cached {0} && rm -rf {0}/.git && git add {0}`, or use `git subtree add`",
+            "put the files of the submodule into this repository: `git rm --cached {0} && rm -rf {0}/.git && git add {0}`, or use `git subtree add`",
             printable(path)
         ),
     )
