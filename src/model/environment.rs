@@ -7,7 +7,7 @@ use super::{
     Slot,
 };
 
-/// The way in which a new release replaces the old one.
+/// The way in which a new release replaces the old release.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
@@ -45,7 +45,7 @@ pub struct Environment {
     /// Further host names of the environment.
     #[serde(default)]
     pub domains: Vec<String>,
-    /// True for the project's default environment. Its host name has no environment name: `<project>.<domain>`.
+    /// True for the project's default environment, whose host name does not contain the environment's name: `<project>.<domain>`.
     #[serde(default)]
     pub default: bool,
     /// The number of instances of each process type that was scaled with `larder ps --scale`.
@@ -102,10 +102,10 @@ pub struct Remote {
     /// The address: `ssh://USER@HOST:PORT/PROJECT[/ENVIRONMENT]`, `file:///DIR`, `https://...` or `s3://BUCKET/PREFIX`. The
     /// address is stored unchanged, and is checked before each connection.
     pub url: String,
-    /// The pinned host key of an ssh address, as in a `known_hosts` file without the host.
+    /// The pinned host key of an ssh address, in the form of a line of a `known_hosts` file without the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_key: Option<String>,
-    /// The keys whose signed deliverables are accepted from the remote. Without a key, no deliverable is pulled.
+    /// The public keys of the signers whose deliverables are accepted from the remote. If the list is empty, no deliverable is pulled.
     #[serde(default)]
     pub trust: Vec<PublicKey>,
     /// True if releases that this environment builds are published to the remote.

@@ -30,7 +30,7 @@ pub struct Fault {
     pub blame: Blame,
     /// The reason in one line, which git's rejected line shows.
     pub why: String,
-    /// Instructions for the next steps, one per line.
+    /// Instructions for the person who has to act on the failure, one per line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
 }
@@ -104,7 +104,7 @@ pub enum Event {
         /// The name of the step.
         step: String,
     },
-    /// The work of a step was reverted.
+    /// The undo of a step succeeded.
     UndoFinished {
         /// The name of the step.
         step: String,
@@ -118,7 +118,7 @@ pub enum Event {
     },
     /// The server continued the deployment after a restart.
     Recovered,
-    /// A person unfroze the environment that a stuck deployment had frozen.
+    /// A person unfroze the environment after a stuck deployment.
     Cleared {
         /// The person.
         by: UserName,
@@ -146,7 +146,7 @@ pub struct Record {
     pub event: Event,
 }
 
-/// The status of a step, computed from its events.
+/// The status of a step, which is computed from the events of the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepStatus {
@@ -170,7 +170,7 @@ impl StepStatus {
     /// Returns the status after `event`, an event of the same step. Returns `None` if the event is impossible in the current status.
     pub fn next(self, event: &Event) -> Option<StepStatus> {
         match (self, event) {
-            // After a restart of the server, a step may run again, even if it had succeeded. Every step may safely run twice.
+            // After a restart of the server, a step may run again, even if the step has succeeded before. Every step may safely run twice.
             (StepStatus::Waiting | StepStatus::Running | StepStatus::Done, Event::Started { .. }) => Some(StepStatus::Running),
             (StepStatus::Running, Event::Succeeded { .. }) => Some(StepStatus::Done),
             (StepStatus::Running, Event::Failed { .. }) => Some(StepStatus::Failed),

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNumber, Signature};
 
-/// A server's signed statement about a release that the server has run, in `<id>.health.json`. Servers that pull the release check this
-/// record.
+/// A server's signed statement about a release that the server has run. The file `<id>.health.json` contains the statement, and servers
+/// that pull the release check the statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HealthRecord {
@@ -16,7 +16,7 @@ pub struct HealthRecord {
     /// The environment that ran the release.
     pub environment: EnvironmentName,
     pub release: ReleaseId,
-    /// The number of the release in that environment.
+    /// The number of the release in the environment that ran the release.
     pub number: ReleaseNumber,
     /// The digest of the release's tree.
     pub tree: Digest,
@@ -37,7 +37,7 @@ impl HealthRecord {
     /// The version that this code writes, and the newest version that it reads.
     pub const FORMAT: u32 = 1;
 
-    /// Returns the signed text, which contains all fields in one canonical encoding.
+    /// Returns the signed text, which contains all fields except the signature in one canonical encoding.
     pub fn statement(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Statement<'a> {

@@ -17,7 +17,8 @@ pub struct ProjectId(pub u32);
 #[serde(transparent)]
 pub struct EnvId(pub u32);
 
-/// The number from which the uids of all environments are counted, if larder runs as root. [`UserNumbers::of`] computes a uid.
+/// The number from which the uids of all environments are counted, if larder runs as root. [`UserNumbers::of`] computes a uid from this
+/// number and the number of an environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserNumbers(pub u32);
@@ -50,7 +51,7 @@ macro_rules! moment_id {
         impl $type {
             /// Creates a new id for the time `now`.
             pub fn new(now: Timestamp) -> Self {
-                // UUIDs of version 7 begin with the time in milliseconds, so ids of the same second are sorted by time, too.
+                // UUIDs of version 7 begin with the time in milliseconds, so ids that were created in one second are sorted by time, too.
                 let seconds = u64::try_from(now.as_second()).unwrap_or_default();
                 let nanoseconds = u32::try_from(now.subsec_nanosecond()).unwrap_or_default();
                 let moment = uuid::Timestamp::from_unix(uuid::ContextV7::new(), seconds, nanoseconds);
@@ -135,7 +136,7 @@ impl FromStr for ReleaseNumber {
         let digits = text.strip_prefix('v').unwrap_or(text);
         match digits.parse() {
             Ok(number) if number > 0 && digits.bytes().all(|c| c.is_ascii_digit()) => Ok(ReleaseNumber(number)),
-            _ => Err(format!("{text:?} is not a release; releases are v1, v2, ...")),
+            _ => Err(format!("{text:?} is not the number of a release (expected v1, v2, ...)")),
         }
     }
 }
@@ -175,7 +176,10 @@ impl FromStr for CommitId {
         if matches!(text.len(), 40 | 64) && text.bytes().all(digits) {
             Ok(CommitId(text.to_owned()))
         } else {
-            Err(format!("{:?} is not a full commit id", text.chars().take(80).collect::<String>()))
+            Err(format!(
+                "{:?} is not a full commit id (expected 40 or 64 hexadecimal digits)",
+                text.chars().take(80).collect::<String>()
+            ))
         }
     }
 }

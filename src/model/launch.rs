@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnvId, ProjectId, ReleaseId, Slot};
 
-/// The kind of a worker. The role determines the worker's user, its view of the file system, and its limits. The work is described in a
-/// sealed job, which the keeper passes to the worker without reading the job.
+/// The kind of a process that the keeper starts. The role determines the user, the view of the file system, and the limits of the process.
+/// A sealed job describes the work, and the keeper passes the job to the process without reading the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// Runs git, and reads and writes the refs of one project, as the git user.
@@ -64,7 +64,7 @@ impl Role {
     }
 }
 
-/// A part of an environment's directory that belongs to one of the environment's users.
+/// A part of an environment's directory whose files belong to one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Area {
     /// The scratch layer of a build, which belongs to the build user.
@@ -82,17 +82,17 @@ pub enum Area {
 /// A class of limits. The keeper defines the limits of each class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LimitClass {
-    /// Builds: low processor and disk priority, bounded memory, processes and file sizes.
+    /// The limits of builds: a low priority for processor and disk, and maxima for memory, processes and file sizes.
     Build {
-        /// The memory limit of the recipe in bytes, at most the operator's limit. Without a value, the operator's limit applies.
+        /// The memory limit of the recipe in bytes, at most the operator's limit. With `None`, the operator's limit applies.
         memory: Option<u64>,
     },
-    /// Applications and their commands.
+    /// The limits of applications and their commands.
     Application {
-        /// The memory limit of one process in bytes, if there is a limit.
+        /// The memory limit of one process in bytes; `None` means no limit.
         memory: Option<u64>,
     },
-    /// larder's own workers, which process untrusted bytes: little memory.
+    /// The limits of larder's own workers, which process untrusted bytes with little memory.
     Service,
 }
 
@@ -104,7 +104,7 @@ pub enum Supervision {
     /// The process outlives the server. The keeper restarts the process with backoff if the process exits. The keeper returns `label`, at
     /// most 1 KiB, in lists of processes, and does not interpret the label.
     Keep {
-        /// Bytes by which the server recognises the process after a restart.
+        /// Bytes by which a restarted server recognises the process.
         label: Vec<u8>,
         /// The signal that asks the process and its children to exit.
         stop: StopSignal,
@@ -153,7 +153,7 @@ pub struct Launch {
     /// The release whose tree the process reads or writes ([`Role::Unpack`], [`Role::Run`], [`Role::Task`], [`Role::Drift`],
     /// [`Role::Patch`], [`Area::Tree`]).
     pub release: Option<ReleaseId>,
-    /// The slot that the process uses, or whose files it deletes ([`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`],
+    /// The slot that the process uses, or whose files the process deletes ([`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`],
     /// [`Area::Slot`]).
     pub slot: Option<Slot>,
     pub limits: LimitClass,
@@ -188,7 +188,7 @@ impl fmt::Display for Exit {
         match (self.code, self.signal) {
             (Some(code), _) => write!(f, "exited {code}")?,
             (None, Some(signal)) => write!(f, "was killed by signal {signal}")?,
-            (None, None) => write!(f, "ended")?,
+            (None, None) => write!(f, "exited with an unknown status")?,
         }
         if self.out_of_memory {
             write!(f, " (it ran out of memory)")?;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CommitId, EnvironmentName, Mode, ProcessType, ProjectName, ReleaseId, Signature};
 
-/// The description of a release archive, in `<id>.manifest.json` beside it.
+/// The description of a release archive, in the file `<id>.manifest.json` beside the archive.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The version of this format. A reader refuses newer versions.
@@ -35,7 +35,7 @@ pub struct Manifest {
     pub created: jiff::Timestamp,
     /// The digest of the tree. Equal trees have equal digests.
     pub tree: Digest,
-    /// The archive with the files.
+    /// The archive that contains the files of the release.
     pub archive: ArchiveInfo,
     /// All entries of the tree, sorted by path, directories before their contents.
     #[serde(deserialize_with = "bounded::entries")]

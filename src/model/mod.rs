@@ -1,6 +1,6 @@
 //! The types of larder's values: names, modes, phases, releases and events. This module does no input or output.
 //!
-//! These types check a value when it is created or parsed, so other modules do not check the value again.
+//! The types check each value during its creation or parsing, so other modules do not check the value again.
 
 mod checked;
 mod environment;

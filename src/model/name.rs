@@ -1,7 +1,7 @@
 //! Names from user input that become parts of directories, host names and refs.
 //!
-//! Only allowed characters are accepted, because names are the only user input that becomes part of a path. These rules reject paths,
-//! options, reserved names of the file system, and letters that look like other letters.
+//! Each kind of name has a short list of allowed characters, because names are the only user input that becomes part of a path. The rules
+//! reject paths, options, reserved names of the file system, and letters that look like other letters.
 
 use super::checked_text;
 
@@ -91,7 +91,7 @@ name!(
 );
 
 name!(
-    /// The short name of a branch, without `refs/heads/`. It follows the rules of `git check-ref-format` and contains only ASCII.
+    /// The short name of a branch, without `refs/heads/`. The name follows the rules of `git check-ref-format` and contains only ASCII.
     BranchName,
     "branch name",
     "use a name that git allows for branches, with only ASCII letters, digits and the characters ./_+-#@",

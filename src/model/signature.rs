@@ -86,7 +86,7 @@ impl TryFrom<String> for SignatureBytes {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         let bytes = BASE64.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.map(SignatureBytes).ok_or_else(|| String::from("a signature is 64 bytes in base64"))
+        bytes.map(SignatureBytes).ok_or_else(|| String::from("the text is not a signature (expected 64 bytes in base64)"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The use of the two slots of an environment: the release in each, and the limits for stopping it. Read [`SlotTable`] first.
+//! The use of the two slots of an environment: the release in each slot, and the limits for stopping the release. Read [`SlotTable`] first.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -7,15 +7,15 @@ use serde_json::Value;
 
 use super::{DeploymentId, ProcessType, ReleaseId, Slot};
 
-/// The limits for stopping a release, from its own recipe. They are stored with the slot, so that neither the recipe of a newer release
-/// nor a restart of the server changes them.
+/// The limits for stopping a release, from the release's own recipe. The limits are stored with the slot, so that neither the recipe of a
+/// newer release nor a restart of the server changes the limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopLimits {
     /// The time in milliseconds that requests in flight have to finish.
     pub drain: u64,
     /// The time in milliseconds between the stop signal and SIGKILL.
     pub grace: u64,
-    /// The same for processes with a time of their own.
+    /// The time in milliseconds between the stop signal and SIGKILL, for each process type whose time differs from `grace`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub processes: BTreeMap<String, u64>,
 }
@@ -31,13 +31,13 @@ impl StopLimits {
         Duration::from_millis(self.processes.get(process.as_str()).copied().unwrap_or(self.grace))
     }
 
-    /// Returns the longest time that the stop can take: drain, then the longest grace.
+    /// Returns the maximum duration of the stop: the drain time, and then the longest time between the stop signal and SIGKILL.
     pub fn longest(&self) -> Duration {
         let grace = self.processes.values().copied().chain([self.grace]).max().unwrap_or_default();
         Duration::from_millis(self.drain.saturating_add(grace))
     }
 
-    /// Lowers every time to the maximum of the server.
+    /// Lowers the drain time to at most `drain`, and every time between the stop signal and SIGKILL to at most `grace`.
     #[must_use]
     pub fn at_most(mut self, drain: Duration, grace: Duration) -> StopLimits {
         let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -56,7 +56,7 @@ pub struct Occupant {
     /// The deployment that filled the slot.
     pub deployment: DeploymentId,
     pub release: ReleaseId,
-    /// The limits for stopping its processes.
+    /// The limits for stopping the release.
     pub stop: StopLimits,
 }
 
@@ -64,15 +64,15 @@ pub struct Occupant {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "use", rename_all = "snake_case")]
 pub enum SlotUse {
-    /// No process runs there, and a deployment may empty the slot.
+    /// No process runs in the slot, and a deployment may empty the slot.
     #[default]
     Idle,
-    /// A deployment has filled the slot and has not switched to it.
+    /// A deployment has filled the slot, and has not switched requests to the slot.
     Ready(Occupant),
-    /// The slot serves.
+    /// The release in the slot serves new requests.
     Live(Occupant),
-    /// Another release serves. Requests in flight are answered here, processes are being stopped, and changes made by hand are not
-    /// kept yet.
+    /// The release in the other slot serves new requests. The release in this slot answers its requests in flight. After these requests,
+    /// the processes of the release are stopped, and changes made by hand are saved.
     Draining(Occupant),
 }
 
@@ -86,16 +86,16 @@ impl SlotUse {
     }
 }
 
-/// The reason why the use of a slot cannot change, or a record of the slots cannot be used.
+/// The reason why the use of a slot cannot change, or why a record of the slots cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SlotError {
-    /// The slot serves, so it cannot be filled.
-    #[error("the slot {0} is live")]
+    /// The slot is live, so no deployment can fill the slot.
+    #[error("cannot fill the slot {0}: the slot is live")]
     Live(Slot),
-    /// Only the deployment that filled a slot can switch to it.
-    #[error("the slot {0} is not ready for deployment {1}")]
+    /// A deployment can switch only to a slot that the deployment has filled.
+    #[error("cannot switch to the slot {0}: deployment {1} has not filled the slot")]
     NotReady(Slot, DeploymentId),
-    /// The record was written by a newer larder.
+    /// A newer version of larder has written the record.
     #[error("the record has format version {0}, and this larder reads version {VERSION}")]
     Version(Value),
     /// The record is damaged.
@@ -103,7 +103,7 @@ pub enum SlotError {
     Damaged(String),
 }
 
-/// The version of the record's format.
+/// The version of the record's format that this code reads and writes.
 const VERSION: u64 = 1;
 
 /// The use of both slots of an environment. Every transition may run twice.
@@ -125,7 +125,7 @@ impl SlotTable {
     /// Parses a record.
     ///
     /// # Errors
-    /// The record is damaged, or its version is not known. There is no default for either.
+    /// The record is damaged, or its version is unknown. The function never returns a default table for such a record.
     pub fn parse(bytes: &[u8]) -> Result<SlotTable, SlotError> {
         let damaged = |error: serde_json::Error| SlotError::Damaged(error.to_string());
         let value: Value = serde_json::from_slice(bytes).map_err(damaged)?;
@@ -141,7 +141,7 @@ impl SlotTable {
         }
     }
 
-    /// Returns the record as it is stored.
+    /// Returns the record in the form in which the record is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
         let stored = Stored { version: VERSION, blue: self.blue.clone(), green: self.green.clone() };
         let mut bytes = serde_json::to_vec_pretty(&stored).unwrap_or_default();
@@ -165,12 +165,12 @@ impl SlotTable {
         }
     }
 
-    /// Returns the slot that the next release boots in: the one that does not serve.
+    /// Returns the slot in which the next release boots: the slot that is not live, or blue if no slot is live.
     pub fn next(&self) -> Slot {
         if matches!(self.blue, SlotUse::Live(_)) { Slot::Green } else { Slot::Blue }
     }
 
-    /// Returns the slot that is being emptied, with its release.
+    /// Returns the draining slot, with its release.
     pub fn draining(&self) -> Option<(Slot, &Occupant)> {
         Slot::ALL.into_iter().find_map(|slot| match self.get(slot) {
             SlotUse::Draining(occupant) => Some((slot, occupant)),
@@ -178,7 +178,7 @@ impl SlotTable {
         })
     }
 
-    /// Records that a deployment has emptied a slot and fills it: any use but live becomes ready.
+    /// Records that a deployment has emptied a slot and fills the slot. Any use except live becomes ready.
     ///
     /// # Errors
     /// The slot is live.
@@ -192,7 +192,7 @@ impl SlotTable {
         }
     }
 
-    /// Records that requests are switched to a slot: its use becomes live, and the slot that was live drains.
+    /// Records that requests are switched to a slot. The slot becomes live, and the slot that was live becomes draining.
     ///
     /// # Errors
     /// The deployment has not filled the slot.
@@ -209,7 +209,7 @@ impl SlotTable {
         }
     }
 
-    /// Reverts [`SlotTable::switch`]: live becomes ready, and the draining slot becomes live.
+    /// Reverts [`SlotTable::switch`] of a deployment. The live slot becomes ready, and the draining slot becomes live.
     pub fn revert(&mut self, slot: Slot, deployment: DeploymentId) {
         if let SlotUse::Live(occupant) = self.get(slot).clone()
             && occupant.deployment == deployment
@@ -221,7 +221,8 @@ impl SlotTable {
         }
     }
 
-    /// Records that the processes of a deployment have ended: ready or draining becomes idle. Any other occupant stays.
+    /// Records that the processes of a deployment have exited. A ready or draining slot becomes idle. A live slot, or a slot that another
+    /// deployment has filled, is not changed.
     pub fn release(&mut self, slot: Slot, deployment: DeploymentId) {
         if let SlotUse::Ready(occupant) | SlotUse::Draining(occupant) = self.get(slot)
             && occupant.deployment == deployment
@@ -241,7 +242,7 @@ mod tests {
         Occupant { deployment: DeploymentId::new(at), release: ReleaseId::new(at), stop }
     }
 
-    /// Does a transition twice, and reads the table back from its record each time.
+    /// Does a transition twice, and parses the record of the table after each transition.
     fn twice(table: &mut SlotTable, transition: impl Fn(&mut SlotTable)) {
         transition(table);
         let once = table.clone();
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn every_transition_may_run_twice_and_is_read_back() {
+    fn repeated_transition_does_not_change_the_table() {
         let (one, two) = (occupant(1, 100), occupant(2, 200));
         let mut table = SlotTable::default();
         assert_eq!(table.next(), Slot::Blue);
@@ -264,7 +265,7 @@ mod tests {
         twice(&mut table, |table| table.switch(Slot::Green, two.deployment).unwrap());
         assert_eq!(table.draining(), Some((Slot::Blue, &one)));
         assert_eq!((table.get(Slot::Green), table.next()), (&SlotUse::Live(two.clone()), Slot::Blue));
-        // The undo goes the same way back.
+        // The undo reverts the transitions.
         let mut undone = table.clone();
         twice(&mut undone, |table| table.revert(Slot::Green, two.deployment));
         assert_eq!(
@@ -273,7 +274,7 @@ mod tests {
         );
         twice(&mut undone, |table| table.release(Slot::Green, two.deployment));
         assert_eq!(undone.get(Slot::Green), &SlotUse::Idle);
-        // The follow-up.
+        // The follow-up releases the draining slot.
         twice(&mut table, |table| table.release(Slot::Blue, one.deployment));
         assert_eq!((table.get(Slot::Blue), table.draining()), (&SlotUse::Idle, None));
     }
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn late_follow_up_leaves_the_next_occupant_alone() {
+    fn late_follow_up_does_not_release_the_next_occupant() {
         let (one, two) = (occupant(1, 100), occupant(2, 200));
         let mut table = SlotTable::default();
         table.set(Slot::Green, SlotUse::Draining(one.clone()));
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_version_or_damage_is_no_default() {
+    fn record_with_unknown_version_or_damage_is_refused() {
         let version = |text: &str| matches!(SlotTable::parse(text.as_bytes()), Err(SlotError::Version(_)));
         assert!(version(r#"{"version":2}"#) && version(r#"{"version":"1"}"#));
         for text in ["", "{}", "[]", r#"{"version":1}"#, r#"{"version":1,"blue":{"use":"parked"},"green":{"use":"idle"}}"#] {
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn stop_limits_are_those_of_the_process_and_at_most_the_servers() {
+    fn stop_limits_of_a_process_are_at_most_the_limits_of_the_server() {
         let stop = occupant(1, 10_000).stop;
         let (web, worker) = ("web".parse().unwrap(), "worker".parse().unwrap());
         assert_eq!((stop.grace_of(&web), stop.grace_of(&worker)), (Duration::from_secs(10), Duration::from_secs(20)));

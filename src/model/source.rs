@@ -1,18 +1,18 @@
-//! The list of exported files, which is stored beside the exported tree. The export and the bundling share this format, which has a
-//! version of its own.
+//! The list of exported files, which is stored beside the exported tree. The export and the bundling share this format, which has its own
+//! version.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CommitId, Digest};
 
-/// The list of the entries in `project/tree`. The export writes the list as postcard to `project/list` after the tree is complete. The
-/// list makes later work faster: bundling takes the digests of unchanged files from it, and the next export writes only changed files.
+/// The list of the entries in `project/tree`. The export writes the list as postcard to `project/list` after the tree is complete. The list
+/// makes later work faster: bundling takes the digests of unchanged files from the list, and the next export writes only changed files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceList {
     /// The version of this format.
     pub format: u32,
     /// The boot id of the machine when the list was written. A list from another boot is ignored, because the tree was not synced to the
-    /// disk. Empty if the system has no boot id; in this case, the tree was synced.
+    /// disk. The boot id is empty if the system has no boot id; in this case, the tree was synced.
     pub boot: String,
     /// The commit that was exported.
     pub commit: CommitId,

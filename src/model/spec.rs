@@ -99,7 +99,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// The numbers and names of the environment that a deployment belongs to.
+/// The numbers and names of the environment to which a deployment belongs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentIdentity {
     /// The number of the environment, which is never reused.
@@ -124,11 +124,11 @@ impl EnvironmentIdentity {
     }
 }
 
-/// The part of a deployment that is fixed before its first step. The specification is the first event of the deployment's journal. A
-/// server that continues the deployment after a restart restores it from this specification alone.
+/// The part of a deployment that is fixed before its first step. The specification is the first event of the deployment's journal. A server
+/// that continues the deployment after a restart restores the deployment from this specification alone.
 ///
-/// There are two versions of the format. This program writes version 2. Version 1 is the `opened` event of larder 0.1, which has no
-/// field `version`. The fields that version 1 lacks get the values that all deployments of larder 0.1 had.
+/// There are two versions of the format. This program writes version 2. Version 1 is the `opened` event of larder 0.1, which has no field
+/// `version`. The fields that version 1 lacks get the values that were the same in all deployments of larder 0.1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct DeploymentSpec {
@@ -143,13 +143,13 @@ pub struct DeploymentSpec {
     pub environment: Option<EnvironmentIdentity>,
     /// The environment's mode when the deployment began.
     pub mode: Mode,
-    /// The way in which the release replaces the previous one.
+    /// The way in which the release replaces the previous release.
     pub strategy: Strategy,
-    /// The branch that is deployed. Its ref moves when the deployment succeeds.
+    /// The branch that is deployed. The ref of the branch moves when the deployment succeeds.
     pub branch: BranchName,
     /// The commit that is deployed.
     pub commit: CommitId,
-    /// The release that the deployment builds or fetches. Its id is fixed before the first step, so that a repeated step uses the same id.
+    /// The release that the deployment builds or fetches. The id is fixed before the first step, so that a repeated step uses the same id.
     pub release: ReleaseId,
     /// The number of the release.
     pub number: ReleaseNumber,
@@ -165,7 +165,7 @@ pub struct DeploymentSpec {
     pub origin: Origin,
     /// True if the release was already installed in this environment. Unwinding then keeps the release's tree, files and ref.
     pub again: bool,
-    /// The earlier deployment that made this release live, if there is one.
+    /// The earlier deployment that made this release live; `None` if no earlier deployment made the release live.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recorded: Option<DeploymentId>,
     /// The reason that a person gave for overriding the promotion policy.
@@ -180,7 +180,7 @@ pub struct DeploymentSpec {
     /// True if the user requested the newest release, and did not name a release.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub newest: bool,
-    /// The tags of the same push: name and object. Git stores them only after the deployment.
+    /// The tags of the push that started the deployment, each with its name and object. git stores these tags only after the deployment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<(String, CommitId)>,
 }
@@ -232,7 +232,7 @@ pub enum SpecError {
     #[error("cannot read the deployment's specification: {0}")]
     Field(String),
     /// The journal belongs to another environment.
-    #[error("the journal belongs to {found}, not to {expected}")]
+    #[error("the journal belongs to {found} (expected {expected})")]
     Environment {
         /// The environment in the journal.
         found: String,
@@ -302,7 +302,8 @@ impl DeploymentSpec {
     /// The version of the format that this program writes.
     pub const VERSION: u32 = 2;
 
-    /// Checks that the deployment belongs to `environment`. Returns the specification, with the fields that version 1 lacks.
+    /// Checks that the deployment belongs to `environment`. Returns the specification, in which `environment` supplies the fields that
+    /// version 1 lacks.
     ///
     /// # Errors
     /// [`SpecError::Environment`] if the number of the environment or of the project differs.

@@ -1,6 +1,6 @@
 //! The words of records and command lines for a few choices: the mode of an environment, a slot, an access right.
 //!
-//! Each type has one word per variant, which is also its serialised form.
+//! Each variant of these types has one word, which is also the serialised form of the variant.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Development: the environment runs the checkout itself, and builds are incremental. Reserved for a later version.
+    /// Development: the environment runs the checkout itself, and builds are incremental. The mode is reserved for a later version.
     Editable,
     /// Staging: the environment builds from a clean tree, and makes the release archives that final environments install.
     Cooking,
