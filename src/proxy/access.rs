@@ -1,4 +1,4 @@
-//! The access log, and the record of each request from which its line in the log is made.
+//! The access log, and the records of requests from which the lines of the log are made.
 
 use std::{
     net::IpAddr,
@@ -15,13 +15,13 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::route::Route;
 
-/// The status of a request whose client disconnected before the response, as nginx logs it.
+/// The logged status of a request whose client disconnected before the response began. nginx logs the same status.
 const CLIENT_CLOSED: u16 = 499;
 
-/// One finished request.
+/// The record of one finished request in the access log.
 #[derive(Debug, Clone)]
 pub struct AccessLine {
-    /// The time at which the request's head had arrived.
+    /// The time at which the request's head was complete.
     pub time: SystemTime,
     /// The name of the request's route.
     pub route: Arc<str>,
@@ -35,7 +35,7 @@ pub struct AccessLine {
     pub path: String,
     /// The response's status; 499 if the client disconnected before the response began.
     pub status: u16,
-    /// Bytes of the response's body.
+    /// The number of bytes that were sent in the response's body.
     pub bytes_out: u64,
     /// Time from the end of the request's head to the end of the response's body.
     pub took: Duration,
@@ -45,7 +45,7 @@ pub struct AccessLine {
     pub missed: u64,
 }
 
-/// The destination of access lines. A slow reader loses lines and never delays a request.
+/// The destination of access lines. If the reader is slow, lines are dropped; requests are never delayed.
 #[derive(Default)]
 pub(super) struct AccessLog {
     sender: RwLock<Option<mpsc::Sender<AccessLine>>>,
@@ -79,7 +79,7 @@ impl AccessLog {
     }
 }
 
-/// The parts of a request's head that the access log contains. They are copied only if the log has a reader.
+/// The parts of a request's head that the access log contains. The proxy copies these parts only if the log has a reader.
 pub(super) struct LoggedHead {
     pub peer: IpAddr,
     pub host: String,

@@ -1,4 +1,4 @@
-//! Limits the connections of each client address, and the requests of each visitor behind a trusted proxy.
+//! The limits on the connections of each client address, and on the concurrent requests of each visitor behind a trusted proxy.
 
 use std::{
     collections::HashMap,
@@ -31,7 +31,7 @@ impl Clients {
     }
 }
 
-/// The permit for one connection or request of a client, returned on drop.
+/// The permit for one connection or request of a client. Dropping the permit returns it.
 pub(super) struct ClientPermit {
     clients: Arc<Clients>,
     client: IpAddr,
@@ -49,16 +49,16 @@ impl Drop for ClientPermit {
     }
 }
 
-/// The state that all requests of one client connection share. On drop, the connection no longer counts as open.
+/// The state that all requests of one client connection share. Dropping this state decrements the number of open connections.
 pub(super) struct ClientConnection {
     pub proxy: Arc<ProxyState>,
     pub peer: IpAddr,
     pub peer_value: HeaderValue,
     /// True if the peer is a trusted proxy.
     pub trusted: bool,
-    /// The tasks that must end before the server stops.
+    /// The tasks that the proxy waits for during shutdown.
     pub tasks: TaskTracker,
-    /// Cancelled to end tunnels when the server stops.
+    /// The token that is cancelled to close all tunnels during shutdown.
     pub hang_up: CancellationToken,
     pub clients: Arc<Clients>,
     /// The permit of this connection; `None` for a trusted proxy, whose visitors take one permit for each request.

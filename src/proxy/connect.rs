@@ -1,8 +1,8 @@
 //! Connections to the instances of an application.
 //!
-//! [`Connector`] is the only way to an upstream: requests, health checks and probes of instances use it. The only implementation
-//! is [`TcpConnector`]. Environments with network namespaces would need another connector, which creates its sockets inside the namespace.
-//! Nothing else in the proxy depends on how a connection was made.
+//! Requests, health checks and probes reach an instance only through a [`Connector`]. The only implementation is [`TcpConnector`]. An
+//! environment with its own network namespace would need another connector, which creates its sockets inside the namespace. No other part
+//! of the proxy depends on how a connection is made.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::host::sockets;
 
-/// The reason why there is no connection to an instance.
+/// The reason why the proxy could not connect to an instance.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The operating system could not connect, or could not identify the listener.
@@ -24,24 +24,24 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// The connection was accepted by a process of another user.
-    #[error("cannot connect to {address}: {} listens there, expected user {expected}", user(*.seen))]
+    #[error("cannot connect to {address}: {} listens on this port (expected user {expected})", user(*.seen))]
     Foreign {
         /// The address of the instance.
         address: SocketAddr,
-        /// The user id of the listener; `None` if there is no listener any more.
+        /// The user id of the listener; `None` if no process listens on the port any more.
         seen: Option<u32>,
         /// The user id of the environment's processes.
         expected: u32,
     },
     /// The connection was not accepted in time.
-    #[error("cannot connect to {address}: not accepted within {limit:?}")]
+    #[error("cannot connect to {address}: the connection was not accepted within {limit:?}")]
     Timeout {
         /// The address of the instance.
         address: SocketAddr,
         /// The time limit.
         limit: Duration,
     },
-    /// There is no instance to connect to.
+    /// The target has no instances.
     #[error("cannot connect: no instance is running")]
     NoInstance,
 }
@@ -50,30 +50,32 @@ fn user(uid: Option<u32>) -> String {
     uid.map_or_else(|| String::from("no process"), |uid| format!("user {uid}"))
 }
 
-/// Connects to the instances of one environment.
+/// The interface through which the proxy connects to the instances of one environment.
 pub trait Connector: Send + Sync + 'static {
     /// Opens a connection to the instance at `address`. The returned stream never leads to a process of another environment.
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, Result<TcpStream, ConnectError>>;
 
-    /// Returns true if a process of another environment listens at `address`, or if the user of the listener cannot be determined. Returns
-    /// false if no process listens. Always returns false if addresses are private to an environment.
+    /// Returns true if a process of another environment listens at `address`, or if the listener's user cannot be determined. Returns false
+    /// if no process listens. The default implementation always returns false, for connectors whose addresses are private to one
+    /// environment.
     fn is_foreign(&self, _address: SocketAddr) -> bool {
         false
     }
 }
 
-/// Connects over TCP to ports that all projects of this machine share.
+/// A connector over TCP, for ports that all projects of this machine share.
 ///
-/// While an application is down, any project can bind its port. If an owner is given, a connection is therefore only used if that user
-/// listens on the port. The check follows the connection, because the listener could change between a check and a connection. A check
-/// takes a few microseconds, and a connection serves many requests.
+/// While an application is down, every project can bind the application's port. A connector with an owner therefore uses a connection only
+/// if the owner listens on the port. The owner is checked after the connection is made, because the listener could change between an
+/// earlier check and the connection. A check takes a few microseconds, and a connection serves many requests.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TcpConnector {
     owner: Option<u32>,
 }
 
 impl TcpConnector {
-    /// Creates a connector to the processes of user `owner`. `None` accepts any listener, for servers on which all processes have one user.
+    /// Creates a connector that accepts only listeners of the user `owner`. With `None`, the connector accepts every listener; this is for
+    /// servers on which all processes run as one user.
     pub fn new(owner: Option<u32>) -> Self {
         Self { owner }
     }
@@ -116,7 +118,7 @@ mod tests {
         let other = TcpConnector::new(Some(me + 1));
         let error = other.connect(address).await.unwrap_err();
         assert!(matches!(error, ConnectError::Foreign { seen: Some(uid), .. } if uid == me), "{error}");
-        assert!(error.to_string().contains(&format!("user {me} listens there, expected user {}", me + 1)), "{error}");
+        assert!(error.to_string().contains(&format!("user {me} listens on this port (expected user {})", me + 1)), "{error}");
         assert!(other.is_foreign(address));
     }
 }

@@ -5,19 +5,20 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 /// The traffic of one route since the route was created.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Requests that were finished or that the client aborted.
+    /// Requests that are no longer in flight: the response is complete, or the client or the proxy aborted the request.
     pub requests: u64,
     /// Requests and tunnels in flight, including waiting requests.
     pub in_flight: u64,
-    /// Requests that wait because the route is on hold; see `Route::hold`.
+    /// Requests that wait for the end of a [`Hold`](super::Hold).
     pub waiting: u64,
-    /// Finished requests by the first digit of their status: 1xx (upgraded), 2xx, 3xx, 4xx, 5xx.
+    /// The requests in `requests` by the first digit of their status: 1xx (upgraded), 2xx, 3xx, 4xx, 5xx. A request whose client
+    /// disconnected before the response began counts as 4xx.
     pub classes: [u64; 5],
-    /// Bytes of request bodies.
+    /// Bytes received in request bodies.
     pub bytes_in: u64,
-    /// Bytes of response bodies.
+    /// Bytes sent in response bodies.
     pub bytes_out: u64,
-    /// Requests that were retried because their connection to the application was closed.
+    /// Retries of requests whose connection to the application was closed.
     pub retried: u64,
 }
 
@@ -34,7 +35,7 @@ pub struct ProxyStats {
     pub unknown_host: u64,
     /// Requests that were rejected because their head is invalid or ambiguous.
     pub bad_requests: u64,
-    /// Access log lines that were dropped because the reader was too slow.
+    /// Access log lines that were dropped because the reader was too slow or was closed.
     pub lines_missed: u64,
 }
 

@@ -1,4 +1,4 @@
-//! One instance of an application: reuses its idle connections, and opens new connections through the target's [`Connector`].
+//! One instance of an application, with a pool of idle connections. New connections are opened through the target's [`Connector`].
 
 use std::{
     net::SocketAddr,
@@ -47,7 +47,7 @@ impl Endpoint {
         Arc::new(Self { address, pool: Mutex::default() })
     }
 
-    /// Returns true if a connection to the instance failed shortly before `now`.
+    /// Returns true if the last attempt to connect to the instance failed less than `REST` before `now`.
     pub fn was_resting(&self, now: Instant) -> bool {
         self.pool.lock().refused.is_some_and(|refused| refused <= now && now < refused + REST)
     }
@@ -65,7 +65,8 @@ impl Endpoint {
         }
     }
 
-    /// Takes an idle connection that has not idled for longer than `max_idle`.
+    /// Takes an idle connection from the pool. Returns `None` if no connection can be reused, or if the most recently used connection has
+    /// been idle for longer than `max_idle`.
     pub async fn pooled(&self, max_idle: Duration) -> Option<SendRequest<UploadBody>> {
         loop {
             let mut sender = {
@@ -90,8 +91,7 @@ impl Endpoint {
         }
     }
 
-    /// Opens a connection and starts the task that drives it. The task ends when the connection is closed or `cut` is
-    /// cancelled.
+    /// Opens a connection and starts the task that drives it. The task stops when the connection is closed or `cut` is cancelled.
     pub async fn connect(
         &self,
         settings: &ProxySettings,
@@ -116,7 +116,8 @@ impl Endpoint {
                 let cut = cut.clone();
                 tokio::spawn(async move {
                     tokio::select! {
-                        // A request in flight receives the error. Between requests, an error only ends the connection.
+                        // If a request is in flight, the request receives the error. Without a request in flight, an error only closes the
+                        // connection.
                         _ = connection.with_upgrades() => {}
                         () = cut.cancelled() => {}
                     }
@@ -125,7 +126,7 @@ impl Endpoint {
             }
             Err(error) => {
                 let first = self.pool.lock().refused.replace(Instant::now()).is_none();
-                // Only the first failed attempt of an outage is logged.
+                // The log names a foreign listener only once: after the first failed attempt of an outage.
                 if first && matches!(error, ConnectError::Foreign { .. }) {
                     tracing::warn!(%address, %error, "application unreachable");
                 }

@@ -1,7 +1,8 @@
 //! Rewrites the headers of requests for applications, and the headers of responses for clients.
 //!
-//! The HTTP library writes the framing headers of both sides itself, from its one interpretation of the message. This module handles
-//! the headers that belong to one connection only, and those that state the origin of a request.
+//! hyper parses each message once, and writes the framing headers (`Content-Length` and `Transfer-Encoding`) of the forwarded message from
+//! this parse. This module handles two other groups of headers: the headers that belong to one connection only, and the headers that state
+//! the origin of a request.
 
 use std::{
     net::IpAddr,
@@ -33,12 +34,14 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-/// Request headers for the proxy itself; and `Proxy`, which CGI applications would read as their own `HTTP_PROXY` (CVE-2016-5385).
+/// Request headers that are not forwarded. `Proxy` is in the list because CGI applications would read this header as their environment
+/// variable `HTTP_PROXY` (CVE-2016-5385). The other headers are meant for the proxy itself.
 const NOT_FOR_APPLICATIONS: [HeaderName; 4] =
     [header::EXPECT, header::PROXY_AUTHORIZATION, HeaderName::from_static("proxy"), HeaderName::from_static("http2-settings")];
 
-/// Other headers that applications trust because proxies set them. None of them is passed on, not even from a trusted proxy, which may have
-/// received it from a visitor. Of these headers, larder sets only `X-Real-IP`.
+/// Headers, besides `X-Forwarded-*`, that applications trust because proxies set them. The proxy forwards none of these headers, not even
+/// from a trusted proxy, because a trusted proxy may have received the header from a visitor. Of these headers, the proxy sets only
+/// `X-Real-IP`.
 const FROM_PROXIES: [&str; 12] = [
     "forwarded",
     "x-real-ip",
@@ -70,7 +73,7 @@ pub(super) struct RequestOrigin<'a> {
     pub port: Option<u16>,
 }
 
-/// Rewrites a client's headers for an application. `upgrade` is the protocol that the client may upgrade to.
+/// Rewrites a client's headers for an application. `upgrade` is the protocol to which the client may upgrade the connection.
 pub(super) fn to_application(
     headers: &mut HeaderMap,
     origin: &RequestOrigin<'_>,
@@ -86,7 +89,8 @@ pub(super) fn to_application(
         headers.remove(name);
     }
     let peer = origin.peer;
-    // The first address in the chain is the client's; without a trusted proxy, the client is the peer.
+    // Applications read the first address in `X-Forwarded-For` as the visitor's address. Unless the peer is a trusted proxy, the header
+    // therefore contains only the peer's address.
     let chain = if origin.trusted { joined(headers, &FORWARDED_FOR) } else { None };
     let chain = match chain {
         Some(chain) => append(&chain, peer).unwrap_or_else(|| peer.clone()),
@@ -113,9 +117,9 @@ pub(super) fn to_application(
     }
 }
 
-/// Returns the visitor's address that a trusted proxy states: the last address in `X-Forwarded-For` that is not a trusted proxy's. The
-/// addresses before it were sent by the visitor and can be forged. `X-Real-IP` is used only if `X-Forwarded-For` has no address, because
-/// many proxies pass on a visitor's own `X-Real-IP`.
+/// Returns the visitor's address that a trusted proxy states: the last address in `X-Forwarded-For` that does not belong to a trusted
+/// proxy. Earlier addresses in this header were sent by the visitor and can be forged. `X-Real-IP` is used only if `X-Forwarded-For` is
+/// missing or does not end with an address, because many proxies pass on an `X-Real-IP` that the visitor sent.
 pub(super) fn visitor(headers: &HeaderMap, trusted: &[IpAddr]) -> Option<IpAddr> {
     let chain = joined(headers, &FORWARDED_FOR).unwrap_or_default();
     let mut nearest = None;
@@ -129,7 +133,7 @@ pub(super) fn visitor(headers: &HeaderMap, trusted: &[IpAddr]) -> Option<IpAddr>
     nearest.or_else(|| address_of(headers.get(&REAL_IP)?.to_str().ok()?))
 }
 
-/// Parses an address as proxies write it, with or without a port.
+/// Parses an IP address with an optional port.
 fn address_of(text: &str) -> Option<IpAddr> {
     let plain = text.parse::<IpAddr>().ok();
     let address = plain.or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip()));
@@ -156,7 +160,7 @@ pub(super) fn to_client(headers: &mut HeaderMap, upgraded: bool) {
     }
 }
 
-/// Returns true if one of the `Connection` headers has this option.
+/// Returns true if a `Connection` header contains `option`.
 pub(super) fn connection_has(headers: &HeaderMap, option: &str) -> bool {
     headers
         .get_all(header::CONNECTION)
@@ -166,7 +170,7 @@ pub(super) fn connection_has(headers: &HeaderMap, option: &str) -> bool {
         .any(|word| word.trim().eq_ignore_ascii_case(option))
 }
 
-/// Removes the headers that `Connection` names as hop-by-hop, except those that the application relies on.
+/// Removes the headers that `Connection` lists as hop-by-hop (RFC 9110, section 7.6.1), except the protected headers.
 fn remove_named_in_connection(headers: &mut HeaderMap) {
     if !headers.contains_key(header::CONNECTION) {
         return;
@@ -190,7 +194,8 @@ fn remove_named_in_connection(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns true if a client must not be able to remove this header through `Connection`.
+/// Returns true if a header is protected: the proxy keeps the header even if `Connection` lists it. Otherwise a client could remove headers
+/// that applications rely on.
 fn is_protected(name: &str) -> bool {
     name.starts_with("x-forwarded")
         || FROM_PROXIES.contains(&name)
@@ -213,14 +218,15 @@ fn is_protected(name: &str) -> bool {
         )
 }
 
-/// Returns true if an application could mistake this header for a header that a proxy has set.
+/// Returns true if an application could mistake this header for a header that a proxy has set. `trusted` is true if the peer is a trusted
+/// proxy, whose address and scheme are accepted.
 fn is_spoof(name: &str, trusted: bool) -> bool {
     if name.starts_with("x-larder-") {
         return true;
     }
     if name.contains('_') {
-        // WSGI, Rack and CGI cannot distinguish `X_Forwarded_For` from `X-Forwarded-For`. Clients do not send the form with underscores by
-        // accident.
+        // WSGI, Rack and CGI cannot distinguish `X_Forwarded_For` from `X-Forwarded-For`. Honest clients do not send the form with
+        // underscores.
         let dashed = name.replace('_', "-");
         return is_protected(&dashed) || dashed.starts_with("x-larder-") || dashed == "proxy";
     }
@@ -257,7 +263,7 @@ fn is_request_id(value: &HeaderValue) -> bool {
     (8..=128).contains(&value.len()) && value.as_bytes().iter().all(plain)
 }
 
-/// Generates ids for requests that have none. Ids are unique, not secret.
+/// The generator of ids for requests without an id. The ids are unique, but not secret.
 pub(super) struct RequestIds {
     process: u64,
     count: AtomicU64,

@@ -1,17 +1,18 @@
-//! Host names as clients write them: one strict parser and one normal form, so that every part of larder sees the same host.
+//! The parser and the normal form of host names. All parts of larder use the same strict parser, so that all parts interpret a host in the
+//! same way.
 
 use std::{borrow::Cow, net::Ipv6Addr};
 
 /// The parts of a `Host` header or of the authority of an absolute URI.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Authority<'a> {
-    /// Lower-case, without port and trailing dot; an IPv6 address in its shortest form and in brackets.
+    /// The host in lower case, without the port and a trailing dot. An IPv6 address is in its shortest form and in brackets.
     pub host: Cow<'a, str>,
-    /// The port, if there is one.
+    /// The port; `None` if the text has no port.
     pub port: Option<u16>,
 }
 
-/// Parses `text`. Returns `None` if it is not exactly one host with at most one port.
+/// Parses one host with an optional port. Returns `None` if `text` is anything else.
 pub(super) fn parse(text: &str) -> Option<Authority<'_>> {
     if let Some(rest) = text.strip_prefix('[') {
         let (address, rest) = rest.split_once(']')?;
@@ -36,13 +37,13 @@ pub(super) fn parse(text: &str) -> Option<Authority<'_>> {
     Some(Authority { host, port })
 }
 
-/// Returns the normal form of a host, under which its route is stored, or `None` if the host is invalid.
+/// Returns the normal form of a host, which is the key in the table of routes. Returns `None` if the host is invalid.
 pub(super) fn normalise(text: &str) -> Option<Cow<'_, str>> {
     parse(text).map(|authority| authority.host)
 }
 
 fn port(digits: &str) -> Option<u16> {
-    // `u16::from_str` accepts "+80".
+    // The digits are checked because `u16::from_str` accepts "+80".
     if digits.is_empty() || !digits.bytes().all(|c| c.is_ascii_digit()) { None } else { digits.parse().ok() }
 }
 

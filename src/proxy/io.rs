@@ -1,4 +1,5 @@
-//! Socket options, and time limits for peers that make no progress: a client that reads nothing must not keep its response open for ever.
+//! Socket options, and time limits for peers that make no progress. Without a time limit, a client that stops reading would keep its
+//! connection open permanently.
 
 use std::{
     future::Future,
@@ -26,7 +27,7 @@ pub(super) fn keep_alive(stream: &impl AsFd) {
     }
 }
 
-/// A deadline that runs only while there is no progress.
+/// A time limit for a period without progress. Every progress restarts the time.
 pub(super) struct Stall {
     limit: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
@@ -42,13 +43,13 @@ impl Stall {
         self.sleep = None;
     }
 
-    /// Records that there is no progress. Returns `Ready` if there has been no progress for the time limit.
+    /// Records that there is no progress. Returns `Ready` if the period without progress has reached the time limit.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.sleep.get_or_insert_with(|| Box::pin(sleep(self.limit))).as_mut().poll(cx)
     }
 }
 
-/// A stream whose writes fail if the peer reads nothing for too long.
+/// A stream whose writes fail if the peer reads nothing for the time limit.
 pub(super) struct WriteTimeoutStream {
     stream: TcpStream,
     stall: Stall,

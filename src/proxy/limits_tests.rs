@@ -1,4 +1,4 @@
-//! Tests of the limits of sizes, times and connections, of the access log, and of the graceful stop.
+//! Tests of the limits on sizes, times and connections, of the access log, and of the graceful shutdown.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -201,7 +201,7 @@ async fn full_access_log_drops_lines_and_counts_them() {
 }
 
 #[tokio::test]
-async fn stop_cuts_requests_at_the_limit() {
+async fn shutdown_cuts_requests_at_the_limit() {
     let settings = ProxySettings { shutdown_limit: Duration::from_millis(200), ..quick() };
     let (mut front, route) = Front::with_route(settings).await;
     let app = App::start("blue").await;
@@ -218,7 +218,7 @@ async fn stop_cuts_requests_at_the_limit() {
 }
 
 #[tokio::test]
-async fn stop_cuts_tunnels_before_requests() {
+async fn shutdown_cuts_tunnels_before_requests() {
     let (mut front, route) = Front::with_route(ProxySettings { shutdown_limit: LONG, ..quick() }).await;
     let app = App::start("blue").await;
     route.switch(app.target());

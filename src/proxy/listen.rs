@@ -1,4 +1,5 @@
-//! The accept loop: connection limits, and the graceful stop. No error of a client or of the system ends the loop.
+//! The accept loop, with the limits on connections and the graceful shutdown. The loop continues after every error of a client or of the
+//! system.
 
 use std::{
     io::{self, ErrorKind},
@@ -24,14 +25,15 @@ use super::{
     shared::ProxyState,
 };
 
-/// The pause after the system has run out of descriptors or memory.
+/// The pause of the accept loop after the system has run out of descriptors or memory.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
-/// The time that tunnels may continue after the stop begins. Tunnels do not end by themselves, and clients can reopen them.
+/// The time for which tunnels may continue after the shutdown begins. Tunnels get less time than requests, because a tunnel has no natural
+/// end, and its client can open a new tunnel.
 const TUNNEL_GRACE: Duration = Duration::from_secs(2);
 /// The value of `Retry-After` for a rejected connection, in seconds.
 const RETRY_AFTER: u8 = 5;
 
-/// The reason why a connection is closed right after it was accepted.
+/// The reason why the proxy closes a connection immediately after accepting the connection.
 #[derive(Debug, Clone, Copy)]
 enum Rejection {
     /// The proxy has too many connections.
@@ -41,7 +43,8 @@ enum Rejection {
 }
 
 impl Rejection {
-    /// Returns the response, with its head. The response is sent before the request is read, so that a rejected connection needs no task.
+    /// Returns the complete response, with status line and headers. The proxy sends the response without reading the request, so that a
+    /// rejected connection needs no task.
     fn response(self) -> String {
         let (status, text) = match self {
             Self::Overloaded => ("503 Service Unavailable", "Too many connections. Try again in a few seconds.\n"),
@@ -49,7 +52,7 @@ impl Rejection {
                 ("429 Too Many Requests", "Too many connections from this address. Try again in a few seconds.\n")
             }
         };
-        // RFC 9110, section 5.6.7: the format of dates.
+        // The format of dates is defined in RFC 9110, section 5.6.7.
         let date = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S GMT");
         let length = text.len();
         format!(
@@ -59,7 +62,8 @@ impl Rejection {
     }
 }
 
-/// Accepts connections until `shutdown` is cancelled. Then closes the listener, and waits for requests and tunnels in flight.
+/// Accepts connections until `shutdown` is cancelled. Afterwards, the function closes the listener, and waits for requests and tunnels in
+/// flight, at most `ProxySettings::shutdown_limit`.
 pub(super) async fn serve(
     proxy: Arc<ProxyState>,
     listener: std::net::TcpListener,
@@ -85,8 +89,8 @@ pub(super) async fn serve(
                 }
                 Err(rejection) => {
                     proxy.counts.turned_away.fetch_add(1, Relaxed);
-                    // A new connection has an empty send buffer, so the write does not block. If it would block, the client gets no
-                    // response.
+                    // A new connection has an empty send buffer, which has space for the response. If the write fails nevertheless, the
+                    // client gets no response.
                     let _ = stream.try_write(rejection.response().as_bytes());
                 }
             },
@@ -109,8 +113,8 @@ pub(super) async fn serve(
     Ok(())
 }
 
-/// Pauses the loop after an error of `accept`, such as too many open files. Does not pause if the client disconnected before it was
-/// accepted.
+/// Pauses the loop after an error of `accept`, such as too many open files. There is no pause if the client disconnected before its
+/// connection was accepted.
 async fn pause_after(error: &io::Error) {
     if !matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted) {
         tracing::warn!(%error, "cannot accept connections");
@@ -118,7 +122,7 @@ async fn pause_after(error: &io::Error) {
     }
 }
 
-/// Counts a new connection and checks the limits.
+/// Checks the connection limits, and counts the connection if the limits are not reached.
 fn enter(
     proxy: &Arc<ProxyState>,
     clients: &Arc<Clients>,
@@ -151,7 +155,8 @@ fn enter(
     }))
 }
 
-/// Serves one connection until it is closed, or until it has no request in flight after `shutdown` is cancelled.
+/// Serves one connection until the connection is closed. After `shutdown` is cancelled, the connection is closed as soon as no request is
+/// in flight; after `abort` is cancelled, the connection is closed at once.
 async fn attend(connection: Arc<ClientConnection>, stream: TcpStream, shutdown: CancellationToken, abort: CancellationToken) {
     let settings = &connection.proxy.settings;
     let _ = stream.set_nodelay(true);
@@ -168,7 +173,7 @@ async fn attend(connection: Arc<ClientConnection>, stream: TcpStream, shutdown: 
     let serving = builder.serve_connection(stream, service).with_upgrades();
     tokio::pin!(serving);
     let stopping = tokio::select! {
-        // An error means that the client disconnected or sent invalid HTTP, which hyper has already answered.
+        // An error means that the client disconnected, or that the client sent invalid HTTP, to which hyper has already responded.
         _ = serving.as_mut() => return,
         () = shutdown.cancelled() => true,
     };

@@ -1,7 +1,8 @@
-//! The HTTP proxy in front of all applications: routes requests by host, holds them, switches between targets and drains.
+//! The HTTP proxy in front of all applications. The proxy routes requests by host, can hold requests back, switches between targets, and
+//! drains old targets.
 //!
-//! A [`Route`] leads to one environment; a [`RouteTarget`] is the set of running instances behind a route. [`Route::switch`] replaces
-//! the live target at once; [`Retired::drain`] then waits for the requests that the old target still answers. Read [`Proxy`] first,
+//! A [`Route`] sends requests to one environment; a [`RouteTarget`] is the set of running instances behind a route. [`Route::switch`]
+//! replaces the live target at once; [`Retired::drain`] waits for the requests that the old target still answers. Read [`Proxy`] first,
 //! then `relay.rs` for the path of one request. `request.rs` defines which requests are valid, and `headers.rs` which headers an
 //! application receives.
 
@@ -62,26 +63,26 @@ impl Proxy {
         Self { shared: Arc::new(ProxyState::new(settings)) }
     }
 
-    /// Accepts connections until `shutdown` is cancelled. Then waits until the requests in flight have finished, at most
-    /// [`ProxySettings::shutdown_limit`].
+    /// Accepts connections until `shutdown` is cancelled. Afterwards, the method waits until the requests and tunnels in flight have
+    /// finished, at most [`ProxySettings::shutdown_limit`].
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ProxyError> {
         listen::serve(self.shared.clone(), listener, shutdown).await
     }
 
-    /// Closes the startup gate, for the time in which routes are set and live releases are started. Requests wait at the gate without a
-    /// time limit, so the caller must open the gate soon, by dropping the returned guard. The number of waiting requests is limited by
-    /// [`ProxySettings::max_waiting`].
+    /// Closes the startup gate while the server sets routes and starts live releases. Requests for hosts without a live route wait until
+    /// the gate opens. The wait has no time limit, so the caller must open the gate soon by dropping the returned guard.
+    /// [`ProxySettings::max_waiting`] limits the number of waiting requests.
     pub fn close_startup_gate(&self) -> StartupGate {
         StartupGate::close(&self.shared.gate)
     }
 
-    /// Sends the requests for `host` to `route`, from the next request on. Returns the previous route of the host.
+    /// Sends all later requests for `host` to `route`. Returns the previous route of the host. Fails if `host` is invalid.
     pub fn set_route(&self, host: &str, route: Arc<Route>) -> Result<Option<Arc<Route>>, ProxyError> {
         let key = host::normalise(host).ok_or_else(|| ProxyError::Host { host: host.chars().take(300).collect() })?;
         Ok(self.shared.routes.write().insert(key.into_owned().into_boxed_str(), route))
     }
 
-    /// Removes the route of `host` and returns it.
+    /// Removes and returns the route of `host`.
     pub fn remove_route(&self, host: &str) -> Option<Arc<Route>> {
         let key = host::normalise(host)?;
         self.shared.routes.write().remove(key.as_ref())
@@ -100,8 +101,8 @@ impl Proxy {
         all
     }
 
-    /// Sends a line for each finished request to `sender`. If the reader is too slow, lines are dropped, and the next line has their number
-    /// in [`AccessLine::missed`].
+    /// Sends a line for each finished request to `sender`. If the reader is too slow, lines are dropped. [`AccessLine::missed`] of the next
+    /// line is the number of dropped lines.
     pub fn access_log(&self, sender: mpsc::Sender<AccessLine>) {
         self.shared.log.send_to(sender);
     }

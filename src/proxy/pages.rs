@@ -1,4 +1,4 @@
-//! The proxy's own responses, in HTML, JSON or plain text. They reveal nothing about other applications of the server.
+//! The proxy's own responses, in HTML, JSON or plain text. The responses reveal nothing about other applications of the server.
 
 use bytes::Bytes;
 use hyper::{
@@ -7,7 +7,7 @@ use hyper::{
 };
 use minijinja::{Environment, context};
 
-/// The methods that are forwarded to applications, for `Allow` (RFC 9110, section 15.5.6).
+/// The methods that are forwarded to applications, as the value of the header `Allow` (RFC 9110, section 15.5.6).
 const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// The reason why a request is not answered by an application.
@@ -93,7 +93,7 @@ impl Page {
             Self::BadGateway => {
                 "The application refused or closed the connection. Its owner can read the application's log with `larder logs`."
             }
-            Self::GatewayTimeout => "The application received the request, but did not begin to answer in time.",
+            Self::GatewayTimeout => "The application did not begin to answer the request in time.",
             Self::BadRequest(why) => why,
             Self::Method => "CONNECT and TRACE are not forwarded.",
             Self::Expectation => "The only supported expectation is 100-continue.",
@@ -112,7 +112,8 @@ impl Page {
         }
     }
 
-    /// Returns true if the connection must be closed, because the rest of a rejected request must not be read as the next request.
+    /// Returns true if the connection must be closed after the page. Otherwise the proxy could read the rest of a rejected request as the
+    /// next request.
     fn closes(&self) -> bool {
         matches!(self, Self::BadRequest(_) | Self::Method | Self::Expectation | Self::UploadTimeout)
     }
@@ -132,8 +133,9 @@ enum Form {
 }
 
 impl Form {
-    /// Returns the form with the highest weight in the `Accept` header (RFC 9110, section 12.5.1), the first of forms with equal weights,
-    /// or plain text if the header names none of the forms. Ranges such as `*/*` name no form.
+    /// Returns the form with the highest weight in the `Accept` header (RFC 9110, section 12.5.1). Of several forms with the highest
+    /// weight, the first form in the header is selected. If the header names no form, plain text is selected. Ranges such as `*/*` are
+    /// ignored.
     fn of(headers: &HeaderMap) -> Self {
         let lists = headers.get_all(header::ACCEPT).iter().filter_map(|list| list.to_str().ok());
         let mut best = (Self::Text, 0.0);
@@ -148,7 +150,7 @@ impl Form {
         best.0
     }
 
-    /// Returns the form for a media type.
+    /// Returns the form for a media type, or `None` if no form has this type.
     fn named(media_type: &str) -> Option<Self> {
         let media_type = media_type.to_ascii_lowercase();
         match media_type.as_str() {
@@ -160,8 +162,8 @@ impl Form {
     }
 }
 
-/// Returns the weight among the parameters of a list item (RFC 9110, section 12.4.2): 1 without a valid weight. The name is
-/// case-insensitive.
+/// Returns the weight of a list item, which is the parameter `q` (RFC 9110, section 12.4.2). The weight is 1 if no parameter is a valid
+/// weight. The name `q` is case-insensitive.
 fn weight<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
     let named = parameters.find_map(|piece| piece.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("q")));
     named.and_then(|(_, weight)| weight.trim().parse().ok()).unwrap_or(1.0)
@@ -170,7 +172,7 @@ fn weight<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
 impl Pages {
     pub fn new() -> Self {
         let mut templates = Environment::new();
-        // The tests below fail if the template cannot be parsed. A server with such a template sends pages as plain text.
+        // The tests below fail if the template cannot be parsed. A server with an invalid template would send pages as plain text.
         if let Err(error) = templates.add_template("page.html", include_str!("pages/page.html")) {
             tracing::error!(%error, "cannot parse the template of the error pages");
         }

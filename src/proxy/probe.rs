@@ -9,25 +9,25 @@ use hyper_util::rt::TokioIo;
 
 use super::connect::{ConnectError, Connector};
 
-/// The reason why a probe received no response.
+/// The reason why a probe received no valid response.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// A request cannot contain this path or host.
-    #[error("cannot request {path:?} of {host}: expected a path that starts with / and has no spaces")]
+    #[error("cannot request {path:?} of host {host:?} (expected a path that starts with / and contains no spaces)")]
     Request {
         /// The path as it was given.
         path: String,
         /// The host as it was given.
         host: String,
-        /// The part that is invalid.
+        /// The error of the request builder.
         #[source]
         source: hyper::http::Error,
     },
-    /// There was no connection.
+    /// The connection failed.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// There was a connection, but no valid response.
-    #[error("no valid HTTP response from {address} for {path}")]
+    /// The instance sent no valid response on the connection.
+    #[error("cannot request {path} from {address}: no valid HTTP response")]
     Exchange {
         /// The address that was probed.
         address: SocketAddr,
@@ -38,7 +38,7 @@ pub enum ProbeError {
         source: hyper::Error,
     },
     /// The response did not arrive in time.
-    #[error("no response from {address} for {path} within {limit:?}")]
+    #[error("cannot request {path} from {address}: no response within {limit:?}")]
     Timeout {
         /// The address that was probed.
         address: SocketAddr,
@@ -49,8 +49,8 @@ pub enum ProbeError {
     },
 }
 
-/// Requests `path` of `host` from `address` on a new connection, and returns the status. Fails if the response does not arrive within
-/// `limit`. Does not follow redirects and does not read the body.
+/// Sends a GET request for `path` to `address` on a new connection, with `host` as the `Host` header, and returns the status. Fails if the
+/// response does not arrive within `limit`. The function does not follow redirects and does not read the body.
 pub async fn probe(
     connector: &dyn Connector,
     address: SocketAddr,
@@ -61,7 +61,7 @@ pub async fn probe(
     fetch(connector, address, path, host, 0, limit).await.map(|(status, _)| status)
 }
 
-/// Sends a request like [`probe`], and also returns the first `wanted` bytes of the body, or the whole body if it is shorter.
+/// Sends a request like [`probe`], and also returns the body, cut off after `wanted` bytes.
 pub async fn fetch(
     connector: &dyn Connector,
     address: SocketAddr,
@@ -70,7 +70,7 @@ pub async fn fetch(
     wanted: usize,
     limit: Duration,
 ) -> Result<(StatusCode, Vec<u8>), ProbeError> {
-    // Text that is not a path could inject another request line. An empty target makes the request invalid.
+    // Text without a slash at the start would be parsed as an absolute URI or as an authority. The request builder rejects an empty target.
     let target = if path.starts_with('/') { path } else { "" };
     let request = Request::get(target)
         .header(header::HOST, host)
@@ -99,7 +99,7 @@ pub async fn fetch(
         tokio::pin!(answering);
         let response = tokio::select! {
             response = answering.as_mut() => response,
-            // If the connection ends first, a response that has already arrived is still valid.
+            // If the connection is closed first, a response that has already arrived is still valid.
             _ = connection => answering.await,
         };
         response.map_err(failed)

@@ -1,4 +1,4 @@
-//! The path of one request: validate it, find its route, wait for the end of a hold, forward it, and return the response.
+//! The path of one request: validate the request, find the route, wait for the end of a hold, forward the request, return the response.
 
 use std::{
     convert::Infallible,
@@ -27,11 +27,11 @@ use super::{
     upload::{UploadBody, UploadProgress},
 };
 
-/// The maximum number of retries of a request whose connection turned out to be closed.
+/// The maximum number of retries of a request whose connection was closed before the response.
 const MAX_RETRIES: usize = 3;
-/// The pause after all instances have refused a connection, before they are tried again.
+/// The pause before the next attempt to connect after all instances have refused a connection.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
-/// The idle time up to which a connection is assumed to be open, because applications do not close connections sooner.
+/// The idle time up to which a connection is assumed to be open. Applications usually keep idle connections open for longer.
 const SURELY_OPEN: Duration = Duration::from_secs(1);
 /// The maximum number of characters of a path in an access line.
 const MAX_LOGGED_PATH: usize = 1024;
@@ -132,7 +132,7 @@ impl RetryCopy {
     }
 }
 
-/// Sends the request to the route's live target and waits for the head of the response.
+/// Sends the request to the route's live target and waits for the head of the response. Fails with the page for the client.
 async fn forward(
     connection: &ClientConnection,
     route: &Arc<Route>,
@@ -145,8 +145,8 @@ async fn forward(
     loop {
         let in_flight = route.admit(settings.max_waiting).await?;
         let copy = RetryCopy::of(&request);
-        // A request that cannot be retried does not use an idle connection that the application may be closing. A retry always gets a
-        // new connection.
+        // A request that cannot be retried does not use an idle connection that the application may be closing. A retry always uses a new
+        // connection.
         let max_idle = match (&copy, retries) {
             (Some(_), 0) => MAX_IDLE_AGE,
             (None, 0) => SURELY_OPEN,
@@ -189,8 +189,9 @@ async fn forward(
         if lease.in_flight.is_cut() {
             return Err(Page::Maintenance);
         }
-        // A request that was never written can be retried, whatever its method. A request that was written and not answered is retried
-        // only if it is idempotent, and if the application may have closed the connection before it read the request.
+        // A request of any method can be retried if no part of the request was written. A request that was written but not answered is
+        // retried only if two conditions are met: the request is idempotent and has no body, and the application may have closed the
+        // connection before reading the request.
         let again = match error.take_message() {
             Some(unsent) => Some(unsent),
             None if lease.reused || lease.in_flight.is_retired() => copy.map(RetryCopy::restore),

@@ -44,7 +44,9 @@ pub(super) fn read(request: &mut Request<Incoming>) -> Result<Host, Page> {
     if let Some(authority) = uri.authority() {
         let same = host::parse(authority.as_str()).is_some_and(|asked| asked == named);
         if !same || !matches!(uri.scheme_str(), Some("http" | "https")) {
-            return Err(Page::BadRequest("The request line and the Host header name different hosts."));
+            return Err(Page::BadRequest(
+                "The request line must name the host of the Host header, with the scheme http or https.",
+            ));
         }
         let path = uri.path_and_query().cloned().unwrap_or_else(|| hyper::http::uri::PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
@@ -54,7 +56,7 @@ pub(super) fn read(request: &mut Request<Incoming>) -> Result<Host, Page> {
     Ok(found)
 }
 
-/// Decrements `Max-Forwards` of an OPTIONS request. Returns true if the value was 0, so that the proxy must answer the request itself
+/// Decrements `Max-Forwards` of an OPTIONS request. Returns true if the value was already 0; the proxy must then answer the request itself
 /// (RFC 9110, section 7.6.2).
 pub(super) fn is_last_hop(request: &mut Request<Incoming>) -> bool {
     if *request.method() != Method::OPTIONS {
@@ -71,8 +73,8 @@ pub(super) fn is_last_hop(request: &mut Request<Incoming>) -> bool {
     }
 }
 
-/// Returns the protocol that the client may upgrade to. Only a GET request without a body can upgrade. An upgrade to HTTP/2 is not
-/// possible, because later requests on the connection would not be validated by the proxy.
+/// Returns the protocol to which the client may upgrade the connection, or `None`. Only a GET request without a body can upgrade. Upgrades
+/// to HTTP/2 are ignored, because the proxy could not validate later requests on the connection.
 pub(super) fn upgrade(request: &Request<Incoming>) -> Option<HeaderValue> {
     let headers = request.headers();
     let protocol = headers.get(header::UPGRADE)?;

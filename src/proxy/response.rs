@@ -32,8 +32,8 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Size of a tunnel's buffer in each direction, in bytes.
 const BUFFER: usize = 16 * 1024;
 
-/// The values that are dropped when the client has the whole response. Fields are dropped in their order: the record is written before
-/// the client's permit is returned.
+/// The values that are dropped at the end of the response. Fields are dropped in the order of their declaration, so the access line is
+/// written before the client's permit is returned.
 pub(super) struct Open {
     pub record: RequestRecord,
     /// The permit of a visitor behind a trusted proxy.
@@ -60,7 +60,7 @@ pub(super) struct Download {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        // The connection can be reused only if the request and the response have ended. Otherwise dropping the lease closes the
+        // The connection can be reused only if the request and the response are complete. Otherwise the lease is dropped, which closes the
         // connection.
         let uploaded = self.upload.as_ref().is_none_or(|upload| upload.is_done());
         if uploaded
@@ -122,7 +122,7 @@ impl Body for ResponseBody {
     }
 }
 
-/// Converts an application's response to the response for the client. If the application accepted an upgrade, starts a tunnel.
+/// Converts an application's response to the response for the client. If the application accepted an upgrade, the function starts a tunnel.
 pub(super) fn deliver(
     connection: &Arc<ClientConnection>,
     mut response: Response<Incoming>,
@@ -152,7 +152,7 @@ pub(super) fn deliver(
     Response::from_parts(parts, ResponseBody::Download(download))
 }
 
-/// Returns a page of the proxy as the response. `headers` are the request's headers, of which `Accept` selects the form of the page; `id`
+/// Returns a page of the proxy as the response. `headers` are the request's headers; the `Accept` header selects the form of the page. `id`
 /// is the request's id.
 pub(super) fn page(
     connection: &ClientConnection,
@@ -165,7 +165,7 @@ pub(super) fn page(
     with_body(proxy.pages.answer(page, headers, id, proxy.settings.reveal_reasons), open)
 }
 
-/// Returns a response of the proxy itself, and records its status.
+/// Converts a response of the proxy itself to the response for the client, and records the status.
 pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Response<ResponseBody> {
     if let Some(open) = &mut open {
         open.record.answered(response.status());
@@ -173,8 +173,8 @@ pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Re
     response.map(|body| ResponseBody::Page(Full::new(body), open))
 }
 
-/// Starts a tunnel as a task that `serve` waits for. The task copies bytes in both directions until one side closes its connection, the
-/// target is cut, or the server stops.
+/// Starts the task of a tunnel, for which `listen::serve` waits. The task copies bytes in both directions until both sides have finished
+/// sending, a connection fails, the target is cut, or the proxy closes all tunnels.
 fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
     let hang_up = connection.hang_up.clone();
     let kept = connection.clone();
@@ -186,7 +186,7 @@ fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: On
             let Ok(Ok((client, application))) = timeout(HANDOVER_TIMEOUT, both).await else { return };
             let (mut client, mut application) = (TokioIo::new(client), TokioIo::new(application));
             let route = open.record.route().clone();
-            // An error means that one side has closed its connection. Dropping the streams closes the connection of the other side.
+            // An error means that one of the two connections has failed. Dropping the streams closes both connections.
             if let Ok((up, down)) = copy_bidirectional_with_sizes(&mut client, &mut application, BUFFER, BUFFER).await {
                 route.counts.bytes_in.fetch_add(up, Relaxed);
                 open.record.bytes_out += down;

@@ -1,5 +1,5 @@
-//! Routes. A route sends the requests for its hosts to one environment. This file has the state of a route, the switch between targets,
-//! and holds.
+//! A route sends the requests for its hosts to one environment. This file contains the state of a route, the switch between targets, and
+//! holds.
 
 use std::{
     sync::{
@@ -20,7 +20,7 @@ use super::{
     waiting::WaitPermit,
 };
 
-/// The state of an environment, as its visitors see it.
+/// The state of a route, which determines the response to a request.
 #[derive(Clone)]
 pub enum RouteState {
     /// No deployment has succeeded yet.
@@ -29,9 +29,9 @@ pub enum RouteState {
     Starting,
     /// Requests are sent to this target.
     Live(RouteTarget),
-    /// The processes failed to start, for this reason.
+    /// The processes failed to start. The text is the reason.
     Failed(String),
-    /// No web process runs, and none is configured to run.
+    /// No web process runs, because the environment is configured to run no web processes.
     Stopped,
 }
 
@@ -45,7 +45,7 @@ pub struct Route {
 
 struct Inside {
     state: RouteState,
-    /// The holds in force. Requests wait for the end of the newest hold.
+    /// The active holds, oldest first. A request waits until no hold is active.
     holds: Vec<Arc<Held>>,
 }
 
@@ -54,8 +54,8 @@ struct Held {
     released: CancellationToken,
 }
 
-/// The guard of a hold. While the guard exists, new requests of the route wait. Dropping the guard releases the requests, which are routed
-/// by the state of that moment.
+/// The guard of a hold. While the guard exists, new requests of the route wait. When the guard is dropped, the waiting requests are routed
+/// by the current state of the route.
 #[must_use = "the hold ends when the guard is dropped"]
 pub struct Hold {
     route: Arc<Route>,
@@ -90,18 +90,18 @@ impl Route {
         self.inside.read().state.clone()
     }
 
-    /// Returns true if requests are sent to a target.
+    /// Returns true if the state is [`RouteState::Live`].
     pub fn is_live(&self) -> bool {
         matches!(self.inside.read().state, RouteState::Live(_))
     }
 
     /// Sends all later requests to `new`, in constant time. Returns the previous live target, which the caller must drain. If the live
-    /// target has the same instances as `new`, that target stays live with its requests in flight, and the result is `None`.
+    /// target has the same instances as `new`, the live target stays live with its requests in flight, and the result is `None`.
     pub fn switch(&self, new: RouteTarget) -> Option<Retired> {
         self.set(RouteState::Live(new))
     }
 
-    /// Changes the state. If this replaces a live target, returns that target, which the caller must drain.
+    /// Changes the state. Returns the previous live target if the change replaces a live target. The caller must drain the returned target.
     pub fn set(&self, state: RouteState) -> Option<Retired> {
         let old = {
             let mut inside = self.inside.write();
@@ -119,7 +119,7 @@ impl Route {
         }
     }
 
-    /// Makes new requests wait until the returned guard is dropped. After `limit`, they get the maintenance page instead.
+    /// Makes new requests wait until the returned guard is dropped. After `limit`, waiting and new requests get the maintenance page.
     pub fn hold(self: &Arc<Self>, limit: Duration) -> Hold {
         let held = Arc::new(Held { deadline: Instant::now() + limit, released: CancellationToken::new() });
         self.inside.write().holds.push(held.clone());
@@ -140,7 +140,7 @@ impl Route {
         self.name.clone()
     }
 
-    /// Waits until no hold is in force, and counts the request as in flight at the live target. Fails with the page for the client if there
+    /// Waits until no hold is active, and counts the request as in flight at the live target. Fails with the page for the client if there
     /// is no live target, if the limit of the hold has passed, or if `max_waiting` requests wait already.
     pub(super) async fn admit(&self, max_waiting: usize) -> Result<InFlight, Page> {
         let mut permit = None;
@@ -164,7 +164,8 @@ impl Route {
             return Admission::Wait(held.clone());
         }
         match &inside.state {
-            // The request is counted under the lock. A switch therefore happens either before, or its drain waits for this request.
+            // The request is counted under the lock. A switch therefore either happens before this request, or retires a target whose drain
+            // waits for this request.
             RouteState::Live(target) => Admission::Pass(target.enter()),
             RouteState::Empty => Admission::Refuse(Page::Empty),
             RouteState::Starting => Admission::Refuse(Page::Starting),
@@ -175,7 +176,8 @@ impl Route {
 }
 
 impl Hold {
-    /// Waits until nothing is in flight at the live target, at most `limit`. Returns the number of requests and tunnels still in flight.
+    /// Waits until the live target has no requests and tunnels in flight, at most `limit`. Returns the number of requests and tunnels that
+    /// are still in flight.
     pub async fn settle(&self, limit: Duration) -> usize {
         match self.route.state() {
             RouteState::Live(target) => target.settle(limit).await,
@@ -183,7 +185,7 @@ impl Hold {
         }
     }
 
-    /// Returns true if the limit has passed, so that clients get the maintenance page.
+    /// Returns true if the limit has passed. From then on, clients get the maintenance page.
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.held.deadline
     }

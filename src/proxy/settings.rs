@@ -2,11 +2,13 @@
 
 use std::{net::IpAddr, time::Duration};
 
-/// The reason why the proxy could not add a route or serve.
+/// The reason why the proxy could not add a route or could not serve HTTP.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// A route was given a host that no request can carry.
-    #[error("cannot add a route for {host:?}: expected a host name or an address, such as shop.example.org")]
+    /// The host of a route is not a valid host name or address.
+    #[error(
+        "cannot add a route for {host:?}: the host is invalid (expected a host name or an address, such as shop.example.org)"
+    )]
     Host {
         /// The host as it was given.
         host: String,
@@ -26,18 +28,19 @@ pub struct ProxySettings {
     /// The maximum number of concurrent client connections, including tunnels. Further connections are answered with 503 and closed.
     pub max_connections: usize,
     /// The maximum number of concurrent connections of one client address. Further connections are answered with 429 and closed.
-    /// Connections of trusted proxies are not counted; instead, the limit applies to the concurrent requests of each visitor behind them.
+    /// Connections of trusted proxies are not counted; for trusted proxies, the limit applies to the concurrent requests of each visitor.
     pub max_connections_per_peer: usize,
     /// The maximum size of a request's head and of a response's head, in bytes.
     pub max_header_size: usize,
-    /// Time in which a client must send a request's head; also the time that a connection may idle between two requests.
+    /// Time in which a client must send a request's head, and for which a connection may be idle between two requests.
     pub header_timeout: Duration,
-    /// Time without progress after which the transfer of a body is aborted: the client neither sends nor receives data, or the application
-    /// receives no data.
+    /// Time without progress after which the transfer of a body is aborted. There is no progress if the client neither sends nor receives
+    /// data, or if the application receives no data.
     pub stall_timeout: Duration,
     /// Time in which one instance must accept a connection.
     pub connect_timeout: Duration,
-    /// Time for which connections are retried while every instance refuses them, as during a restart, before the client gets an error.
+    /// Time for which the proxy retries to connect while every instance refuses connections, for example during a restart. Afterwards, the
+    /// client gets an error page.
     pub connect_retry_limit: Duration,
     /// Time in which an application must send its response's head, counted from the end of the request.
     pub response_timeout: Duration,
@@ -45,11 +48,13 @@ pub struct ProxySettings {
     pub max_waiting: usize,
     /// Time in which requests and tunnels must finish after the shutdown of the proxy begins.
     pub shutdown_limit: Duration,
-    /// The addresses of trusted proxies in front of larder. Their headers for a visitor's address and scheme are used.
+    /// The addresses of trusted proxies in front of larder. The proxy accepts a visitor's address and scheme from the headers of trusted
+    /// proxies.
     pub trusted: Vec<IpAddr>,
     /// The scheme that clients use, for `X-Forwarded-Proto`.
     pub scheme: Scheme,
-    /// True to show visitors the reason on the page of a failed application. Intended for trying out larder, not for public servers.
+    /// True if the page of a failed application shows the reason of the failure to visitors. Public servers should not set this flag; it is
+    /// for trying out larder.
     pub reveal_reasons: bool,
 }
 

@@ -1,5 +1,5 @@
-//! The state that all connections of a proxy share. It is a file of its own, so that the listener and the connections can import it
-//! without importing each other.
+//! The state that all connections of a proxy share. A separate file contains this state, so that the listener and the connections do not
+//! import each other.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -77,7 +77,7 @@ async fn switch_under_load_drops_no_request() {
     assert!(read_until(&mut upload, "blue took 20").await.starts_with("HTTP/1.1 200"));
     assert_eq!(route.stats().classes[4], 0);
 
-    // The tunnel and the stream are still on the first target. They are cut at the time limit of the drain, and the report counts them.
+    // The tunnel and the stream are still on the first target. At the time limit of the drain, both are cut and counted in the report.
     until(|| opening.in_flight() == 2).await;
     let report = opening.drain(Duration::from_millis(20)).await;
     assert_eq!(report, DrainReport { finished: 0, cut: 2 });
@@ -87,7 +87,7 @@ async fn switch_under_load_drops_no_request() {
 }
 
 #[tokio::test]
-async fn request_on_a_dead_idle_connection_is_retried_elsewhere() {
+async fn request_on_a_closed_idle_connection_is_retried_at_another_instance() {
     let (front, route) = Front::with_route(quick()).await;
     for _ in 0..20 {
         let (old, new) = (App::start("blue").await, App::start("green").await);
@@ -95,11 +95,12 @@ async fn request_on_a_dead_idle_connection_is_retried_elsewhere() {
         assert!(front.get("/").await.ends_with("blue"));
         assert!(front.get("/").await.ends_with("green"));
         old.kill();
-        // The port is bound without a listener, so that another test cannot get it and answer instead of the killed application.
+        // The port is bound without a listener, so that no other test can bind the port and answer instead of the killed application.
         let reserved = tokio::net::TcpSocket::new_v4().unwrap();
         reserved.set_reuseaddr(true).unwrap();
         let _ = reserved.bind(old.address);
-        // The killed instance is next in turn. Its idle connection is closed, but the proxy may not have detected that yet.
+        // The killed instance is next in turn. The idle connection to this instance is closed, but the proxy may not have detected the
+        // close yet.
         let answer = front.get("/").await;
         assert!(answer.ends_with("green"), "{answer}");
     }

@@ -1,7 +1,7 @@
 //! The running instances behind a route: load balancing, requests in flight, and draining.
 //!
-//! A [`RouteTarget`] is live until [`RouteTarget::retire`] makes it [`Retired`]. A retired target gets no new requests. It is either
-//! drained, or restored when the switch that retired it is undone. In both cases, its requests in flight stay counted.
+//! A [`RouteTarget`] is live until [`RouteTarget::retire`] converts the target to [`Retired`]. A retired target gets no new requests. A
+//! retired target is either drained, or restored if the switch is undone. In both cases, the requests in flight stay counted.
 
 use std::{
     net::SocketAddr,
@@ -26,7 +26,7 @@ use super::{
     upload::UploadBody,
 };
 
-/// The time in which requests that were cut must end.
+/// The time limit for the end of requests and tunnels whose connections were cut.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// The instances of one release in one slot. Clones refer to the same instances.
@@ -38,21 +38,21 @@ pub struct RouteTarget {
 struct Shared {
     endpoints: Box<[Arc<Endpoint>]>,
     connector: Arc<dyn Connector>,
-    /// The number of connections that were requested so far, for the round robin.
+    /// The number of leases that were requested so far. The next instance in round-robin order is derived from this number.
     turn: AtomicUsize,
     /// The number of requests and tunnels in flight.
     in_flight: AtomicUsize,
-    /// Notified when the last request in flight has ended.
+    /// Notified when the last request or tunnel in flight has ended.
     quiet: Notify,
     retired: AtomicBool,
-    /// Cancelled to end every connection to the instances.
+    /// The token that is cancelled to close every connection to the instances.
     cut: CancellationToken,
 }
 
 /// The result of a drain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainReport {
-    /// Requests and tunnels that ended by themselves during the drain.
+    /// Requests and tunnels that finished within the time limit of the drain.
     pub finished: usize,
     /// Requests and tunnels that were cut at the time limit.
     pub cut: usize,
@@ -65,7 +65,7 @@ pub struct Retired {
 }
 
 impl RouteTarget {
-    /// Creates a target of the instances at `addresses`, one for each `web` process, which are reached through `connector`.
+    /// Creates a target of the instances at `addresses`, one address for each `web` process. Connections are opened through `connector`.
     pub fn new(addresses: Vec<SocketAddr>, connector: Arc<dyn Connector>) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -90,13 +90,14 @@ impl RouteTarget {
         self.shared.in_flight.load(SeqCst)
     }
 
-    /// Waits until nothing is in flight, at most `limit`. Returns the number of requests and tunnels still in flight.
+    /// Waits until no request and no tunnel is in flight, at most `limit`. Returns the number of requests and tunnels that are still in
+    /// flight.
     pub async fn settle(&self, limit: Duration) -> usize {
         let waiting = async {
             loop {
                 let quiet = self.shared.quiet.notified();
                 tokio::pin!(quiet);
-                // The notification is enabled before the count is read, so that a request that ends in between is not missed.
+                // The notification is enabled before the count is read, so that the end of a request between the two calls is not missed.
                 quiet.as_mut().enable();
                 if self.in_flight() == 0 {
                     return;
@@ -108,8 +109,8 @@ impl RouteTarget {
         self.in_flight()
     }
 
-    /// Returns true if both targets have the same instances: clones of one target, or targets with the same addresses. Two slots that run
-    /// at the same time never share an address.
+    /// Returns true if both targets have the same instances: clones of one target, or targets with the same addresses. Equal addresses mean
+    /// equal instances, because two slots that run at the same time never share an address.
     pub(super) fn is_same(&self, other: &RouteTarget) -> bool {
         let (own, others) = (&self.shared.endpoints, &other.shared.endpoints);
         Arc::ptr_eq(&self.shared, &other.shared)
@@ -154,14 +155,14 @@ impl Retired {
         self.target.in_flight()
     }
 
-    /// Returns the target, so that the route can be switched back to it. Its requests in flight stay counted, so that the next drain waits
-    /// for them.
+    /// Returns the target, so that the caller can switch the route back to this target. The requests in flight stay counted, so that the
+    /// next drain waits for these requests.
     pub fn restore(self) -> RouteTarget {
         self.target
     }
 }
 
-/// A request in flight. While it exists, its target is not drained.
+/// The guard of a request or tunnel in flight. A drain of the target waits until all guards are dropped.
 pub(super) struct InFlight {
     target: RouteTarget,
 }
@@ -179,8 +180,8 @@ impl InFlight {
         self.target.shared.cut.clone()
     }
 
-    /// Returns a connection to one of the instances. The instances are tried round robin, but an instance that has just refused a
-    /// connection is tried last. An idle connection is reused if it has not idled for longer than `max_idle`.
+    /// Returns a connection to one of the instances. The instances are tried in round-robin order, but an instance that has just refused a
+    /// connection is tried last. An idle connection is reused unless the connection has been idle for longer than `max_idle`.
     pub async fn lease(self, settings: &ProxySettings, max_idle: Duration) -> Result<Lease, ConnectError> {
         let shared = &self.target.shared;
         let endpoints = &shared.endpoints;
@@ -189,7 +190,8 @@ impl InFlight {
         let now = Instant::now();
         for resting in [false, true] {
             for endpoint in endpoints.iter().cycle().skip(turn).take(endpoints.len()) {
-                // The state as of `now` decides, so that an instance that refuses in the first round is not tried again in the second.
+                // Both rounds use the state at `now`, so that an instance that refuses a connection in the first round is not tried again
+                // in the second round.
                 if endpoint.was_resting(now) != resting {
                     continue;
                 }
@@ -214,7 +216,7 @@ impl Drop for InFlight {
     }
 }
 
-/// A connection in use by one request.
+/// A connection to an instance, in use by one request.
 pub(super) struct Lease {
     pub sender: SendRequest<UploadBody>,
     pub in_flight: InFlight,

@@ -1,4 +1,5 @@
-//! Applications, clients and a proxy for the tests of this module. They listen on loopback, at ports that the kernel selects.
+//! Applications, clients and a proxy for the tests of this module. Applications and proxy listen on loopback, at ports that the kernel
+//! selects.
 
 use std::{
     convert::Infallible,
@@ -80,7 +81,7 @@ pub async fn read_all(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let reading = async {
         let mut buffer = [0; 4096];
-        // A reset ends the connection, too.
+        // A reset also closes the connection.
         while let Ok(count) = stream.read(&mut buffer).await {
             if count == 0 {
                 break;
@@ -226,8 +227,8 @@ pub fn tcp(addresses: Vec<SocketAddr>) -> RouteTarget {
     RouteTarget::new(addresses, Arc::new(TcpConnector::default()))
 }
 
-/// Starts an application that answers each request's head with exactly these bytes, and then closes the connection. With `None`, it never
-/// answers.
+/// Starts an application that answers each request's head with exactly these bytes, and then closes the connection. With `None`, the
+/// application never answers.
 pub async fn scripted(answer: Option<Vec<u8>>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -125,7 +125,7 @@ async fn ambiguous_request_is_rejected() {
 }
 
 #[tokio::test]
-async fn application_sees_the_peer_and_no_forged_headers() {
+async fn application_receives_the_peer_and_no_forged_headers() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     route.switch(app.target());
@@ -180,7 +180,7 @@ async fn upload_with_expect_continue_is_streamed() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_on_both_sides() {
+async fn connections_to_client_and_application_are_reused() {
     let (front, route) = Front::with_route(quick()).await;
     let app = App::start("blue").await;
     route.switch(app.target());

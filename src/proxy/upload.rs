@@ -42,7 +42,7 @@ pub(super) struct UploadProgress {
     state: AtomicU8,
     done: Notify,
     started: Instant,
-    /// The time at which the application last took data, in milliseconds after `started`.
+    /// The last time at which the application's connection could take data, in milliseconds after `started`.
     taken: AtomicU64,
     /// True while the proxy waits for data from the client.
     client: AtomicBool,
@@ -54,14 +54,14 @@ impl UploadProgress {
         Self { state, done: Notify::new(), started: Instant::now(), taken, client }
     }
 
-    /// Records that the application's connection can take more data. `answered` is true if data from the client was available.
+    /// Records that the application's connection can take more data. `answered` is true if data from the client is available.
     fn asked(&self, answered: bool) {
         self.client.store(!answered, SeqCst);
         self.taken.store(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX), SeqCst);
     }
 
-    /// Returns when the application has taken none of the available data for `limit`. No other timeout detects this stall: while the
-    /// application takes no data, the proxy does not read from the client, and cannot detect that the client has disconnected.
+    /// Waits until the application has taken no data for `limit`, although data was available. No other time limit detects this stall:
+    /// while the application takes no data, the proxy does not read from the client, and cannot detect that the client has disconnected.
     pub async fn untaken(&self, limit: Duration) {
         loop {
             let since = if self.client.load(SeqCst) {
@@ -95,7 +95,7 @@ impl UploadProgress {
         }
     }
 
-    /// Returns when the body has ended, complete or not.
+    /// Waits until the body is complete or the upload has failed.
     pub async fn ended(&self) {
         self.done.notified().await;
     }

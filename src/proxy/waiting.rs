@@ -8,11 +8,12 @@ use std::sync::{
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-/// The permit of one waiting request. The permit is also returned if the client disconnects.
+/// The permit of one waiting request. The permit is also returned if the client disconnects, because the future of the request is then
+/// dropped.
 pub(super) struct WaitPermit<'a>(&'a AtomicUsize);
 
 impl<'a> WaitPermit<'a> {
-    /// Takes a permit, unless `max` requests wait already.
+    /// Takes a permit. Returns `None` if `max` requests wait already.
     pub fn take(waiting: &'a AtomicUsize, max: usize) -> Option<Self> {
         let permit = Self(waiting);
         (waiting.fetch_add(1, SeqCst) < max).then_some(permit)
@@ -25,13 +26,13 @@ impl Drop for WaitPermit<'_> {
     }
 }
 
-/// The closed startup gate of a proxy; `None` while the gate is open.
+/// The startup gate of a proxy. The field is `None` while the gate is open.
 #[derive(Default)]
 pub(super) struct GateSlot {
     closed: RwLock<Option<Arc<Gate>>>,
 }
 
-/// A gate that opens once, and the number of requests that wait for the opening.
+/// A closed gate, which opens once, and the number of requests that wait until the gate opens.
 #[derive(Default)]
 pub(super) struct Gate {
     opened: CancellationToken,
@@ -53,8 +54,8 @@ impl Gate {
     }
 }
 
-/// The guard of a closed startup gate. While the guard exists, requests for hosts without a live route wait; other requests pass. Dropping
-/// the guard opens the gate, and the waiting requests are routed by the routes of that moment.
+/// The guard of a closed startup gate. While the guard exists, requests for hosts without a live route wait; all other requests pass. When
+/// the guard is dropped, the gate opens, and the waiting requests are routed by the current table of routes.
 #[must_use = "the gate opens when the guard is dropped"]
 pub struct StartupGate {
     slot: Arc<GateSlot>,
