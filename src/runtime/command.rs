@@ -9,8 +9,8 @@ use std::{
 
 use super::process::RunJob;
 
-/// The script that runs a shell line of the project: it sources `.profile.d/*.sh` and `.profile`, as on Heroku, and then starts a shell
-/// with the line. No text of the project is inserted into the script; the line and its arguments are arguments of the script.
+/// The script that runs a shell line of the project. The script sources `.profile.d/*.sh` and `.profile`, as on Heroku, and then starts a
+/// shell with the line. No text of the project is inserted into the script: the line and its arguments are arguments of the script.
 const PROFILE: &str = r#"shell=$0 command=$1; shift
 for file in .profile.d/*.sh .profile; do if [ -r "$file" ]; then . "$file"; fi; done
 if [ -z "$command" ]; then exec "$@"; fi
@@ -52,7 +52,7 @@ fn needs_shell(line: &str, program: &str) -> bool {
 /// The reason why a command cannot be started, and the remedy.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Defect {
-    /// The exit status that a shell gives in this case: 127 if the program does not exist, 126 if it cannot be executed.
+    /// The exit status that a shell would return: 127 if the program does not exist, 126 if the program cannot be executed.
     pub status: i32,
     why: String,
     hint: Option<String>,
@@ -66,8 +66,8 @@ impl Defect {
     }
 }
 
-/// Returns the defect of the script that `job` starts, if the content or the mode of the file shows a defect. The shell's own messages
-/// about such defects are misleading.
+/// Returns the defect of the script that `job` starts, or `None` if the content and the mode of the file have no known defect. The shell's
+/// own messages about such defects are misleading.
 pub fn script_defect(job: &RunJob, app: &Path) -> Option<Defect> {
     let words = shlex::split(&job.command)?;
     let mut words = words.iter().skip_while(|word| *word == "exec" || word.contains('='));
@@ -86,24 +86,24 @@ pub fn script_defect(job: &RunJob, app: &Path) -> Option<Defect> {
 /// if a shell reads the file.
 fn defect_of(name: &str, path: &Path, executed: bool) -> Option<Defect> {
     if executed && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_err() {
-        let hint = format!("git update-index --chmod=+x {}", name.trim_start_matches("./"));
-        return Some(Defect { status: 126, why: format!("{name}: it is not executable"), hint: Some(hint) });
+        let hint = format!("set the executable bit: git update-index --chmod=+x {}", name.trim_start_matches("./"));
+        return Some(Defect { status: 126, why: format!("{name}: the file is not executable"), hint: Some(hint) });
     }
     let first = first_line(path)?;
     let interpreter = first.strip_prefix("#!").map(|rest| rest.trim_end_matches('\r').trim());
     if first.ends_with('\r') && (!executed || interpreter.is_some()) {
         let hint = format!("save the file with LF line endings, and add `{} text eol=lf` to .gitattributes", pattern(path));
-        return Some(Defect { status: 126, why: format!("{name}: it has Windows line endings (CRLF)"), hint: Some(hint) });
+        return Some(Defect { status: 126, why: format!("{name}: the file has Windows line endings (CRLF)"), hint: Some(hint) });
     }
     let program = interpreter.and_then(|line| line.split_whitespace().next()).filter(|_| executed)?;
     (!Path::new(program).exists()).then(|| Defect {
         status: 126,
-        why: format!("{name}: its interpreter {program} does not exist"),
+        why: format!("{name}: the script's interpreter {program} does not exist"),
         hint: Some(String::from("begin the script with `#!/bin/sh` or `#!/usr/bin/env PROGRAM`")),
     })
 }
 
-/// Returns the pattern in `.gitattributes` for files like the file at `path`.
+/// Returns the `.gitattributes` pattern for all files with the extension of `path`, or for the name of `path` if the file has no extension.
 fn pattern(path: &Path) -> String {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some(extension) => format!("*.{extension}"),
@@ -111,7 +111,7 @@ fn pattern(path: &Path) -> String {
     }
 }
 
-/// Returns the first line of a text file without its newline, or `None` if the file is not text.
+/// Returns the first line of a text file without the newline. Returns `None` if the file cannot be read or is not text.
 fn first_line(path: &Path) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(512).read_to_end(&mut bytes).ok()?;
@@ -119,7 +119,7 @@ fn first_line(path: &Path) -> Option<String> {
     String::from_utf8(line.to_vec()).ok().filter(|line| !line.contains('\0'))
 }
 
-/// Returns the defect that explains the kernel's `error` at the execution of `command`.
+/// Returns the defect that explains why the kernel failed to execute `command` with `error`.
 pub fn start_defect(command: &Command, app: &Path, error: &io::Error) -> Defect {
     let program = command.get_program();
     let name = program.to_string_lossy();
@@ -135,14 +135,13 @@ pub fn start_defect(command: &Command, app: &Path, error: &io::Error) -> Defect 
         io::ErrorKind::NotFound if !is_path => (127, format!("{name}: command not found")),
         io::ErrorKind::NotFound if !path.exists() => (127, format!("{name}: no such file")),
         // The file exists, so the kernel did not find the dynamic loader that the file names.
-        io::ErrorKind::NotFound => (126, format!("{name}: its dynamic loader does not exist on this server")),
+        io::ErrorKind::NotFound => (126, format!("{name}: the program's dynamic loader does not exist on this server")),
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
-            (126, format!("{name}: it is neither a program for this machine nor a script that begins with `#!`"))
+            (126, format!("{name}: unknown file format (expected a program for this machine, or a script that begins with `#!`)"))
         }
         _ => (126, format!("{name}: {error}")),
     };
-    let missing =
-        "check the spelling, and that the build installs the program; PATH has the programs of the host and of the buildpack";
+    let missing = "check the spelling, and check that the build installs the program in a directory of PATH";
     Defect { status, why, hint: (status == 127).then(|| missing.to_owned()) }
 }
 
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn command_with_profile_scripts_sources_them_first() {
+    fn profile_scripts_are_sourced_before_the_command() {
         let app = tempfile::tempdir().unwrap();
         fs::create_dir(app.path().join(".profile.d")).unwrap();
         fs::write(app.path().join(".profile.d/a.sh"), "export FROM_PROFILE='it works'\n").unwrap();
@@ -206,10 +205,10 @@ mod tests {
         write(app, "shell.sh", "#!/no/such/shell -e\n", 0o755);
         write(app, "closed", "#!/bin/sh\n", 0o644);
         for (command, status, said) in [
-            ("./crlf.sh", 126, "./crlf.sh: it has Windows line endings (CRLF)\nlarder: hint: save the file with LF"),
+            ("./crlf.sh", 126, "./crlf.sh: the file has Windows line endings (CRLF)\nlarder: hint: save the file with LF"),
             ("exec ./crlf.sh --port $PORT", 126, "Windows line endings"),
-            ("A=b sh -e crlf.sh", 126, "crlf.sh: it has Windows line endings"),
-            ("./shell.sh $PORT", 126, "./shell.sh: its interpreter /no/such/shell does not exist"),
+            ("A=b sh -e crlf.sh", 126, "crlf.sh: the file has Windows line endings"),
+            ("./shell.sh $PORT", 126, "./shell.sh: the script's interpreter /no/such/shell does not exist"),
         ] {
             let defect = script_defect(&job(command), app).unwrap_or_else(|| panic!("{command}"));
             assert_eq!(defect.status, status, "{command}");
@@ -220,11 +219,15 @@ mod tests {
         }
         // The kernel requires an executable bit even if root executes the file.
         let closed = script_defect(&job("./closed"), app).unwrap();
-        assert!(closed.text().ends_with("hint: git update-index --chmod=+x closed\n"), "{}", closed.text());
+        assert!(
+            closed.text().ends_with("hint: set the executable bit: git update-index --chmod=+x closed\n"),
+            "{}",
+            closed.text()
+        );
     }
 
     #[test]
-    fn failed_start_is_reported_like_a_shell_does() {
+    fn failed_start_is_reported_with_the_status_of_a_shell() {
         let app = tempfile::tempdir().unwrap();
         write(app.path(), "text", "no program\n", 0o755);
         let refused = |command: &str| {

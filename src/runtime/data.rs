@@ -3,9 +3,10 @@
 //! This code runs as the environment's run user inside the sandbox. A malicious symlink of the project therefore leads only to files
 //! that the application can access anyway.
 //!
-//! A path that has no data yet is *seeded*: the release's file or directory at the path is copied as its first content. If the release
-//! has none, the path becomes an empty directory or, if its name has a file extension, a symlink to a file that the application
-//! creates. A slash at the end of a path always means a directory. Existing data is never changed.
+//! A path without data is *seeded*: the release's file or directory at the path is copied to the data directory. If the release has no file
+//! or directory at the path, the path becomes an empty directory. The exception is a path whose name has a file extension: no directory is
+//! created, and the application creates the file through the symlink. A slash at the end of a path always means a directory. Existing data
+//! is never changed.
 //!
 //! The note `.larder-seed` in the data directory lists the paths that a deployment seeded, so that the undo removes exactly these
 //! paths. The note is written before the first path is seeded, so the list is complete even if the worker is killed.
@@ -32,16 +33,17 @@ use crate::model::DeploymentId;
 pub enum DataJob {
     /// Seeds and links paths for a deployment.
     Link {
-        /// Paths relative to `/app`; a slash at the end means a directory.
+        /// Paths relative to `/app`. A slash at the end of a path means a directory.
         paths: Vec<String>,
-        /// The deployment, which the note names.
+        /// The deployment that is recorded in the note.
         deployment: DeploymentId,
     },
-    /// Removes the paths that a deployment seeded, which its note lists.
+    /// Removes the paths that a deployment seeded. The note lists these paths.
     Unseed {
         /// The deployment. Nothing happens if the note belongs to another deployment.
         deployment: DeploymentId,
-        /// True to remove all content of the paths; false to remove only the files that have not changed since the seeding.
+        /// True to remove all content of the paths. False to remove only the files that have not changed since the deployment seeded the
+        /// paths.
         all: bool,
     },
 }
@@ -54,15 +56,16 @@ pub fn work(job: &DataJob, app: &Path, data: &Path) -> io::Result<()> {
     }
 }
 
-/// The suffixes of the files that SQLite keeps beside a database. If a symlink leads to the database, the files are beside its target.
+/// The suffixes of the files that SQLite keeps beside a database. If the path of the database is a symlink, SQLite keeps these files beside
+/// the symlink's target.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// The name of the note.
+/// The name of the note in the data directory.
 const NOTE: &str = ".larder-seed";
-/// The maximum number of bytes that are read of a note.
+/// The maximum size of a note, in bytes. The rest of a larger file is ignored.
 const MAX_NOTE: u64 = 1 << 20;
 
-/// A change time as the file system keeps it: seconds and nanoseconds.
+/// A change time of the file system: seconds and nanoseconds.
 type ChangeTime = (i64, i64);
 
 /// The paths that a deployment seeded.
@@ -70,13 +73,15 @@ type ChangeTime = (i64, i64);
 struct Note {
     deployment: DeploymentId,
     paths: Vec<String>,
-    /// The change time of the note after the last path was seeded; `None` until then. The application starts later.
+    /// The change time of the note after the last path was seeded; `None` while paths are being seeded. The application starts after this
+    /// time.
     until: Option<ChangeTime>,
 }
 
 impl Note {
     fn read(data: &Path) -> io::Result<Option<Note>> {
-        // The application can write to this directory, too. A FIFO of this name must not block, and only a regular file is read.
+        // The application can also write to this directory. A FIFO with the name of the note must not block the worker, so only a regular
+        // file is read.
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = match rustix::fs::open(data.join(NOTE), flags, Mode::empty()) {
             Ok(file) => File::from(file),
@@ -108,7 +113,7 @@ fn changed(found: &Metadata) -> ChangeTime {
 fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> io::Result<()> {
     let note = Note::read(data)?;
     if note.as_ref().is_some_and(|note| note.deployment != deployment) {
-        // The note is of an earlier deployment, which has ended.
+        // The note belongs to an earlier deployment, which is no longer in progress.
         remove(&data.join(NOTE))?;
     }
     let mut note = note.filter(|note| note.deployment == deployment);
@@ -136,7 +141,7 @@ fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> 
     Ok(())
 }
 
-/// Returns a path without the slash that marks a directory. With the slash, operations would follow a symlink at the path.
+/// Returns a path without the slash that marks a directory. With this slash, system calls would follow a symlink at the path.
 fn plain(path: &str) -> &str {
     path.trim_end_matches('/')
 }
@@ -156,8 +161,8 @@ fn link_one(here: &Path, there: &Path, path: &str) -> io::Result<()> {
     symlink(there, here)
 }
 
-/// Creates the first content of a path under another name and renames it when it is complete, so that a killed worker leaves no
-/// partial copy.
+/// Creates the first content of a path under a temporary name. The complete content is then renamed, so that a killed worker leaves no
+/// partial copy at the path.
 fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io::Result<()> {
     fs::create_dir_all(there.parent().unwrap_or(there))?;
     let half = half_name(there);
@@ -165,7 +170,7 @@ fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io
     match brought {
         Some(found) if found.is_dir() => copy_directory(here, &half)?,
         Some(found) if found.is_file() && path.ends_with('/') => {
-            return Err(io::Error::other("the release has a file at this path, not a directory"));
+            return Err(io::Error::other("the release has a file at this path (expected a directory)"));
         }
         Some(found) if found.is_file() => {
             for companion in COMPANIONS {
@@ -183,8 +188,8 @@ fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io
     fs::rename(&half, there)
 }
 
-/// Returns true if a path that does not exist yet stands for a file: its last part has a name and an extension with a letter in it.
-/// `conf.d` is the usual name of a directory.
+/// Returns true if a path that does not exist yet stands for a file, because its last part has an extension with a letter. The extension
+/// `d` is excluded, because names such as `conf.d` are usual for directories.
 fn is_file_name(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default().trim_start_matches('.');
     name.rsplit_once('.').is_some_and(|(stem, extension)| {
@@ -196,7 +201,7 @@ fn is_file_name(path: &str) -> bool {
     })
 }
 
-/// Returns the name of an incomplete copy of the path `there`.
+/// Returns the temporary name of a copy that will be renamed to `there`.
 fn half_name(there: &Path) -> PathBuf {
     let mut name = OsString::from(".larder-new-");
     name.push(there.file_name().unwrap_or_default());
@@ -209,7 +214,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Copies a directory with its modes. Symlinks are copied as symlinks.
+/// Copies a directory with the modes of its entries. Symlinks are copied as symlinks.
 fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
@@ -232,7 +237,7 @@ fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
 fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
     let Some(note) = Note::read(data)?.filter(|note| note.deployment == deployment) else { return Ok(()) };
     for path in note.paths.iter().rev() {
-        // The application may have changed the note. Paths outside the data directory are ignored.
+        // The application may have changed the note, so paths outside the data directory are ignored.
         let inside = Path::new(plain(path)).components().all(|part| matches!(part, std::path::Component::Normal(_)));
         if !inside {
             continue;
@@ -246,7 +251,7 @@ fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
                 Some(until) => remove_unchanged(path, until)?,
             }
         }
-        // Empty parents are removed, too. A parent with other content stays.
+        // Empty parent directories are also removed. A parent directory with other content stays.
         for parent in there.ancestors().skip(1).take_while(|parent| *parent != data) {
             if fs::remove_dir(parent).is_err() {
                 break;
@@ -269,7 +274,8 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes the files that have not changed since `until`, and then the empty directories. An application cannot set an earlier change time.
+/// Removes the files that have not changed since `until`, and then the empty directories. An application cannot set the change time of a
+/// file to an earlier time.
 fn remove_unchanged(path: &Path, until: ChangeTime) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
@@ -369,7 +375,7 @@ mod tests {
         let Place { app, data, _world } = place();
         fs::write(app.join("media"), "a file").unwrap();
         let wrong = link(&app, &data, &paths(["media/"]), id()).unwrap_err();
-        assert!(wrong.to_string().contains("not a directory"), "{wrong}");
+        assert!(wrong.to_string().contains("(expected a directory)"), "{wrong}");
     }
 
     #[test]
@@ -416,7 +422,8 @@ mod tests {
         link(&app, &data, &paths(["media"]), deployment).unwrap();
         fs::write(data.join("media/b"), "changed").unwrap();
         fs::write(data.join("media/new"), "new").unwrap();
-        // A second link by the same deployment, as after a restart, does not change the recorded time, so later files stay.
+        // A second link by the same deployment, as after a restart, does not change the recorded time. Files that changed after this time
+        // therefore stay.
         link(&app.with_file_name("next"), &data, &paths(["media"]), deployment).unwrap();
         unseed(&data, deployment, false).unwrap();
         assert_eq!(names(&data.join("media")), ["b", "new"]);

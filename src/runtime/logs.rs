@@ -1,4 +1,5 @@
-//! Process output: read from the keeper's pipes, written to rotated files, and sent to followers.
+//! The output of processes. This file reads the output from the keeper's pipes, writes lines to rotated files, and sends lines to
+//! followers.
 
 use std::{
     fs::{self, File},
@@ -26,7 +27,7 @@ use crate::{
 pub struct LogLimits {
     /// The size in bytes at which the file is rotated.
     pub max_bytes: u64,
-    /// The number of rotated files that are kept besides the current file.
+    /// The number of rotated files that are kept in addition to the current file.
     pub keep: u32,
 }
 
@@ -37,11 +38,11 @@ pub struct LogLine {
     pub environment: EnvId,
     /// The name of the process, such as `web.1`.
     pub process: String,
-    /// The line as it is in the file, with its time and process, without the newline.
+    /// The line of the log file without the newline. The line begins with its time and its process.
     pub text: Arc<str>,
 }
 
-/// The interval at which a log that cannot be written is reported.
+/// The minimum interval between two reports of a log that cannot be written.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The maximum length of a line, in bytes. A longer line is split.
@@ -55,13 +56,13 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Creates logs with these limits.
+    /// Creates the logs with `limits` for each process.
     pub fn new(limits: LogLimits) -> Logs {
         Logs { limits, lines: broadcast::Sender::new(1024) }
     }
 
-    /// Returns a receiver of all lines of all processes from now on. A receiver that falls too far behind gets the number of lines that it
-    /// has missed.
+    /// Returns a receiver of all later lines of all processes. A receiver that falls more than 1024 lines behind receives an error with the
+    /// number of missed lines.
     pub fn subscribe(&self) -> broadcast::Receiver<LogLine> {
         self.lines.subscribe()
     }
@@ -71,13 +72,13 @@ impl Logs {
         directory.join(format!("{process}.log"))
     }
 
-    /// Copies `output` to the log of the process until all write ends of the pipe are closed.
+    /// Starts a task that copies `output` to the log of the process until all write ends of the pipe are closed.
     pub(super) fn follow(&self, label: Label, output: OwnedFd, directory: PathBuf) {
         let logs = self.clone();
         tokio::spawn(async move {
             let process = label.name();
             if let Err(error) = logs.copy(&label, &process, output, &directory).await {
-                tracing::error!(%process, %error, "process output can no longer be logged");
+                tracing::error!(%process, %error, "cannot read process output; logging stopped");
             }
         });
     }
@@ -85,8 +86,8 @@ impl Logs {
     async fn copy(&self, label: &Label, process: &str, output: OwnedFd, directory: &Path) -> io::Result<()> {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
-        // If the log cannot be opened or written, as on a full disk, lines are still read: a full pipe would block the application.
-        // The log is tried again for each line, so logging resumes by itself.
+        // If the log cannot be opened or written, as on a full disk, lines are still read, because a full pipe would block the application.
+        // Each line is a new attempt to write the log, so logging resumes without a restart.
         let mut file = RotatingFile::open(Logs::file(directory, process), self.limits).ok();
         let mut buffer = Vec::new();
         let mut reported: Option<Instant> = None;
@@ -95,7 +96,8 @@ impl Logs {
             if (&mut lines).take(MAX_LINE).read_until(b'\n', &mut buffer).await? == 0 {
                 return Ok(());
             }
-            // The text is sanitised before the prefix is added, so that no control sequence can hide or change the prefix on a terminal.
+            // Control sequences in the text are removed before the prefix is added, so that no sequence can hide or change the prefix on a
+            // terminal.
             let text = sanitise_text(String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']));
             let text = format!("{} {process} {text}", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"));
             let written = match &mut file {
@@ -107,7 +109,7 @@ impl Logs {
                 && reported.is_none_or(|moment| moment.elapsed() >= REPORT_INTERVAL)
             {
                 reported = Some(Instant::now());
-                tracing::warn!(%process, %error, "log cannot be written or rotated; lines may be lost");
+                tracing::warn!(%process, %error, "cannot write or rotate a process log; lines may be lost");
             }
             let line = LogLine { environment: label.environment, process: process.to_owned(), text: text.into() };
             let _ = self.lines.send(line);
@@ -122,7 +124,7 @@ fn rotated(path: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The current log file of a process, which is renamed when it reaches its maximum size.
+/// The current log file of a process. When the file has reached its maximum size, the next write renames the file and opens a new file.
 struct RotatingFile {
     path: PathBuf,
     file: File,
@@ -137,8 +139,8 @@ impl RotatingFile {
         Ok(RotatingFile { path, file, bytes, limits })
     }
 
-    /// Rotates the file if it has reached its maximum size, and writes a line. If the rotation fails, the line is written to the old file,
-    /// and the next call tries the rotation again.
+    /// Rotates the file if its size has reached the maximum, and writes a line. If the rotation fails, the line is written to the old file,
+    /// and the next call rotates the file.
     fn write_line(&mut self, text: &str) -> io::Result<()> {
         let rotated = if self.bytes >= self.limits.max_bytes { self.rotate() } else { Ok(()) };
         self.bytes = self.bytes.saturating_add(text.len() as u64).saturating_add(1);
@@ -146,7 +148,8 @@ impl RotatingFile {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        // Without a current file, nothing is renamed: the file was removed, or the last rotation failed after it had renamed the file.
+        // No file is renamed if the path does not exist. In this case the file was removed, or the last rotation renamed the file and then
+        // failed.
         if self.path.try_exists()? {
             for number in (1..self.limits.keep).rev() {
                 let _ = fs::rename(rotated(&self.path, number), rotated(&self.path, number.saturating_add(1)));
@@ -162,11 +165,11 @@ impl RotatingFile {
     }
 }
 
-/// The maximum number of bytes that are read for the last lines of a log.
+/// The maximum total size of the lines that [`tail`] returns, in bytes.
 const MAX_TAIL: u64 = 4 << 20;
 
-/// Returns the last `count` lines of the log at `path`, oldest first. If the file has fewer lines, its rotated files are read, too.
-/// Returns fewer lines if the log has fewer or if `count` lines would exceed 4 MiB, and none if there is no log.
+/// Returns the last `count` lines of the log at `path`, oldest first. If the file has fewer lines, its rotated files are also read. Returns
+/// fewer than `count` lines if the log has fewer lines or if `count` lines would exceed 4 MiB. Returns no lines if there is no log.
 pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
     let (mut lines, mut budget) = (Vec::new(), MAX_TAIL);
     for number in 0.. {
@@ -188,19 +191,20 @@ pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
 }
 
 /// Returns complete lines from the end of a file, and true if the whole file was read. Returns at least `wanted` lines, unless the file has
-/// fewer lines or `budget`, in bytes, is too small. Subtracts the bytes that were read from `budget`.
+/// fewer lines or `budget`, in bytes, is too small. The function subtracts the size of the text that was searched for these lines from
+/// `budget`.
 fn end_of(file: &mut File, wanted: usize, budget: &mut u64) -> io::Result<(String, bool)> {
     use io::{Read, Seek, SeekFrom};
     let size = file.metadata()?.len();
     let most = size.min(*budget);
-    // The first window has 128 bytes per line, which is enough for most logs. The window grows while it has too few lines.
+    // The first window has 128 bytes per line, which is enough for most logs. The window grows while it contains fewer lines than `wanted`.
     let mut window = (wanted as u64).saturating_mul(128).max(4096).min(most);
     loop {
         file.seek(SeekFrom::Start(size.saturating_sub(window)))?;
         let mut bytes = Vec::new();
         file.take(window).read_to_end(&mut bytes)?;
         let whole = window == size;
-        // The window may begin inside a line, so its first line is dropped.
+        // The window may begin in the middle of a line, so the first line of the window is dropped.
         let start = if whole { Some(0) } else { bytes.iter().position(|byte| *byte == b'\n').map(|end| end.saturating_add(1)) };
         let lines = bytes.get(start.unwrap_or(bytes.len())..).unwrap_or_default();
         if window == most || lines.iter().filter(|byte| **byte == b'\n').count() >= wanted {
@@ -291,13 +295,14 @@ mod tests {
             let expected: Vec<String> = (600 - count..600).map(long).collect();
             assert_eq!(tail(&path, count).unwrap(), expected, "{count}");
         }
-        // The first request is for more lines than the log has. The second request is for more lines than are read; no line is partial.
+        // The first call requests more lines than the log has. The second call requests more lines than `tail` reads; no returned line is
+        // partial.
         assert_eq!(tail(&path, 1000).unwrap().len(), 400);
         fs::write(rotated(&path, 3), lines(0, 2000)).unwrap();
         let most = tail(&path, usize::MAX).unwrap();
         assert!((1300..1400).contains(&most.len()), "{}", most.len());
         assert!(most.iter().all(|line| line.len() > 3000 && !line.starts_with('x')));
-        // A last line without a newline counts, too.
+        // A last line without a newline counts as a line.
         fs::write(&path, "a\nb").unwrap();
         assert_eq!(tail(&path, 2).unwrap(), ["a", "b"]);
         assert_eq!(tail(&path, 1).unwrap(), ["b"]);

@@ -1,4 +1,4 @@
-//! Application processes: starts, watches and stops them, and manages their logs and their persistent paths.
+//! Application processes: this module starts and stops processes, records their exits, writes their logs, and links their persistent paths.
 //!
 //! The keeper owns the processes and restarts them when they exit. This module decides which processes run. After a restart of the
 //! server, [`Runtime::adopt`] identifies the running processes by the labels that the keeper has stored. The type to read first is

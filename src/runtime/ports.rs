@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, net::TcpListener, ops::RangeInclusive};
 
-/// A range of loopback ports that are assigned in turn. A released port thus stays unused for as long as possible, so that late
+/// A range of loopback ports that are assigned in turn. A released port therefore stays unused for as long as possible, and late
 /// connections to a stopped process do not reach another process.
 #[derive(Debug)]
 pub struct Ports {
@@ -12,10 +12,10 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Creates the range `from` to `to`, both included.
+    /// Creates the range from `from` to `to`, including both ports.
     pub fn new(from: u16, to: u16) -> Ports {
-        // Another server on this machine may have the same range. Servers that start at random ports rarely try the same port at the
-        // same time.
+        // Another server on this machine may use the same range. The first port is random, so that two servers rarely try the same port at
+        // the same time.
         let (random, _) = uuid::Uuid::new_v4().as_u64_pair();
         let size = u64::from(to.saturating_sub(from)).saturating_add(1);
         let next = u16::try_from(random % size).map_or(from, |offset| from.saturating_add(offset));

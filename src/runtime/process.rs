@@ -18,12 +18,12 @@ pub struct RunJob {
     pub command: String,
     /// The arguments, which the command line receives unchanged as `"$@"`.
     pub arguments: Vec<String>,
-    /// The environment variables of the command, without those that the keeper adds.
+    /// The environment variables of the command, without the variables that the keeper adds.
     pub env: Vec<(String, String)>,
-    /// For a phase script: the variables as JSON, which the script reads in the file `$LARDER_VARIABLES`. The worker reports the content
-    /// of this file at the end of the script.
+    /// The variables of a phase script, as JSON; `None` if the command is not a phase script. The script reads and changes the variables in
+    /// the file `$LARDER_VARIABLES`. After the script succeeds, the worker reports the content of this file.
     pub variables: Option<String>,
-    /// Work on the persistent paths before the command. A job with such work may have no command.
+    /// The work on the persistent paths that the worker does before the command. A job with such work may have no command.
     pub data: Option<DataJob>,
 }
 
@@ -42,12 +42,12 @@ pub struct Process {
     /// The memory limit of each instance, in bytes.
     #[serde(default)]
     pub memory: Option<u64>,
-    /// The signal that asks an instance to exit.
+    /// The signal that requests an instance to exit.
     #[serde(default)]
     pub stop: StopSignal,
 }
 
-/// The processes of a release that are to be started in a slot.
+/// The processes of a release for a slot, and the parameters of their start.
 #[derive(Debug, Clone)]
 pub struct Boot {
     /// The environment that the processes belong to.
@@ -58,7 +58,7 @@ pub struct Boot {
     pub release: ReleaseId,
     /// The process types.
     pub processes: Vec<Process>,
-    /// The environment variables of all processes, without `PORT` and `LARDER_PROCESS`, which differ for each process.
+    /// The environment variables that all processes have in common. `PORT` and `LARDER_PROCESS` are added for each process.
     pub env: Vec<(String, String)>,
     /// The directory of the logs.
     pub logs: PathBuf,
@@ -89,9 +89,9 @@ pub struct Label {
     pub release: ReleaseId,
     /// The process type.
     pub process: ProcessType,
-    /// The number among the instances of its type, from 1.
+    /// The number of the process among the instances of its type, starting at 1.
     pub index: u32,
-    /// The port on which the process should listen.
+    /// The port on which the process must listen, if the process has a port.
     pub port: Option<u16>,
 }
 
@@ -135,7 +135,7 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Returns the address on which the process should listen, if the process has a port.
+    /// Returns the address on which the process must listen, if the process has a port.
     pub fn address(&self) -> Option<SocketAddr> {
         self.label.port.map(|port| SocketAddr::from(([127, 0, 0, 1], port)))
     }
@@ -144,7 +144,7 @@ impl Instance {
 /// The exits of a supervised process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Exits {
-    /// The number of exits. The process was restarted after each exit.
+    /// The number of exits. The keeper restarts the process after each exit.
     pub count: u32,
     /// The last exit.
     pub last: Option<Exit>,

@@ -1,4 +1,4 @@
-//! Starts, follows and stops application processes in their slots.
+//! [`Runtime`] starts, follows and stops the application processes in the slots of environments.
 
 use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
@@ -21,14 +21,14 @@ pub enum RuntimeError {
     /// The keeper refused the request or failed to perform it.
     #[error("cannot start or stop {process}")]
     Launch {
-        /// The name of the process, such as `web.1`, or the beginning of a task's command.
+        /// The name of the process, such as `web.1`. For a task, the first 60 characters of the command.
         process: String,
         /// The cause.
         #[source]
         source: LaunchError,
     },
     /// All ports of the range are taken.
-    #[error("cannot start {process}: no port between {from} and {to} is free; widen `ports` in the server file")]
+    #[error("cannot start {process}: every port from {from} to {to} is in use (`ports` in the server file sets this range)")]
     NoPort {
         /// The name of the process, such as `web.1`.
         process: String,
@@ -49,7 +49,8 @@ struct Shared {
     ports: Mutex<Ports>,
     logs: Logs,
     supervised: Mutex<HashMap<ProcessId, Supervised>>,
-    /// The processes that the previous server was stopping. They are not instances, but occupy their slot and their port until they exit.
+    /// The processes that the previous server was stopping. These processes are not instances, but occupy their slot and their port until
+    /// their exit.
     stopping: Mutex<HashMap<ProcessId, Label>>,
 }
 
@@ -69,7 +70,7 @@ impl Runtime {
         }))
     }
 
-    /// Returns the processes of an environment, in one slot or in both, sorted by name.
+    /// Returns the processes of an environment in `slot`, or in both slots if `slot` is `None`, sorted by name.
     pub fn instances(&self, environment: EnvId, slot: Option<Slot>) -> Vec<Instance> {
         let matches = |label: &Label| label.environment == environment && slot.is_none_or(|slot| slot == label.slot);
         let supervised = self.0.supervised.lock();
@@ -84,8 +85,8 @@ impl Runtime {
         &self.0.logs
     }
 
-    /// Records that a supervised process exited, and returns its label, or `None` for an unknown process. The server calls this function
-    /// for each exit that the keeper reports.
+    /// Records that a supervised process exited. Returns the label of the process, or `None` for an unknown process. The server calls this
+    /// function for each exit that the keeper reports.
     pub fn exited(&self, id: ProcessId, exit: Exit) -> Option<Label> {
         let supervised = self.0.supervised.lock();
         let process = supervised.get(&id)?;
@@ -94,13 +95,14 @@ impl Runtime {
         Some(process.instance.label.clone())
     }
 
-    /// Stops the processes of a slot: sends their stop signals, and kills the processes that have not exited after `grace`. The call may
-    /// be repeated.
+    /// Stops the processes of a slot: the keeper sends their stop signals, and kills the processes that have not exited after `grace`. The
+    /// call may be repeated.
     pub async fn stop(&self, environment: EnvId, slot: Slot, grace: Duration) -> Result<(), RuntimeError> {
         self.stop_where(environment, grace, |label| label.slot == slot).await
     }
 
-    /// Stops the processes of an environment for which `which` returns true, as [`Runtime::stop_each`] does.
+    /// Stops the processes of an environment for which `which` returns true, with the time limit `grace` for each process. See
+    /// [`Runtime::stop_each`].
     pub async fn stop_where(
         &self,
         environment: EnvId,
@@ -110,8 +112,8 @@ impl Runtime {
         self.stop_each(environment, |label| which(label).then_some(grace)).await
     }
 
-    /// Stops the processes of an environment for which `grace` returns a time limit, all at the same time. Waits until they have exited,
-    /// because they occupy their slot until then.
+    /// Stops the processes of an environment for which `grace` returns a time limit, all at the same time. The method waits until the
+    /// processes have exited, because a process occupies its slot until its exit.
     pub async fn stop_each(&self, environment: EnvId, grace: impl Fn(&Label) -> Option<Duration>) -> Result<(), RuntimeError> {
         let stopping = self.instances(environment, None).into_iter();
         let stopping: Vec<_> = stopping.filter_map(|one| grace(&one.label).map(|grace| (one, grace))).collect();
@@ -137,7 +139,7 @@ impl Runtime {
     async fn stop_one(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
         match self.0.launcher.stop(id, grace).await {
             Ok(()) => self.0.launcher.ended(id).await.map(drop),
-            // The keeper refuses if the process has exited by itself, or if another task has stopped it.
+            // The keeper refuses the request if the process has already exited, or if another task has already stopped the process.
             Err(error) => match tokio::time::timeout(Duration::ZERO, self.0.launcher.ended(id)).await {
                 Ok(Ok(_)) => Ok(()),
                 _ => Err(error),
@@ -177,7 +179,8 @@ impl Runtime {
         let mut env = boot.env.clone();
         env.extend(process.env.iter().cloned());
         env.push((String::from("PORT"), port.to_string()));
-        // Heroku's DYNO is not set, because applications then assume Heroku's environment, such as a router that terminates TLS.
+        // Heroku's variable `DYNO` is not set, because applications with this variable assume Heroku's environment, such as a router that
+        // terminates TLS.
         env.push((String::from("LARDER_PROCESS"), label.name()));
         let job = RunJob { command: process.command.clone(), env, ..RunJob::default() };
         let supervision = Supervision::Keep { label: label.to_bytes(), stop: process.stop };
@@ -195,7 +198,7 @@ impl Runtime {
         Ok(self.register(child.id(), label, output, logs))
     }
 
-    /// Adds a running process and follows its output.
+    /// Adds a running process as an instance, and starts to copy its output to the log.
     fn register(&self, id: ProcessId, label: Label, output: Option<OwnedFd>, logs: PathBuf) -> Instance {
         let (sender, exits) = watch::channel(Exits::default());
         let instance = Instance { id, label: label.clone(), exits };
@@ -206,10 +209,11 @@ impl Runtime {
         instance
     }
 
-    /// Adds the processes that outlived the previous server, and returns their number. `logs` returns the directory of an environment's
-    /// logs, or `None` for an environment that no longer exists. The processes of such an environment are stopped.
+    /// Adds the processes that outlived the previous server, and returns the number of added processes. `logs` returns the directory of an
+    /// environment's logs, or `None` for an environment that no longer exists. The processes of a removed environment are stopped.
     ///
-    /// A process that the previous server was stopping does not become an instance. [`Runtime::stop_each`] waits for it.
+    /// A process that the previous server was stopping does not become an instance. [`Runtime::stop_each`] waits for the exit of such a
+    /// process.
     pub async fn adopt(&self, logs: impl Fn(&Label) -> Option<PathBuf>) -> Result<usize, LaunchError> {
         let mut adopted = 0_usize;
         for known in self.0.launcher.supervised().await? {
@@ -231,13 +235,13 @@ impl Runtime {
         Ok(adopted)
     }
 
-    /// Reserves the port of a process that is being stopped, and follows its output, until the process has exited.
+    /// Reserves the port of a process that is being stopped, and copies the output of the process to the log, until the process has exited.
     fn follow_stopping(&self, id: ProcessId, label: Label, output: OwnedFd, logs: PathBuf) {
         self.0.stopping.lock().insert(id, label.clone());
         self.0.logs.follow(label.clone(), output, logs);
         let runtime = self.clone();
         tokio::spawn(async move {
-            // An error means that the connection to the keeper is closed, and then this server exits, too.
+            // An error means that the connection to the keeper is closed. Without the keeper, this server also exits.
             let _ = runtime.0.launcher.ended(id).await;
             runtime.0.stopping.lock().remove(&id);
             if let Some(port) = label.port {
@@ -246,7 +250,7 @@ impl Runtime {
         });
     }
 
-    /// Starts one command in a slot, without supervision.
+    /// Starts one command in a slot. The keeper does not restart the command.
     pub async fn task(&self, boot: &Boot, job: &RunJob, stdio: Stdio) -> Result<Child, RuntimeError> {
         let launch = boot.launch(Role::Task, Supervision::Once, None);
         let launched = self.0.launcher.launch(launch, job, stdio).await;

@@ -11,11 +11,11 @@ use std::{
 use super::{command, data, process::RunJob};
 use crate::host::launch::write_report;
 
-/// The maximum size of the variables file after a script, in bytes.
+/// The maximum size of the variables file at the end of a script, in bytes.
 const MAX_VARIABLES: u64 = 256 * 1024;
 
-/// Runs the job, and returns the exit status of the command. If the job has no variables, the worker becomes the command by `exec`, and
-/// the function returns only if `exec` fails.
+/// Runs the job, and returns the exit status of the command. If the job has a command but no variables, the worker becomes the command by
+/// `exec`, and the function returns only if `exec` fails.
 pub fn work(job: RunJob, report: &mut impl io::Write) -> io::Result<i32> {
     let app = std::env::var_os("LARDER_APP").map_or_else(|| PathBuf::from("/app"), PathBuf::from);
     work_at(job, &app, report)
@@ -30,7 +30,7 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
         }
     }
     if let Some(defect) = command::script_defect(&job, app) {
-        // The command is started even if its script has a defect, because the shell line may handle the failure.
+        // The command is started even if the script has a defect, because the shell line may handle the failure of the script.
         say(&defect.text());
     }
     let mut command = command::of(&job, app);
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn script_passes_its_variables_on() {
+    fn changed_variables_of_a_script_are_reported() {
         let app = tempfile::tempdir().unwrap();
         let script = RunJob {
             variables: Some(String::from("{\"a\":1}")),
@@ -108,8 +108,8 @@ mod tests {
     #[test]
     fn missing_program_gives_status_127() {
         let app = tempfile::tempdir().unwrap();
-        // Without variables, the worker becomes the program by `exec`. A failing `exec` gives SIGPIPE its default disposition, which
-        // would end the process of the tests; `tests/it/verdicts.rs` covers that case.
+        // Without variables, the worker becomes the program by `exec`. A failed `exec` resets SIGPIPE to its default disposition, which
+        // would kill the test process; `tests/it/verdicts.rs` covers `exec`.
         let variables = Some(String::from("{}"));
         let job = RunJob { command: String::from("no-such-program"), variables, ..RunJob::default() };
         assert_eq!(work_at(job, app.path(), &mut Vec::new()).unwrap(), 127);

@@ -1,4 +1,4 @@
-//! Builds the response to a request: selects the file, its encoding and its range, and evaluates conditional headers.
+//! Builds the response to a request. [`Site`] selects the file, the encoding and the range, and evaluates conditional headers.
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
@@ -16,13 +16,13 @@ use super::{
     settings::{StaticError, StaticSettings, matches},
 };
 
-/// The number of bytes of a file that are read at a time. A file up to this size is sent as one piece.
+/// The maximum number of bytes of a file that one read returns. A file up to this size is sent as one piece.
 const PIECE: u64 = 64 * 1024;
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 type Answer = Response<Body>;
 
-/// The site that is served: a directory and the settings for it.
+/// The served site: a directory and its settings.
 #[derive(Debug)]
 pub(super) struct Site {
     settings: StaticSettings,
@@ -30,7 +30,7 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// Opens the directory that `settings` name.
+    /// Opens the directory `settings.root`.
     pub fn new(settings: StaticSettings) -> Result<Site, StaticError> {
         let wrong = |error| StaticError::Settings(format!("cannot serve the directory {}: {error}", settings.root.display()));
         let data = std::env::var_os("LARDER_DATA").unwrap_or_else(|| "/data".into());
@@ -43,7 +43,7 @@ impl Site {
         self.settings.root.display().to_string()
     }
 
-    /// Responds to a request. Errors become responses with status 503.
+    /// Returns the response to a request. If the system fails to open or read a file, the response has status 503.
     pub async fn answer<B>(&self, request: &Request<B>) -> Answer {
         let path = request.uri().path();
         let mut answer = match *request.method() {
@@ -67,7 +67,7 @@ impl Site {
             }
         }
         if request.method() == Method::HEAD {
-            // The Content-Length is that of the body of a GET (RFC 9110, section 9.3.2).
+            // The header `Content-Length` keeps the value of the response to a GET request (RFC 9110, section 9.3.2).
             *answer.body_mut() = empty();
         }
         answer
@@ -95,7 +95,7 @@ impl Site {
                     if with_slash || name.is_empty() {
                         return self.send(&index, opened, StatusCode::OK, request);
                     }
-                    // Without the slash at the end, relative links of the page would lead to the parent directory.
+                    // Without the slash at the end of the path, relative links of the page would lead to the parent directory.
                     return Ok(moved(&format!("{}/", files::encode(&parts)), query));
                 }
             }
@@ -122,11 +122,11 @@ impl Site {
         Ok(text(StatusCode::NOT_FOUND, "Not found\n"))
     }
 
-    /// Returns the response with a file or a part of it, or with status 304, 412 or 416.
+    /// Returns the response with a file or with a part of a file, or a response with status 304, 412 or 416.
     fn send<B>(&self, name: &str, opened: Opened, status: StatusCode, request: &Request<B>) -> io::Result<Answer> {
         let asked = request.headers();
         let found = status == StatusCode::OK;
-        // RFC 9110, section 14.2: Range is defined only for GET.
+        // The header `Range` is defined only for GET requests (RFC 9110, section 14.2).
         let ranged = found && request.method() == Method::GET && asked.contains_key(header::RANGE);
         let mut opened = opened;
         let mut encoding = None;
@@ -155,7 +155,7 @@ impl Site {
         }
         if found && let Ok(tag) = HeaderValue::try_from(opened.tag.as_str()) {
             headers.insert(header::ETAG, tag);
-            // RFC 9110, section 13.2.2: If-Match comes before If-None-Match, and both before Range.
+            // `If-Match` is evaluated before `If-None-Match`, and both headers before `Range` (RFC 9110, section 13.2.2).
             if asked.contains_key(header::IF_MATCH) && !any_tag(asked, header::IF_MATCH, &opened.tag, Comparison::Strong) {
                 headers.remove(header::CONTENT_TYPE);
                 headers.remove(header::CONTENT_ENCODING);
@@ -197,12 +197,13 @@ impl Site {
     }
 }
 
-/// Returns the content type of a file of this name. Text is UTF-8, except XML, which declares its own encoding.
+/// Returns the content type of a file with this name. Text files are assumed to be UTF-8, except XML files, which declare their own
+/// encoding.
 fn content_type(name: &str) -> HeaderValue {
     let guess = mime_guess::from_path(name).first_or_octet_stream();
     let is_text = guess.type_() == mime_guess::mime::TEXT && guess.subtype() != mime_guess::mime::XML;
     let value = match guess.subtype() {
-        // RFC 9239: `text/javascript` is the only type for JavaScript, whatever the extension.
+        // `text/javascript` is the only media type for JavaScript (RFC 9239).
         mime_guess::mime::JAVASCRIPT => String::from("text/javascript; charset=utf-8"),
         _ if is_text => format!("{guess}; charset=utf-8"),
         _ => guess.to_string(),
@@ -210,7 +211,7 @@ fn content_type(name: &str) -> HeaderValue {
     HeaderValue::try_from(value).unwrap_or_else(|_| HeaderValue::from_static("application/octet-stream"))
 }
 
-/// The part of a file that a Range header asks for.
+/// The part of a file that a `Range` header requests.
 #[derive(Debug, PartialEq, Eq)]
 enum Part {
     /// The whole file.
@@ -221,9 +222,10 @@ enum Part {
     None,
 }
 
-/// Parses a Range header with one range. Headers with several ranges and invalid headers are ignored, as RFC 9110, section 14.2 allows.
+/// Parses a `Range` header with one range. A header with several ranges and an invalid header select the whole file, as RFC 9110, section
+/// 14.2, allows.
 fn part(range: &str, total: u64) -> Part {
-    // RFC 9110, section 14.1: names of range units are case-insensitive.
+    // The names of range units are case-insensitive (RFC 9110, section 14.1).
     let bytes = range.split_once('=').filter(|(unit, _)| unit.eq_ignore_ascii_case("bytes"));
     let Some((first, last)) = bytes.and_then(|(_, range)| range.split_once('-')) else { return Part::Whole };
     let number = |text: &str| text.bytes().all(|c| c.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
@@ -243,8 +245,8 @@ fn part(range: &str, total: u64) -> Part {
     }
 }
 
-/// Returns true if the client accepts an encoding: the header names it with a weight other than 0, or has `*` with such a weight and does
-/// not name it (RFC 9110, section 12.5.3).
+/// Returns true if `Accept-Encoding` accepts the encoding `word` (RFC 9110, section 12.5.3). The weight of the encoding must be greater
+/// than 0. If the header does not name the encoding, the weight of `*` applies.
 fn accepts(headers: &HeaderMap, word: &str) -> bool {
     let lists = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|list| list.to_str().ok());
     let (mut named, mut any) = (None, None);
@@ -259,8 +261,8 @@ fn accepts(headers: &HeaderMap, word: &str) -> bool {
     named.or(any).is_some_and(|weight| weight > 0.0)
 }
 
-/// Returns the weight among the parameters of a list item (RFC 9110, section 12.4.2): 1 without a valid weight. The name is
-/// case-insensitive.
+/// Returns the weight of a list item, which is the parameter `q` (RFC 9110, section 12.4.2). The weight is 1 if no parameter is a valid
+/// weight. The name `q` is case-insensitive.
 fn weight<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
     let named = parameters.find_map(|piece| piece.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("q")));
     named.and_then(|(_, weight)| weight.trim().parse().ok()).unwrap_or(1.0)
@@ -275,7 +277,7 @@ enum Comparison {
     Weak,
 }
 
-/// Returns true if a list of entity tags contains `tag` or is `*`.
+/// Returns true if the header `name` contains `tag` or is `*`.
 fn any_tag(headers: &HeaderMap, name: HeaderName, tag: &str, comparison: Comparison) -> bool {
     let lists = headers.get_all(name).iter().filter_map(|list| list.to_str().ok());
     lists
@@ -284,12 +286,12 @@ fn any_tag(headers: &HeaderMap, name: HeaderName, tag: &str, comparison: Compari
         .any(|item| item == "*" || item == tag || (comparison == Comparison::Weak && item.strip_prefix("W/") == Some(tag)))
 }
 
-/// Returns true if If-Range is `tag`.
+/// Returns true if the header `If-Range` is exactly `tag`.
 fn exact_tag(headers: &HeaderMap, tag: &str) -> bool {
     headers.get(header::IF_RANGE).is_some_and(|value| value.as_bytes() == tag.as_bytes())
 }
 
-/// Returns the path of a page without `.html` and without a last `index`, or `None` if the path does not end in `.html`.
+/// Returns the path of a page without the extension `.html`, or without `index.html`. Returns `None` if the path does not end in `.html`.
 fn clean_parts(parts: &[String]) -> Option<String> {
     let (last, before) = parts.split_last()?;
     let stem = last.strip_suffix(".html").filter(|stem| !stem.is_empty())?;
@@ -308,13 +310,13 @@ fn moved(to: &str, query: Option<&str>) -> Answer {
         Ok(to) => drop(answer.headers_mut().insert(header::LOCATION, to)),
         Err(_) => *answer.status_mut() = StatusCode::BAD_REQUEST,
     }
-    // Clients cache a permanent redirect without a time limit, but every push can change the site.
+    // Without this header, clients would cache a permanent redirect without a time limit, although every push can change the site.
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     answer
 }
 
 fn unavailable() -> Answer {
-    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, "Please try again in a moment.\n");
+    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, "The file cannot be read. Try again in a few seconds.\n");
     answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("3"));
     answer
 }
@@ -337,7 +339,8 @@ fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Creates a response body from a file. A small file is read at once, a large file piece by piece as the client reads it.
+/// Creates a response body from a part of a file. A body of up to `PIECE` bytes is read at once; a larger body is read in pieces while the
+/// client receives the response.
 fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
     if length <= PIECE {
         let bytes = read(&file, from, length)?;
@@ -348,7 +351,7 @@ fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
             return Ok(None);
         }
         let count = left.min(PIECE);
-        // The read is done on another thread, because it waits for the disk if the data is not in the page cache.
+        // The file is read on another thread, because the read waits for the disk if the data is not in the page cache.
         let (file, bytes) = tokio::task::spawn_blocking(move || read(&file, from, count).map(|bytes| (file, bytes)))
             .await
             .map_err(io::Error::other)??;
@@ -359,7 +362,7 @@ fn body(file: File, from: u64, length: u64) -> io::Result<Body> {
 
 fn read(file: &File, from: u64, length: u64) -> io::Result<Bytes> {
     let mut bytes = vec![0; usize::try_from(length).map_err(io::Error::other)?];
-    // If the file shrinks while it is sent, the error closes the connection, so that the client detects the truncation.
+    // If the file is truncated during the response, the error closes the connection, so that the client detects the truncation.
     file.read_exact_at(&mut bytes, from)?;
     Ok(Bytes::from(bytes))
 }
@@ -369,7 +372,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn range_returns_part_of_the_file() {
+    fn range_header_selects_part_of_the_file() {
         let some = |first, last| Part::Some { first, last };
         for (range, expected) in [
             ("bytes=0-4", some(0, 4)),
@@ -419,7 +422,8 @@ mod tests {
         assert!(
             !accepts(&headers("gzip, br;q=0"), "br") && !accepts(&headers("brotli"), "br") && !accepts(&HeaderMap::new(), "gzip")
         );
-        // RFC 9110, section 12.4.2: the name of the weight is case-insensitive. Section 12.5.3: `*` stands for every other encoding.
+        // The name of the weight is case-insensitive (RFC 9110, section 12.4.2). `*` stands for every encoding that the header does not
+        // name (section 12.5.3).
         assert!(
             !accepts(&headers("br;Q=0"), "br") && !accepts(&headers("br; Q=0.000"), "br") && accepts(&headers("br;Q=1"), "br")
         );

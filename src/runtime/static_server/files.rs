@@ -1,5 +1,5 @@
-//! The directory that is served: opens the files that requests name. Files outside the directory are not opened, except persistent data
-//! to which a symlink in the directory leads.
+//! [`Directory`] opens the files that requests name. Files outside the served directory are not opened. The only exception is persistent
+//! data to which a symlink in the directory points.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ use rustix::{
     io::Errno,
 };
 
-/// The maximum size, in bytes, of files whose entity tag is a digest of the content. The tag of a larger file is a digest of the state of
+/// The maximum size, in bytes, of a file whose entity tag is a digest of the content. The tag of a larger file is a digest of the state of
 /// its inode.
 const MAX_READ_FOR_TAG: u64 = 16 * 1024 * 1024;
 /// The maximum number of cached entity tags.
@@ -33,7 +33,7 @@ const MAX_TAGS: usize = 16 * 1024;
 pub(super) enum ServedEntry {
     /// An open regular file.
     File(Opened),
-    /// A directory. Its index must be opened by its own name.
+    /// A directory. The caller must open the index of the directory by name.
     Directory,
 }
 
@@ -48,8 +48,8 @@ pub(super) struct Opened {
     pub tag: String,
 }
 
-/// The state of an inode, which changes with the content. It has the change time, which the file system sets, because all files of a
-/// release have the same modification time.
+/// The state of an inode, which changes whenever the content changes. The state contains the change time instead of the modification time,
+/// because all files of a release have the same modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Identity {
     device: u64,
@@ -58,11 +58,11 @@ struct Identity {
     changed: (i64, i64),
 }
 
-/// The served directory. It is held open, so that a later change of its path has no effect.
+/// The served directory. The directory stays open, so that a later change of its path has no effect.
 #[derive(Debug)]
 pub(super) struct Directory {
     handle: OwnedFd,
-    /// The directory of the persistent data: its path, with which the targets of symlinks to the data begin, and its handle.
+    /// The path and the handle of the persistent data's directory. The targets of symlinks to the data begin with this path.
     data: Option<(PathBuf, OwnedFd)>,
     tags: Mutex<HashMap<Identity, String>>,
 }
@@ -74,15 +74,15 @@ impl Directory {
         Ok(Directory { handle, data: None, tags: Mutex::new(HashMap::new()) })
     }
 
-    /// Adds the directory of the persistent data at `path`. Symlinks to this directory are followed; other symlinks that lead out of the
-    /// served directory are not.
+    /// Adds the directory of the persistent data at `path`. Symlinks into this directory are followed. All other symlinks that lead out of
+    /// the served directory are not followed.
     pub fn with_data(mut self, path: &Path) -> Directory {
         let opened = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         self.data = opened.ok().map(|handle| (path.to_owned(), handle));
         self
     }
 
-    /// Opens a name relative to the directory. Returns `None` if the name must not or cannot be served.
+    /// Opens a name relative to the directory. Returns `None` if the name is not public, or if no readable file or directory has the name.
     pub fn entry(&self, name: &str) -> io::Result<Option<ServedEntry>> {
         if name.is_empty() {
             return Ok(Some(ServedEntry::Directory));
@@ -90,7 +90,7 @@ impl Directory {
         if !is_public(name) {
             return Ok(None);
         }
-        // Without NONBLOCK, opening a named pipe would block the only thread.
+        // Without `NONBLOCK`, opening a FIFO would block the server's only thread.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         let opened = match openat2(&self.handle, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
         {
@@ -100,7 +100,9 @@ impl Directory {
         };
         let file = match opened {
             Ok(handle) => File::from(handle),
-            Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::IO) => return Err(io::Error::other("no file can be opened")),
+            Err(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::IO) => {
+                return Err(io::Error::other("the system has no free descriptors or memory, or the disk failed"));
+            }
             // Clients cannot distinguish missing files, unreadable files, symlinks out of the directory and names that are too long.
             Err(_) => return Ok(None),
         };
@@ -129,7 +131,7 @@ impl Directory {
         })
     }
 
-    /// Opens a name below a symlink to the persistent data, such as `media/a.jpg` where `media` is in `data:` of the recipe.
+    /// Opens a name below a symlink to the persistent data, such as `media/a.jpg` if `media` is in `data:` of the recipe.
     fn open_persistent(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let (path, data) = self.data.as_ref().ok_or(Errno::NOENT)?;
         let ends = name.match_indices('/').map(|(at, _)| at).chain([name.len()]);
@@ -144,7 +146,8 @@ impl Directory {
         Err(Errno::XDEV)
     }
 
-    /// Opens a name part by part without following symlinks, on kernels before 5.6 and under seccomp filters that forbid openat2.
+    /// Opens a name part by part without following symlinks. This is the fallback for kernels before 5.6, and for seccomp filters that
+    /// forbid openat2(2).
     fn open_by_parts(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut parts = name.split('/').peekable();
         let mut current: Option<OwnedFd> = None;
@@ -159,7 +162,8 @@ impl Directory {
         current.ok_or(Errno::NOENT)
     }
 
-    /// Returns the entity tag: a digest of the content, so that the tag stays the same in a release that did not change the file.
+    /// Returns the entity tag of a file. For a file of at most [`MAX_READ_FOR_TAG`] bytes, the tag is a digest of the content, so that a
+    /// release that does not change the file keeps the tag.
     fn tag(&self, file: &File, identity: Identity) -> io::Result<String> {
         if let Some(tag) = self.tags.lock().get(&identity) {
             return Ok(tag.clone());
@@ -190,8 +194,8 @@ impl Directory {
     }
 }
 
-/// Returns true if a name may be served. Names that begin with a dot are not served, except `.well-known` (RFC 8615). If the site is
-/// the root of the repository, the files that configure the deployment are not served either.
+/// Returns true if a name may be served. Names with a part that begins with a dot are not served, except `.well-known` (RFC 8615). The
+/// files that configure the deployment are not served, because the site may be the root of the repository.
 fn is_public(name: &str) -> bool {
     !RECIPE.contains(&name)
         && name.split('/').enumerate().all(|(depth, part)| !part.starts_with('.') || (depth == 0 && part == ".well-known"))
@@ -200,7 +204,7 @@ fn is_public(name: &str) -> bool {
 /// The files that configure a deployment.
 const RECIPE: [&str; 4] = ["larder.yml", "Procfile", "app.json", "static.json"];
 
-/// Splits and percent-decodes a request's path. Returns `None` if the path cannot name a file.
+/// Splits and percent-decodes the path of a request. Returns `None` if the path is malformed or contains `.` or `..`.
 pub(super) fn decode(path: &str) -> Option<Vec<String>> {
     let mut parts = Vec::new();
     for part in path.split('/').filter(|part| !part.is_empty()) {
@@ -215,7 +219,7 @@ pub(super) fn decode(path: &str) -> Option<Vec<String>> {
                 bytes.push(byte);
             }
         }
-        // A decoded slash or NUL can only be an attempt to bypass a check.
+        // A decoded slash or NUL is rejected, because a part of a path cannot contain these bytes.
         if bytes.iter().any(|byte| matches!(byte, 0 | b'/')) || bytes == b".." || bytes == b"." {
             return None;
         }
@@ -224,7 +228,7 @@ pub(super) fn decode(path: &str) -> Option<Vec<String>> {
     Some(parts)
 }
 
-/// Joins and percent-encodes the parts of a path, for `Location`; the inverse of [`decode`].
+/// Joins and percent-encodes the parts of a path for the header `Location`. This function is the inverse of [`decode`].
 pub(super) fn encode(parts: &[String]) -> String {
     let mut path = String::new();
     for part in parts {
@@ -311,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn named_pipe_is_not_served() {
+    fn fifo_is_not_served() {
         let (temp, directory) = world();
         let path = temp.path().join("root/pipe");
         rustix::fs::mknodat(CWD, &path, rustix::fs::FileType::Fifo, Mode::from(0o600), 0).unwrap();
@@ -319,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn path_is_decoded_once() {
+    fn request_path_is_decoded_only_once() {
         let decoded = |path| decode(path).map(|parts| parts.join("/"));
         assert_eq!(decoded("//a///b%20c/%C3%BC").as_deref(), Some("a/b c/\u{fc}"));
         assert_eq!(decoded("/%252e%252e").as_deref(), Some("%2e%2e"));

@@ -1,7 +1,7 @@
 //! `larder static-server`: the web process of projects that consist of files only.
 //!
-//! The server runs as a process of the project, in the sandbox and behind larder's proxy. It therefore listens only on the loopback
-//! address, without TLS. It has one thread, because its responses come from the page cache. The type to read first is [`Site`].
+//! The server runs as a process of the project, in the sandbox and behind larder's proxy. The server therefore listens only on the loopback
+//! address, without TLS. One thread is enough, because most responses come from the page cache. The type to read first is [`Site`].
 
 mod answer;
 mod files;
@@ -30,15 +30,15 @@ use tokio::{
 use answer::Site;
 use settings::{StaticError, StaticSettings};
 
-/// The maximum number of simultaneous connections. Further connections wait.
+/// The maximum number of concurrent connections. Further connections wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 512;
-/// The time limit for the head of a request. A connection that is idle for this time between requests is closed.
+/// The time limit for the head of a request. A connection is closed after being idle for this time between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time limit for responses in flight after SIGTERM.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
 
-/// Runs the server until SIGTERM. `arguments` follow the name of the command. The exit status is 0 after SIGTERM, 2 for wrong
-/// options, 5 for a wrong `static.json` or directory, 1 for other errors.
+/// Runs the server until SIGTERM. `arguments` are the arguments after the name of the command. The exit status is 0 after SIGTERM, 2 for
+/// invalid options, 5 for an invalid `static.json` or directory, and 1 for other errors.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let outcome = StaticSettings::new(arguments, std::env::var_os("PORT"), std::env::var_os("LARDER_RELEASE")).and_then(run);
     match outcome {
@@ -82,7 +82,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
             Ok(Some(accepted)) => accepted,
             Ok(None) => break,
             Err(_) => {
-                // The most likely cause is a lack of file descriptors. Descriptors become free when other connections end.
+                // The most likely cause is a lack of file descriptors. Descriptors become free when other connections are closed.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
@@ -97,7 +97,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
         builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(64 * 1024);
         let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
-            // A client that disconnects is no error.
+            // An error means that the client disconnected or sent an invalid request. No other action is necessary.
             let _ = connection.await;
             drop(permit);
         });

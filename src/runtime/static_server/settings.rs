@@ -6,15 +6,15 @@ use hyper::header::{HeaderName, HeaderValue};
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-const USAGE: &str =
-    "usage: larder static-server [--root DIRECTORY] [--fallback FILE] [--port PORT]; PORT also comes from the environment";
-/// The maximum size of a `static.json` in bytes.
+const USAGE: &str = "usage: larder static-server [--root DIRECTORY] [--fallback FILE] [--port PORT]\n\
+    The default port is the value of the environment variable PORT.";
+/// The maximum size of `static.json`, in bytes.
 const MAX_BYTES: u64 = 256 * 1024;
 
 /// An error that prevents the start of the server.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StaticError {
-    /// The options are wrong.
+    /// The options are invalid.
     #[error("{0}")]
     Usage(String),
     /// `static.json` or the directory cannot be used.
@@ -39,15 +39,15 @@ pub(super) struct StaticSettings {
     pub clean_urls: bool,
     /// Pairs of a pattern and a file. The file is sent with status 200 for matching paths that have no file of their own.
     pub routes: Vec<(String, String)>,
-    /// The file that is sent with status 404.
+    /// The file that is sent with status 404 if no other file matches a path.
     pub error_page: Option<String>,
-    /// Pairs of a pattern and the headers of responses to matching paths.
+    /// Pairs of a pattern and headers. The headers are set in the responses to matching paths.
     pub headers: Vec<(String, Vec<(HeaderName, HeaderValue)>)>,
-    /// The value of the header `Larder-Release`.
+    /// The value of the response header `Larder-Release`; `None` to send no such header.
     pub release: Option<HeaderValue>,
 }
 
-/// The keys of Heroku's `static.json` that larder accepts. The first matching route is used, so routes keep their order.
+/// The keys of Heroku's `static.json` that larder accepts. Routes keep their order in the file, because the first matching route is used.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -59,7 +59,8 @@ struct File {
     error_page: Option<String>,
     #[serde(default)]
     headers: IndexMap<String, IndexMap<String, String>>,
-    /// Ignored, because a TLS proxy redirects to https. The key is accepted, so that files for other servers can be used.
+    /// This key is ignored, because the TLS proxy in front of larder redirects to https. The key is accepted, so that files for other
+    /// servers can be used.
     #[serde(default, rename = "https_only")]
     _https_only: bool,
 }
@@ -85,15 +86,16 @@ impl StaticSettings {
                 "--root" => &mut root,
                 "--fallback" => &mut fallback,
                 "--port" => &mut port,
-                other => return Err(usage(format!("{other:?} is not an option"))),
+                other => return Err(usage(format!("unknown option {other:?} (expected --root, --fallback or --port)"))),
             };
-            *option = Some(value.or_else(|| arguments.next()).ok_or_else(|| usage(format!("{name} needs a value")))?);
+            *option = Some(value.or_else(|| arguments.next()).ok_or_else(|| usage(format!("the option {name} has no value")))?);
         }
-        let port = port.ok_or_else(|| usage(String::from("the port is missing; set PORT, or use --port")))?;
+        let port =
+            port.ok_or_else(|| usage(String::from("no port is given (expected --port, or the environment variable PORT)")))?;
         let port = port
             .to_str()
             .and_then(|port| port.parse().ok())
-            .ok_or_else(|| usage(format!("{port:?} is not a port (expected 0-65535)")))?;
+            .ok_or_else(|| usage(format!("invalid port {port:?} (expected 0-65535)")))?;
 
         let file = File::read()?;
         let wrong = |why: String| StaticError::Settings(format!("static.json: {why}"));
@@ -101,23 +103,26 @@ impl StaticSettings {
         for (pattern, pairs) in file.headers {
             let mut parsed = Vec::new();
             for (name, value) in pairs {
-                let header = HeaderName::try_from(&name).map_err(|_| wrong(format!("headers: {name:?} is not a header name")))?;
+                let header = HeaderName::try_from(&name).map_err(|_| wrong(format!("headers: invalid header name {name:?}")))?;
                 if ["content-length", "transfer-encoding", "connection", "content-range"].contains(&header.as_str()) {
-                    return Err(wrong(format!("headers: {name} is not allowed, because the server sets it")));
+                    return Err(wrong(format!("headers: the header {name} is not allowed, because the server sets this header")));
                 }
-                let value =
-                    HeaderValue::try_from(value).map_err(|_| wrong(format!("headers: the value of {name} is not printable")))?;
+                let value = HeaderValue::try_from(value)
+                    .map_err(|_| wrong(format!("headers: invalid value of {name} (expected printable characters)")))?;
                 parsed.push((header, value));
             }
             headers.push((pattern, parsed));
         }
         let mut routes = Vec::new();
         for (pattern, target) in file.routes {
-            let target = target.as_str().ok_or_else(|| wrong(format!("routes: {pattern:?} must name a file")))?;
+            let target = target
+                .as_str()
+                .ok_or_else(|| wrong(format!("routes: invalid target of {pattern:?} (expected the name of a file)")))?;
             routes.push((pattern, target.trim_start_matches('/').to_owned()));
         }
         if let Some(fallback) = fallback {
-            let fallback = fallback.into_string().map_err(|name| usage(format!("{name:?} is not UTF-8")))?;
+            let fallback =
+                fallback.into_string().map_err(|name| usage(format!("invalid file name {name:?} (expected UTF-8)")))?;
             routes.push((String::from("/**"), fallback.trim_start_matches('/').to_owned()));
         }
         let root = root.map(PathBuf::from).or_else(|| file.root.map(PathBuf::from)).unwrap_or_else(|| PathBuf::from("."));
@@ -139,7 +144,7 @@ impl File {
         let mut text = String::new();
         file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
         if text.len() as u64 > MAX_BYTES {
-            return Err(wrong(format!("the file is larger than {} KiB", MAX_BYTES / 1024)));
+            return Err(wrong(format!("the file is too large (limit {} KiB)", MAX_BYTES / 1024)));
         }
         File::parse(&text).map_err(|error| wrong(error.to_string()))
     }
@@ -149,10 +154,10 @@ impl File {
     }
 }
 
-/// Returns true if `path` matches `pattern`: `*` stands for any text within one directory, `**` for any text.
+/// Returns true if `path` matches `pattern`. In a pattern, `*` stands for any text without a slash, and `**` stands for any text.
 pub(super) fn matches(pattern: &str, path: &str) -> bool {
-    // reachable[i] is true if the pattern read so far can match the first i bytes of the path. The time is at most proportional to the
-    // product of both lengths.
+    // `reachable[i]` is true if the processed part of the pattern matches the first `i` bytes of the path. The running time is at most
+    // proportional to the product of both lengths.
     let bytes = path.as_bytes();
     let mut reachable = vec![false; bytes.len() + 1];
     if let Some(first) = reachable.first_mut() {

@@ -107,7 +107,7 @@ async fn unchanged_file_is_not_sent_again() {
     }
     std::fs::write(temp.path().join("about.html"), "ABOUT").unwrap();
     assert_eq!(get(&site, "GET", "/about", &[("If-None-Match", &tag)]).await.0, 200);
-    // Dates are no evidence: after a rollback, a file is older than the copy of the browser.
+    // Modification dates are ignored: after a rollback, a file is older than the browser's copy.
     let later = ("If-Modified-Since", "Fri, 31 Dec 2100 00:00:00 GMT");
     assert_eq!(get(&site, "GET", "/about", &[later]).await.0, 200);
     // The error page has no entity tag, because clients would cache it as the requested page.
@@ -177,7 +177,7 @@ async fn compressed_sibling_is_sent_if_accepted() {
 }
 
 #[tokio::test]
-async fn routes_error_page_and_clean_urls_apply() {
+async fn routes_error_page_and_clean_urls_of_the_settings_are_used() {
     let (_temp, site) = site(|settings| {
         settings.routes = vec![("/app/**".into(), "about.html".into())];
         settings.error_page = Some("docs/index.html".into());
@@ -210,7 +210,7 @@ async fn pipelined_requests_are_answered_over_tcp() {
     let (_temp, site) = site(|_| {});
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    // No test sends this signal, so the server runs until the end of the test.
+    // No test sends this signal, so the server runs until the test aborts the server's task.
     let stop = signal(SignalKind::user_defined2()).unwrap();
     let server = tokio::spawn(serve(listener, Arc::new(site), stop));
     let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
