@@ -1,5 +1,5 @@
-//! Operating-system services for the other modules: durable files, the paths below the root, the owners of sockets, streams to slow
-//! clients, and the client of the keeper. Read [`launch::Launcher`] and [`root::Root`] first.
+//! Operating-system services for the other modules: durable files, the paths below the root, the owners of sockets, streams to and from
+//! slow clients, and the client of the keeper. Read [`launch::Launcher`] and [`root::Root`] first.
 
 pub mod files;
 pub mod launch;
@@ -7,10 +7,14 @@ pub mod root;
 pub mod sockets;
 pub mod stream;
 
-/// Returns `BYTES` random bytes from the kernel (getrandom(2)); at most 256. The call blocks only early in the boot of a machine, until
-/// the kernel's random number generator is initialised.
+/// Returns `BYTES` random bytes from the kernel (getrandom(2)). `BYTES` must be at most 256. The call blocks only during the boot of a
+/// machine, until the kernel's random number generator is initialised.
 pub fn random<const BYTES: usize>() -> std::io::Result<[u8; BYTES]> {
     let mut bytes = [0; BYTES];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    if filled == BYTES { Ok(bytes) } else { Err(std::io::Error::other(format!("got {filled} random bytes (expected {BYTES})"))) }
+    if filled == BYTES {
+        Ok(bytes)
+    } else {
+        Err(std::io::Error::other(format!("the kernel returned {filled} random bytes (expected {BYTES})")))
+    }
 }

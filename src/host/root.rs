@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use crate::model::{DeploymentId, EnvironmentName, ProjectName, ReleaseId, Slot};
 
-/// The root: the directory of a larder server, given as `--root`.
+/// The root directory of a larder server, which the option `--root` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root(PathBuf);
 
 impl Root {
-    /// Creates the root at `path`, which must be absolute, because processes with other working directories use it.
+    /// Creates the root for the directory `path`. The path must be absolute, because processes with different working directories use the
+    /// path.
     pub fn new(path: impl Into<PathBuf>) -> Root {
         Root(path.into())
     }
@@ -29,12 +30,12 @@ impl Root {
         self.state().join("control.sock")
     }
 
-    /// Returns the path of the socket to which git hooks connect. The git user can connect to it, too.
+    /// Returns the path of the socket to which git hooks connect. Processes of the git user can connect to this socket.
     pub fn hook_socket(&self) -> PathBuf {
         self.0.join("hooks").join("hook.sock")
     }
 
-    /// Returns the directory of the server's own state: host key, users, keys, list of projects.
+    /// Returns the directory of the server's own state, such as the host key and the registry of users and projects.
     pub fn state(&self) -> PathBuf {
         self.0.join("state")
     }
@@ -49,7 +50,7 @@ impl Root {
         self.state().join("builds.json")
     }
 
-    /// Returns the path of the SSH host key, by which clients recognise this server.
+    /// Returns the path of the SSH host key, with which clients authenticate this server.
     pub fn host_key(&self) -> PathBuf {
         self.state().join("ssh_host_ed25519_key")
     }
@@ -69,12 +70,13 @@ impl Root {
         self.0.join("keeper")
     }
 
-    /// Returns the directory to which this version unpacks the files in its binary: `hooks/` and `buildpacks/`.
+    /// Returns the directory to which this version of larder unpacks the `hooks/` and `buildpacks/` from its binary.
     pub fn lib(&self) -> PathBuf {
         self.0.join("lib").join(env!("CARGO_PKG_VERSION"))
     }
 
-    /// Returns the directory of the operator's own `buildpacks/<name>` and `layouts/<name>.yaml`, which replace the built-in ones.
+    /// Returns the directory of the operator's own files. A buildpack in `buildpacks/<name>` replaces the built-in buildpack with the same
+    /// name.
     pub fn etc(&self) -> PathBuf {
         self.0.join("etc")
     }
@@ -100,7 +102,7 @@ impl Root {
 pub struct EnvironmentPaths(PathBuf);
 
 impl EnvironmentPaths {
-    /// Returns the paths of the environment in this directory.
+    /// Returns the paths of the environment whose directory is `path`.
     pub fn at(path: &Path) -> EnvironmentPaths {
         EnvironmentPaths(path.to_owned())
     }
@@ -140,17 +142,18 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.manifest.json"))
     }
 
-    /// Returns the path of the index of a release: a copy of its manifest in a format that is read quickly. The file may be missing.
+    /// Returns the path of the index of a release, which is a copy of the manifest in a format that is read quickly. The file may be
+    /// missing.
     pub fn index(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.index"))
     }
 
-    /// Returns the path of a release's health record from the server that it was pulled from.
+    /// Returns the path of the health record that was pulled with a release from another server.
     pub fn health(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.health.json"))
     }
 
-    /// Returns the path of a release's health record in this environment, as last reported to another server.
+    /// Returns the path of the health record that this environment last reported for a release to another server.
     pub fn ran(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.ran.json"))
     }
@@ -165,12 +168,13 @@ impl EnvironmentPaths {
         self.0.join("accepted.json")
     }
 
-    /// Returns the path of the delta to `release` from an installed release, while `release` has no archive here yet.
+    /// Returns the path of the delta from an installed release to `release`. The file exists while the archive of `release` is not rebuilt
+    /// yet.
     pub fn delta(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.delta"))
     }
 
-    /// Returns the directory of deltas for other servers, `<from>..<to>`. The deltas can be recreated.
+    /// Returns the directory of deltas for other servers. The files are called `<from>..<to>` and can be recreated.
     pub fn deltas(&self) -> PathBuf {
         self.releases().join(".delta")
     }
@@ -205,7 +209,7 @@ impl EnvironmentPaths {
         self.0.join("data")
     }
 
-    /// Returns the directory of saved patches. It is reserved for restore points and failed trees, too.
+    /// Returns the directory that contains the saved patches in `patches/`. Other names in this directory are reserved.
     pub fn archives(&self) -> PathBuf {
         self.0.join("archives")
     }
@@ -225,12 +229,12 @@ impl EnvironmentPaths {
         self.0.join("log")
     }
 
-    /// Returns the path of the record of processes that exited by themselves.
+    /// Returns the path of the record of unexpected exits of processes.
     pub fn restarts(&self) -> PathBuf {
         self.0.join("restarts.jsonl")
     }
 
-    /// Returns the path of the file with values that larder generated because `app.json` requests them.
+    /// Returns the path of the file with the values that larder generated for `generator: "secret"` in `app.json`.
     pub fn secrets(&self) -> PathBuf {
         self.0.join("generated.json")
     }
@@ -240,22 +244,22 @@ impl EnvironmentPaths {
         self.0.join("pins.json")
     }
 
-    /// Returns the path of the record of the slots.
+    /// Returns the path of the record of the use of both slots.
     pub fn slots_record(&self) -> PathBuf {
         self.0.join("slots.json")
     }
 
-    /// Returns the path of the record of the postdeploy script.
+    /// Returns the path of the record of the start and the success of the postdeploy script.
     pub fn postdeploy(&self) -> PathBuf {
         self.0.join("postdeploy.json")
     }
 
-    /// Returns the path of the list of files that the deployments of the last releases wrote into their slots.
+    /// Returns the path of the list of changes that deployments themselves made in the slots of the last two releases.
     pub fn expected_drift(&self) -> PathBuf {
         self.0.join("expected-drift.json")
     }
 
-    /// Returns the path of the file with project, environment, active slot and live release, for people and other tools.
+    /// Returns the path of a file for people and other tools, with project, environment, active slot and live release.
     pub fn metadata(&self) -> PathBuf {
         self.0.join("metadata.yml")
     }

@@ -1,5 +1,5 @@
-//! Finds the user who owns a listening socket. All projects share the ports of the machine, so the proxy checks the owner of the port of
-//! each upstream.
+//! Finds the user who owns a listening socket. All projects share the ports of the machine, so the proxy checks the owner of each
+//! upstream's port.
 
 use std::{
     fs, io,
@@ -15,26 +15,28 @@ const ERROR: u16 = 2;
 const REQUEST: u16 = 1;
 /// The size of `struct nlmsghdr` of `linux/netlink.h`, in bytes.
 const HEADER: usize = 16;
-/// The offset of the uid in an answer (`struct inet_diag_msg`): after the header, four bytes, the socket's identity and three numbers.
+/// The offset of the uid in an answer. In `struct inet_diag_msg`, the uid follows four bytes, the socket's identity (48 bytes) and three
+/// numbers of four bytes.
 const UID: usize = HEADER + 4 + 48 + 12;
 
-/// Returns the uid of the process that listens at `address`, or `None` if no process listens there. If a process listens, the call takes
-/// a few microseconds, whatever the number of sockets.
+/// Returns the user id of the listener that accepts connections to `address`, or `None` if no process listens at `address`. If a process
+/// listens, the call takes a few microseconds, independently of the number of sockets.
 pub fn listener(address: SocketAddr) -> io::Result<Option<u32>> {
     match query(address) {
         Ok(Some(uid)) => Ok(Some(uid)),
-        // A kernel without this interface gives the same answer as for an address without a listener, so the lists decide.
+        // A kernel without the sock_diag interface returns the same answer as for an address without a listener. Therefore the kernel's
+        // lists are searched.
         Ok(None) | Err(_) => search(address),
     }
 }
 
-/// Queries the kernel for the uid of the socket that a new connection would reach (sock_diag(7)).
+/// Queries the kernel for the user id of the socket that would accept a new connection (sock_diag(7)).
 fn query(address: SocketAddr) -> io::Result<Option<u32>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))?;
     send(&socket, &request(address), SendFlags::empty())?;
     let mut answer = [0; 1024];
-    // The kernel puts its answer into the socket before `send` returns, so `recv` need not wait.
+    // The answer is in the socket before `send` returns, so `recv` does not wait.
     let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
     let answer = answer.get(..length).unwrap_or_default();
     let number = |at: usize| answer.get(at..)?.first_chunk().copied().map(u32::from_ne_bytes);
@@ -58,7 +60,7 @@ fn request(address: SocketAddr) -> Vec<u8> {
     let mut body = vec![family as u8, libc::IPPROTO_TCP as u8, 0, 0];
     body.extend(u32::MAX.to_ne_bytes());
     body.extend(address.port().to_be_bytes());
-    // The peer's port is 0. No connection has such a peer, so only a listener matches.
+    // The port of the peer is 0. No connection has a peer with port 0, so only a listener matches.
     body.extend(0_u16.to_be_bytes());
     body.extend([ip(address.ip()), ip(address.ip())].concat());
     body.extend(0_u32.to_ne_bytes());
@@ -70,10 +72,10 @@ fn request(address: SocketAddr) -> Vec<u8> {
     message
 }
 
-/// Searches `/proc/net/tcp` and `/proc/net/tcp6`, the kernel's lists of all TCP sockets.
+/// Searches the kernel's lists of all TCP sockets, `/proc/net/tcp` and `/proc/net/tcp6`, for the listener at `address`.
 fn search(address: SocketAddr) -> io::Result<Option<u32>> {
     let old = fs::read_to_string("/proc/net/tcp")?;
-    // On a machine without IPv6, this list does not exist.
+    // On a machine without IPv6, `/proc/net/tcp6` does not exist.
     let new = fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
     Ok(listed(&format!("{old}{new}"), address))
 }
@@ -87,7 +89,7 @@ fn listed(lists: &str, address: SocketAddr) -> Option<u32> {
         IpAddr::V4(ip) => (hex(&ip.octets()), hex(&ip.to_ipv6_mapped().octets())),
         IpAddr::V6(ip) => (hex(&ip.octets()), String::new()),
     };
-    // The kernel prefers a listener on the first of these addresses, then on the second, and so on.
+    // The addresses are in the kernel's order of preference: a listener on an earlier address gets the connection.
     let addresses = [exact, mapped, hex(&Ipv4Addr::UNSPECIFIED.octets()), "0".repeat(32)];
     let port = format!("{:04X}", address.port());
     let listening = lists.lines().filter_map(|line| {
@@ -122,13 +124,13 @@ mod tests {
                 drop(listener);
                 super::listener(address).unwrap().is_none()
             };
-            // Another test may get the port as soon as it is free, but not five times.
+            // Another test may bind the port as soon as the port is free, but not five times in succession.
             assert!((0..5).any(|_| gone()), "{host}");
         }
     }
 
     #[test]
-    fn sockets_are_ranked_like_the_kernel_does() {
+    fn sockets_are_ranked_in_the_order_of_the_kernel() {
         let line = |place: &str, state: &str, uid: u32| {
             format!("   0: {place}:1F90 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 {uid:5}        0 1 1 0\n")
         };

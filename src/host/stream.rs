@@ -1,4 +1,4 @@
-//! Streams to and from clients that may be slow. [`Outlet`] writes, with or without a time limit. [`Inlet`] reads, with a time limit.
+//! Streams to and from clients that may be slow. [`Outlet`] writes with or without a time limit. [`Inlet`] reads with a time limit.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The time without progress after which a transfer fails.
 pub const TRANSFER_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// The size of the pieces in which [`Outlet::write_from`] reads a file, in bytes.
+/// The number of bytes that [`Outlet::write_from`] reads from a file at a time.
 const PIECE: u64 = 256 * 1024;
 /// The interval at which a waiting [`Inlet`] checks for cancellation.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,14 +31,14 @@ pub struct Outlet {
 
 #[derive(Debug)]
 enum Target {
-    /// A pipe. A write does not block a thread. `blocking` is true if the pipe was in blocking mode before.
+    /// A pipe. A write does not block a thread. `blocking` is true if the pipe was in blocking mode before the outlet was created.
     Pipe { pipe: pipe::Sender, blocking: bool },
     /// Any other file. A write blocks a thread.
     File(Arc<File>),
 }
 
 impl Outlet {
-    /// Creates a writer without a time limit, for a client whose connection has its own time limit.
+    /// Creates a writer without a time limit. Use this writer for a client whose connection has its own time limit.
     pub fn new(descriptor: OwnedFd) -> io::Result<Outlet> {
         let is_pipe = fstat(&descriptor).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Fifo);
         let target = if is_pipe {
@@ -82,7 +82,7 @@ impl Outlet {
         }
     }
 
-    /// Writes `bytes` bytes of a file, from its current position, and returns the file. If the target is a pipe, no thread is blocked while
+    /// Writes `bytes` bytes from the current position of a file, and returns the file. If the target is a pipe, no thread is blocked while
     /// the client does not read.
     pub async fn write_from(&mut self, mut file: File, bytes: u64) -> io::Result<File> {
         let mut left = bytes;
@@ -95,7 +95,7 @@ impl Outlet {
             let piece;
             (file, piece) = reading.await.map_err(io::Error::other)??;
             if piece.is_empty() {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was truncated while it was sent"));
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file was truncated during the transfer"));
             }
             left = left.saturating_sub(piece.len() as u64);
             self.write(&piece).await?;
@@ -106,8 +106,8 @@ impl Outlet {
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        // The flags belong to the open pipe, which the process that passed the descriptor may continue to use, such as a shell for its next
-        // command. The pipe is therefore set back to blocking mode.
+        // The flags belong to the pipe, not to the descriptor. The process that passed the descriptor may continue to use the pipe, such as
+        // a shell for its next command. The pipe is therefore set back to blocking mode.
         if let Target::Pipe { pipe, blocking: true } = &self.target
             && let Ok(flags) = fcntl_getfl(pipe.as_fd())
         {
@@ -120,7 +120,7 @@ fn stalled(limit: Duration) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no data was transferred for {} seconds", limit.as_secs()))
 }
 
-/// A reader from a client that may be slow. A read blocks the thread.
+/// A reader of data from a client that may be slow. A read blocks the thread.
 #[derive(Debug)]
 pub struct Inlet {
     file: File,
@@ -129,7 +129,7 @@ pub struct Inlet {
 }
 
 impl Inlet {
-    /// Creates a reader that fails if no data arrives for `limit`, or on cancellation.
+    /// Creates a reader. A read fails if no data arrives for `limit`, or after `cancelled` is cancelled.
     pub fn new(descriptor: OwnedFd, limit: Duration, cancelled: CancellationToken) -> Inlet {
         Inlet { file: File::from(descriptor), limit, cancelled }
     }
@@ -148,7 +148,7 @@ impl Read for Inlet {
                 Ok(0) if begun.elapsed() >= self.limit => return Err(stalled(self.limit)),
                 Ok(0) | Err(rustix::io::Errno::INTR) => {}
                 Ok(_) => match self.file.read(buffer) {
-                    // Another process that reads from the same pipe has taken the data.
+                    // Another process that reads from the same pipe has already read the data.
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     other => return other,
                 },
@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn outlet_when_dropped_restores_the_flags_of_its_pipe() {
+    async fn dropped_outlet_restores_the_flags_of_its_pipe() {
         let (reader, writer) = io::pipe().unwrap();
         let mine = writer.try_clone().unwrap();
         let mut outlet = Outlet::new(writer.into()).unwrap();
@@ -186,7 +186,7 @@ mod tests {
             let mut all = vec![0; content.len()];
             reader.read_exact(&mut all).unwrap();
             assert!(all == content);
-            // The reader stays open until the end of the test, but does not read.
+            // The reader stays open until the end of the test, but reads no more data.
             let _ = take.blocking_recv();
         });
         let mut outlet = Outlet::within(writer.into(), Duration::from_millis(300)).unwrap();

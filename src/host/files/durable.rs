@@ -1,8 +1,8 @@
-//! Durable writes of many files and names with a single wait for the disk.
+//! Makes many files and names durable with a single wait for the disk.
 //!
-//! On file systems with one journal (ext4, xfs), changes of names and sizes reach the disk in the order in which they were made. When
-//! the last change is on the disk, all earlier changes of all processes are, too. A caller therefore writes the content of each file to
-//! the disk with [`write_out`], and waits for the names once, at the end, with [`commit`]. On other file systems, [`commit`] syncs the
+//! On file systems with one journal (ext4, xfs), changes of names and sizes reach the disk in the order in which they were made. When the
+//! last change is on the disk, all earlier changes of all processes are on the disk. A caller therefore writes the content of each file to
+//! the disk with [`write_out`], and makes all names durable with one [`commit`] at the end. On other file systems, [`commit`] syncs the
 //! whole file system.
 #![allow(unsafe_code)]
 
@@ -18,18 +18,19 @@ use rustix::{
     io::Errno,
 };
 
-/// The types of file systems that statfs(2) reports.
+/// The file system types ext4 and xfs, as statfs(2) reports them.
 const EXT4: u64 = 0xef53;
 const XFS: u64 = 0x5846_5342;
 
 /// The devices that [`has_journal`] has checked, each with the result.
 static JOURNALS: Mutex<Vec<(u64, bool)>> = Mutex::new(Vec::new());
 
-/// Returns true if the file system of `file` writes changes to the disk in the order in which they were made.
+/// Returns true if the file system of `file` writes changes of names and sizes to the disk in the order in which they were made.
 pub fn is_ordered(file: impl AsFd) -> bool {
     match fstatfs(&file).map(|found| u64::try_from(found.f_type)) {
         Ok(Ok(XFS)) => true,
-        // Without a journal (ext2, or ext4 with `^has_journal`), changes are not ordered.
+        // statfs(2) reports this type also for ext2 and for ext4 without a journal. Changes on a file system without a journal are not
+        // ordered.
         Ok(Ok(EXT4)) => fstat(&file).is_ok_and(|found| has_journal(found.st_dev)),
         _ => false,
     }
@@ -59,7 +60,7 @@ fn device_name(partitions: &str, major: u32, minor: u32) -> Option<&str> {
     })
 }
 
-/// Starts to write a file's content to the disk without waiting, so that a later sync takes less time.
+/// Starts to write a file's content to the disk. The function does not wait for the disk, but a later sync takes less time.
 pub fn begin(file: &File) {
     let _ = write_range(file, libc::SYNC_FILE_RANGE_WRITE);
 }
@@ -77,22 +78,22 @@ fn write_range(file: &File, flags: libc::c_uint) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Waits until all earlier changes of names, sizes and metadata on the file system of `directory` are durable. Contents are durable only
-/// if they were synced or [written out](write_out) before. The caller needs write permission for the directory.
+/// Waits until all earlier changes of names, sizes and metadata on the file system of `directory` are durable. The content of a file is
+/// durable only if the content was synced or [written out](write_out) before. The caller needs write permission for the directory.
 pub fn commit(directory: impl AsFd) -> io::Result<()> {
     let directory = directory.as_fd();
     if !is_ordered(directory) {
         return Ok(syncfs(directory)?);
     }
-    // Creating and removing a directory is the last change, and fsync waits for it. If a killed process has left such a directory, its
-    // removal alone is the last change.
+    // The directory is created and removed so that this process makes the last change, for which fsync waits. If a killed process has left
+    // the directory, the removal alone is the last change.
     let name = c".commit";
     match mkdirat(directory, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => {}
         Err(error) => return Err(error.into()),
     }
     match unlinkat(directory, name, AtFlags::REMOVEDIR) {
-        // Another process removed the directory. Its removal is a later change, too, and fsync waits for it.
+        // If another process has removed the directory, fsync waits for that removal, which is also later than all earlier changes.
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }

@@ -1,6 +1,7 @@
-//! Writes files that survive a power cut: under a temporary name, with fsync and an atomic rename. Reads files with a size limit.
+//! Functions that write files durably, and functions that read files with a size limit. A file is written under a temporary name, synced,
+//! and renamed atomically, so that a power cut leaves either the old file or the new file.
 //!
-//! [`durable`] makes many files durable with a single wait for the disk.
+//! The module [`durable`] makes many files durable with a single wait for the disk.
 
 use std::{
     fs::{File, OpenOptions},
@@ -17,21 +18,21 @@ mod private;
 pub use larder_archive::{Confined, Cursor, FileError};
 pub use private::{PrivateError, make_private, read_private};
 
-/// Replaces the file at `path` by a file with these bytes and this mode. After a crash at any point, `path` names either the complete old
-/// file or the complete new file.
+/// Replaces the file at `path` by a file with the content `bytes` and the mode `mode`. After a crash at any point, `path` names either the
+/// complete old file or the complete new file.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     place(path, &[bytes], mode, File::sync_all)?;
     sync_dir(parent(path))
 }
 
-/// Replaces a file like [`write_atomic`], but does not make the name durable: the caller [commits](durable::commit) the directory later.
-/// Before that, a crash leaves either the complete old file or the complete new file.
+/// Replaces a file like [`write_atomic`], but does not make the new name durable. The caller must [commit](durable::commit) the directory
+/// later. A crash before the commit leaves either the complete old file or the complete new file.
 pub fn place_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
     place(path, &[bytes], mode, durable::write_out)
 }
 
-/// Replaces a file like [`write_atomic`], without any sync. After a power cut, the content is undefined. Only for files that have a
-/// checksum and can be recreated.
+/// Replaces a file like [`write_atomic`], without any sync. After a power cut, the content is undefined. Use this function only for files
+/// that have a checksum and can be recreated.
 pub fn place_unsynced(path: &Path, parts: &[&[u8]], mode: u32) -> Result<(), FileError> {
     place(path, parts, mode, |_| Ok(()))
 }
@@ -57,7 +58,7 @@ pub fn sync_dir(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| FileError::io("sync the directory", path, e))
 }
 
-/// Creates `link` as a symlink to `target`, or atomically replaces the file or symlink `link`. The change is durable afterwards.
+/// Creates `link` as a symlink to `target`. A file or symlink at `link` is replaced atomically. The change is durable afterwards.
 pub fn replace_symlink(link: &Path, target: &Path) -> Result<(), FileError> {
     place_symlink(link, target)?;
     sync_dir(parent(link))
@@ -86,7 +87,8 @@ pub fn rename_new(from: &Path, to: &Path) -> Result<(), FileError> {
     if parent(from) != parent(to) { sync_dir(parent(from)) } else { Ok(()) }
 }
 
-/// Renames a file to `to`, and replaces the file there. The new name is durable afterwards. The caller must have synced the content.
+/// Renames a file to `to`, and replaces an existing file at `to`. The new name is durable afterwards. The caller must sync the content
+/// before the call.
 pub fn rename_over(from: &Path, to: &Path) -> Result<(), FileError> {
     std::fs::rename(from, to).map_err(|e| FileError::io("rename", from, e))?;
     sync_dir(parent(to))?;
@@ -107,24 +109,25 @@ pub fn ensure_dir(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
 
-/// Opens a file for appending. If it does not exist, creates it with `mode`.
+/// Opens a file for appending. A missing file is created with `mode`.
 pub fn append(path: &Path, mode: u32) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(mode).open(path)
 }
 
-/// Creates a file that must not exist yet, for reading and writing.
+/// Creates a file with `mode` and opens the file for reading and writing. Fails if the path exists.
 pub fn create_new(path: &Path, mode: u32) -> Result<File, FileError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create_new(true).mode(mode);
     options.open(path).map_err(|e| FileError::io("create", path, e))
 }
 
-/// Reads a regular file. Fails with [`FileError::TooLarge`] if it has more than `max` bytes.
+/// Reads a regular file. Fails with [`FileError::TooLarge`] if the file has more than `max` bytes.
 pub fn read_limited(path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
     read_file_limited(&open_regular(path)?, path, max)
 }
 
-/// Reads an open file from its current position. Fails with [`FileError::TooLarge`] after `max` bytes. `path` is used only in messages.
+/// Reads an open file from its current position to the end. Fails with [`FileError::TooLarge`] if more than `max` bytes follow. `path` is
+/// used only in messages.
 pub fn read_file_limited(file: &File, path: &Path, max: u64) -> Result<Vec<u8>, FileError> {
     let mut bytes = Vec::new();
     file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| FileError::io("read", path, e))?;
@@ -144,7 +147,7 @@ pub fn remove_if_present(path: &Path) -> Result<(), FileError> {
 }
 
 /// Removes the temporary files of killed processes in `directory`: files and symlinks whose names begin with `.new-`. No other process may
-/// write files there at the same time, because their temporary files would be removed, too.
+/// write files in `directory` at the same time, because the function would also remove the temporary files of that process.
 pub fn remove_unfinished(directory: &Path) -> Result<(), FileError> {
     let unreadable = |source| FileError::io("read", directory, source);
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
@@ -157,16 +160,16 @@ pub fn remove_unfinished(directory: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// The free space of a file system for unprivileged users.
+/// The part of a file system's free space that unprivileged users can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreeSpace {
-    /// The free bytes.
+    /// The number of free bytes.
     pub bytes: u64,
-    /// The free inodes; `u64::MAX` if the file system has no fixed number of inodes.
+    /// The number of free inodes; `u64::MAX` if the file system has no fixed number of inodes.
     pub inodes: u64,
 }
 
-/// Returns the free space of the file system that holds `path`.
+/// Returns the free space of the file system that contains `path`.
 pub fn free_space(path: &Path) -> Result<FreeSpace, FileError> {
     let stat = rustix::fs::statvfs(path).map_err(|e| FileError::io("determine the free space of", path, e))?;
     let inodes = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
@@ -185,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn atomic_write_replaces_the_file_and_leaves_no_draft() {
+    fn atomic_write_replaces_the_file_and_leaves_no_temporary_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
         write_atomic(&path, b"one", 0o600).unwrap();
@@ -198,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn unfinished_files_are_removed_and_others_stay() {
+    fn temporary_files_are_removed_and_other_files_stay() {
         let dir = tempfile::tempdir().unwrap();
         for name in [".new-a1b2c3", "manifest", "new-"] {
             std::fs::write(dir.path().join(name), "").unwrap();
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn limited_read_refuses_large_files_links_and_pipes() {
+    fn limited_read_refuses_large_files_symlinks_and_fifos() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         std::fs::write(&path, "12345").unwrap();

@@ -1,5 +1,5 @@
-//! Files that hold a secret of the server, such as a private key. Each is created once, is readable only by the server's user, and is
-//! never replaced.
+//! Files that contain a secret of the server, such as a private key. Each secret file is created once, is readable only by the server's
+//! user, and is never replaced.
 
 use std::{
     fs::OpenOptions,
@@ -12,14 +12,14 @@ use rustix::fs::OFlags;
 
 use super::{FileError, parent, sync_dir};
 
-/// A failure to read or create a secret.
+/// The reason why a secret could not be read or created.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivateError {
     /// The file system refused an operation.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The secret is not a regular file of the server's user.
-    #[error("{} is not a regular file that belongs to the server's user (uid {uid}); correct its owner, or restore it from a backup", path.display())]
+    /// The secret is not a regular file, or belongs to another user than the server's user.
+    #[error("{} has an unexpected type or owner (expected a regular file of the server's user, uid {uid}; correct the owner, or restore the file from a backup)", path.display())]
     Owner {
         /// The file.
         path: PathBuf,
@@ -27,7 +27,7 @@ pub enum PrivateError {
         uid: u32,
     },
     /// Other users can read or write the secret.
-    #[error("{} has mode {mode:04o} (expected 0600); run: chmod 600 {}", path.display(), path.display())]
+    #[error("{} has mode {mode:04o} (expected 0600; run: chmod 600 {})", path.display(), path.display())]
     Mode {
         /// The file.
         path: PathBuf,
@@ -36,10 +36,10 @@ pub enum PrivateError {
     },
 }
 
-/// Reads a secret of at most `max` bytes. Returns `None` if the file does not exist. Refuses a file that other users can read or write,
-/// because its content is no longer a secret.
+/// Reads a secret of at most `max` bytes. Returns `None` if the file does not exist. Fails if other users can read or write the file,
+/// because the content is then no longer a secret.
 pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateError> {
-    // With these flags, the call does not follow a symlink and does not block on a FIFO.
+    // With these flags, `open` does not follow a symlink and does not block on a FIFO.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
     let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -64,9 +64,9 @@ pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateErr
 }
 
 /// Creates a durable file with a new secret. Returns `false` and changes nothing if the file exists, because another process may have
-/// created the file since the caller looked for it.
+/// created the file after the caller found no file.
 pub fn make_private(path: &Path, bytes: &[u8]) -> Result<bool, PrivateError> {
-    // The file is complete before it gets its name. Temporary files have mode 0600.
+    // The temporary file gets its final name only after the content is complete. Temporary files have mode 0600.
     let mut draft = tempfile::Builder::new()
         .prefix(".new-")
         .tempfile_in(parent(path))

@@ -1,4 +1,4 @@
-//! The server's handle of a started process.
+//! [`Child`], the server's handle of a started process.
 
 use std::{os::fd::OwnedFd, sync::Arc};
 
@@ -30,12 +30,13 @@ impl Child {
         self.id
     }
 
-    /// Returns true if the process can write every file at `/app`. Otherwise it can only create files in the top directory.
+    /// Returns true if the process can write every file at `/app`. Otherwise the process can only create files in the top directory.
     pub fn app_is_writable(&self) -> bool {
         self.writable
     }
 
-    /// Takes the read end of the pipe that a supervised process has as stdout and stderr. Returns `None` after the first call.
+    /// Takes the read end of the pipe that is stdout and stderr of a supervised process. Returns `None` after the first call, and for a
+    /// process that is not supervised.
     pub fn output(&mut self) -> Option<OwnedFd> {
         self.output.take()
     }
@@ -55,8 +56,8 @@ impl Child {
         self.connection.done("kill a process", &LaunchRequest::End { id: self.id, now: true }).await
     }
 
-    /// Reads the report of a worker until the worker closes the pipe. Fails if the report exceeds `limit` bytes. Returns `None` if the
-    /// worker exited without a report.
+    /// Reads the report of a worker until the worker closes the pipe. Fails if the report has more than `limit` bytes. Returns `None` if
+    /// the worker exited without a report.
     pub async fn report<T: DeserializeOwned>(&mut self, limit: usize) -> Result<Option<T>, LaunchError> {
         let Some(report) = self.report.take() else { return Ok(None) };
         let failed = |error: &dyn std::fmt::Display| LaunchError::Report(error.to_string());
@@ -68,7 +69,7 @@ impl Child {
                 length => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
             }
             if bytes.len() > limit {
-                return Err(LaunchError::Report(format!("the report exceeds {limit} bytes")));
+                return Err(LaunchError::Report(format!("the report is too large (limit {limit} bytes)")));
             }
         }
         if bytes.is_empty() {
@@ -80,7 +81,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // `has_changed` fails if the connection to the keeper is closed; no request can be sent then.
+        // `has_changed` fails if the connection to the keeper is closed. No request can be sent over a closed connection.
         if !self.supervised && self.end.borrow().is_none() && self.end.has_changed().is_ok() {
             self.connection.tell(&LaunchRequest::End { id: self.id, now: true });
         }

@@ -21,11 +21,11 @@ use super::{
 };
 use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, Supervision};
 
-/// The time that [`Launcher::reset_area`] waits for processes that use the area and are not being stopped.
+/// The maximum time for which [`Launcher::reset_area`] waits for processes that use the area and are not being stopped.
 const MAX_WAIT_IN_USE: Duration = Duration::from_secs(2);
-/// The time that [`Launcher::reset_area`] waits for the exit of processes that were killed.
+/// The maximum time for which [`Launcher::reset_area`] waits for the exit of processes that were killed.
 const MAX_WAIT_KILLED: Duration = Duration::from_secs(30);
-/// The longest pause between two attempts of [`Launcher::reset_area`].
+/// The maximum pause between two attempts of [`Launcher::reset_area`].
 const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// The server's connection to the keeper.
@@ -36,19 +36,19 @@ pub struct Launcher {
 
 impl Launcher {
     /// Takes over the connection that the keeper passes to the server as descriptor 3. Fails if the keeper has another version than this
-    /// server. Needs a running tokio runtime.
+    /// server. The caller must run in a tokio runtime.
     pub fn from_inherited() -> io::Result<Launcher> {
         let (ours, keeper) = (env!("CARGO_PKG_VERSION"), std::env::var("LARDER_KEEPER").unwrap_or_default());
         if keeper != ours {
             let text = format!(
-                "cannot connect to the keeper of version {keeper:?}: this server has version {ours:?}\nhint: restart larder; a reload does not replace the keeper"
+                "cannot connect to the keeper: the keeper has version {keeper:?} (expected {ours:?}, the version of this server)\nhint: restart larder; a reload does not replace the keeper"
             );
             return Err(io::Error::other(text));
         }
         Launcher::over(take(3)?)
     }
 
-    /// Opens a connection over `socket`, a sequenced-packet socket to a keeper.
+    /// Opens a connection over `socket`, which must be a sequenced-packet socket to a keeper. The caller must run in a tokio runtime.
     pub fn over(socket: OwnedFd) -> io::Result<Launcher> {
         KeeperConnection::open(socket).map(|connection| Launcher { connection })
     }
@@ -90,7 +90,7 @@ impl Launcher {
         }
     }
 
-    /// Returns the supervised processes that outlived the previous server, including those that the previous server was stopping.
+    /// Returns the supervised processes that outlived the previous server, including the processes that the previous server was stopping.
     pub async fn supervised(&self) -> Result<Vec<SupervisedProcess>, LaunchError> {
         let doing = "list the supervised processes";
         let mut all: Vec<SupervisedProcess> = Vec::new();
@@ -113,20 +113,21 @@ impl Launcher {
         }
     }
 
-    /// Subscribes to events of supervised processes. A receiver that falls more than 1024 events behind gets an error and misses the
+    /// Subscribes to events of supervised processes. A receiver that falls more than 1024 events behind receives an error and misses the
     /// oldest events.
     pub fn events(&self) -> broadcast::Receiver<ProcessEvent> {
         self.connection.events()
     }
 
-    /// Stops a supervised process permanently: sends the stop signal to the process and its descendants, and kills them after `grace` if
-    /// they have not exited. A `grace` above [`MAX_GRACE`] is reduced to [`MAX_GRACE`]. A second call can only shorten the remaining time.
+    /// Stops a supervised process permanently. The keeper sends the stop signal to the process and its descendants, and kills the remaining
+    /// processes after `grace`. The maximum of `grace` is [`MAX_GRACE`]; longer times are shortened. A second call can only shorten the
+    /// remaining time.
     pub async fn stop(&self, id: ProcessId, grace: Duration) -> Result<(), LaunchError> {
         let grace = u32::try_from(grace.min(MAX_GRACE).as_millis()).unwrap_or(u32::MAX);
         self.connection.done("stop a process", &LaunchRequest::Stop { id, grace }).await
     }
 
-    /// Waits for the exit of process `id` after which the keeper does not restart it. Also works for processes that
+    /// Waits for the final exit of process `id`, after which the keeper does not restart the process. `id` may also be a process that
     /// [`Launcher::supervised`] returned.
     pub async fn ended(&self, id: ProcessId) -> Result<Exit, LaunchError> {
         wait(&mut self.connection.end_of(id)).await
@@ -137,17 +138,17 @@ impl Launcher {
         self.connection.done("create the directories", &LaunchRequest::Register(registration)).await
     }
 
-    /// Kills all processes of an environment, or of the whole project if `environment` is `None`, and removes the directory. The call may
-    /// be repeated.
+    /// Kills all processes of an environment and removes the directory of the environment. If `environment` is `None`, the call applies to
+    /// the whole project. The call may be repeated.
     pub async fn unregister(&self, project: ProjectId, environment: Option<EnvId>) -> Result<(), LaunchError> {
         self.connection.done("remove the directories", &LaunchRequest::Unregister { project, environment }).await
     }
 
     /// Replaces an area by an empty directory; [`Area::Tree`] is only removed. The old content is deleted in the background, so the
-    /// duration of the call does not depend on its size.
+    /// duration of the call does not depend on the size of the content.
     ///
-    /// Waits for processes that use the area and are being stopped. Waits up to two seconds for other processes that use the area, because
-    /// a worker reports its result before its sandbox is removed.
+    /// The call waits until processes that use the area and are being stopped have exited. The call waits up to two seconds for all other
+    /// processes that use the area, because a worker reports its result before its sandbox is removed.
     pub async fn reset_area(
         &self,
         environment: EnvId,
@@ -176,17 +177,18 @@ impl Launcher {
         }
     }
 
-    /// Renames the installed tree of release `from` to that of release `to`, which must have no tree yet.
+    /// Renames the installed tree of release `from`, so that the tree belongs to release `to`. Release `to` must have no tree yet.
     pub async fn rename_tree(&self, environment: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), LaunchError> {
         self.connection.done("rename a tree", &LaunchRequest::RenameTree { environment, from, to }).await
     }
 
-    /// Requests that the keeper prepares for launches that follow soon, so that they take less time. Does not wait for the keeper.
+    /// Requests that the keeper prepares for launches that follow soon, so that these launches take less time. The call does not wait for
+    /// the keeper.
     pub fn prewarm(&self) {
         self.connection.tell(&LaunchRequest::Prewarm);
     }
 
-    /// Returns the isolation and the limits that are in force on this machine.
+    /// Returns the isolation and the limits that the keeper can enforce on this machine.
     pub async fn capabilities(&self) -> Result<Capabilities, LaunchError> {
         let doing = "report its capabilities";
         match self.connection.ask(doing, &LaunchRequest::Capabilities, &[]).await?.0 {

@@ -1,4 +1,5 @@
-//! The connection to the keeper: numbered requests, their answers, and the exits of processes.
+//! The server's connection to the keeper. The connection carries numbered requests, the answers to requests, and events about exits of
+//! processes.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,13 +23,14 @@ use crate::model::{Exit, ProcessId};
 
 type Answer = (LaunchReply, Vec<OwnedFd>);
 
-/// The number of events by which a slow receiver may fall behind before it misses events, and the number of past exits that are kept.
+/// The number of events by which a slow receiver may fall behind before the receiver misses events. The connection also keeps this number
+/// of past exits.
 const MAX_EVENTS: usize = 1024;
 
-/// A connection to the keeper.
+/// The server's end of the connection to the keeper.
 #[derive(Debug)]
 pub(super) struct KeeperConnection {
-    /// A sequenced-packet socket. `UnixStream` is a type for stream sockets, and is used only to wait for readiness.
+    /// The sequenced-packet socket. `UnixStream` is a type for stream sockets, and is used here only to wait for readiness.
     socket: UnixStream,
     table: Mutex<Table>,
     events: broadcast::Sender<ProcessEvent>,
@@ -40,16 +42,16 @@ struct Table {
     last: u64,
     /// True if the connection is closed.
     gone: bool,
-    /// The callers that wait for an answer, by the number of their request.
+    /// The callers that wait for an answer, by request number.
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
-    /// The senders that report the exit of a running process to its handles.
+    /// The senders that report the exit of a running process to the handles of the process.
     ends: HashMap<ProcessId, watch::Sender<Option<Exit>>>,
-    /// The exits of the last processes, newest first, for handles that are created after the exit.
+    /// The most recent exits of processes, newest first. A handle that is created after the exit finds the exit here.
     ended: VecDeque<(ProcessId, Exit)>,
 }
 
 impl KeeperConnection {
-    /// Opens a connection over `socket`, and starts the task that reads answers and events. Needs a running tokio runtime.
+    /// Opens a connection over `socket`, and starts the task that reads answers and events. The caller must run in a tokio runtime.
     pub(super) fn open(socket: OwnedFd) -> io::Result<Arc<KeeperConnection>> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let socket = UnixStream::from_std(socket.into())?;
@@ -64,7 +66,7 @@ impl KeeperConnection {
         self.events.subscribe()
     }
 
-    /// Sends a request that has no result, and waits until the keeper has performed it. `doing` names the request in errors.
+    /// Sends a request that has no result, and waits until the keeper has performed the request. `doing` names the request in errors.
     pub(super) async fn done(&self, doing: &'static str, request: &LaunchRequest) -> Result<(), LaunchError> {
         match self.ask(doing, request, &[]).await?.0 {
             LaunchReply::Done => Ok(()),
@@ -103,7 +105,7 @@ impl KeeperConnection {
         }
     }
 
-    /// Returns the receiver of the exit of process `id`, which may have exited already.
+    /// Returns a receiver of the exit of process `id`. If the process has already exited, the receiver contains the exit.
     pub(super) fn end_of(&self, id: ProcessId) -> watch::Receiver<Option<Exit>> {
         let mut table = self.table.lock();
         if table.gone {
@@ -115,14 +117,14 @@ impl KeeperConnection {
         table.ends.entry(id).or_insert_with(|| watch::channel(None).0).subscribe()
     }
 
-    /// Sends a request that has no answer. Does not wait, because `drop` implementations call this function.
+    /// Sends a request that has no answer. The function does not wait, because implementations of `Drop` call it.
     pub(super) fn tell(&self, body: &LaunchRequest) {
         if let Ok(bytes) = wire::encode(&LaunchFrame { seq: 0, body }) {
             let _ = wire::send(&self.socket, &bytes, &[]);
         }
     }
 
-    /// Reads answers and events until the connection closes.
+    /// Reads answers and events until the connection is closed.
     async fn follow(self: Arc<Self>) {
         let mut buffer = vec![0; MAX_MESSAGE];
         loop {
@@ -147,7 +149,7 @@ impl KeeperConnection {
     fn answer(&self, seq: u64, reply: LaunchReply, descriptors: Vec<OwnedFd>) {
         let mut table = self.table.lock();
         if let LaunchReply::Started { id, .. } = reply {
-            // The entry is created before the caller continues, so that an exit right after the start is not missed.
+            // The entry is created before the caller receives the answer, so that an exit immediately after the start is not missed.
             table.ends.entry(id).or_insert_with(|| watch::channel(None).0);
         }
         let started = match (&reply, table.waiting.remove(&seq)) {
@@ -155,7 +157,8 @@ impl KeeperConnection {
             (_, None) => None,
         };
         drop(table);
-        // The caller was cancelled before the answer arrived. The process is killed now, because no handle exists that could kill it later.
+        // If the caller was cancelled before the answer arrived, the process is killed now, because no handle exists that could kill the
+        // process later.
         if let Some(LaunchReply::Started { id, .. }) = started
             && let Ok(bytes) = wire::encode(&LaunchFrame { seq: 0, body: LaunchRequest::End { id, now: true } })
         {

@@ -1,4 +1,4 @@
-//! Descriptors that this process inherited from its parent. Only this file turns a number into a descriptor.
+//! Descriptors that this process inherited from its parent. No other file converts the number of a descriptor into an owned descriptor.
 #![allow(unsafe_code)]
 
 use std::{
@@ -13,23 +13,24 @@ use rustix::io::{FdFlags, fcntl_setfd};
 /// The numbers that [`take`] has returned.
 static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
-/// Takes over inherited descriptor `number`, once, and marks it close-on-exec, so that children do not inherit it.
+/// Takes over the inherited descriptor `number`, and marks the descriptor close-on-exec, so that children do not inherit the descriptor.
+/// Fails if the descriptor was already taken over.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
     if number < 3 {
-        return Err(invalid(format!("cannot take over descriptor {number}: expected an inherited descriptor, 3 or higher")));
+        return Err(invalid(format!("cannot take over descriptor {number} (expected an inherited descriptor, 3 or higher)")));
     }
     if !TAKEN.lock().insert(number) {
-        return Err(invalid(format!("descriptor {number} was already taken over")));
+        return Err(invalid(format!("cannot take over descriptor {number}: the descriptor was already taken over")));
     }
     // SAFETY: F_GETFD changes nothing, and fails if the number is not an open descriptor.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         TAKEN.lock().remove(&number);
         return Err(io::Error::other(format!(
-            "cannot use descriptor {number}: it is not open; only larder itself starts this command"
+            "cannot take over descriptor {number}: the descriptor is not open (only larder itself starts this command)"
         )));
     }
-    // SAFETY: the descriptor is open, was opened by the parent process, and `TAKEN` gives it out only once.
+    // SAFETY: the descriptor is open and was opened by the parent process. `TAKEN` ensures that the descriptor has only one owner.
     let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
     fcntl_setfd(&descriptor, FdFlags::CLOEXEC)?;
     Ok(descriptor)

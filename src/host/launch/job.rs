@@ -1,4 +1,4 @@
-//! The job of a worker: sealed by the server, read by the worker, answered by a report.
+//! The job of a worker. The server seals the job in a memory file; the worker reads the job and writes a report.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{inherited, wire::MAX_JOB};
 
-/// The seals of a job, so that no process can change the job while a worker reads it.
+/// The seals of a job. The seals prevent every process from changing the job while a worker reads the job.
 const SEALS: SealFlags = SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW);
 
 /// Creates a memory file with `bytes`, sealed against changes.
@@ -26,13 +26,13 @@ pub(super) fn sealed(bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Checks that `job` is sealed against changes, and that it has at most [`MAX_JOB`] bytes.
+/// Checks that `job` is sealed against changes, and that `job` has at most [`MAX_JOB`] bytes.
 pub fn check_sealed(job: &OwnedFd) -> Result<(), String> {
     if !fcntl_get_seals(job).is_ok_and(|found| found.contains(SEALS)) {
-        return Err("the job is not sealed".into());
+        return Err("the job is not sealed against changes".into());
     }
     if fstat(job).map_or(u64::MAX, |found| found.st_size as u64) > MAX_JOB {
-        return Err(format!("the job is larger than {MAX_JOB} bytes"));
+        return Err(format!("the job is too large (limit {MAX_JOB} bytes)"));
     }
     Ok(())
 }
@@ -49,19 +49,20 @@ pub fn write_report<R: Serialize>(to: &mut impl Write, report: &R) -> io::Result
     to.write_all(&postcard::to_stdvec(report).map_err(io::Error::other)?)
 }
 
-/// The descriptors that a worker inherits. A worker takes them before it does anything else, so that no child inherits them.
+/// The descriptors that a worker inherits. A worker takes these descriptors before all other work, so that no child inherits them.
 #[derive(Debug)]
 pub struct WorkerInput {
-    /// The sealed job; for [`read_job`].
+    /// The sealed job, which [`read_job`] reads.
     pub job: File,
-    /// The write end of the report pipe; for [`write_report`].
+    /// The write end of the report pipe, to which [`write_report`] writes.
     pub report: File,
     /// The descriptors from 5 on, in the order of [`Stdio::extra`](super::Stdio::extra).
     pub extra: Vec<OwnedFd>,
 }
 
 impl WorkerInput {
-    /// Takes over descriptors 3 and 4, and the extra descriptors, whose number is in the variable `LARDER_EXTRA`.
+    /// Takes over the descriptors 3 and 4, and the extra descriptors from 5 on. The environment variable `LARDER_EXTRA` is the number of
+    /// extra descriptors.
     pub fn take() -> io::Result<WorkerInput> {
         let job = File::from(inherited::take(3)?);
         let report = File::from(inherited::take(4)?);

@@ -1,4 +1,5 @@
-//! The keeper's end of the connection to a server: it receives requests, and queues messages until the server reads them.
+//! The keeper's end of the connection to a server. [`KeeperEnd`] receives requests, and queues messages until the server reads the
+//! messages.
 
 use std::{
     collections::VecDeque,
@@ -8,7 +9,7 @@ use std::{
 
 use super::wire::{self, LaunchFrame, LaunchReply, LaunchRequest, MAX_MESSAGE};
 
-/// The maximum number of queued messages.
+/// The maximum number of messages in the queue.
 const MAX_WAITING: usize = 8192;
 
 /// The keeper's end of the connection to a server.
@@ -21,21 +22,21 @@ pub struct KeeperEnd {
 /// The result of one read of the connection.
 #[derive(Debug)]
 pub enum RequestReceived {
-    /// A request and the descriptors that came with it.
+    /// A request and the descriptors of its message.
     Request(LaunchFrame<LaunchRequest>, Vec<OwnedFd>),
-    /// Nothing has arrived yet.
+    /// No request has arrived yet.
     Empty,
-    /// The server has closed its end and is about to exit.
+    /// The server has closed its end of the connection, usually because the server exits.
     Closed,
 }
 
 impl KeeperEnd {
-    /// Takes over a sequenced-packet socket, whose other end a server has.
+    /// Takes over a sequenced-packet socket whose other end belongs to a server.
     pub fn over(socket: OwnedFd) -> KeeperEnd {
         KeeperEnd { socket, waiting: VecDeque::new() }
     }
 
-    /// Returns the socket, to wait until it is readable, or writable while messages wait.
+    /// Returns the socket. The keeper polls the socket for readability, and for writability while messages are queued.
     pub fn socket(&self) -> &OwnedFd {
         &self.socket
     }
@@ -55,7 +56,7 @@ impl KeeperEnd {
         }
     }
 
-    /// Queues a message. Returns false if the queue is full, or if the message cannot be encoded.
+    /// Queues a message. A message that cannot be encoded is replaced by a refusal with the reason. Returns false if the queue is full.
     pub fn send(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) -> bool {
         let bytes = wire::encode(&LaunchFrame { seq, body })
             .or_else(|why| wire::encode(&LaunchFrame { seq, body: LaunchReply::Refused(why) }));
@@ -66,7 +67,7 @@ impl KeeperEnd {
         true
     }
 
-    /// Returns true if messages wait to be sent.
+    /// Returns true if the queue contains messages.
     pub fn has_unsent(&self) -> bool {
         !self.waiting.is_empty()
     }
@@ -75,7 +76,7 @@ impl KeeperEnd {
     pub fn flush(&mut self) {
         while let Some((bytes, descriptor)) = self.waiting.front() {
             let beside: Vec<_> = descriptor.iter().map(AsFd::as_fd).collect();
-            // If the socket is full, the message is sent after the next poll. If the socket is broken, the server is about to exit.
+            // If the socket is full, the next flush sends the message. If the connection is closed, the message has no reader.
             if wire::send(&self.socket, bytes, &beside).is_err() {
                 return;
             }

@@ -1,8 +1,9 @@
-//! The client of the keeper, which launches processes and reports their exits; the queue of the keeper's messages; and the worker's side
+//! The connection between the server and the keeper, and the jobs of workers. [`Launcher`] is the server's client of the keeper: it
+//! launches processes and reports their exits. [`KeeperEnd`] is the keeper's side of the connection. [`WorkerInput`] is the worker's side
 //! of a job. Read [`Launcher`] first.
 //!
-//! A worker starts with these descriptors: 0, 1 and 2 are those of [`Stdio`]; 3 is the sealed job; 4 is the write end of the report pipe;
-//! from 5 on follow those of [`Stdio::extra`]. `LARDER_*` variables hold the paths of the worker's directories.
+//! A worker starts with these descriptors: 0, 1 and 2 from [`Stdio`]; 3, the sealed job; 4, the write end of the report pipe; from 5 on,
+//! the descriptors in [`Stdio::extra`]. Environment variables `LARDER_*` contain the paths of the worker's directories.
 
 mod child;
 mod client;
@@ -21,6 +22,7 @@ pub use keeper_end::{KeeperEnd, RequestReceived};
 pub use types::{Capabilities, Cgroups, LaunchError, Registration, Stdio, SupervisedProcess};
 pub use wire::{MAX_GRACE, ProcessEvent};
 
-/// The variable, and its value, with which glibc allocates memory in large pages. Workers with buffers of many megabytes are started with
-/// this variable, because on a virtual machine a page fault takes about as long as compressing a kilobyte. Other C libraries ignore it.
+/// The name and the value of the environment variable with which glibc allocates memory in large pages. The keeper sets this variable for
+/// workers with buffers of many megabytes, because a page fault on a virtual machine takes about as long as the compression of a kilobyte.
+/// Other C libraries ignore the variable.
 pub const LARGE_PAGES: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");

@@ -1,4 +1,5 @@
-//! The messages between server and keeper: small frames in the postcard format over a sequenced-packet socket, some with descriptors.
+//! The messages between server and keeper. Each message is a small frame in the postcard format, sent over a sequenced-packet socket. Some
+//! messages carry descriptors.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
@@ -18,25 +19,27 @@ use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, S
 
 /// The maximum size of a message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// The maximum number of descriptors of a message: the job, the report, three standard descriptors and [`MAX_EXTRA`] more.
+/// The maximum number of descriptors of a message: the job, the report pipe, three standard descriptors and [`MAX_EXTRA`] extra
+/// descriptors.
 pub const MAX_DESCRIPTORS: usize = 13;
 /// The maximum number of extra descriptors of a process.
 pub const MAX_EXTRA: usize = 8;
 /// The maximum size of a job, in bytes.
 pub const MAX_JOB: u64 = 16 * 1024 * 1024;
-/// The maximum time between the stop signal of a process and its kill, even if a recipe requests a longer time.
+/// The maximum time between the stop signal and the kill of a process. The limit also applies if a recipe requests a longer time.
 pub const MAX_GRACE: Duration = Duration::from_secs(15 * 60);
 
 /// A message with the number of its request.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct LaunchFrame<T> {
-    /// The number of the request; 0 for an event, and for a request that has no answer.
+    /// The number of the request. The number is 0 for an event and for a request that has no answer.
     pub seq: u64,
     /// The message.
     pub body: T,
 }
 
-/// The optional descriptors of a launch request. They follow the descriptor of the job, in the order of these fields.
+/// The optional descriptors of a launch request. The message contains the descriptor of the job first, and then the optional descriptors in
+/// the order of these fields.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Given {
     /// True if the write end of the report pipe is sent.
@@ -47,7 +50,7 @@ pub struct Given {
     pub stdout: bool,
     /// True if descriptor 2 of the process is sent.
     pub stderr: bool,
-    /// The number of descriptors from 5 on.
+    /// The number of extra descriptors, which become descriptors 5 and higher.
     pub extra: u8,
 }
 
@@ -61,25 +64,25 @@ pub enum LaunchRequest {
         /// The descriptors that are sent with this message.
         given: Given,
     },
-    /// Return the supervised process with the lowest number above `after`.
+    /// Return the supervised process with the lowest number above `after`, or with the lowest number if `after` is `None`.
     Supervised {
-        /// The process of the previous answer.
+        /// The process in the previous answer.
         after: Option<ProcessId>,
     },
     /// Create the directories of a project or an environment.
     Register(Registration),
-    /// Kill the processes of an environment or a project and remove its directories.
+    /// Kill the processes of an environment or a project, and remove the directories of the environment or project.
     Unregister {
         /// The project.
         project: ProjectId,
         /// The environment; `None` for the whole project.
         environment: Option<EnvId>,
     },
-    /// Send SIGTERM to a process and its descendants, or kill them.
+    /// Send SIGTERM or SIGKILL to a process and its descendants.
     End {
         /// The process.
         id: ProcessId,
-        /// True to kill the process.
+        /// True to send SIGKILL; false to send SIGTERM.
         now: bool,
     },
     /// Stop a supervised process permanently.
@@ -100,15 +103,15 @@ pub enum LaunchRequest {
         /// The slot, for [`Area::Slot`].
         slot: Option<Slot>,
     },
-    /// Report the isolation and the limits that are in force.
+    /// Report the isolation and the limits that the keeper can enforce.
     Capabilities,
-    /// Rename the installed tree of one release to that of another release, which must have no tree yet.
+    /// Rename the installed tree of release `from`, so that the tree belongs to release `to`. Release `to` must have no tree yet.
     RenameTree {
         /// The environment.
         environment: EnvId,
-        /// The release whose name the tree has.
+        /// The release to which the tree belongs before the request.
         from: ReleaseId,
-        /// The release whose name the tree gets.
+        /// The release to which the tree belongs after the request.
         to: ReleaseId,
     },
     /// Prepare for launches that follow soon.
@@ -129,22 +132,23 @@ pub enum LaunchReply {
     },
     /// A supervised process, with the read end of its output pipe; `None` after the last process.
     Supervised(Option<Supervised>),
-    /// The isolation and the limits that are in force.
+    /// The isolation and the limits that the keeper can enforce.
     Capabilities(Capabilities),
     /// The reason why the request was refused or failed.
     Refused(String),
-    /// The area was not reset because processes use it. The request can be repeated.
+    /// The area was not reset because processes use the area. The request can be repeated.
     Busy {
-        /// The reason, with one of these processes.
+        /// The reason, which names one process that uses the area.
         why: String,
-        /// Milliseconds until the last of these processes is killed, if all of them are being stopped.
+        /// If all processes that use the area are being stopped: milliseconds until the last of them is killed. `None` if another process
+        /// uses the area.
         left: Option<u32>,
     },
     /// An event, which is not the answer to a request.
     Event(ProcessEvent),
 }
 
-/// A supervised process, as the keeper reports it to a server that has just started.
+/// The keeper's report of a supervised process to a server that has just started.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Supervised {
     /// The number of the process.
@@ -166,7 +170,7 @@ pub enum ProcessEvent {
         exit: Exit,
         /// The number of restarts so far.
         restarts: u32,
-        /// True if the process is not restarted; otherwise it is restarted after a backoff.
+        /// True if the process is not restarted. False if the keeper restarts the process after a backoff.
         last: bool,
     },
     /// The process was restarted.
@@ -178,7 +182,7 @@ pub enum ProcessEvent {
     },
 }
 
-/// Encodes a frame. Fails if the result exceeds [`MAX_MESSAGE`].
+/// Encodes a frame. Fails if the result has more than [`MAX_MESSAGE`] bytes.
 pub fn encode<T: Serialize>(frame: &LaunchFrame<T>) -> Result<Vec<u8>, String> {
     let bytes = postcard::to_stdvec(frame).map_err(|error| error.to_string())?;
     if bytes.len() > MAX_MESSAGE {
@@ -191,7 +195,7 @@ pub fn encode<T: Serialize>(frame: &LaunchFrame<T>) -> Result<Vec<u8>, String> {
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<LaunchFrame<T>, String> {
     match postcard::take_from_bytes(bytes) {
         Ok((frame, [])) => Ok(frame),
-        Ok((_, rest)) => Err(format!("{} trailing bytes", rest.len())),
+        Ok((_, rest)) => Err(format!("{} bytes follow the message", rest.len())),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -201,7 +205,7 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors for one message"));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the message has too many descriptors"));
     }
     let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?;
     if sent == bytes.len() { Ok(()) } else { Err(io::Error::other("the message was truncated")) }
