@@ -1,10 +1,10 @@
-//! Applies a patch to the release in a slot. If any change of the patch conflicts with the release, nothing is applied.
+//! Applies a patch to the release in a slot. If a change of the patch conflicts with the release, no change is applied.
 //!
-//! All conflicts are found before the first file is written. If a write fails afterwards, as on a full disk, a part of the patch stays in
-//! the slot. The caller must empty the slot before any process runs in it.
+//! All conflicts are found before the first file is written. If a later write fails, as on a full disk, a part of the patch stays in the
+//! slot. The caller must then empty the slot before a process runs in the slot.
 //!
-//! A change that the release already contains is skipped, because the fix may have been committed since the patch was saved. A text file
-//! that the release has changed at other lines is merged, as `patch` does. Every other difference is a conflict.
+//! A change that the release already contains is skipped, because the fix may have been committed after the patch was saved. If the release
+//! and the patch change different lines of a text file, the changes are merged, as patch(1) does. Every other difference is a conflict.
 
 use std::{
     fs::File,
@@ -23,12 +23,12 @@ use crate::{
     release::{ChangeKind, ReleaseError, WorkerAnswer},
 };
 
-/// The job of the patch worker. Descriptor 5 is the diff; descriptor 6 is the archive, if there is one.
+/// The job of the patch worker. Descriptor 5 is the diff. Descriptor 6 is the archive, if the patch has an archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplyJob {
     /// The changes to apply.
     pub changes: Vec<Drifted>,
-    /// The frames of the archive.
+    /// The frames of the archive; `None` if the patch has no archive.
     pub archive: Option<ArchiveInfo>,
 }
 
@@ -39,21 +39,21 @@ pub enum Applied {
     Done {
         /// The paths that were changed in the slot.
         changed: Vec<String>,
-        /// The paths that were merged with changes of the release.
+        /// The paths at which changes of the patch were merged with changes of the release.
         merged: Vec<String>,
         /// The number of changes that the release already contained.
         there: u64,
     },
-    /// Nothing was changed, because of these conflicts. Each is a pair of path and reason.
+    /// The slot was not changed, because of these conflicts. Each conflict is a pair of path and reason.
     Conflicts(Vec<(String, String)>),
 }
 
-/// Applies a patch. After an error, the slot may have a part of the patch.
+/// Applies a patch. After an error, the slot may contain a part of the patch.
 pub fn work(job: &ApplyJob, places: &DriftPaths, text: &File, archive: Option<&File>) -> WorkerAnswer<Applied> {
     apply(job, places, text, archive).into()
 }
 
-/// The action at a path.
+/// The action of the worker at a path.
 enum Move {
     /// Do nothing, because the release already contains the change.
     There,
@@ -61,15 +61,16 @@ enum Move {
     Remove,
     /// Create a directory or a symlink.
     Make(EntryKind),
-    /// Write a text file with this content; true if it is executable.
+    /// Write a text file with this content. The flag is true for an executable file.
     Write(String, bool),
-    /// Set the mode of a file; true if it is executable.
+    /// Set the mode of a file. The flag is true for an executable file.
     Mode(bool),
     /// Unpack the file from the archive.
     Whole,
 }
 
-/// The largest diff of one file, in bytes. A diff of two files of 1 MiB, the largest text files that are saved, is smaller.
+/// The maximum size of the diff of one file, in bytes. Text files of up to 1 MiB are saved as diffs, and the diff of two such files is
+/// smaller than this limit.
 const MAX_DIFF: usize = 8 << 20;
 
 fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&File>) -> Result<Applied, ReleaseError> {
@@ -101,7 +102,7 @@ fn apply(job: &ApplyJob, places: &DriftPaths, diffs: &File, archive: Option<&Fil
     Ok(Applied::Done { changed, merged, there })
 }
 
-/// Returns the entry at a path of the slot.
+/// Returns the entry at a path of the slot, or `None` if the path does not exist. Fails with the reason for a conflict.
 fn current(app: &Confined, path: &str) -> Result<Option<EntryKind>, String> {
     let mut cursor = app.cursor();
     let stat = match cursor.stat(path) {
@@ -134,7 +135,8 @@ fn current(app: &Confined, path: &str) -> Result<Option<EntryKind>, String> {
     }
 }
 
-/// Returns the action for a change, and true if the release differs at this path from the release of the patch.
+/// Returns the action for a change. The flag is true if the change is merged: the entry in the slot differs from the entry that the patch
+/// changed. Fails with the reason for a conflict.
 fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool), String> {
     let current = current(app, &change.path)?;
     if current == change.now {
@@ -148,7 +150,7 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
         (Some(EntryKind::File { executable, digest, .. }), SavedAs::Text { .. }) => {
             let base = match &change.was {
                 Some(EntryKind::File { size, digest, .. }) => {
-                    text(app, &change.path, *size, digest).ok_or("the file is not text in this release")?
+                    text(app, &change.path, *size, digest).ok_or("this release has no text file of at most 1 MiB at this path")?
                 }
                 _ => String::new(),
             };
@@ -165,7 +167,7 @@ fn decide(app: &Confined, change: &Drifted, diffs: &File) -> Result<(Move, bool)
     Ok((clean, false))
 }
 
-/// Returns the action for a path at which this release differs from the release of the patch.
+/// Returns the action for a path at which this release differs from the release that the patch was saved from.
 fn merge(app: &Confined, change: &Drifted, current: Option<&EntryKind>, diffs: &File) -> Result<Move, String> {
     let now_executable = |was: &Option<EntryKind>, now: bool, current: bool| match was {
         Some(EntryKind::File { executable, .. }) if *executable == now => current,
@@ -179,12 +181,13 @@ fn merge(app: &Confined, change: &Drifted, current: Option<&EntryKind>, diffs: &
         ) => {
             let executable = now_executable(&change.was, *executable, *current);
             match change.kept {
-                // The patch changes only the mode, or the release already has the new content and only the mode differs.
+                // Only the mode must be set: the patch changes no content, or the release already has the new content.
                 SavedAs::Listed => Ok(Move::Mode(executable)),
                 _ if digest == now => Ok(Move::Mode(executable)),
                 SavedAs::Whole if digest == was => Ok(Move::Whole),
                 SavedAs::Text { .. } => {
-                    let base = text(app, &change.path, *size, digest).ok_or("the file is not text in this release")?;
+                    let base = text(app, &change.path, *size, digest)
+                        .ok_or("this release has no text file of at most 1 MiB at this path")?;
                     patched(&base, change, diffs).map(|new| Move::Write(new, executable))
                 }
                 _ => Err(String::from("this release has another version of the file")),
@@ -210,7 +213,7 @@ fn patched(base: &str, change: &Drifted, diffs: &File) -> Result<String, String>
 /// Performs the actions, except the unpacking of whole files.
 fn perform(app: &Confined, moves: &[(&Drifted, Move)]) -> Result<(), ReleaseError> {
     let mut cursor = app.cursor();
-    // The order is reversed, so that a directory is emptied before it is removed.
+    // Entries are removed in reverse order, so that a directory is emptied before it is removed.
     for (change, action) in moves.iter().rev() {
         let replaced = matches!(action, Move::Make(_) | Move::Write(..) | Move::Whole);
         if !(matches!(action, Move::Remove) || (replaced && cursor.stat(&change.path).is_ok())) {
@@ -248,7 +251,8 @@ fn mode(executable: bool) -> u32 {
     if executable { 0o755 } else { 0o644 }
 }
 
-/// Sets the mode of a file. A file of the release belongs to another user, so its mode cannot be changed; it is replaced by a copy.
+/// Sets the mode of a file. The mode of a file that belongs to another user cannot be changed. Such a file, which comes from the release,
+/// is replaced by a copy.
 fn set_mode(cursor: &mut Cursor<'_>, path: &str, executable: bool) -> Result<(), ReleaseError> {
     let mut content = Vec::new();
     let file = cursor.open(path)?;
@@ -272,7 +276,7 @@ fn parents(cursor: &mut Cursor<'_>, path: &str) -> Result<(), ReleaseError> {
     Ok(())
 }
 
-/// Unpacks the files with the paths `wanted` from the archive of whole files.
+/// Unpacks the files whose paths are in `wanted` from the archive of whole files.
 fn unpack(app: &Confined, entries: &[Entry], info: &ArchiveInfo, file: &File, wanted: &[&str]) -> Result<(), ReleaseError> {
     let refused = |source| ReleaseError::PatchArchive { doing: "accept", source };
     let archive = Archive::open(file, entries, info, &ArchiveLimits::default()).map_err(refused)?;

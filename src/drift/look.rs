@@ -1,4 +1,5 @@
-//! Compares the entries in the scratch layer of a slot with the manifest of its release.
+//! Compares the live tree of a slot with the manifest of the release. If the live tree is an overlay, only the entries in the scratch layer
+//! are compared.
 
 use std::{
     collections::HashSet,
@@ -16,16 +17,17 @@ use crate::{
     release::{ChangeKind, ReleaseError},
 };
 
-/// The maximum number of bytes that are read. Beyond this limit, a file with the size of the manifest counts as unchanged.
+/// The maximum number of bytes that a comparison reads. After this limit, a file counts as unchanged if its size is the size in the
+/// manifest.
 const MAX_BYTES: u64 = 4 << 30;
-/// The name of the file that exists in a slot without an overlay while the release's tree is being copied into the slot.
+/// The name of the marker file in a slot without an overlay. The file exists while the release's tree is being copied into the slot.
 const MARK: &str = ".larder-filling";
 
-/// The entries of a release, sorted by path, which binary search requires.
+/// The entries of a release. The entries must be sorted by path, because lookups use binary search.
 pub struct KnownEntries<'e>(pub &'e [Entry]);
 
 impl<'e> KnownEntries<'e> {
-    /// Returns the entry at a path.
+    /// Returns the entry at a path, or `None` if the release has no entry at the path.
     pub fn get(&self, path: &str) -> Option<&'e EntryKind> {
         let at = self.0.binary_search_by(|entry| entry.path.as_str().cmp(path)).ok()?;
         self.0.get(at).map(|entry| &entry.kind)
@@ -47,8 +49,9 @@ impl<'e> KnownEntries<'e> {
     }
 }
 
-/// Compares `app` with `entries`. With the scratch layer `upper`, only its entries are compared: all other entries of `app` come from the
-/// installed tree, which is not compared here.
+/// Compares the live tree `app` with `entries`. If `upper` is given, `app` is an overlay with the scratch layer `upper`, and only the
+/// entries of the scratch layer are compared. All other entries of `app` come from the installed tree, which this function does not
+/// compare.
 pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: &Rules) -> Result<Drift, ReleaseError> {
     let mut look = Look {
         app,
@@ -67,7 +70,7 @@ pub fn look(app: &Confined, upper: Option<&Confined>, entries: &[Entry], rules: 
     let Look { mut found, mut left_out, mut made, .. } = look;
     made.sort();
     found.sort_by(|a, b| a.path.cmp(&b.path));
-    // An added directory is listed only if nothing in it is listed.
+    // An added directory is listed only if no entry in the directory is listed.
     let empty: Vec<String> = made
         .iter()
         .filter(|path| {
@@ -97,9 +100,9 @@ struct Look<'a> {
     rules: &'a Rules,
     found: Vec<Drifted>,
     left_out: u64,
-    /// The bytes that may still be read.
+    /// The number of bytes that the comparison may still read.
     bytes: u64,
-    /// The directories of `app` that the release does not have.
+    /// The directories of `app` that the release does not contain.
     made: Vec<String>,
 }
 
@@ -108,7 +111,7 @@ impl Look<'_> {
         let listed = self.app.open_dir(directory).and_then(|view| Ok((view.names()?, view)));
         let (names, view) = match listed {
             Ok(listed) => listed,
-            // The directory was removed during the comparison or is not readable. The comparison continues.
+            // The comparison continues if a directory was removed during the comparison or is not readable.
             Err(error) => return self.note(directory.to_owned(), Err(odd(&error))),
         };
         let above: Option<HashSet<OsString>> = self
@@ -131,14 +134,14 @@ impl Look<'_> {
             let shown = name.to_string_lossy();
             let path = if directory.is_empty() { shown.into_owned() } else { format!("{directory}/{shown}") };
             if name.to_str().is_none() || check_path(path.as_bytes()).is_err() {
-                self.note(path, Err("its name cannot be in a release"));
+                self.note(path, Err("the name cannot be in a release"));
             } else if !self.rules.persists(&path) {
                 self.compare_entry(&mut cursor, name, path, pending);
             }
         }
     }
 
-    /// Compares one name of a directory with the manifest.
+    /// Compares the entry `name` of a directory with the manifest.
     fn compare_entry(&mut self, cursor: &mut Cursor<'_>, name: &OsStr, path: String, pending: &mut Vec<String>) {
         let known = self.known.get(&path);
         let now = match cursor.stat(name) {
@@ -175,12 +178,12 @@ impl Look<'_> {
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 let executable = stat.st_mode & 0o100 != 0;
                 if self.bytes < size {
-                    // A file of the same size counts as unchanged.
+                    // A file with the size in the manifest counts as unchanged.
                     return match known {
                         Some(EntryKind::File { size: was, digest, .. }) if *was == size => {
                             Ok(EntryKind::File { size, digest: *digest, executable })
                         }
-                        _ => Err("not read: more than 4 GiB have changed"),
+                        _ => Err("not compared: the comparison has reached its limit of 4 GiB"),
                     };
                 }
                 self.bytes -= size;
@@ -190,14 +193,16 @@ impl Look<'_> {
             FileType::Symlink => {
                 let target = cursor.read_link(name).map_err(|error| odd(&error))?;
                 let target = check_target(std::os::unix::ffi::OsStrExt::as_bytes(target.as_os_str()));
-                target.map(|target| EntryKind::Link { target: target.to_owned() }).map_err(|_| "its target is not plain text")
+                target
+                    .map(|target| EntryKind::Link { target: target.to_owned() })
+                    .map_err(|_| "the target of the symlink is not plain text")
             }
             FileType::Fifo | FileType::Socket => Err("a socket or FIFO"),
             _ => Err("a device"),
         }
     }
 
-    /// Records all entries of the release below a path as removed.
+    /// Records that all entries of the release below a path were removed.
     fn gone(&mut self, path: &str) {
         let known = KnownEntries(self.known.0);
         for entry in known.below(path) {
@@ -251,14 +256,14 @@ fn change(path: String, was: Option<EntryKind>, now: Result<EntryKind, &'static 
 
 fn odd(error: &FileError) -> &'static str {
     match error.kind() {
-        std::io::ErrorKind::PermissionDenied => "it cannot be read",
-        std::io::ErrorKind::NotFound => "it was removed before it could be read",
-        _ => "it could not be read",
+        std::io::ErrorKind::PermissionDenied => "no permission to read the entry",
+        std::io::ErrorKind::NotFound => "the entry was removed during the comparison",
+        _ => "the entry cannot be read",
     }
 }
 
-/// Reads at most `size` bytes of a file, and returns their number and digest. Their number can differ from `size`, because another process
-/// may write the file at the same time.
+/// Reads at most `size` bytes of a file. Returns the number and the digest of the bytes that were read. The number can be smaller than
+/// `size`, because another process may write the file at the same time.
 pub fn hash(cursor: &mut Cursor<'_>, name: &OsStr, size: u64) -> Result<(u64, crate::model::Digest), FileError> {
     let file = cursor.open(name)?;
     let mut file = file.take(size);

@@ -1,9 +1,10 @@
 //! Drift: changes to the files of a live release, and the patches that save them.
 //!
-//! `/app` is an overlay of the immutable release and the scratch layer of the slot, so a live file differs only if the scratch layer has
-//! an entry for it. [`look`] compares only these entries; [`verify_tree`] compares the installed tree with its manifest, byte by
-//! byte. Both run in a worker that sees the same files as the application, read-only. A patch saves the changes as a diff for `patch -p1`
-//! and `git apply`, an archive of whole files, and a list ([`save`], [`patches`]). [`apply`] applies a patch to the release in a slot.
+//! `/app` is an overlay of the immutable release and the scratch layer of the slot, so a live file differs only if the scratch layer has an
+//! entry for the file. [`look`] compares only these entries. [`verify_tree`] compares the installed tree with its manifest, byte by byte.
+//! Both functions start a worker with read-only access to the files of the application. A patch ([`save`], [`patches`]) consists of a diff
+//! for `patch -p1` and `git apply`, an archive of whole files, and a list of the changes. [`apply`] applies a patch to the release in a
+//! slot.
 
 mod apply;
 mod look;
@@ -29,23 +30,24 @@ use crate::{
     release::{ChangeKind, ReleaseError, WorkerAnswer, store, verify},
 };
 
-/// The maximum number of changes that are listed. Further changes are only counted.
+/// The maximum number of listed changes. Further changes are only counted.
 const MAX_CHANGES: usize = 5000;
 
-/// A path of the live tree at which the entry differs from that of the release.
+/// A change: a path at which the entry of the live tree differs from the entry of the release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drifted {
     /// The path, relative to `/app`.
     pub path: String,
     /// The kind of the change.
     pub change: ChangeKind,
-    /// The entry of the release; `None` if the release has none.
+    /// The entry of the release; `None` if the release has no entry at this path.
     pub was: Option<EntryKind>,
-    /// The live entry. `None` if the entry was removed, is unreadable, or is not a file, directory or symlink (see `odd`).
+    /// The entry of the live tree. `None` if the entry was removed, or if the entry cannot be saved (see `odd`).
     pub now: Option<EntryKind>,
-    /// The reason why the change can be listed but not saved, such as a socket or an unreadable file.
+    /// The reason why the change can be listed but not saved, such as `a device`. `None` if the change can be saved.
     pub odd: Option<String>,
-    /// The reason why the change is expected: a cache, a log, `drift.ignore`. Expected changes are listed and never saved.
+    /// The reason why the change is expected, such as `a cache` or `a log`. `None` for an unexpected change. Expected changes are listed
+    /// and never saved.
     pub noise: Option<String>,
     /// The form in which a patch contains the change.
     pub kept: SavedAs,
@@ -58,16 +60,16 @@ pub enum SavedAs {
     /// The patch does not contain the change, because saving was not requested or is impossible.
     #[default]
     No,
-    /// The change is only in the list: a directory, a symlink, a removal, a mode.
+    /// The patch contains the change only in its list: a directory, a symlink, a removal or a change of the mode.
     Listed,
     /// The change is a part of the diff.
     Text {
-        /// The offset of this part in the file of the diff, in bytes.
+        /// The offset of this part in the diff file, in bytes.
         at: u64,
         /// The length of this part, in bytes.
         length: u64,
     },
-    /// The changed file is in the archive as a whole.
+    /// The archive contains the changed file as a whole.
     Whole,
 }
 
@@ -76,12 +78,12 @@ pub enum SavedAs {
 pub struct Drift {
     /// The listed changes, sorted by path.
     pub changes: Vec<Drifted>,
-    /// The number of changes that are not listed, because there were too many.
+    /// The number of changes above the maximum number of listed changes.
     pub left_out: u64,
 }
 
 impl Drift {
-    /// Returns the changes that are not expected.
+    /// Returns the listed changes that are not expected.
     pub fn real(&self) -> impl Iterator<Item = &Drifted> {
         self.changes.iter().filter(|change| change.noise.is_none())
     }
@@ -93,8 +95,8 @@ impl Drift {
     }
 }
 
-/// The job of the drift worker. Descriptor 5 is the manifest. If changes are to be saved, descriptors 6 and 7 are the diff and the archive
-/// to write.
+/// The job of the drift worker. Descriptor 5 is the manifest. For a job that writes a patch, descriptors 6 and 7 are the files for the diff
+/// and the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LookJob {
     /// Compare the live `/app` with the manifest.
@@ -103,7 +105,7 @@ pub enum LookJob {
         data: Vec<String>,
         /// Patterns of expected changes, as in `.gitignore`.
         ignore: Vec<String>,
-        /// Expected changes: path and exact content.
+        /// Expected changes, each with the path and the exact content.
         known: Vec<KnownEntry>,
         /// True to write a patch.
         save: bool,
@@ -118,13 +120,13 @@ pub type KnownEntry = (String, Option<EntryKind>);
 /// The report of the drift worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LookReport {
-    /// The drift of the slot, with the frames of the archive, if one was written.
+    /// The drift of the slot, and the frames of the archive. The frames are `None` if no archive was written.
     Slot(Drift, Option<ArchiveInfo>),
     /// The differences of the tree, as pairs of path and description, and the number of differences that are not listed.
     Tree(Vec<(String, String)>, u64),
 }
 
-/// The paths that the drift worker and the patch worker use.
+/// The paths at which the drift worker and the patch worker find their directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriftPaths {
     /// The live tree.
@@ -136,7 +138,8 @@ pub struct DriftPaths {
 }
 
 impl DriftPaths {
-    /// Reads `LARDER_APP`, `LARDER_UPPER` and `LARDER_TREE`. If `LARDER_LOWER` is set, `/app` is not an overlay.
+    /// Reads the paths from the environment variables `LARDER_APP`, `LARDER_UPPER` and `LARDER_TREE`. The keeper sets `LARDER_LOWER` if
+    /// `/app` is not an overlay; the scratch layer is then ignored.
     pub fn from_environment() -> DriftPaths {
         let place = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
         let overlay = place("LARDER_LOWER").is_none();
@@ -148,7 +151,7 @@ impl DriftPaths {
     }
 }
 
-/// Runs the drift worker.
+/// Performs the job of the drift worker. `save` contains the files for the diff and the archive of a patch.
 pub fn look_work(job: &LookJob, places: &DriftPaths, manifest: &File, save: Option<(&File, &File)>) -> WorkerAnswer<LookReport> {
     let done = || -> Result<LookReport, ReleaseError> {
         let manifest = store::parse_known(manifest, std::path::Path::new("the manifest"))?;

@@ -1,4 +1,4 @@
-//! The rules for expected changes, which are listed but not saved.
+//! The rules that select the expected changes. Expected changes are listed but not saved.
 
 use ignore::{
     Match,
@@ -7,14 +7,14 @@ use ignore::{
 
 use crate::release::ReleaseError;
 
-/// The rules of a project. The built-in rules, for files that many applications create, are in [`Rules::noise`].
+/// The rules of a project. [`Rules::noise`] also contains the built-in rules for files that many applications create.
 pub struct Rules {
     data: Vec<String>,
     ignore: Gitignore,
 }
 
 impl Rules {
-    /// Compiles the rules from persistent paths and patterns.
+    /// Compiles the rules from the persistent paths `data` and the patterns `ignore`. Fails if a pattern is invalid.
     pub fn new(data: &[String], ignore: &[String]) -> Result<Rules, ReleaseError> {
         let mut builder = GitignoreBuilder::new("");
         for (index, pattern) in ignore.iter().enumerate() {
@@ -24,7 +24,7 @@ impl Rules {
         Ok(Rules { data: data.to_vec(), ignore })
     }
 
-    /// Returns the problem of the first invalid pattern, if there is one.
+    /// Returns the error message for the first invalid pattern, or `None` if all patterns are valid.
     pub fn wrong(ignore: &[String]) -> Option<String> {
         let wrong = |(index, pattern): (usize, &String)| {
             let line = GitignoreBuilder::new("").add_line(None, pattern).err()?;
@@ -33,7 +33,7 @@ impl Rules {
         ignore.iter().enumerate().find_map(wrong)
     }
 
-    /// Returns true if a path is persistent, and therefore not part of a release.
+    /// Returns true if `path` is a persistent path or below a persistent path. Such a path is not part of a release.
     pub fn persists(&self, path: &str) -> bool {
         self.data.iter().any(|data| path == data || path.strip_prefix(data.as_str()).is_some_and(|rest| rest.starts_with('/')))
     }
@@ -43,8 +43,9 @@ impl Rules {
         self.data.iter().any(|data| data.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
     }
 
-    /// Returns the reason why a change is expected, or `None` if the change is not expected. `ours` means that the release has an entry at
-    /// the path. The project's own patterns come before the built-in rules: with the pattern `!logs/`, changes in `logs/` are not expected.
+    /// Returns the reason why a change is expected, or `None` if the change is unexpected. `ours` is true if the release has an entry at
+    /// the path. The project's own patterns take precedence over the built-in rules. For example, the pattern `!logs/` makes all changes in
+    /// `logs/` unexpected.
     pub fn noise(&self, path: &str, is_dir: bool, ours: bool) -> Option<&'static str> {
         match self.ignore.matched_path_or_any_parents(path, is_dir) {
             Match::Ignore(_) => return Some("matches drift.ignore"),
@@ -55,7 +56,7 @@ impl Rules {
         if path.split('/').any(|part| part == "__pycache__") || name.ends_with(".pyc") {
             return Some("Python bytecode");
         }
-        // The rules below are for new files; a change to a file of the release is not expected in any directory.
+        // The following rules apply only to new files. A change to a file of the release is unexpected in every directory.
         if ours {
             return None;
         }

@@ -1,5 +1,5 @@
-//! The patches of an environment: `archives/patches/<id>/` with `patch.json`, `changes.diff` and, if there are whole files,
-//! `files.tar.zst`. The id is derived from the content, so the same drift is saved once.
+//! The patches of an environment. The directory `archives/patches/<id>/` of a patch contains `patch.json`, `changes.diff` and, for whole
+//! files, `files.tar.zst`. The id is derived from the changes, so the same drift is saved only once.
 
 use std::{
     fs::{self, File},
@@ -21,15 +21,15 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The file with the list of changes.
+/// The name of the file with the list of changes.
 const LIST: &str = "patch.json";
-/// The file with the diff.
+/// The name of the file with the diff.
 const TEXT: &str = "changes.diff";
-/// The archive of whole files.
+/// The name of the archive of whole files.
 const FILES: &str = "files.tar.zst";
-/// The largest list, in bytes.
+/// The maximum size of a list, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
-/// The maximum number of automatic patches that are kept.
+/// The maximum number of automatic patches. Patches that a stored release needs are not counted.
 const MAX_AUTOMATIC: usize = 20;
 
 /// A saved patch.
@@ -41,25 +41,25 @@ pub struct Patch {
     pub id: String,
     /// The release that was changed.
     pub release: ReleaseId,
-    /// The commit of that release.
+    /// The commit of the changed release.
     pub commit: CommitId,
-    /// The digest of that release's tree.
+    /// The digest of the tree of the changed release.
     pub tree: Digest,
     /// The time when the patch was saved.
     pub created: Timestamp,
-    /// The user who saved the patch; `None` for an automatic patch, which is saved before a slot is emptied.
+    /// The user who saved the patch. `None` for an automatic patch, which larder saves before a slot is emptied.
     pub by: Option<UserName>,
     /// The changes.
     pub changes: Vec<Drifted>,
-    /// The frames of the archive, if there is one.
+    /// The frames of the archive; `None` if the patch has no archive.
     pub archive: Option<ArchiveInfo>,
-    /// The releases that the patch was applied to. A rollback to one of them applies it again.
+    /// The releases to which the patch was applied. A rollback to such a release applies the patch again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub used_by: Vec<ReleaseId>,
 }
 
 impl Patch {
-    /// The version of the format that this code writes and reads.
+    /// The version of the format that this version of larder writes and reads.
     pub const FORMAT: u32 = 1;
 }
 
@@ -102,8 +102,8 @@ impl Patches {
         Ok(New { directory, text, files })
     }
 
-    /// Writes the list of a new patch, and renames its directory to its id. The patch is durable afterwards. If a patch with the same
-    /// changes exists, returns the existing patch, and records the user `by` in it if it has none.
+    /// Writes the list of a new patch, and renames the temporary directory to the id of the patch. The patch is durable afterwards. If a
+    /// patch with the same changes exists, the existing patch is returned, and `by` becomes the user of an automatic patch.
     pub fn finish(
         &self,
         new: New,
@@ -154,7 +154,7 @@ impl Patches {
         Ok(write_atomic(path, &bytes, 0o600)?)
     }
 
-    /// Returns all patches, newest first. Logs and skips unreadable patches.
+    /// Returns all patches, newest first. Unreadable patches are logged and skipped.
     pub fn list(&self) -> Vec<Patch> {
         let names =
             fs::read_dir(&self.0).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -170,8 +170,8 @@ impl Patches {
         all
     }
 
-    /// Returns the patch whose id begins with `name`, which must have at least 4 characters. Returns `None` if
-    /// several ids begin with `name`.
+    /// Returns the patch whose id begins with `name`. Returns `None` if no id or several ids begin with `name`, or if `name` has fewer than
+    /// 4 characters.
     pub fn find(&self, name: &str) -> Option<Patch> {
         let mut found = self.list().into_iter().filter(|patch| name.len() >= 4 && patch.id.starts_with(name));
         let first = found.next()?;
@@ -186,14 +186,14 @@ impl Patches {
         if patch.format != Patch::FORMAT || patch.id != id {
             let (found, format) = (&patch.id, patch.format);
             return Err(wrong(format!(
-                "it holds patch {found} in format {format} (expected patch {id} in format {})",
+                "the file contains patch {found} in format {format} (expected patch {id} in format {})",
                 Patch::FORMAT
             )));
         }
         Ok(patch)
     }
 
-    /// Records that a patch is applied to a release. The patch stays as long as the release does.
+    /// Records that a patch is applied to a release. The patch is not pruned while the release is stored.
     pub fn mark_used(&self, patch: &Patch, release: ReleaseId) -> Result<(), ReleaseError> {
         let mut patch = self.read(&patch.id)?;
         if patch.used_by.contains(&release) {
@@ -204,7 +204,7 @@ impl Patches {
         self.write(&self.0.join(&patch.id).join(LIST), &patch)
     }
 
-    /// Returns true if the environment still has the installed tree or the archive of a release.
+    /// Returns true if the environment still contains the installed tree or the manifest of a release.
     fn is_stored(&self, release: ReleaseId) -> bool {
         let environment = self.0.parent().and_then(Path::parent).map(EnvironmentPaths::at);
         environment.is_some_and(|paths| paths.tree(release).exists() || paths.manifest(release).exists())
@@ -217,7 +217,7 @@ impl Patches {
         Ok((open_regular(&directory.join(TEXT))?, files))
     }
 
-    /// Returns the diff of a patch, cut off after `most` bytes.
+    /// Returns the diff of a patch, cut off after `most` bytes. Invalid UTF-8 is replaced.
     pub fn text(&self, patch: &Patch, most: u64) -> Result<String, ReleaseError> {
         let path = self.0.join(&patch.id).join(TEXT);
         let mut bytes = Vec::new();
@@ -237,7 +237,8 @@ impl Patches {
         fs::remove_dir_all(&gone).map_err(|error| io_error("remove", &gone, error))
     }
 
-    /// Removes the oldest automatic patches above the limit that no stored release needs, and the directories of patches that were not completely written or removed.
+    /// Removes old automatic patches, and the directories of patches that were written or removed incompletely. An automatic patch is kept
+    /// if it is among the newest [`MAX_AUTOMATIC`] patches, or if a stored release needs the patch.
     fn prune(&self) -> Result<(), ReleaseError> {
         let is_free = |patch: &&Patch| patch.by.is_none() && !patch.used_by.iter().any(|release| self.is_stored(*release));
         for old in self.list().iter().filter(is_free).skip(MAX_AUTOMATIC) {
@@ -252,7 +253,7 @@ impl Patches {
     }
 }
 
-/// Returns the id of a patch: the start of a digest of the tree and the changes.
+/// Returns the id of a patch: the first 10 digits of a digest of the tree and the changes.
 fn id(tree: &Digest, changes: &[Drifted]) -> Result<String, ReleaseError> {
     let plain: Vec<_> = changes.iter().map(|change| (&change.path, &change.was, &change.now)).collect();
     let bytes =
@@ -320,7 +321,7 @@ mod tests {
             (1, "text"),
             "expected changes are not saved"
         );
-        // The same changes make the same patch. After a user has saved the patch, it is never pruned.
+        // The same changes have the same id. A patch that a user has saved is never pruned.
         let again = keep("a", Some("ann"));
         assert_eq!((again.id.as_str(), again.by.unwrap().as_str()), (first.id.as_str(), "ann"));
         assert_eq!(keep("a", None).by.unwrap().as_str(), "ann");

@@ -1,4 +1,4 @@
-//! Writes patches: one diff for `git apply` with the changes of text files, and an archive with all other changed files.
+//! Writes the files of a patch: a diff for `git apply` with the changes of text files, and an archive with all other changed files.
 
 use std::{
     fs::File,
@@ -14,15 +14,15 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The largest file that is saved as a diff, in bytes.
+/// The maximum size of a file that is saved as a diff, in bytes.
 const MAX_TEXT: u64 = 1 << 20;
-/// The largest file that is saved whole, in bytes.
+/// The maximum size of a file that is saved as a whole, in bytes.
 const MAX_FILE: u64 = 256 << 20;
-/// The maximum total size of the whole files in a patch, in bytes.
+/// The maximum total size of the files that a patch contains as a whole, in bytes.
 const MAX_TOTAL: u64 = 1 << 30;
 
 /// Writes the unexpected changes of `drift` to the diff `text` and to `archive`, and records in `drift` how each change is saved. `tree` is
-/// the installed release. Returns the frames of the archive, if the patch has whole files.
+/// the installed tree of the release. Returns the frames of the archive, or `None` if no file is saved as a whole.
 pub fn write(
     app: &Confined,
     tree: &Confined,
@@ -35,7 +35,7 @@ pub fn write(
     let failed = |e: std::io::Error| FileError::Io { doing: "write", path: "the patch".into(), source: e };
     for change in drift.changes.iter_mut().filter(|change| change.noise.is_none() && change.odd.is_none()) {
         if let Some(piece) = differ(app, tree, change) {
-            // The header is for git. larder reads only the text after the header.
+            // Only git reads the header. larder reads only the text after the header.
             let header = header(change);
             out.write_all(header.as_bytes()).and_then(|()| out.write_all(piece.as_bytes())).map_err(failed)?;
             let length = piece.len() as u64;
@@ -55,8 +55,10 @@ pub fn write(
             }
             (_, Some(EntryKind::File { size, .. })) => {
                 let (file, all) = (MAX_FILE >> 20, MAX_TOTAL >> 20);
-                change.odd =
-                    Some(format!("not saved: the file has {} MiB (limit {file} MiB per file, {all} MiB per patch)", size >> 20));
+                change.odd = Some(format!(
+                    "cannot be saved: the file has {} MiB (limit {file} MiB per file, {all} MiB per patch)",
+                    size >> 20
+                ));
                 SavedAs::No
             }
             _ => SavedAs::Listed,
@@ -72,7 +74,8 @@ pub fn write(
     Ok(Some(written.map_err(|source| ReleaseError::PatchArchive { doing: "write", source })?.info))
 }
 
-/// Returns the diff of a changed, added or removed text file. Returns `None` if one of the two versions is not text, or if they are equal.
+/// Returns the diff of a changed, added or removed text file. Returns `None` if one of the two versions is not a text file, or if both
+/// versions have the same text.
 fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     let old = match &change.was {
         Some(EntryKind::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,
@@ -94,7 +97,7 @@ fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     Some(options.create_patch(&old, &new).to_string())
 }
 
-/// Returns the header that git writes above the diff of a file.
+/// Returns the header for the diff of a file, in the format of git.
 fn header(change: &Drifted) -> String {
     let mut header = format!("diff --git {} {}\n", named('a', &change.path), named('b', &change.path));
     let mode = |executable: bool| if executable { "100755" } else { "100644" };
@@ -115,7 +118,8 @@ fn named(side: char, path: &str) -> String {
     format!("{side}/{path}")
 }
 
-/// Reads a text file. Returns `None` if the file is too large, does not have this digest, or is not text.
+/// Reads a text file. Returns `None` if the file is larger than `MAX_TEXT`, cannot be read, has another digest than `digest`, or is not
+/// text.
 pub fn text(root: &Confined, path: &str, size: u64, digest: &Digest) -> Option<String> {
     if size > MAX_TEXT {
         return None;

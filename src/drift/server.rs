@@ -1,4 +1,5 @@
-//! The server side of drift: opens files, starts the drift and patch workers, and waits for their exit.
+//! The server's side of drift. These functions open the files, start the drift worker or the patch worker, and wait for the exit of the
+//! worker.
 
 use std::{fs::File, os::fd::OwnedFd, path::Path};
 
@@ -12,10 +13,10 @@ use crate::{
     },
 };
 
-/// The largest report of a worker, in bytes.
+/// The maximum size of a worker's report, in bytes.
 const MAX_REPORT: usize = 16 << 20;
 
-/// The slot that is compared or patched, and the rules for expected changes.
+/// The slot to compare or to patch, and the rules for expected changes.
 #[derive(Debug)]
 pub struct DriftTarget<'a> {
     /// The environment.
@@ -26,13 +27,13 @@ pub struct DriftTarget<'a> {
     pub slot: Slot,
     /// Persistent paths, which are not part of a release.
     pub data: Vec<String>,
-    /// Patterns of expected changes.
+    /// Patterns of expected changes, as in `.gitignore`.
     pub ignore: Vec<String>,
-    /// The changes that the deployment itself made, with their exact content. They are expected.
+    /// The changes that the deployment itself made, with their exact content. These changes are expected.
     pub known: Vec<KnownEntry>,
 }
 
-/// Compares the live tree with its release. The caller ensures that the slot is not emptied during the comparison.
+/// Compares the live tree with its release. The caller must ensure that the slot is not emptied during the comparison.
 pub async fn look(place: &DriftTarget<'_>) -> Result<Drift, ReleaseError> {
     let manifest = manifest(&place.context, place.release).await?;
     let job = job(place, false);
@@ -46,7 +47,8 @@ fn job(place: &DriftTarget<'_>, save: bool) -> LookJob {
     LookJob::Slot { data: place.data.clone(), ignore: place.ignore.clone(), known: place.known.clone(), save }
 }
 
-/// Saves the unexpected changes as a patch, if there are any. The returned drift records how each change was saved.
+/// Saves the unexpected changes as a patch. Returns no patch if all changes are expected. The returned drift records how each change was
+/// saved.
 pub async fn save(place: &DriftTarget<'_>, by: Option<UserName>) -> Result<(Drift, Option<Patch>), ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let path = place.context.paths.manifest(place.release);
@@ -83,8 +85,8 @@ pub async fn verify_tree(context: &WorkerContext<'_>, release: ReleaseId) -> Res
     }
 }
 
-/// Applies a patch to the release in the slot. Applies nothing if any change of the patch conflicts with the release. After an error, the
-/// slot may have a part of the patch, and the caller must empty the slot.
+/// Applies a patch to the release in the slot. If a change of the patch conflicts with the release, no change is applied. After an error,
+/// the slot may contain a part of the patch, and the caller must empty the slot.
 pub async fn apply(place: &DriftTarget<'_>, patch: &Patch) -> Result<Applied, ReleaseError> {
     let patches = Patches::of(&place.context.paths.archives());
     let (text, files) = {
@@ -127,7 +129,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     let stdio = Stdio { extra, ..Stdio::default() };
     let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
     let report: Option<WorkerAnswer<R>> = child.report(MAX_REPORT).await.map_err(failed)?;
-    // Until the worker exits, the overlay of the slot is in use and the slot cannot be emptied.
+    // The overlay of the slot is in use until the worker exits. Without this wait, the caller could not empty the slot.
     let exit = child.wait().await.map_err(failed)?;
     match report {
         Some(answer) => answer.into_result(),
@@ -136,7 +138,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
 }
 
 fn unexpected_report() -> ReleaseError {
-    ReleaseError::Refused { why: String::from("the drift worker sent the answer to another job") }
+    ReleaseError::Refused { why: String::from("the drift worker sent the report of another kind of job") }
 }
 
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> Result<T, ReleaseError> + Send + 'static) -> Result<T, ReleaseError> {

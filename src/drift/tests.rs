@@ -1,4 +1,4 @@
-//! Tests of comparing, saving and applying changes, with plain directories instead of an overlay.
+//! Tests of the comparison, the saving and the application of changes, with plain directories instead of an overlay.
 
 use std::{
     fs,
@@ -52,7 +52,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Returns a world without a scratch layer, so that the whole live tree is compared.
+/// Returns a world without a scratch layer. Without a scratch layer, the whole live tree is compared.
 fn world(release: impl Fn(&Path)) -> World {
     let dir = tempfile::tempdir().unwrap();
     let (tree, app) = (dir.path().join("tree"), dir.path().join("app"));
@@ -163,7 +163,8 @@ fn look_with_an_overlay_reads_only_the_scratch_layer() {
     let mut world = world(release);
     hotfix(&world.places.app);
     write(&world.places.app, "lib/b.bin", [9, 9, 9, 9]);
-    // The kernel would leave the same names in the scratch layer: changed files, their parents, and a whiteout for a removed entry.
+    // The test creates the names that the kernel would create in the scratch layer: changed files, their parents, and a whiteout for a
+    // removed entry.
     let upper = world.places.app.with_file_name("upper");
     for path in ["app.py", "new/deep/file.txt", "lib/a"] {
         write(&upper, path, "x");
@@ -189,7 +190,7 @@ fn entries_that_no_release_can_hold_are_listed_and_not_saved() {
     let odd: Vec<_> = saved.drift.changes.iter().filter(|change| change.odd.is_some()).collect();
     assert_eq!(odd.len(), 2, "{:?}", described(&saved.drift));
     assert!(odd.iter().all(|change| change.kept == SavedAs::No));
-    // A symlink is listed with its target; the file at the target is not read.
+    // A symlink is listed with its target. The file at the target is not read.
     let link = saved.drift.changes.iter().find(|change| change.path == "lib/out").unwrap();
     assert_eq!(link.now, Some(EntryKind::Link { target: String::from("/etc/passwd") }));
     assert_eq!(saved.drift.changes.len(), 4);
@@ -214,7 +215,7 @@ fn patch_applied_to_its_own_release_restores_the_changes() {
     assert_eq!((changed.len(), merged.len(), there), (9, 0, 0), "{changed:?}");
     assert_eq!(described(&look(&fresh, &[])), described(&saved.drift));
     assert_eq!(fs::read(fresh.places.app.join("lib/b.bin")).unwrap(), [0, 1, 2, 3, 4]);
-    // Applying the patch again changes nothing.
+    // A second application of the patch changes no file.
     let Applied::Done { changed, there, .. } = apply(&saved, &fresh) else { panic!() };
     assert_eq!((changed.len(), there), (0, 9));
 }
@@ -260,7 +261,7 @@ fn patch_applied_to_another_release_merges_or_conflicts() {
     assert!(merged.contains("return 2") && merged.contains("# the end"), "{merged}");
     assert!(next.places.app.join("lib/a/three.txt").exists() && !next.places.app.join("lib/a/one.txt").exists());
 
-    // The other release conflicts with the patch: all conflicts are reported, and nothing is applied.
+    // The other release conflicts with the patch. All conflicts are reported, and no change is applied.
     let other = world(|tree| {
         release(tree);
         write(tree, "app.py", text(&["import os", "", "def main():", "    return 3", "", "", "", "", "# end"]));
@@ -290,7 +291,7 @@ fn patch_with_a_path_outside_the_application_conflicts() {
     let Applied::Conflicts(conflicts) = apply(&saved, &trap) else { panic!() };
     assert_eq!(conflicts.len(), 2, "{conflicts:?}");
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
-    // A damaged list with a path outside the application is refused, too.
+    // A damaged list with a path outside the application is also refused.
     let mut evil = saved.job.clone();
     evil.changes.iter_mut().for_each(|change| change.path = String::from("../out"));
     let trap = world(release);
