@@ -1,5 +1,6 @@
-//! Layouts: descriptions of all files and directories below the root, in `layouts/*.yaml`. This module compares path, kind, owner and
-//! mode on the disk with a layout. The keeper does not read layouts, because it parses no files; its code creates the directories.
+//! Layouts: descriptions of all files and directories below larder's root directory, in `layouts/*.yaml`. This module compares paths,
+//! kinds, owners and modes on the disk with a layout. The keeper creates the directories without a layout, because the keeper parses no
+//! files.
 
 use std::{
     fs,
@@ -17,19 +18,19 @@ use crate::config::{
 /// The layout that is embedded in the program.
 const STANDARD: &str = include_str!("../../layouts/standard.yaml");
 
-/// The files and directories below the root.
+/// A description of the files and directories below larder's root directory.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
     /// The name of the layout.
     pub layout: String,
-    /// The entries of the root.
+    /// The entries of the root directory, without the content of the projects' directories.
     #[serde(default)]
     pub root: Vec<LayoutEntry>,
     /// The entries of a project's directory.
     #[serde(default)]
     pub project: Vec<LayoutEntry>,
-    /// The entries of an environment's directory. A directory is listed before the entries in it.
+    /// The entries of an environment's directory. A directory precedes the entries inside of it.
     #[serde(rename = "places")]
     pub entries: Vec<LayoutEntry>,
 }
@@ -38,13 +39,13 @@ pub struct Layout {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayoutEntry {
-    /// The purpose of the entry; unique in its layout.
+    /// The purpose of the entry, which is unique in the layout.
     pub role: String,
     /// The path below the directory that the list describes; `*` stands for any characters within one name.
     pub path: String,
     pub kind: LayoutKind,
     pub owner: Owner,
-    /// The permission bits, in octal; a link has none.
+    /// The permission bits, in octal. A link has no permission bits; an entry of the operator may have none.
     #[serde(default)]
     mode: Option<String>,
     pub made: CreationTime,
@@ -62,7 +63,7 @@ pub enum LayoutKind {
     Tree,
 }
 
-/// The owner of an entry, by the role of the user.
+/// The role of the user that owns an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Owner {
@@ -72,7 +73,7 @@ pub enum Owner {
     Build,
     Unpack,
     Run,
-    /// The administrator; the mode of the entry is not checked.
+    /// The administrator. The owner of such an entry is not checked, and its mode is checked only if the layout has a mode.
     Operator,
 }
 
@@ -80,18 +81,18 @@ pub enum Owner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CreationTime {
-    /// At the creation of the environment, or at the first start of the server.
+    /// The creation of the environment, or the first start of the server.
     Environment,
-    /// By a deployment; the entry may be missing.
+    /// A later deployment, so the entry may be missing.
     Deployment,
 }
 
-/// The user for whom a directory is compared with the layout.
+/// The user as whom larder runs during a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Viewer {
     /// The uid of the server.
     pub uid: u32,
-    /// True if larder runs as root. Only then are the owners different users.
+    /// True if larder runs as root. Otherwise, the server's user owns all entries.
     pub system: bool,
 }
 
@@ -101,12 +102,15 @@ impl Layout {
         Layout::parse("layouts/standard.yaml", STANDARD.as_bytes())
     }
 
-    /// Parses a layout. `file` is its name in errors.
+    /// Parses a layout. `file` is the name of the layout file in errors.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<Layout, ConfigError> {
         let layout: Layout = yaml::parse(file, bytes, FileLimits::SERVER)?;
         let mut roles = std::collections::BTreeSet::new();
-        let levels =
-            [("root", &layout.root), ("project's directory", &layout.project), ("environment's directory", &layout.entries)];
+        let levels = [
+            ("root directory", &layout.root),
+            ("project's directory", &layout.project),
+            ("environment's directory", &layout.entries),
+        ];
         for (level, entry) in levels.into_iter().flat_map(|(level, entries)| entries.iter().map(move |entry| (level, entry))) {
             let wrong = |why: &str| Err(ConfigError::new(file, format!("the entry {:?} {why}", entry.role)));
             if !roles.insert(&entry.role) {
@@ -118,23 +122,26 @@ impl Layout {
             }
             match (entry.kind, &entry.mode) {
                 (LayoutKind::Link, None) => {}
-                (LayoutKind::Link, Some(_)) => return wrong("is a link, and links have no mode"),
+                (LayoutKind::Link, Some(_)) => return wrong("is a link with a mode; links have no mode"),
                 (_, None) if entry.owner == Owner::Operator => {}
-                _ if entry.bits().is_none() => return wrong("needs a mode such as \"0755\""),
+                _ if entry.bits().is_none() => {
+                    return wrong("has no valid mode; expected up to four octal digits, such as \"0755\"");
+                }
                 _ => {}
             }
         }
         Ok(layout)
     }
 
-    /// Returns the differences between the directory `environment` and the layout, one line each. Does not follow links.
+    /// Returns the differences between the directory `environment` and the layout, one line each. Entries whose path contains `*` are not
+    /// compared, and links are not followed.
     pub fn findings(&self, environment: &Path, viewer: Viewer) -> Vec<String> {
         let named = self.entries.iter().filter(|entry| !entry.path.contains('*'));
         named.filter_map(|entry| entry.finding(environment, viewer)).collect()
     }
 
-    /// Returns the entry for `path`, which is relative to the root. The flag is true if `path` is not the entry itself but inside it, as
-    /// for the content of a tree.
+    /// Returns the entry for `path`, which is relative to the root directory. The flag is false if `path` is the entry itself, and true if
+    /// the entry is a tree and `path` is inside of the tree.
     pub fn entry(&self, path: &Path) -> Option<(&LayoutEntry, bool)> {
         let mut names = path.components();
         let (entries, below) = match (names.next(), names.next(), names.next()) {
@@ -150,13 +157,13 @@ impl Layout {
 }
 
 impl LayoutEntry {
-    /// Returns the permission bits.
+    /// Returns the permission bits; `None` if the entry has no valid mode.
     pub fn bits(&self) -> Option<u32> {
         let bits = u32::from_str_radix(self.mode.as_ref()?, 8).ok()?;
         (bits <= 0o7777).then_some(bits)
     }
 
-    /// Returns `Some(false)` if `path` is this entry, `Some(true)` if it is inside this tree, and `None` otherwise.
+    /// Returns `Some(false)` if `path` is this entry, `Some(true)` if this entry is a tree that contains `path`, and `None` otherwise.
     fn position(&self, path: &Path) -> Option<bool> {
         let mut names = path.components().map(|name| name.as_os_str().to_string_lossy());
         for pattern in Path::new(&self.path).components().filter(|name| *name != Component::CurDir) {
@@ -185,9 +192,9 @@ impl LayoutEntry {
             Ok(meta) => meta,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.made == CreationTime::Deployment => return None,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Some(format!("{shown} is missing; a restart of the server creates it empty"));
+                return Some(format!("{shown} is missing; restart the server to create it"));
             }
-            // The parent directory is readable only for another user, so the entry cannot be checked.
+            // Another user owns a parent directory, and this process cannot search that directory. The entry cannot be compared.
             Err(_) => return None,
         };
         let found = meta.file_type();
@@ -213,7 +220,7 @@ impl LayoutEntry {
         }
         let mode = meta.mode() & 0o7777;
         let wanted = self.bits().filter(|wanted| *wanted != mode)?;
-        Some(format!("{shown} has the mode {mode:04o}; run: chmod {wanted:04o} {shown}"))
+        Some(format!("{shown} has the mode {mode:04o} (expected {wanted:04o}); run: chmod {wanted:04o} {shown}"))
     }
 }
 

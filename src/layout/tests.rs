@@ -85,7 +85,7 @@ fn difference_from_the_layout_is_reported() {
     }
     assert_eq!(find(), "");
     fs::set_permissions(at("c"), fs::Permissions::from_mode(0o644)).unwrap();
-    assert!(find().contains("c has the mode 0644; run: chmod 0600 "), "{}", find());
+    assert!(find().contains("c has the mode 0644 (expected 0600); run: chmod 0600 "), "{}", find());
     fs::remove_file(at("c")).unwrap();
     symlink("/etc/passwd", at("c")).unwrap();
     assert!(find().contains("c is not a file"), "{}", find());
@@ -102,9 +102,9 @@ fn invalid_layout_is_refused() {
         (place("path: ../a, kind: directory, mode: \"0755\""), "not below the environment's directory"),
         (place("path: /a, kind: directory, mode: \"0755\""), "not below the environment's directory"),
         (place("path: ../a, kind: link").replace("places:", "places: []\nproject:"), "not below the project's directory"),
-        (place("path: ../a, kind: link").replace("places:", "places: []\nroot:"), "not below the root"),
-        (place("path: a, kind: directory"), "needs a mode"),
-        (place("path: a, kind: directory, mode: \"0999\""), "needs a mode"),
+        (place("path: ../a, kind: link").replace("places:", "places: []\nroot:"), "not below the root directory"),
+        (place("path: a, kind: directory"), "has no valid mode"),
+        (place("path: a, kind: directory, mode: \"0999\""), "has no valid mode"),
         (place("path: a, kind: link, mode: \"0755\""), "links have no mode"),
         (place("path: a, kind: link, colour: red"), "colour"),
         (place("path: a, kind: link") + "- {role: a, path: b, kind: link, owner: run, made: environment}\n", "is defined twice"),

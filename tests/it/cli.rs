@@ -310,7 +310,7 @@ fn disk_matches_the_layout(world: &World) {
     assert_eq!(findings(), ["\"good\" \"all directories match the layout standard\""]);
     let releases = world.environment("shop").join("releases");
     fs::set_permissions(&releases, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    assert!(findings()[0].contains("production/releases has the mode 0777; run: chmod 0750"), "{:?}", findings());
+    assert!(findings()[0].contains("production/releases has the mode 0777 (expected 0750); run: chmod 0750"), "{:?}", findings());
 }
 
 /// A command line longer than one packet of the socket reaches the server whole.
