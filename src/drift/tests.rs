@@ -311,6 +311,6 @@ fn changed_installed_tree_differs_from_its_manifest() {
     assert!(!manifest.entries.is_empty());
     assert_eq!(tree(&world), (vec![], 0));
     write(&world.places.tree, "app.py", "tampered\n");
-    assert_eq!(tree(&world), (vec![(String::from("app.py"), String::from("has another content"))], 0));
+    assert_eq!(tree(&world), (vec![(String::from("app.py"), String::from("has other content"))], 0));
     let _ = ChangeKind::Added;
 }

@@ -1,4 +1,4 @@
-//! The server side of accepting deliverables from elsewhere into the store. [`trust`] makes the decisions.
+//! Accepts received deliverables: checks their files and renames them into the store. [`trust`] decides which deliverables are accepted.
 
 use std::{
     fs::File,
@@ -29,7 +29,8 @@ use crate::{
 /// The thoroughness of the check of an archive before it is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VerifyLevel {
-    /// The server compares every byte with the signed digests. This is enough before an installation, which checks the content as well.
+    /// The server compares every byte with the signed digests. This level is enough before an installation, because the installation checks
+    /// the content as well.
     Digests,
     /// The server compares every byte with the signed digests, and a worker checks the content of the archive.
     Everything,
@@ -68,8 +69,8 @@ impl Body {
 }
 
 /// Checks `incoming` against the expectation and the trusted keys, and renames its files into `releases/`. The manifest is renamed last,
-/// because a release exists if its manifest does. A refused deliverable stays where it was, and the caller removes it. Only the manifest of
-/// a delta is checked here; the installation checks the content of every file. May be repeated.
+/// because a release exists if its manifest exists. The files of a refused deliverable are not renamed, and the caller must remove them. Of
+/// a delta, only the manifest is checked; the installation checks the content of every file. The call may be repeated.
 pub async fn accept(
     context: &WorkerContext<'_>,
     incoming: Incoming,
@@ -111,11 +112,11 @@ pub async fn accept(
     .await
 }
 
-/// The largest health record, in bytes.
+/// The maximum size of a health record, in bytes.
 pub const MAX_RECORD: u64 = 4 << 20;
 
-/// Accepts a health record of a release that ran elsewhere, if a trusted key signed it, and returns the newest accepted record. An older
-/// record does not replace a newer record, since a remote may still offer an outdated record.
+/// Accepts a health record of a release if a trusted key signed the record. Returns the newest accepted record. An older record does not
+/// replace a newer record, because a remote may still offer an outdated record.
 pub fn accept_record(
     paths: &EnvironmentPaths,
     record: &Path,
@@ -135,7 +136,7 @@ pub fn accept_record(
     Ok(record)
 }
 
-/// Returns the accepted health record of a release, if a key in `trust` signed it.
+/// Returns the accepted health record of a release, if a key in `trust` signed the record.
 pub fn known_record(paths: &EnvironmentPaths, manifest: &Manifest, trust: &[PublicKey]) -> Option<HealthRecord> {
     let bytes = read_limited(&paths.health(manifest.release), MAX_RECORD).ok()?;
     let record = trust::read_record(&bytes).ok()?;
@@ -148,7 +149,7 @@ pub async fn verify_archive(context: &WorkerContext<'_>, archive: File, manifest
     run(context, "verify", Role::Verify, None, &job, vec![OwnedFd::from(archive), OwnedFd::from(manifest)]).await
 }
 
-/// Reads and checks the manifest of a deliverable. The check does not need the archive.
+/// Reads and checks the manifest of a deliverable. The archive is not read.
 fn admit(paths: &EnvironmentPaths, body: &Body, expect: &Expectation, trust: &[PublicKey]) -> Result<Manifest, ReleaseError> {
     match body {
         Body::Archive { manifest, .. } => accept_manifest(paths, manifest, expect, trust),
@@ -180,7 +181,7 @@ fn believe(
     trust::accept(expect, &manifest, trust, &Accepted::load(&paths.accepted())?)?;
     match store::read(&paths.manifest(manifest.release)) {
         Ok(known) if known.statement() != manifest.statement() => Err(Refusal::Contradicts { release: manifest.release }.into()),
-        // An unreadable manifest is replaced.
+        // An unreadable manifest in the store is replaced.
         _ => Ok(manifest),
     }
 }
@@ -204,7 +205,8 @@ fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest, threads: us
     file.sync_all().map_err(|error| lost(&described, error))?;
     let _one_at_a_time = ACCEPTED.lock();
     let mut accepted = Accepted::load(&paths.accepted())?;
-    // The build is noted before the rename. If the rename fails, the note does not refuse another attempt with the same release.
+    // The build is recorded in `accepted.json` before the rename. If the rename fails, the record still permits another attempt with the
+    // same release.
     if accepted.note(manifest) {
         accepted.save(&paths.accepted())?;
     }

@@ -19,17 +19,17 @@ use crate::{
     model::{Digest, EntryKind, SourceList},
 };
 
-/// The job of the bundle worker. Descriptors: 5 the archive to write, 6 the manifest to write; if `previous`, 7 the archive to reuse and 8
-/// its manifest.
+/// The job of the bundle worker. Descriptor 5 is the archive to write, and 6 the manifest to write. If `previous` is true, descriptor 7 is
+/// the archive to reuse, and 8 is the manifest of that archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BundleJob {
-    /// The fields that go into the manifest unchanged.
+    /// The fields that the worker copies into the manifest.
     pub head: Head,
     /// True if the archive of a previous release is among the descriptors.
     pub previous: bool,
     /// The number of threads that read and compress.
     pub threads: usize,
-    /// The largest archive, in bytes.
+    /// The maximum size of the archive, in bytes.
     pub limit: u64,
 }
 
@@ -44,9 +44,10 @@ pub struct BundleReport {
     pub archive_bytes: u64,
     /// The number of entries of the release.
     pub entries: u64,
-    /// The size of all files, in bytes.
+    /// The total size of all files, in bytes.
     pub bytes: u64,
-    /// The number of entries that were added, changed or removed since the previous release. Without a previous release, all entries.
+    /// The number of entries that were added, changed or removed since the previous release. If there is no previous release, the number of
+    /// all entries.
     pub changed: u64,
     /// The number of all frames, and the number of frames that were copied from the previous archive.
     pub frames: (u64, u64),
@@ -54,7 +55,7 @@ pub struct BundleReport {
     pub warnings: Vec<String>,
 }
 
-/// The paths of the worker.
+/// The paths that the worker reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BundlePaths {
     /// The built tree.
@@ -98,7 +99,7 @@ fn bundle(
     let app = Confined::open(&places.app)?;
     let mut warnings = Warnings::default();
     let source = places.source.as_deref().and_then(|source| source_list(source, &mut warnings));
-    // Without an overlay, there is no upper directory.
+    // A build without an overlay has no upper directory.
     let upper = places.upper.as_deref().filter(|upper| upper.is_dir()).map(Confined::open).transpose()?;
     let items = tree::listing(&app, source, upper.as_ref(), job.threads, &mut warnings)?;
 
@@ -136,7 +137,8 @@ fn unfit_or_written(source: ArchiveError) -> ReleaseError {
     ReleaseError::Archive { doing: "write", source }
 }
 
-/// Reads the list of exported files. Without a usable list every file is read, which is slower.
+/// Reads the list of exported files. If the list is unusable, adds a warning and returns `None`; the worker then reads every file, which is
+/// slower.
 fn source_list(source: &Path, warnings: &mut Warnings) -> Option<SourceList> {
     let path = source.join("list");
     let list = read_limited(&path, manifest::MAX_MANIFEST).map_err(|e| e.to_string()).and_then(|bytes| {
@@ -150,7 +152,7 @@ fn source_list(source: &Path, warnings: &mut Warnings) -> Option<SourceList> {
     match list {
         Ok(list) => Some(list),
         Err(why) => {
-            warnings.add(format!("cannot use the list of exported files, so every file is read: {why}"));
+            warnings.add(format!("cannot use the list of exported files: {why}; all files are read instead"));
             None
         }
     }

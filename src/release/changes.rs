@@ -1,4 +1,4 @@
-//! The changes between two releases, found in their manifests.
+//! Computes the changes between two releases from their manifests.
 
 use larder_archive::between;
 use serde::{Deserialize, Serialize};
@@ -11,14 +11,14 @@ use crate::model::{Entry, EntryKind};
 pub enum ChangeKind {
     /// Only the newer release has the entry.
     Added,
-    /// Both releases have the entry, and it differs.
+    /// Both releases have the entry, but its kind, content, mode or target differs.
     Changed,
     /// Only the older release has the entry.
     Removed,
 }
 
 impl ChangeKind {
-    /// Returns the word for display.
+    /// Returns the kind as a word, for display.
     pub fn as_str(self) -> &'static str {
         match self {
             ChangeKind::Added => "added",
@@ -35,16 +35,16 @@ pub struct Change {
     pub path: String,
     /// The kind of the change.
     pub change: ChangeKind,
-    /// The size in the older release, in bytes, if the entry is a file there.
+    /// The size in bytes in the older release; `None` if the older release has no file at this path.
     pub before: Option<u64>,
-    /// The size in the newer release, in bytes, if the entry is a file there.
+    /// The size in bytes in the newer release; `None` if the newer release has no file at this path.
     pub after: Option<u64>,
-    /// A remark for display: the new kind, the new mode or the link target.
+    /// A remark for display: the kind of the entry, its new mode or its link target.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// Returns the changes between two sorted lists of entries, sorted by path.
+/// Returns the changes between two lists of entries. Both lists and the result are sorted by path.
 pub fn changes(before: &[Entry], after: &[Entry]) -> Vec<Change> {
     between(before, after).map(|pair| describe(pair.0, pair.1)).collect()
 }

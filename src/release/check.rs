@@ -1,4 +1,4 @@
-//! The worker that verifies an archive from elsewhere without unpacking it.
+//! The worker that verifies a received archive without unpacking it.
 
 use std::{
     fs::File,
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Refusal, ReleaseError, WorkerAnswer, store};
 use crate::model::{Digest, Entry, Manifest};
 
-/// The job of the verify worker. Descriptors: 5 the archive, 6 the manifest.
+/// The job of the verify worker. Descriptor 5 is the archive, and 6 is the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyJob {
     /// The number of threads that decompress.
@@ -23,10 +23,11 @@ pub struct VerifyJob {
     pub limits: ArchiveLimits,
 }
 
-/// The result: accepted, or the reason to refuse it.
+/// The verdict on an archive: accepted, or the reason to refuse the archive.
 pub type Verdict = Result<(), Refusal>;
 
-/// Verifies the digest of every frame, the header of every entry and the digest of every file. Refuses an archive with anything else.
+/// Verifies the digest of every frame, the header of every entry and the digest of every file. Refuses an archive that contains any other
+/// bytes.
 pub fn work(job: &VerifyJob, archive: &File, manifest: &File) -> WorkerAnswer<Verdict> {
     verify(job, archive, manifest).into()
 }
@@ -36,7 +37,7 @@ fn verify(job: &VerifyJob, archive: &File, manifest: &File) -> Result<Verdict, R
     verdict(&manifest, read_all(archive, &manifest, &job.limits, job.threads))
 }
 
-/// Returns the verdict on an archive from the result of reading it. A failure of the machine is an error, not a refusal.
+/// Returns the verdict on an archive; `result` is the result of reading the archive. A failure of the machine is an error, not a refusal.
 pub(super) fn verdict(manifest: &Manifest, result: Result<(), ArchiveError>) -> Result<Verdict, ReleaseError> {
     match result {
         Ok(()) => Ok(Ok(())),
@@ -47,7 +48,7 @@ pub(super) fn verdict(manifest: &Manifest, result: Result<(), ArchiveError>) -> 
     }
 }
 
-/// Reads the whole archive as an installation would, without writing.
+/// Reads and verifies the whole archive like an installation, but writes nothing.
 pub fn read_all(file: &File, manifest: &Manifest, limits: &ArchiveLimits, threads: usize) -> Result<(), ArchiveError> {
     let archive = Archive::open(file, &manifest.entries, &manifest.archive, limits)?;
     let count = archive.frames().len();
@@ -68,7 +69,7 @@ pub fn read_all(file: &File, manifest: &Manifest, limits: &ArchiveLimits, thread
     results.into_iter().collect()
 }
 
-/// Compares the bytes of all frames with their digests, and decompresses nothing.
+/// Compares the bytes of all frames with their digests, without decompressing the frames.
 pub(super) fn read_digests(file: &File, manifest: &Manifest, limits: &ArchiveLimits) -> Result<(), ArchiveError> {
     Archive::open(file, &manifest.entries, &manifest.archive, limits)?;
     let mut buffer = vec![0; 1 << 20];

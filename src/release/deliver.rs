@@ -23,14 +23,14 @@ use crate::{
     model::{Manifest, ReleaseId, Role},
 };
 
-/// Returns the path of the delta between two releases, each of which is in the store or installed. A delta that is not cached is made.
-/// The file never changes, but it may be removed at any time, so callers open it at once.
+/// Returns the path of the delta between two releases, each of which is in the store or installed. Makes the delta if the cache does not
+/// have it. The file never changes, but may be removed at any time, so callers must open it at once.
 pub async fn make_delta(context: &WorkerContext<'_>, from: ReleaseId, to: ReleaseId) -> Result<PathBuf, ReleaseError> {
     let path = store::cached_delta(context.paths, from, to);
     let paths = context.paths.clone();
     let (cached, threads) = (path.clone(), context.threads);
     let opened = blocking(move || {
-        // The rename to the cached name comes last, so a cached delta is complete.
+        // The rename to the cached name is the last step, so a cached delta is complete.
         if open_regular(&cached).is_ok_and(|file| delta::endpoints(&file).is_ok_and(|ends| ends == (from, to))) {
             return Ok(None);
         }
@@ -55,13 +55,13 @@ pub async fn make_delta(context: &WorkerContext<'_>, from: ReleaseId, to: Releas
     Ok(path)
 }
 
-/// The most cached deltas of an environment.
+/// The maximum number of cached deltas of an environment.
 const MAX_CACHED: usize = 16;
 /// The disk space that must stay free, in bytes.
 const RESERVE: u64 = 256 << 20;
 
-/// Removes the oldest cached deltas until at most [`MAX_CACHED`] and at most `limit` bytes are left. `newest` stays, because a caller
-/// waits for it.
+/// Removes cached deltas that exceed [`MAX_CACHED`] or a total size of `limit` bytes; newer deltas are kept first. The delta `newest`
+/// always stays, because a caller waits for it.
 fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     // The name of an unfinished delta begins with a dot.
@@ -86,14 +86,14 @@ fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     }
 }
 
-/// Returns an error if the disk has too little space for a delta and the files that its worker unpacks. A client can fetch the archive
-/// instead. `archives` is the size of both archives in bytes.
+/// Returns an error if the disk has too little space for a delta and the files that its worker unpacks. After this error, a client can
+/// fetch the archive. `archives` is the size of both archives in bytes.
 fn require_space(directory: &Path, archives: u64) -> Result<(), ReleaseError> {
     let free = free_space(directory)?.bytes;
     let needed = archives.saturating_add(RESERVE);
     if free < needed {
         let (free, needed) = (free >> 20, needed >> 20);
-        return Err(ReleaseError::delta(format!("{free} MiB of disk space are free to make it (expected {needed} MiB)")));
+        return Err(ReleaseError::delta(format!("the disk has {free} MiB of free space (expected {needed} MiB)")));
     }
     Ok(())
 }
@@ -111,7 +111,7 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
     require_space(&directory, size(from).saturating_add(size(to)))?;
     let out = tempfile::Builder::new().prefix(".new-").tempfile_in(&directory).map_err(|e| lost(&directory, e))?;
     let mut extra = vec![OwnedFd::from(out.as_file().try_clone().map_err(|e| lost(&directory, e))?)];
-    // Opening a manifest reads its whole index and checks the digest, so both are opened in parallel.
+    // To open a manifest, its whole index is read and the digest is checked, so both manifests are opened in parallel.
     let (of_old, of_new) = both(|| known_manifest(paths, from), || known_manifest(paths, to));
     extra.extend([of_old?.into(), of_new?.into()]);
     let mut origin = |release: ReleaseId| {
@@ -135,8 +135,8 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
     Ok((DeltaJob { old, new, threads }, out, extra))
 }
 
-/// Packs the installed tree of a release that was transferred as a delta into `<release>.tar.zst`, adds the frames to its manifest, and
-/// removes the delta. If the archive exists, only the delta is removed.
+/// Packs the installed tree of a release into `<release>.tar.zst`, adds the frames to the manifest of the release, and removes the delta
+/// with which the release was transferred. If the archive exists, only the delta is removed.
 ///
 /// # Errors
 ///
@@ -149,7 +149,7 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
         blocking(move || {
             let manifest = known_manifest(&paths, release)?;
             if open_regular(&files.archive).is_ok() {
-                // After a crash, the delta may still be beside the archive.
+                // If an earlier attempt crashed, the delta may still be beside the archive.
                 remove_if_present(&paths.delta(release))?;
                 return Ok(Err(manifest::parse_known(&manifest, &files.manifest)?));
             }
@@ -180,7 +180,7 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
     blocking(move || {
         let kept = report.and_then(|_| keep(&files, &manifest, &archive, &written, &delta));
         if kept.is_err() {
-            // Errors here are ignored, so that the first error is reported. The next attempt removes these files.
+            // Errors of the removal are ignored, so that the first error is reported. The next attempt removes these files.
             let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
         }
         kept
@@ -231,7 +231,7 @@ mod tests {
         forget_oldest(dir.path(), &newest, 1 << 20);
         assert_eq!(left(), MAX_CACHED + 1);
         assert!(dir.path().join("15..b").exists() && !dir.path().join("16..b").exists());
-        // Their total size is limited as well. The newest delta stays, whatever its size.
+        // The total size of the deltas is limited as well. The newest delta stays, whatever its size.
         forget_oldest(dir.path(), &newest, 125);
         assert_eq!(left(), 4);
         forget_oldest(dir.path(), &newest, 1);

@@ -1,4 +1,4 @@
-//! Deltas between releases: the conversion between manifests and the plain endpoints that `larder_archive::delta` works on.
+//! Converts manifests to the endpoints of `larder_archive::delta`, and rebuilds the manifest of the newer release from a delta.
 
 use std::fs::File;
 
@@ -30,11 +30,11 @@ pub fn endpoints(file: &File) -> Result<(ReleaseId, ReleaseId), ReleaseError> {
 }
 
 /// Rebuilds the manifest of the newer release from the delta `file` and the manifest `old`. The result is complete except for
-/// `archive.frames`, which is empty. Its entries match its tree digest; the caller checks its signature.
+/// `archive.frames`, which is empty. The entries of the result match its tree digest. The caller must check the signature of the result.
 ///
 /// # Errors
 ///
-/// Refuses a delta that starts from another release, a delta with damaged lists, and a manifest that this version cannot read.
+/// Returns an error if the delta starts from another release, if its lists are damaged, or if this version cannot read its manifest.
 pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
     let changes = Changes::read(file, &old.release.to_string(), &old.tree, &head(&old)?)?;
     let mut manifest: Manifest =
@@ -43,10 +43,10 @@ pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
         return Err(ReleaseError::delta(other_format("its manifest", manifest.format, Manifest::FORMAT)));
     }
     if manifest.release.to_string() != changes.id() || manifest.tree != changes.tree() {
-        return Err(ReleaseError::delta("its manifest is of another release than its outline"));
+        return Err(ReleaseError::delta("its manifest and its outline are of different releases"));
     }
     if !manifest.entries.is_empty() || !manifest.archive.frames.is_empty() {
-        return Err(ReleaseError::delta("its manifest lists entries twice"));
+        return Err(ReleaseError::delta("its manifest contains entries or frames (expected none)"));
     }
     manifest.entries = changes.entries(old.entries)?;
     Ok(manifest)

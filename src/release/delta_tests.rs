@@ -1,4 +1,4 @@
-//! Tests of deltas between installed releases: making, applying and refusing them.
+//! Tests of deltas between installed releases: how deltas are made, applied and refused.
 
 use std::{
     collections::BTreeMap,
@@ -397,7 +397,7 @@ fn delta_with_a_contradictory_head_is_refused() {
         ("\"format\":1", "\"format\":2", "its manifest has the format 2"),
         (&release, &other, "of another release than its outline"),
         (&tree, &tree.chars().rev().collect::<String>(), "of another release than its outline"),
-        ("\"entries\":[]", "\"entries\":[{\"path\":\"a\",\"type\":\"dir\"}]", "lists entries twice"),
+        ("\"entries\":[]", "\"entries\":[{\"path\":\"a\",\"type\":\"dir\"}]", "its manifest contains entries or frames"),
         ("\"format\":1", "\"format\":one", "its manifest cannot be read"),
     ] {
         let mut end = endpoint(&world.new.manifest).unwrap();

@@ -17,7 +17,7 @@ pub enum ReleaseError {
     /// A file could not be used.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The archive was refused or could not be made.
+    /// The archive was refused or could not be written.
     #[error("cannot {doing} the release archive")]
     Archive {
         /// `write` or `accept`.
@@ -26,7 +26,7 @@ pub enum ReleaseError {
         #[source]
         source: ArchiveError,
     },
-    /// The archive of a patch was refused or could not be made.
+    /// The archive of a patch was refused or could not be written.
     #[error("cannot {doing} the archive of the patch")]
     PatchArchive {
         /// `write` or `accept`.
@@ -48,12 +48,12 @@ pub enum ReleaseError {
     /// A line of `.larderignore` is not a pattern.
     #[error(".larderignore:{line}: {why}")]
     Ignore {
-        /// The number of the line, counted from 1.
+        /// The number of the line, counted from 1; 0 if the cause is not in a single line.
         line: usize,
         /// The cause.
         why: String,
     },
-    /// A manifest or a list cannot be read.
+    /// A manifest, a list or a similar file cannot be used.
     #[error("cannot use {}: {why}", path.display())]
     Manifest {
         /// The file.
@@ -64,9 +64,9 @@ pub enum ReleaseError {
     /// A delta was refused, or an installed file that it needs is damaged.
     #[error(transparent)]
     Delta(DeltaError),
-    /// Packing an installed tree did not give the archive that its manifest names.
+    /// The archive that was packed from an installed tree differs from the archive in the manifest.
     #[error(
-        "cannot pack release {release}: packing gives other bytes than the archive that its manifest names (other versions of larder may compress differently); nothing was changed; fetch the whole archive if you need it"
+        "cannot pack release {release}: the new archive differs from the archive in its manifest (other versions of larder may compress differently); nothing was changed; fetch the whole archive if you need it"
     )]
     OtherBytes {
         /// The release.
@@ -117,7 +117,7 @@ pub enum ReleaseError {
         /// The error with all its causes.
         why: String,
     },
-    /// A deliverable from elsewhere was refused.
+    /// A received deliverable was refused.
     #[error(transparent)]
     Rejected(#[from] Refusal),
     /// A task of the server was cancelled.
@@ -126,14 +126,14 @@ pub enum ReleaseError {
 }
 
 impl ReleaseError {
-    /// Returns true if the project caused the error, and not this machine. A worker *refuses* a bad tree or
-    /// archive, but *fails* because of the machine.
+    /// Returns true if the project caused the error, not this machine. A worker *refuses* a bad tree or archive, but *fails* because of the
+    /// machine.
     pub fn is_for_the_pusher(&self) -> bool {
         use ReleaseError::{Ignore, Refused, Rejected, Unfit};
         matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Rejected(_))
     }
 
-    /// Returns the hint to show below the error, if there is one.
+    /// Returns the hint to show below the error; `None` if the error has no hint.
     pub fn hint(&self) -> Option<String> {
         match self {
             ReleaseError::Rejected(refusal) => Some(refusal.hint()),

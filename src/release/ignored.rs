@@ -1,4 +1,4 @@
-//! `.larderignore`: the entries that stay out of a release, in the syntax of gitignore.
+//! Reads `.larderignore`, a file in the syntax of `.gitignore`, and excludes the matching entries from a release.
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use larder_archive::{Item, ItemKind};
@@ -6,13 +6,13 @@ use larder_archive::{Item, ItemKind};
 use super::ReleaseError;
 use crate::host::files::{Confined, read_file_limited};
 
-/// The name of the file, which is at the top of the tree.
+/// The name of the ignore file at the top of a built tree.
 pub(super) const NAME: &str = ".larderignore";
 
-/// The largest `.larderignore`, in bytes.
+/// The maximum size of `.larderignore`, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Removes the items that the `.larderignore` of the tree names from the sorted `items`.
+/// Removes the items that match the `.larderignore` of the tree from `items`, which must be sorted by path.
 pub(super) fn apply(root: &Confined, items: &mut Vec<Item>) -> Result<(), ReleaseError> {
     let is_file = |item: &Item| item.path == NAME && matches!(item.kind, ItemKind::File { .. });
     if !items.iter().any(is_file) {

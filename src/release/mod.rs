@@ -1,10 +1,11 @@
-//! Releases: bundling of a built tree, installation, acceptance from elsewhere, verification, and the choice of releases to remove.
+//! Releases: bundling of a built tree, installation, acceptance of received deliverables, verification, and the choice of releases to
+//! remove.
 //!
-//! The server side ([`bundle()`], [`install()`]) opens files and starts workers; the worker side ([`bundle::work`],
-//! [`install::work`]) reads and writes trees. The server passes a job and descriptors to the worker, and the worker returns a report.
-//! [`manifest`] reads and writes manifests, [`store`] lists the releases of an environment, [`verify()`] compares an installed tree with
-//! its manifest. [`pack`] makes deltas for other servers and packs installed trees. [`accept()`] accepts deliverables from elsewhere;
-//! [`trust`] makes its decisions. Read [`WorkerContext`] first.
+//! The server side ([`bundle()`], [`install()`]) opens files and starts workers; the worker side ([`bundle::work`], [`install::work`])
+//! reads and writes trees. The server passes a job and descriptors to the worker, and the worker returns a report. [`manifest`] reads and
+//! writes manifests, [`store`] lists the releases of an environment, [`verify()`] compares an installed tree with its manifest. [`pack`]
+//! makes deltas for other servers and packs installed trees. [`accept()`] adds received deliverables to the store; [`trust`] decides which
+//! deliverables are accepted. Read [`WorkerContext`] first.
 
 mod accept;
 pub mod bundle;

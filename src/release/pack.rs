@@ -24,8 +24,8 @@ pub enum PackJob {
     Archive(ArchiveJob),
 }
 
-/// The job to make a delta. Descriptors: 5 the delta to write, 6 the older manifest, 7 the newer manifest; then, for each release with an
-/// archive, the archive and an empty file for its unpacked content.
+/// The job to make a delta. Descriptor 5 is the delta to write, 6 the older manifest, and 7 the newer manifest. Two descriptors follow for
+/// each release with an archive: the archive, and an empty file for its unpacked content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeltaJob {
     /// The location of the files of the older release.
@@ -36,22 +36,22 @@ pub struct DeltaJob {
     pub threads: usize,
 }
 
-/// The location of the files of a release. The tree is preferred; if it is damaged or incomplete, the archive is used.
+/// The location of the files of a release. The worker reads the tree. If the tree is damaged or incomplete, the worker reads the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackSource {
-    /// The installed tree.
+    /// The id of the installed tree; `None` if the release is not installed.
     pub tree: Option<ReleaseId>,
     /// True if the archive is among the descriptors.
     pub archive: bool,
 }
 
-/// The job to pack an installed release. Descriptors: 5 the archive to write, 6 the manifest to write, 7 the manifest without frames; if
-/// `previous`, 8 the archive to reuse and 9 its manifest.
+/// The job to pack an installed release. Descriptor 5 is the archive to write, 6 the manifest to write, and 7 the manifest without frames.
+/// If `previous` is true, descriptor 8 is the archive to reuse, and 9 is the manifest of that archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveJob {
     /// The installed release.
     pub release: ReleaseId,
-    /// True if an archive that may share frames is among the descriptors.
+    /// True if an older archive, whose frames may be reused, is among the descriptors.
     pub previous: bool,
     /// The number of threads that read and compress.
     pub threads: usize,
@@ -66,7 +66,7 @@ pub struct ArchiveReport {
     pub frames: (u64, u64),
 }
 
-/// Makes a delta; `deploy` is the directory of all installed trees.
+/// Makes a delta. `deploy` is the directory of all installed trees.
 pub fn delta(job: &DeltaJob, deploy: &Path, files: &[File]) -> WorkerAnswer<DeltaReport> {
     make(job, deploy, files).into()
 }
@@ -127,7 +127,8 @@ impl<'a> Location<'a> {
     }
 }
 
-/// Packs the installed tree of a release below `deploy`. The archive must be byte for byte the archive that the manifest names.
+/// Packs the installed tree of a release below `deploy`. The job fails if the new archive differs in any byte from the archive that the
+/// manifest names.
 pub fn archive(job: &ArchiveJob, deploy: &Path, files: &[File]) -> WorkerAnswer<ArchiveReport> {
     again(job, deploy, files).into()
 }
@@ -138,7 +139,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
     if !archive::compresses_like(&manifest.archive) {
         return Err(ReleaseError::OtherBytes { release: job.release });
     }
-    // Reuse only saves time, so an error here does not fail the job.
+    // The reuse of frames only saves time, so an unreadable previous manifest does not fail the job.
     let previous = match rest {
         [archive, older] if job.previous => {
             manifest::parse_known(older, Path::new("the previous manifest")).ok().map(|older| (archive, older))
@@ -150,7 +151,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
     let previous = previous.as_ref().map(|(file, older)| Previous { file, entries: &older.entries, info: &older.archive });
     let written =
         archive::write(&tree, &items, previous, out, job.threads, manifest.archive.bytes).map_err(|source| match source {
-            // The limit is the size that the archive must have.
+            // The limit is the expected size of the archive, so a larger archive has other bytes.
             ArchiveError::TooLarge { .. } => ReleaseError::OtherBytes { release: job.release },
             source => ReleaseError::Archive { doing: "write", source },
         })?;
@@ -163,5 +164,5 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
 }
 
 fn missing() -> ReleaseError {
-    ReleaseError::Refused { why: "the worker did not receive the tree or the archive of a release".to_owned() }
+    ReleaseError::Refused { why: "cannot read a release: the worker did not receive its tree or its archive".to_owned() }
 }

@@ -1,4 +1,4 @@
-//! The promotion policy: the health that a release must have shown elsewhere.
+//! Checks the health record of a release against the promotion policy of an environment.
 
 use std::time::Duration;
 
@@ -6,22 +6,26 @@ use jiff::Timestamp;
 
 use crate::{config::PromotionPolicy, model::HealthRecord};
 
-/// The greatest tolerated difference between the clocks of two servers.
+/// The maximum tolerated difference between the clocks of two servers.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(300);
 
-/// Checks an accepted health record against the policy. The error lists every unmet requirement in words. If there is no
-/// record, the error states only this.
+/// Checks an accepted health record against the policy. The error lists every unmet requirement in words. Without a record, the error lists
+/// only the missing record.
 pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: Timestamp) -> Result<(), Vec<String>> {
     if policy.is_empty() {
         return Ok(());
     }
     let Some(record) = record else {
-        return Err(vec!["the release has no health record from elsewhere, but `promote` requires a record".to_owned()]);
+        return Err(vec![
+            "the release has no health record of another environment or server, but `promote` requires a record".to_owned(),
+        ]);
     };
     let mut missing = Vec::new();
     if between(now, record.as_of) > MAX_CLOCK_DIFFERENCE {
-        missing
-            .push(format!("the health record is of {}, which is in the future: check the clocks of both servers", record.as_of));
+        missing.push(format!(
+            "the health record has the time {}, which is in the future; compare the clocks of both servers",
+            record.as_of
+        ));
     }
     if let Some(wanted) = policy.min_healthy.map(|span| span.get()) {
         let served = served(record);
@@ -50,7 +54,7 @@ pub fn promotable(policy: &PromotionPolicy, record: Option<&HealthRecord>, now: 
     if missing.is_empty() { Ok(()) } else { Err(missing) }
 }
 
-/// Returns the time for which a release had served when its record was written. Overlapping periods count once.
+/// Returns the total time for which a release has served, until the moment at which its record was written. Overlapping periods count once.
 pub fn served(record: &HealthRecord) -> Duration {
     let mut periods: Vec<(Timestamp, Timestamp)> = record
         .served

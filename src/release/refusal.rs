@@ -1,11 +1,11 @@
-//! The reasons to refuse a deliverable from elsewhere, each with a hint.
+//! The reasons to refuse a received deliverable, each with a hint.
 
 use larder_archive::ArchiveError;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{CommitId, EnvironmentName, Manifest, ProjectName, PublicKey, ReleaseId};
 
-/// The reason to refuse a deliverable from elsewhere. A refused deliverable is neither installed nor kept.
+/// The reason to refuse a received deliverable. A refused deliverable is neither installed nor kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// The manifest has no signature.
@@ -14,7 +14,7 @@ pub enum Refusal {
         /// The refused release.
         release: ReleaseId,
     },
-    /// The signing key is not trusted here.
+    /// The signing key is not trusted for the project.
     #[error("release {release} is signed by {key}, which is not trusted for {project}")]
     UnknownSigner {
         /// The refused release.
@@ -33,7 +33,7 @@ pub enum Refusal {
         key: PublicKey,
     },
     /// The release belongs to another project.
-    #[error("release {release} belongs to the project {found}, not to {wanted}")]
+    #[error("release {release} belongs to the project {found} (expected {wanted})")]
     OtherProject {
         /// The refused release.
         release: ReleaseId,
@@ -43,7 +43,7 @@ pub enum Refusal {
         wanted: ProjectName,
     },
     /// The release was built by an environment that is not accepted.
-    #[error("release {release} was made by the environment {found}; accepted environments: {}", names(.wanted))]
+    #[error("release {release} was built by the environment {found} (expected {})", names(.wanted))]
     OtherEnvironment {
         /// The refused release.
         release: ReleaseId,
@@ -53,7 +53,7 @@ pub enum Refusal {
         wanted: Vec<EnvironmentName>,
     },
     /// The file of the requested release contains another release.
-    #[error("the file of release {wanted} is release {found} under another name")]
+    #[error("the file of release {wanted} contains release {found}")]
     OtherRelease {
         /// The release in the manifest.
         found: ReleaseId,
@@ -61,7 +61,7 @@ pub enum Refusal {
         wanted: ReleaseId,
     },
     /// The release was built from another commit.
-    #[error("release {release} was built from commit {}, not from {}", found.short(), wanted.short())]
+    #[error("release {release} was built from commit {} (expected {})", found.short(), wanted.short())]
     OtherCommit {
         /// The refused release.
         release: ReleaseId,
@@ -70,7 +70,7 @@ pub enum Refusal {
         /// The requested commit.
         wanted: CommitId,
     },
-    /// An old release is offered as the newest, although a newer release was accepted before.
+    /// An old release is offered as the newest release, although a newer release was accepted before.
     #[error(
         "release {release} (build {build}) is offered as the newest, but release {newer} (build {newer_build}) of the same server was accepted before: an old release is offered again"
     )]
@@ -85,13 +85,13 @@ pub enum Refusal {
         newer_build: u64,
     },
     /// The store has this release with another manifest.
-    #[error("there is a release {release} here already, with another manifest")]
+    #[error("the store already has release {release} with another manifest")]
     Contradicts {
         /// The refused release.
         release: ReleaseId,
     },
-    /// The manifest, record or export has a newer format than this version can read.
-    #[error("the {what} has the format {format}; this larder reads formats up to {reads}")]
+    /// The manifest, health record or export has a newer format than this version can read.
+    #[error("the {what} has the format {format} (expected at most {reads})")]
     NewerFormat {
         /// `manifest`, `health record` or `export`.
         what: String,
@@ -100,7 +100,7 @@ pub enum Refusal {
         /// The newest format that this version reads.
         reads: u32,
     },
-    /// The file is not a manifest, health record or export, or it contradicts itself.
+    /// The manifest, health record or export cannot be parsed, or contradicts itself.
     #[error("cannot read the {what}: {why}")]
     Unreadable {
         /// `manifest`, `health record` or `export`.
@@ -109,13 +109,13 @@ pub enum Refusal {
         why: String,
     },
     /// The archive ends too early.
-    #[error("the archive of release {release} is cut off: it has {found} bytes of {expected}")]
+    #[error("the archive of release {release} is truncated: it has {found} bytes (expected {expected})")]
     Truncated {
         /// The refused release.
         release: ReleaseId,
-        /// The bytes of the archive.
+        /// The size of the archive, in bytes.
         found: u64,
-        /// The bytes that the manifest names.
+        /// The size of the archive in the manifest, in bytes.
         expected: u64,
     },
     /// The bytes of the archive differ from the signed digests.
@@ -135,7 +135,7 @@ pub enum Refusal {
         why: String,
     },
     /// The health record belongs to another release, or has no trusted signature.
-    #[error("the health record of release {release} is not accepted: {why}")]
+    #[error("cannot accept the health record of release {release}: {why}")]
     Record {
         /// The release that the record was offered for.
         release: ReleaseId,
@@ -149,38 +149,38 @@ fn names(environments: &[EnvironmentName]) -> String {
 }
 
 impl Refusal {
-    /// Returns the next step for the operator.
+    /// Returns the hint: the next step for the operator.
     pub fn hint(&self) -> String {
         match self {
             Refusal::Unsigned { .. } => {
-                "deploy the commit again on the server that cooked the release; this version of larder signs releases".to_owned()
+                "update larder on the server that cooked the release, then deploy the commit there again".to_owned()
             }
             Refusal::UnknownSigner { project, key, .. } => format!(
                 "compare the key with the output of `larder key show` on the server that cooked the release; if they are the same, run: larder key trust {project} {key}"
             ),
             Refusal::BadSignature { .. } => {
-                "fetch the release again from the server that cooked it; if the error persists, files are changed on the way"
+                "fetch the release again from the server that cooked it; if the error persists, check who can write to the store of the remote"
                     .to_owned()
             }
             Refusal::OtherProject { found, .. } => {
                 format!("correct the address of the remote: it has the deliverables of {found}")
             }
             Refusal::OtherEnvironment { found, .. } => {
-                format!("if {found} is meant to deliver here, name it in the address of the remote")
+                format!("if releases of {found} are expected, name {found} in the address of the remote")
             }
             Refusal::OtherRelease { .. } => {
-                "check who can write to the store of the remote: files there were renamed or exchanged".to_owned()
+                "check who can write to the store of the remote; its files were renamed or exchanged".to_owned()
             }
             Refusal::OtherCommit { wanted, .. } => {
                 format!("deploy {} on the server that cooks, then try again", wanted.short())
             }
             Refusal::Replayed { release, .. } => {
-                format!("to deploy the older release, name it: {release}")
+                format!("to deploy the older release, request it by its id: {release}")
             }
             Refusal::Contradicts { .. } => {
-                "a release never changes: check who has the signing key of the server that cooked it".to_owned()
+                "check who has the signing key of the server that cooked the release; a release never changes".to_owned()
             }
-            Refusal::NewerFormat { .. } => "update larder here".to_owned(),
+            Refusal::NewerFormat { .. } => "update larder on this server".to_owned(),
             Refusal::Unreadable { .. } | Refusal::Truncated { .. } | Refusal::Altered { .. } => {
                 "fetch the release again".to_owned()
             }
@@ -189,7 +189,7 @@ impl Refusal {
         }
     }
 
-    /// Returns the reason to refuse an archive that could not be read because of `error`. Returns `None` if the machine caused the error.
+    /// Returns the reason to refuse an archive that could not be read because of `error`. Returns `None` if this machine caused the error.
     pub fn of_archive(manifest: &Manifest, error: &ArchiveError) -> Option<Refusal> {
         let release = manifest.release;
         Some(match error {

@@ -1,4 +1,4 @@
-//! Retention: the choice of the releases that are removed.
+//! Retention: chooses the releases to remove.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -17,14 +17,14 @@ pub struct ReleaseSummary {
     pub bytes: u64,
 }
 
-/// The limits of retention. A release that exceeds any of them is removed.
+/// The limits of retention. A release that exceeds any limit is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
     /// The maximum number of good releases.
     pub releases: usize,
     /// The maximum age of a release at the time `now`.
     pub age: Option<Duration>,
-    /// The maximum size of all archives together, in bytes. The newest releases are kept.
+    /// The maximum total size of all archives, in bytes. The newest releases are kept.
     pub bytes: Option<u64>,
     /// The current time.
     pub now: Timestamp,
@@ -53,7 +53,7 @@ pub fn prune_plan(
     let mut full = false;
     let mut fits = |info: &ReleaseSummary| {
         let Some(left) = left.as_mut().filter(|_| !safe.contains(&info.id)) else { return true };
-        // A small old release does not stay if a newer one was removed.
+        // A small old release does not stay if a newer release was removed.
         full |= info.bytes > *left;
         *left = if full { 0 } else { left.saturating_sub(info.bytes) };
         !full
@@ -65,7 +65,8 @@ pub fn prune_plan(
     let mut kept = safe.clone();
     let good = newest_first.iter().filter(|info| info.good).take(keep.releases);
     kept.extend(good.filter(|info| young(info) && fits(info)).map(|info| info.id));
-    // Releases that are newer than the newest good release are kept: they may still go live, or have just failed and may be examined.
+    // Releases that are newer than the newest good release are kept: such a release may still go live, or has just failed and may be
+    // examined.
     kept.extend(
         newest_first.iter().filter(|info| !info.good && newest_good.is_none_or(|good| info.id > good)).map(|info| info.id),
     );

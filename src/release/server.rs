@@ -28,19 +28,19 @@ use crate::{
 pub struct Bundled {
     /// The manifest, read back and checked.
     pub manifest: Manifest,
-    /// The figures and warnings of the worker.
+    /// The report of the worker, with figures and warnings.
     pub report: BundleReport,
 }
 
 /// A release whose tree is complete in `deploy/` and synced.
 #[derive(Debug)]
 pub struct Installed {
-    /// The figures of the worker.
+    /// The report of the worker.
     pub report: UnpackReport,
 }
 
-/// Bundles the built tree into a release. `previous` is a release in the store that may share frames. May be repeated: the files of an
-/// interrupted attempt are replaced.
+/// Bundles the built tree into a release. `previous` is a release in the store whose frames may be reused. The call may be repeated: the
+/// files of an interrupted attempt are replaced.
 pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<ReleaseId>) -> Result<Bundled, ReleaseError> {
     let release = head.release;
     let files = Files::of(context.paths, release);
@@ -48,7 +48,7 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
     let opened = {
         let files = files.clone();
         blocking(move || {
-            // Reuse only saves time, so an error here does not fail the bundle.
+            // The reuse of frames only saves time, so an unreadable previous release does not fail the job.
             let before = before.and_then(|files| Some((open_regular(&files.archive).ok()?, index::open(&files.manifest).ok()?)));
             for path in [&files.new_archive, &files.new_manifest] {
                 remove_if_present(path)?;
@@ -70,7 +70,7 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
     blocking(move || {
         let kept = report.and_then(|report| keep(&files, &archive, &manifest, &head, report, &signing));
         if kept.is_err() {
-            // Errors here are ignored, so that the first error is reported. The next attempt removes these files.
+            // Errors of the removal are ignored, so that the first error is reported. The next attempt removes these files.
             let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
         }
         kept
@@ -78,7 +78,7 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
     .await
 }
 
-/// Checks the files that the worker wrote and renames them. The manifest is renamed last, because a release exists if its manifest does.
+/// Checks the files that the worker wrote and renames them. The manifest is renamed last, because a release exists if its manifest exists.
 fn keep(
     files: &Files,
     archive: &File,
@@ -111,7 +111,7 @@ fn keep(
     Ok(Bundled { manifest: parsed, report })
 }
 
-/// Adds the signature to a manifest and to the end of its file, without writing the file again.
+/// Adds the signature to a manifest and to the end of its file, without rewriting the whole file.
 fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey) -> Result<(), ReleaseError> {
     let wrong = |why: &str| ReleaseError::Manifest { path: files.new_manifest.clone(), why: why.to_owned() };
     if parsed.signature.is_some() {
@@ -119,7 +119,7 @@ fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey)
     }
     let signature = signing.sign(&parsed.statement());
     let size = file.metadata().map_err(|e| lost(&files.new_manifest, e))?.len();
-    // The signature replaces the last two bytes, `}` and a newline, and repeats them.
+    // The signature overwrites the last two bytes, `}` and a newline, and ends with the same two bytes.
     let at = size.checked_sub(2).ok_or_else(|| wrong("it is empty"))?;
     let mut end = [0; 2];
     file.read_exact_at(&mut end, at).map_err(|e| lost(&files.new_manifest, e))?;
@@ -132,11 +132,11 @@ fn sign(parsed: &mut Manifest, file: &File, files: &Files, signing: &SigningKey)
     Ok(())
 }
 
-/// Installs a release of the store into `deploy/<release>`, a directory that the keeper has created for the unpack user. The content comes
-/// from the archive of the release, or else from its delta, if the base of the delta is installed. `previous` is an installed release that
-/// may share files. `spare` is the fingerprint that [`spare`] reported when it filled the directory with a copy of `previous`.
-/// `live_since` is the time at which `previous` went live, in seconds since 1970: files that differ from it get later times. May be
-/// repeated, but only the first attempt may pass `spare`.
+/// Installs a release of the store into `deploy/<release>`, a directory that the keeper has created for the unpack user. The content is
+/// read from the archive of the release. Without an archive, the content is read from the delta of the release, if the base of the delta is
+/// installed. `previous` is an installed release that may share files. `spare` is the fingerprint that [`spare`] reported when it filled
+/// the directory with a copy of `previous`. `live_since` is the time at which `previous` went live, in seconds since 1970: files that
+/// differ from `previous` get later times. The call may be repeated, but only the first attempt may pass `spare`.
 pub async fn install(
     context: &WorkerContext<'_>,
     release: ReleaseId,
@@ -147,8 +147,8 @@ pub async fn install(
     unpack(context, release, release, previous, spare, live_since).await
 }
 
-/// Gives the files of an installed release that differ from those of the release `live` a time after `live_since`, the time at which
-/// `live` went live. See [`LiveSince`].
+/// Renews the times of files of an installed release: each file that differs from the release `live` gets a time after `live_since`, the
+/// time at which `live` went live. See [`LiveSince`].
 pub async fn renew_times(
     context: &WorkerContext<'_>,
     release: ReleaseId,
@@ -180,12 +180,12 @@ pub async fn renew_times(
 
 fn warn_of_outdated(release: ReleaseId, report: &UnpackReport) {
     if report.outdated > 0 {
-        tracing::warn!(%release, files = report.outdated, "cannot renew the times of files: browsers may keep the files of the live release");
+        tracing::warn!(%release, files = report.outdated, "cannot renew the times of files; browsers may keep the files of the live release");
     }
 }
 
 /// Fills `deploy/<next>` with a copy of the installed release `live`, in advance of the next installation. `next` is the id that the next
-/// release will get. Runs in the background. After a failure, the next installation only takes longer.
+/// release will get. Callers run this function in the background. After a failure, the next installation only takes longer.
 pub async fn spare(context: &WorkerContext<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
     unpack(context, next, live, Some(live), None, None).await
 }
@@ -225,13 +225,15 @@ async fn unpack(
         tracing::error!(release, files, first, "installed files differ from their manifest; unpacked again instead of shared");
     }
     warn_of_outdated(release, &report);
-    // The worker has synced the tree, but not the directory with the name of the tree, which the worker cannot write.
+    // The worker has synced the tree. The server syncs the directory that contains the name of the tree, because the worker cannot write
+    // that directory.
     blocking(move || Ok(sync_dir(&deploy)?)).await?;
     Ok(Installed { report })
 }
 
-/// Returns the kind of content that a release is installed from, the file with the content, and the release to share files with. Prefers
-/// the archive; then, for a copy, the tree itself; then a delta whose base is installed.
+/// Returns the kind of content that a release is installed from, the file with the content, and the release to share files with. The
+/// archive is preferred. Without an archive, a copy of an installed release is read from its tree, and other content from a delta whose
+/// base is installed.
 fn content(
     paths: &EnvironmentPaths,
     release: ReleaseId,

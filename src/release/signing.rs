@@ -19,10 +19,11 @@ const MAX_FILE: u64 = 4096;
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 
-/// The error of loading or creating the signing key. Without a key no release is built, since other environments refuse unsigned releases.
+/// The reason why the signing key cannot be loaded or created. Without a key, no release is built, because other environments refuse
+/// unsigned releases.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeyError {
-    /// The file cannot be read or written, or others can read it.
+    /// The file cannot be read or written, or other users can read the file.
     #[error("cannot use the signing key")]
     File(#[from] PrivateError),
     /// The file is not an ed25519 key in PKCS #8.
@@ -30,15 +31,15 @@ pub enum SigningKeyError {
         "cannot use the signing key {path}: it is not an ed25519 key in PKCS #8; restore the file from a backup, or move it away so that larder creates a new key (servers that trust the old key must then trust the new key)"
     )]
     Content {
-        /// The file.
+        /// The path of the file.
         path: String,
     },
     /// A new key cannot be created.
-    #[error("cannot create a signing key: the system has no randomness")]
+    #[error("cannot create a signing key: the system provides no random bytes")]
     Generate,
 }
 
-/// The private key, which never leaves the server. Cheap to clone.
+/// The private key that signs releases. The key never leaves the server. A clone is cheap.
 #[derive(Clone)]
 pub struct SigningKey {
     pair: Arc<Ed25519KeyPair>,
@@ -112,7 +113,7 @@ fn decode(bytes: &[u8]) -> Option<SigningKey> {
     SigningKey::of(&BASE64.decode(encoded.as_bytes()).ok()?)
 }
 
-/// Returns true if `signature` is valid for `statement`. The caller decides whether to trust its key.
+/// Returns true if `signature` is valid for `statement`. The caller must check that the key of the signature is trusted.
 pub fn verify_signature(signature: &Signature, statement: &[u8]) -> bool {
     UnparsedPublicKey::new(&ED25519, signature.key.as_bytes()).verify(statement, &signature.value.0).is_ok()
 }

@@ -1,4 +1,4 @@
-//! The releases in the store of an environment.
+//! Lists the releases in the store of an environment, and removes their deltas.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::{
     model::ReleaseId,
 };
 
-/// Returns the releases in a `releases/` directory, oldest first. A release exists if its manifest does.
+/// Returns the releases in a `releases/` directory, oldest first. A release exists if its manifest exists.
 pub fn list(releases: &Path) -> Result<Vec<ReleaseId>, ReleaseError> {
     let names = match Confined::open(releases).and_then(|dir| dir.names()) {
         Ok(names) => names,
@@ -27,7 +27,8 @@ pub fn list(releases: &Path) -> Result<Vec<ReleaseId>, ReleaseError> {
     Ok(found)
 }
 
-/// Returns the heads of all releases in a `releases/` directory, oldest first. Unreadable manifests are logged and skipped.
+/// Returns the manifest heads of all releases in a `releases/` directory, oldest first. A manifest that is unreadable or names another
+/// release is logged and skipped.
 pub fn heads(releases: &Path) -> Result<Vec<Head>, ReleaseError> {
     let mut heads = Vec::new();
     for id in list(releases)? {
@@ -48,7 +49,7 @@ pub fn cached_delta(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId) ->
     paths.deltas().join(format!("{from}..{to}"))
 }
 
-/// Removes all deltas from or to `release`, for a release that is being removed.
+/// Removes all deltas that start from `release` or lead to it. The removal of a release calls this function.
 pub fn forget_deltas(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(), ReleaseError> {
     remove_if_present(&paths.delta(release))?;
     let directory = paths.deltas();

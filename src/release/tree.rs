@@ -17,9 +17,10 @@ use crate::{
     model::{SourceEntry, SourceKind, SourceList},
 };
 
-/// Returns the entries of the built tree `app`, without those that `.larderignore` names. `source` is the list of exported files, and
-/// `upper` the upper directory of the overlay. With both, only the directories that the build changed are read, and the digests of
-/// unchanged files come from the list. Otherwise `threads` threads read everything. Sockets and FIFOs are left out with a warning.
+/// Returns the entries of the built tree `app`, except the entries that match `.larderignore`. `source` is the list of exported files, and
+/// `upper` is the upper directory of the overlay. If both are given, only the directories that the build changed are read, and the digests
+/// of unchanged files are taken from the list. Otherwise, `threads` threads read all directories. Sockets and FIFOs are left out with a
+/// warning.
 pub fn listing(
     app: &Confined,
     source: Option<SourceList>,
@@ -37,9 +38,9 @@ pub fn listing(
 
 type Found = BTreeMap<String, ItemKind>;
 
-/// Lists the tree from the list of the export, and reads only the directories that exist in `upper`, since all others are unchanged. The
-/// names in these directories are read from the merged view `app`, which is right for every kind of whiteout and opaque mark of the
-/// overlay. An unprivileged worker could not even read some of these marks.
+/// Lists the entries of a built tree, starting with the list of exported files. Only the directories that exist in `upper` are read,
+/// because all other directories are unchanged. The names in a directory are read from the merged view `app`, to which the kernel has
+/// applied all whiteouts and opaque marks of the overlay. An unprivileged worker cannot read some of these marks.
 fn merged(app: &Confined, source: SourceList, upper: &Confined, warnings: &mut Warnings) -> Result<Vec<Item>, ReleaseError> {
     let mut found: Found = source.entries.into_iter().map(exported).collect();
     let mut pending = vec![OsString::new()];
@@ -102,12 +103,12 @@ fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") }
 }
 
-/// Returns the names of the entries directly in a directory.
+/// Returns the names of the entries of a directory, without those of its subdirectories.
 fn children(found: &Found, directory: &str) -> Vec<String> {
     let start = if directory.is_empty() { String::new() } else { format!("{directory}/") };
     let mut names = Vec::new();
     let mut from = std::ops::Bound::Included(start.clone());
-    // Skip the entries below each child, so that the cost depends only on the number of children.
+    // The loop skips the entries below each child, so the cost depends only on the number of children.
     while let Some((path, _)) = found.range((from.clone(), std::ops::Bound::Unbounded)).next() {
         let Some(rest) = path.strip_prefix(&start) else { break };
         match rest.split_once('/') {

@@ -1,9 +1,9 @@
-//! The decisions on deliverables from elsewhere, as pure functions; [`accept`](super::accept()) acts on them.
+//! Decides which received deliverables are accepted; [`accept`](super::accept()) acts on the decisions.
 //!
 //! An attacker without the signing key can rename files, exchange them, and present old releases as new. Therefore file names are never
-//! trusted: release, commit, project and environment are those of the signed statement. If a release was requested by name, only this
-//! release is accepted. If the newest release was requested, a release that is older than an accepted one is refused ([`Accepted`]). An
-//! attacker who holds back newer releases cannot be detected here.
+//! trusted: release, commit, project and environment are taken from the signed statement. If a release was requested by name, only this
+//! release is accepted. If the newest release was requested, a release that is older than an accepted release is refused ([`Accepted`]).
+//! This module cannot detect an attacker who holds back newer releases.
 
 use std::path::Path;
 
@@ -17,32 +17,32 @@ use crate::{
     model::{CommitId, EnvironmentName, HealthRecord, Manifest, ProjectName, PublicKey, ReleaseId},
 };
 
-/// The deliverable that was requested.
+/// The properties of the requested deliverable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expectation {
     /// The project that the release must belong to.
     pub project: ProjectName,
-    /// The environments that may have built the release. If empty, any environment of the project is accepted.
+    /// The environments that may have built the release. If the list is empty, any environment of the project is accepted.
     pub environments: Vec<EnvironmentName>,
-    /// The release, if one was requested.
+    /// The requested release; `None` if no release was requested by its id.
     pub release: Option<ReleaseId>,
-    /// The commit, if one was requested.
+    /// The requested commit; `None` if no commit was requested.
     pub commit: Option<CommitId>,
     /// The git tree of the requested commit. A release of another commit with the same tree is accepted as well.
     pub source: Option<CommitId>,
-    /// True if the newest release was requested. It must not be older than any release that was accepted before.
+    /// True if the newest release was requested. A release that is older than an accepted release is then refused.
     pub newest: bool,
 }
 
 impl Expectation {
-    /// Returns an expectation that any release of `project` meets.
+    /// Returns an expectation that every release of `project` meets.
     pub fn of(project: ProjectName) -> Expectation {
         Expectation { project, environments: Vec::new(), release: None, commit: None, source: None, newest: false }
     }
 }
 
-/// The content of `accepted.json`: the newest build that was accepted from each signer and environment. The marks outlive the releases, so
-/// that pruning does not make old releases acceptable as the newest.
+/// The content of `accepted.json`: one mark for each signer, project and environment, which records the newest accepted build. A mark
+/// outlives its release, so that an old release is not accepted as the newest after newer releases were pruned.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     marks: Vec<Mark>,
@@ -58,11 +58,11 @@ struct Mark {
     release: ReleaseId,
 }
 
-/// The most marks of one signer in `accepted.json`, one for each environment. The limit applies to each signer alone, so that a signer with
-/// many environments cannot displace the marks of another signer.
+/// The maximum number of marks of one signer in `accepted.json`. The limit applies to each signer alone, so that a signer with many
+/// environments cannot displace the marks of another signer.
 const MAX_MARKS_OF_SIGNER: usize = 256;
 
-/// The largest `accepted.json`, in bytes. The marks of one signer take at most 128 KiB.
+/// The maximum size of `accepted.json`, in bytes. The marks of one signer take at most 128 KiB.
 const MAX_BYTES: u64 = 64 << 20;
 
 impl Accepted {
@@ -90,7 +90,7 @@ impl Accepted {
         self.marks.iter().find(same)
     }
 
-    /// Notes an accepted manifest. Returns true if this changed a mark, so that the file must be saved.
+    /// Records an accepted manifest. Returns true if a mark changed, so that the caller must save the file.
     pub fn note(&mut self, manifest: &Manifest) -> bool {
         let Some(signature) = manifest.signature else { return false };
         let rank = (manifest.build, manifest.created);
@@ -99,7 +99,7 @@ impl Accepted {
         }
         let Manifest { project, environment, build, created, release, .. } = manifest;
         self.marks.retain(|mark| mark.signer != signature.key || mark.project != *project || mark.environment != *environment);
-        // Beyond the limit, the oldest marks of this signer are dropped.
+        // If the signer has too many marks, its oldest marks are dropped.
         self.marks.sort_by_key(|mark| mark.created);
         let same_signer = self.marks.iter().filter(|mark| mark.signer == signature.key).count();
         let mut excess = same_signer.saturating_sub(MAX_MARKS_OF_SIGNER - 1);
@@ -121,7 +121,7 @@ impl Accepted {
     }
 }
 
-/// Parses a manifest and checks its consistency. Nothing in it is trusted yet.
+/// Parses a manifest and checks its consistency. The caller must not trust the result before [`accept`] has checked it.
 pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
     newer_format("manifest", bytes, Manifest::FORMAT)?;
     manifest::from_bytes(bytes, Path::new("manifest")).map_err(|error| {
@@ -136,7 +136,8 @@ pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
     })
 }
 
-/// Refuses a newer format. This is checked first, since a file of a newer format may not parse at all.
+/// Refuses a file of a newer format. Callers check the format before they parse the file, because a file of a newer format may not parse at
+/// all.
 fn newer_format(what: &str, bytes: &[u8], reads: u32) -> Result<(), Refusal> {
     #[derive(Deserialize)]
     struct Format {
@@ -187,14 +188,14 @@ pub fn accept(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey], ac
     Ok(())
 }
 
-/// Parses a health record. Nothing in it is trusted yet.
+/// Parses a health record. The caller must not trust the result before [`accept_record`] has checked it.
 pub fn read_record(bytes: &[u8]) -> Result<HealthRecord, Refusal> {
     let what = "health record";
     newer_format(what, bytes, HealthRecord::FORMAT)?;
     let record: HealthRecord = serde_json::from_slice(bytes)
         .map_err(|error| Refusal::Unreadable { what: what.to_owned(), why: error.to_string().chars().take(1000).collect() })?;
     if record.format != HealthRecord::FORMAT {
-        let why = format!("it has the format {}, which does not exist", record.format);
+        let why = format!("it has the format {} (expected {})", record.format, HealthRecord::FORMAT);
         return Err(Refusal::Unreadable { what: what.to_owned(), why });
     }
     Ok(record)
@@ -213,13 +214,13 @@ pub fn accept_record(record: &HealthRecord, manifest: &Manifest, trust: &[Public
         return Err(refused(format!("it was altered after {} signed it", signature.key)));
     }
     if record.project != manifest.project {
-        return Err(refused(format!("it is about the project {}", record.project)));
+        return Err(refused(format!("it belongs to the project {} (expected {})", record.project, manifest.project)));
     }
     if record.release != release {
-        return Err(refused(format!("it is about release {}", record.release)));
+        return Err(refused(format!("it belongs to release {} (expected {release})", record.release)));
     }
     if record.tree != manifest.tree {
-        return Err(refused("it is about another tree".to_owned()));
+        return Err(refused("its tree digest differs from the digest in the manifest".to_owned()));
     }
     Ok(())
 }

@@ -130,22 +130,19 @@ fn release_of_another_project_environment_id_or_commit_is_refused() {
     let manifest = signed(&made.parsed, &key);
     let release = manifest.release;
     let found = refusal(&Expectation::of("blog".parse().unwrap()), &manifest, &trust);
-    assert_eq!(found.to_string(), format!("release {release} belongs to the project shop, not to blog"));
+    assert_eq!(found.to_string(), format!("release {release} belongs to the project shop (expected blog)"));
 
     let expect = Expectation { environments: vec!["qa".parse().unwrap(), "beta".parse().unwrap()], ..shop() };
     let found = refusal(&expect, &manifest, &trust);
-    assert_eq!(
-        found.to_string(),
-        format!("release {release} was made by the environment staging; accepted environments: qa, beta")
-    );
+    assert_eq!(found.to_string(), format!("release {release} was built by the environment staging (expected qa, beta)"));
 
     let wanted = ReleaseId::new(jiff::Timestamp::now());
     let found = refusal(&Expectation { release: Some(wanted), ..shop() }, &manifest, &trust);
-    assert_eq!(found.to_string(), format!("the file of release {wanted} is release {release} under another name"));
+    assert_eq!(found.to_string(), format!("the file of release {wanted} contains release {release}"));
 
     let wanted = "b".repeat(40).parse().unwrap();
     let found = refusal(&Expectation { commit: Some(wanted), ..shop() }, &manifest, &trust);
-    assert_eq!(found.to_string(), format!("release {release} was built from commit aaaaaaaaaa, not from bbbbbbbbbb"));
+    assert_eq!(found.to_string(), format!("release {release} was built from commit aaaaaaaaaa (expected bbbbbbbbbb)"));
     assert!(found.hint().contains("deploy bbbbbbbbbb"), "{}", found.hint());
 
     // Another commit with the same git tree is accepted. Two unknown git trees do not count as the same.
@@ -242,8 +239,8 @@ fn newer_formats_and_other_files_are_refused() {
     let text = serde_json::to_string(&made.parsed).unwrap();
     let newer = text.replacen("\"format\":1", "\"format\":2,\"novelty\":[]", 1);
     let found = read_manifest(newer.as_bytes()).unwrap_err();
-    assert_eq!(found.to_string(), "the manifest has the format 2; this larder reads formats up to 1");
-    assert_eq!(found.hint(), "update larder here");
+    assert_eq!(found.to_string(), "the manifest has the format 2 (expected at most 1)");
+    assert_eq!(found.hint(), "update larder on this server");
     // A newer format is reported even if nothing else can be parsed.
     assert!(matches!(read_manifest(b"{\"format\":9,\"entries\":7}"), Err(Refusal::NewerFormat { format: 9, .. })));
     let older = text.replacen("\"format\":1", "\"format\":0", 1);
@@ -298,7 +295,10 @@ fn truncated_or_altered_archive_is_refused() {
         let cut = size * percent / 100;
         open().set_len(cut).unwrap();
         let found = look(&open(), manifest).unwrap_err();
-        assert_eq!(found.to_string(), format!("the archive of release {release} is cut off: it has {cut} bytes of {size}"));
+        assert_eq!(
+            found.to_string(),
+            format!("the archive of release {release} is truncated: it has {cut} bytes (expected {size})")
+        );
         std::fs::write(file.path(), &bytes).unwrap();
     }
     open().set_len(size - 1).unwrap();
@@ -414,7 +414,7 @@ fn health_record_of_another_release_or_signer_is_refused() {
     assert!(why(&altered).contains("altered"), "{}", why(&altered));
     let mut elsewhere = HealthRecord { release: ReleaseId::new(manifest.created), ..record };
     elsewhere.signature = Some(key.sign(&elsewhere.statement()));
-    assert!(why(&elsewhere).contains("it is about release"), "{}", why(&elsewhere));
+    assert!(why(&elsewhere).contains("it belongs to release"), "{}", why(&elsewhere));
 }
 
 #[test]

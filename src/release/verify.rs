@@ -1,4 +1,4 @@
-//! The comparison of an installed tree with its manifest: after an installation, and on request.
+//! Compares an installed tree with its manifest: after an installation, and on request.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,13 +25,13 @@ pub enum Difference {
     Missing(String),
     /// The tree has an entry that is not in the manifest.
     Extra(String),
-    /// An entry has another kind.
+    /// An entry of the tree has another kind than in the manifest.
     Kind(String),
-    /// An entry has another mode.
+    /// An entry of the tree has another mode than in the manifest.
     Mode(String),
-    /// A file has another size or content.
+    /// A file of the tree has another size or content than in the manifest.
     Content(String),
-    /// A link has another target.
+    /// A link of the tree has another target than in the manifest.
     Target(String),
 }
 
@@ -43,8 +43,8 @@ impl Difference {
             Difference::Extra(path) => (path, "is not part of the release"),
             Difference::Kind(path) => (path, "is another kind of file"),
             Difference::Mode(path) => (path, "has another mode"),
-            Difference::Content(path) => (path, "has another content"),
-            Difference::Target(path) => (path, "points elsewhere"),
+            Difference::Content(path) => (path, "has other content"),
+            Difference::Target(path) => (path, "has another target"),
         };
         (path.clone(), what.to_owned())
     }
@@ -67,7 +67,7 @@ pub fn verify(tree: &Path, manifest: &Manifest) -> Result<Vec<Difference>, Relea
     drift(tree, manifest, 2)
 }
 
-/// Compares a tree with `entries`. With `content`, files are read; otherwise only kinds, modes, sizes and link targets are compared.
+/// Compares the kinds, modes, sizes and link targets of a tree with `entries`. If `content` is true, also compares the content of files.
 pub(super) fn compare(tree: &Path, entries: &[Entry], threads: usize, content: bool) -> Result<Vec<Difference>, ReleaseError> {
     compare_with(tree, entries, threads, |cursor, entry| difference(cursor, entry, content))
 }
@@ -83,7 +83,7 @@ fn compare_with(
     let next = AtomicUsize::new(0);
     let parts: Vec<&[Entry]> = entries.chunks(256).collect();
     let counts = children(entries);
-    // True if a directory has more or fewer names than in the manifest.
+    // This flag is true if a directory has more or fewer names than in the manifest.
     let odd = AtomicBool::new(root.cursor().count_names("")? != counts.get("").copied().unwrap_or(0));
     let check = || -> Result<Vec<Difference>, FileError> {
         let mut cursor = root.cursor();
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn panic_in_one_thread_is_not_a_comparison_without_differences() {
+    fn panic_in_a_comparing_thread_reaches_the_caller() {
         let dir = tempfile::tempdir().unwrap();
         let entries: Vec<Entry> =
             (0..1024).map(|n| Entry { path: format!("{n:04}"), kind: EntryKind::Link { target: String::from("x") } }).collect();

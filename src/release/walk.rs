@@ -32,8 +32,8 @@ struct Walk<'a> {
     count: AtomicU64,
 }
 
-/// Returns all entries below the directory `from` of `app`, sorted by path. `others` is the number of entries of the release that are known
-/// already, which count against the same limit.
+/// Returns all entries below the directory `from` of `app`, sorted by path. `others` is the number of entries that the caller has found
+/// before, which count against the same limit.
 pub(super) fn walk(
     app: &Confined,
     from: OsString,
@@ -64,7 +64,7 @@ pub(super) fn walk(
 
 impl Walk<'_> {
     /// Returns the next directory to read. Returns `None` if more than `most` directories are pending, if no directory is left, or if
-    /// another thread failed.
+    /// another thread has failed.
     fn next(&self, most: usize) -> Option<OsString> {
         let mut queue = self.queue.lock();
         loop {
@@ -82,7 +82,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Marks a directory as read; `below` are the directories in it.
+    /// Marks a directory as read, and adds its subdirectories `below` to the queue.
     fn done(&self, below: Vec<OsString>) {
         let mut queue = self.queue.lock();
         queue.busy -= 1;
@@ -92,7 +92,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Reads directories until none is left. Each thread runs this.
+    /// Reads directories until no directory is left. Each thread runs this function.
     fn rest(&self) -> Result<(Vec<Item>, Warnings), ReleaseError> {
         let (mut found, mut warnings) = (Vec::new(), Warnings::default());
         while let Some(directory) = self.next(usize::MAX) {
@@ -129,7 +129,8 @@ impl Walk<'_> {
     }
 }
 
-/// Refuses more entries than a release may have. This is called after every directory, so that a huge tree is refused early.
+/// Returns an error if `count` exceeds the maximum number of entries of a release. The count is checked after every directory, so that a
+/// huge tree is refused early.
 pub(super) fn check_count(count: u64) -> Result<(), ReleaseError> {
     let limit = ArchiveLimits::default().entries;
     if count <= limit {
@@ -146,18 +147,18 @@ impl Warnings {
     /// The maximum number of warnings that are kept.
     const MAX_LINES: usize = 50;
 
-    /// Adds a line.
+    /// Adds a warning. After `MAX_LINES` warnings, further warnings are only counted.
     pub fn add(&mut self, line: String) {
         if self.0.len() < Self::MAX_LINES { self.0.push(line) } else { self.1 += 1 }
     }
 
-    /// Appends the lines of `other`.
+    /// Appends the warnings of `other`.
     fn take(&mut self, other: Warnings) {
         other.0.into_iter().for_each(|line| self.add(line));
         self.1 += other.1;
     }
 
-    /// Returns the warnings, and a last line with the number of further ones.
+    /// Returns the warnings, one line each. If further warnings were only counted, the last line has their number.
     pub fn into_lines(mut self) -> Vec<String> {
         if self.1 > 0 {
             self.0.push(format!("... and {} more", self.1));
@@ -166,7 +167,7 @@ impl Warnings {
     }
 }
 
-/// Returns the path of the entry `name` in `directory`. Refuses a path that no release can contain.
+/// Returns the path of the entry `name` in `directory`. Returns an error if no release can contain this path.
 pub(super) fn checked(directory: &OsStr, name: &OsStr) -> Result<String, ReleaseError> {
     let mut path = directory.to_owned();
     if !path.is_empty() {

@@ -1,4 +1,4 @@
-//! Starts the workers of releases and opens the files that they receive.
+//! Starts workers for operations on releases, and opens the files that the workers receive.
 
 use std::{
     fs::File,
@@ -16,10 +16,10 @@ use crate::{
     model::{EnvId, Exit, Launch, LimitClass, ProjectId, ReleaseId, Role, Supervision},
 };
 
-/// The largest report of a worker, in bytes.
+/// The maximum size of the report of a worker, in bytes.
 const MAX_REPORT: usize = 1 << 20;
 
-/// The environment of an operation on a release, the means to start its worker, and its limits.
+/// The context of an operation on a release: the environment, the launcher of the worker, and the limits.
 #[derive(Debug)]
 pub struct WorkerContext<'a> {
     /// The launcher that starts the worker.
@@ -32,9 +32,9 @@ pub struct WorkerContext<'a> {
     pub output: Option<OwnedFd>,
     /// The number of threads of a worker.
     pub threads: usize,
-    /// The key that signs the manifests of releases that are built here.
+    /// The key that signs the manifests of releases that this server builds.
     pub signing: &'a SigningKey,
-    /// The largest archive that is written, in bytes.
+    /// The maximum size of a written archive, in bytes. The cached deltas of the environment have the same limit.
     pub archive_limit: u64,
 }
 
@@ -63,7 +63,7 @@ impl Files {
 ///
 /// # Errors
 ///
-/// The worker cannot be started, exits without a report, or reports a failure.
+/// Returns an error if the worker cannot be started, exits without a report, or reports a failure.
 pub(super) async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     context: &WorkerContext<'_>,
     what: &'static str,
@@ -112,7 +112,7 @@ pub(super) fn lost(path: &Path, e: std::io::Error) -> ReleaseError {
     FileError::io("use", path, e).into()
 }
 
-/// Returns true if a tree with the name of the release exists. The tree may be incomplete, so its reader compares digests.
+/// Returns true if a tree with the name of the release exists. The tree may be incomplete, so readers of the tree must compare digests.
 pub(super) fn installed(paths: &EnvironmentPaths, release: ReleaseId) -> bool {
     paths.tree(release).symlink_metadata().is_ok_and(|found| found.is_dir())
 }

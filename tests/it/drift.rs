@@ -241,7 +241,7 @@ fn changed_installed_tree_is_reported(world: &World) {
     let tree = top.join("deploy").join(std::fs::read_link(top.join("deploy/current")).unwrap());
     std::fs::write(tree.join("index.html"), "tampered").unwrap();
     let drift = world.larder(&["drift", "shop"]);
-    drift.exits(0).says("does NOT match its manifest").says("index.html has another content").says("runs as it was released");
+    drift.exits(0).says("does NOT match its manifest").says("index.html has other content").says("runs as it was released");
     assert_eq!(world.larder(&["drift", "shop", "--json"]).json()["tree"]["differences"][0]["path"], "index.html");
     world.larder(&["drift", "shop", "--quick"]).keeps_quiet_about("manifest");
 }

@@ -149,11 +149,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     let unsigned = Manifest { signature: None, ..forge.forged(&second, |_| {}) };
     forge.offers(&unsigned, &archive, None, honest);
     let text = format!("release {} is not signed", unsigned.release);
-    forge.refuses(
-        pull,
-        &text,
-        "hint: deploy the commit again on the server that cooked the release; this version of larder signs releases",
-    );
+    forge.refuses(pull, &text, "hint: update larder on the server that cooked the release, then deploy the commit there again");
 
     let stranger = SigningKey::ephemeral().unwrap();
     let mut unknown = forge.forged(&second, |_| {});
@@ -172,12 +168,12 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     forge.refuses(
         pull,
         &text,
-        "hint: fetch the release again from the server that cooked it; if the error persists, files are changed on the way",
+        "hint: fetch the release again from the server that cooked it; if the error persists, check who can write to the store of the remote",
     );
 
     let blog = forge.forged(&second, |manifest| manifest.project = "blog".parse().unwrap());
     forge.offers(&blog, &archive, None, honest);
-    let text = format!("release {} belongs to the project blog, not to shop", blog.release);
+    let text = format!("release {} belongs to the project blog (expected shop)", blog.release);
     forge.refuses(pull, &text, "hint: correct the address of the remote: it has the deliverables of blog");
 
     let (old, newer) = (forge.forged(&second, |_| {}), ReleaseId::new(jiff::Timestamp::now()));
@@ -185,8 +181,8 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
         offer.release = newer;
         offer.build += 1;
     });
-    let text = format!("the file of release {newer} is release {} under another name", old.release);
-    forge.refuses(pull, &text, "hint: check who can write to the store of the remote: files there were renamed or exchanged");
+    let text = format!("the file of release {newer} contains release {}", old.release);
+    forge.refuses(pull, &text, "hint: check who can write to the store of the remote; its files were renamed or exchanged");
 
     // The offer claims a commit that was never cooked.
     let staged = forge.repo.head();
@@ -196,7 +192,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
         offer.commit = commit.parse().unwrap();
         offer.source = None;
     });
-    let text = format!("release {} was built from commit {}, not from {}", other.release, &staged[..10], &commit[..10]);
+    let text = format!("release {} was built from commit {} (expected {})", other.release, &staged[..10], &commit[..10]);
     forge.refuses(
         || production(&forge.repo).0,
         &text,
@@ -206,7 +202,7 @@ fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
     let format = forge.forged(&second, |_| {});
     let newer = serde_json::to_string(&format).unwrap().replacen("\"format\":1", "\"format\":2", 1);
     forge.offers_text(&format, newer.as_bytes(), &archive, None, honest);
-    forge.refuses(pull, "the manifest has the format 2; this larder reads formats up to 1", "hint: update larder here");
+    forge.refuses(pull, "the manifest has the format 2 (expected at most 1)", "hint: update larder on this server");
 
     // The signature is trusted, but the archive has other files than the manifest.
     let first: Manifest = serde_json::from_value(live_manifest(world, "production", "shop")).unwrap();
@@ -277,7 +273,7 @@ fn old_build_offered_as_the_newest_is_refused(world: &World) {
         "release {} (build 11) is offered as the newest, but release {} (build 12) of the same server was accepted before: an old release is offered again",
         middle.release, new.release
     ));
-    said.says(&format!("hint: to deploy the older release, name it: {}", middle.release));
+    said.says(&format!("hint: to deploy the older release, request it by its id: {}", middle.release));
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(names(&world.environment("shop").join("releases/.incoming")), Vec::<String>::new());
     // A release older than the live one is refused before a deployment begins.
@@ -301,8 +297,8 @@ fn release_of_another_environment_is_refused(world: &World) {
     let good = fs::read(&path).unwrap();
     fs::write(&path, serde_json::to_vec(&lab).unwrap()).unwrap();
     let pull = || world.larder(&["pull", "shop/production", &made.release.to_string()]);
-    let text = format!("release {} was made by the environment lab; accepted environments: staging", made.release);
-    forge.refuses(pull, &text, "hint: if lab is meant to deliver here, name it in the address of the remote");
+    let text = format!("release {} was built by the environment lab (expected staging)", made.release);
+    forge.refuses(pull, &text, "hint: if releases of lab are expected, name lab in the address of the remote");
     fs::write(&path, good).unwrap();
     pull().ok();
     world.serves("shop", "version two");
@@ -321,8 +317,8 @@ fn contradictory_statements_about_one_release_are_refused(world: &World) {
     let refused = import(world, "shop/production", &container(&parts));
     refused
         .exits(3)
-        .says(&format!("there is a release {} here already, with another manifest", first.release))
-        .says("hint: a release never changes: check who has the signing key of the server that cooked it");
+        .says(&format!("the store already has release {} with another manifest", first.release))
+        .says("hint: check who has the signing key of the server that cooked the release; a release never changes");
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(live_manifest(world, "production", "shop"), serde_json::to_value(&first).unwrap());
     world.serves("shop", "version one");
@@ -355,7 +351,7 @@ fn health_record_counts_only_with_a_trusted_signature(world: &World) {
     let stranger = SigningKey::ephemeral().unwrap();
     let other = HealthRecord { release: made.release, ..record.clone() };
     let unsigned = serde_json::to_vec(&record).unwrap();
-    let about = format!("the health record of release {} is not accepted: ", release.release);
+    let about = format!("cannot accept the health record of release {}: ", release.release);
     for (what, bad, why) in [
         ("none", None, String::new()),
         ("an unsigned", Some(unsigned), format!("{about}it is not signed")),
@@ -364,13 +360,13 @@ fn health_record_counts_only_with_a_trusted_signature(world: &World) {
             Some(signed(&stranger, &record)),
             format!("{about}it is signed by {}, which is not trusted for shop", stranger.public()),
         ),
-        ("another's", Some(signed(&forge.key, &other)), format!("{about}it is about release {}", made.release)),
+        ("another's", Some(signed(&forge.key, &other)), format!("{about}it belongs to release {}", made.release)),
     ] {
         forge.offers(&release, &archive, bad, |_| {});
         let said = forge.pull();
         said.exits(1)
             .says(&why)
-            .says("not fit for promotion: the release has no health record from elsewhere, but `promote` requires a record");
+            .says("not fit for promotion: the release has no health record of another environment or server, but `promote` requires a record");
         world.serves("shop", "version one");
         let kept = world.environment("shop").join("releases").join(format!("{}.health.json", release.release));
         assert!(!kept.exists(), "{what} record was kept");

@@ -159,21 +159,27 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
             *content = text.replacen(from, to, 1).into_bytes();
         })
     };
-    refused("another project's", "blog", &good, "belongs to the project shop, not to blog", "correct the address");
+    refused("another project's", "blog", &good, "belongs to the project shop (expected blog)", "correct the address");
     refused("altered", "shop", &replaced("\"build\":1", "\"build\":7"), "does not match its manifest", "fetch the release again");
+    refused("newer", "shop", &replaced("\"format\":1", "\"format\":2"), "has the format 2 (expected at most 1)", "update larder");
     refused(
-        "newer",
+        "unsigned",
         "shop",
-        &replaced("\"format\":1", "\"format\":2"),
-        "has the format 2; this larder reads formats up to 1",
-        "update larder",
+        &replaced(",\"signature\":{", ",\"unsigned\":{"),
+        "is not signed",
+        "deploy the commit there again",
     );
-    refused("unsigned", "shop", &replaced(",\"signature\":{", ",\"unsigned\":{"), "is not signed", "deploy the commit again");
     let size = whole[2].1.len();
     for percent in [0, 1, 37, 50, 99] {
         let cut = size * percent / 100;
         let end = good.len() - 1024 - size.next_multiple_of(512) + cut;
-        refused("cut", "shop", &good[..end], &format!("is cut off: it has {cut} bytes of {size}"), "fetch the release again");
+        refused(
+            "cut",
+            "shop",
+            &good[..end],
+            &format!("is truncated: it has {cut} bytes (expected {size})"),
+            "fetch the release again",
+        );
         if percent > 0 {
             let altered = with("archive.tar.zst", &|content| content[cut] ^= 0x10);
             refused("altered", "shop", &altered, "was altered or damaged", "fetch the release again");

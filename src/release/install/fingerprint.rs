@@ -1,5 +1,5 @@
-//! The fingerprint of a spare tree, which changes when an entry of the tree is added, removed or replaced. It is computed from the
-//! directories alone, without looking at files.
+//! The fingerprint of a spare tree, which changes when an entry of the tree is added, removed or replaced. The fingerprint is computed from
+//! the metadata of directories alone; files are not examined.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,10 +13,10 @@ use crate::{
 /// The number of directories that a thread reads at a time.
 const PART: usize = 256;
 
-/// Returns the digest of the inode, mode and change time of every directory. No name in a directory can be added, removed or replaced
-/// without changing its ctime, and no process can set a ctime. The mtime of the root is used instead of its ctime, because an installation
-/// renames the spare, which changes the root's ctime. File contents are not covered: the files are shared with the live release, whose
-/// digests were compared when the spare was made.
+/// Returns the digest of the inode, mode and change time of every directory. Every addition, removal or replacement of a name changes the
+/// ctime of the directory, and no process can set a ctime. Of the root, only inode and mtime are used, because an installation renames the
+/// spare, which changes the ctime of the root. File contents are not covered: the files are shared with the live release, whose digests
+/// were compared when the spare was made.
 pub(super) fn fingerprint(tree: &Confined, entries: &[Entry], threads: usize) -> Result<Digest, FileError> {
     let directories: Vec<&str> =
         entries.iter().filter(|entry| entry.kind == EntryKind::Dir).map(|entry| entry.path.as_str()).collect();

@@ -1,11 +1,11 @@
 //! The worker that installs a release: it fills a tree from an archive, or from a delta and the installed previous release.
 //!
 //! Unchanged files are hard-linked from the tree of the previous release after their digests have been compared (`reuse.rs`); only the
-//! frames that hold the other files are decompressed. Symbolic links are created last, so that nothing is written through one.
+//! frames that contain other files are decompressed. Symbolic links are created last, so that no file is written through a symbolic link.
 //!
-//! A *spare* is a copy of the live release, made of hard links in the background, under the id of the next release. A job that installs a
-//! release with itself as the previous release makes this copy. An installation into a spare writes only the entries that changed. The
-//! files of each release are therefore read once: when its spare is made, or, without a spare, when the next release shares the files.
+//! A *spare* is a copy of the live release, made of hard links in the background, under the id of the next release. A job whose previous
+//! release is the installed release itself makes a spare. An installation into a spare writes only the entries that changed. The files of
+//! each release are therefore read once: when its spare is made, or, without a spare, when the next release shares the files.
 
 mod fingerprint;
 mod reuse;
@@ -40,24 +40,24 @@ pub enum ContentSource {
     Archive,
     /// A delta that starts from the previous release.
     Delta,
-    /// The previous release alone. The tree becomes a copy of it.
+    /// The previous release alone, so that the tree becomes its copy.
     Previous,
-    /// The tree itself, which is installed already. Only times of files change.
+    /// The tree itself, which is already installed. Only the times of its files change.
     Installed,
 }
 
-/// The job of the unpack worker. Descriptors: 5 the archive or the delta (any file for a copy), 6 the manifest; if `previous`, 7 the
-/// manifest of the previous release.
+/// The job of the unpack worker. Descriptor 5 is the archive or the delta (any file if `content` names neither), and 6 is the manifest. If
+/// `previous` is given, descriptor 7 is the manifest of the previous release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackJob {
-    /// An installed release that may share unchanged files with the new one.
+    /// An installed release that may share unchanged files with the new release.
     pub previous: Option<ReleaseId>,
     /// The kind of descriptor 5.
     pub content: ContentSource,
     /// The fingerprint that an earlier job reported when it filled the tree with a copy of `previous`, the spare. If the tree is still this
     /// copy, only the differences are applied; otherwise the tree is cleared first. `None` if the tree is not a spare.
     pub spare: Option<Digest>,
-    /// The live release, which this release replaces. `None` if nothing is live, or if the tree is a spare.
+    /// The live release, which this release replaces. `None` if no release is live, or if the job makes a spare.
     pub live: Option<LiveSince>,
     /// The number of threads that link and write.
     pub threads: usize,
@@ -76,13 +76,13 @@ pub struct UnpackReport {
     pub unpacked: u64,
     /// The size of the unpacked files, in bytes.
     pub bytes: u64,
-    /// The number of installed files of the previous release that differ from its manifest. They were unpacked instead of shared.
+    /// The number of installed files of the previous release that differ from its manifest. These files were unpacked instead of shared.
     pub damaged: u64,
     /// The path of the first damaged file.
     pub first_damaged: Option<String>,
-    /// The fingerprint of the tree, if it is a copy of the previous release.
+    /// The fingerprint of the tree, if the tree is a copy of the previous release.
     pub fingerprint: Option<Digest>,
-    /// The number of files that keep a time before the switch to the live release, although they differ from it.
+    /// The number of files that differ from the live release, but keep a time before the switch to the live release.
     pub outdated: u64,
 }
 
@@ -93,7 +93,7 @@ impl UnpackReport {
     }
 }
 
-/// The paths of the worker.
+/// The paths that the worker uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstallPaths {
     /// The tree to fill. The remains of an interrupted attempt are removed first.
@@ -110,7 +110,7 @@ impl InstallPaths {
     }
 }
 
-/// Installs a release. When this returns a report, the tree is complete and synced. May be repeated.
+/// Installs a release. When this function returns a report, the tree is complete and synced. A job may be repeated.
 pub fn work(
     job: &UnpackJob,
     places: &InstallPaths,
@@ -160,7 +160,7 @@ fn install(
         return renewed(UnpackReport { entries: manifest.entries.len() as u64, ..UnpackReport::default() });
     }
     let before_end = before.as_ref().map(|(manifest, _)| delta::plain_endpoint(manifest));
-    // Comparing a tree is mostly work of the kernel, and parsing the lists is not, so both run in parallel.
+    // The comparison of a tree is mostly work of the kernel, and the parsing of lists is not, so both run in parallel.
     let (opened, spare) = both(
         || match (job.content, &before) {
             (ContentSource::Archive, _) => {
@@ -201,15 +201,15 @@ fn install(
     report
 }
 
-/// The opened source of the content. Everything is checked that can be checked without reading content.
+/// The opened source of the content. All checks that do not read the content are done.
 enum Opened<'a> {
     Archive(Archive<'a>),
     Delta(Box<Delta<'a>>),
     Previous(&'a Confined),
 }
 
-/// Returns true if a spare tree is a copy of `base`. If its fingerprint differs from the expected one, everything is compared except the
-/// content of its files.
+/// Returns true if a spare tree is a copy of `base`. If the fingerprint of the tree differs from `expected`, everything except the content
+/// of files is compared.
 fn is_spare(
     places: &InstallPaths,
     tree: &Confined,

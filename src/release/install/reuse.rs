@@ -1,4 +1,4 @@
-//! Reuse of the files of the previous release, by hard links.
+//! Shares the files of the previous release with the new tree, by hard links.
 
 use std::{
     io::Read,
@@ -41,8 +41,8 @@ impl Damaged {
     }
 }
 
-/// Creates the directories of `entries` that are not `present` yet: one depth after the other, those of the same depth in `threads`
-/// threads.
+/// Creates the directories of `entries` that are not yet `present`, parents before their children. `threads` threads create the directories
+/// of the same depth.
 pub(super) fn make_directories(tree: &Confined, entries: &[Entry], present: &[bool], threads: usize) -> Result<(), ReleaseError> {
     let mut depths: Vec<Vec<&str>> = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
@@ -62,8 +62,8 @@ pub(super) fn make_directories(tree: &Confined, entries: &[Entry], present: &[bo
     Ok(())
 }
 
-/// Removes from a spare tree of `old` all entries that `new` does not have, and creates the directories of `new`. Returns two lists,
-/// parallel to `new`: whether an entry is present, and whether it is a present file.
+/// Removes from a spare tree, a copy of `old`, all entries that `new` has changed or removed, and creates the directories of `new`. Returns
+/// two lists with one flag for each entry of `new`: true if the entry is present, and true if the entry is a present file.
 pub(super) fn clear_changed(
     tree: &Confined,
     old: &[Entry],
@@ -74,7 +74,7 @@ pub(super) fn clear_changed(
     let gone = gone.into_iter().filter_map(|index| old.get(index));
     let (directories, others): (Vec<&Entry>, Vec<&Entry>) = gone.partition(|entry| entry.kind == EntryKind::Dir);
     for_each(&others, threads, || tree.cursor(), |cursor, entry| cursor.remove(&entry.path))?;
-    // In reverse order, so that the content of a directory is removed before the directory.
+    // The order is reversed, so that the content of a directory is removed before the directory.
     let mut cursor = tree.cursor();
     directories.iter().rev().try_for_each(|entry| cursor.remove_dir(&entry.path))?;
     make_directories(tree, new, &present, threads)?;
@@ -83,8 +83,8 @@ pub(super) fn clear_changed(
     Ok((present, linked))
 }
 
-/// Links every file that both releases have under the same path with the same digest and mode. Returns for each entry whether it was
-/// linked. Files that were not linked have to be unpacked.
+/// Links every file that both releases have under the same path with the same digest and mode. Returns one flag for each entry: true if the
+/// entry was linked. The caller must unpack the files that were not linked.
 pub(super) fn share(
     tree: &Confined,
     base: ReuseBase<'_>,
@@ -120,11 +120,11 @@ impl<'a> Linker<'a> {
         Linker { from: from.cursor(), to: to.cursor(), damaged, buffer: vec![0; 64 << 10] }
     }
 
-    /// Links the file `old` of the previous release as `entry` and returns whether the link has the kind, mode, size and digest of the
-    /// entry. Otherwise the path of the entry is left empty.
+    /// Links the file `old` of the previous release as `entry`. Returns true if the link has the kind, mode, size and digest of the entry.
+    /// Otherwise removes the link and returns false.
     ///
-    /// The content is read once for each release that shares it. Otherwise a flipped bit, or an edit by an administrator, would spread from
-    /// release to release, and no later check would compare the digest.
+    /// The content of a file is read once for each release that shares the file. Without this check, a flipped bit or an edit by an
+    /// administrator would spread from release to release.
     pub(super) fn link(&mut self, old: &str, entry: &Entry) -> Result<bool, ReleaseError> {
         let EntryKind::File { size, digest, executable } = &entry.kind else { return Ok(false) };
         // After any error (EMLINK, EXDEV, EPERM, a missing file), the file can be unpacked instead.
@@ -136,7 +136,7 @@ impl<'a> Linker<'a> {
         let fits = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && u64::try_from(stat.st_size) == Ok(*size)
             && stat.st_mode & 0o7777 == if *executable { 0o755 } else { 0o644 };
-        // A file that cannot be read (EIO) is as damaged as one with other bytes.
+        // A file that cannot be read (EIO) counts as damaged, like a file with other bytes.
         if fits && self.digest(&entry.path).is_ok_and(|found| found == *digest) {
             return Ok(true);
         }

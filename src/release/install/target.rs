@@ -1,4 +1,4 @@
-//! The tree that an installation fills.
+//! Fills the tree of an installation from an archive, from a delta or from a copy.
 
 use std::{
     cmp::Reverse,
@@ -65,8 +65,8 @@ impl InstallTarget<'_> {
         self.finish(entries, &there, &linked, report)
     }
 
-    /// Creates directories and shares files. Returns two lists, parallel to `entries`: the entries of a spare that stay, and the files that
-    /// need not be written.
+    /// Creates directories and shares files. Returns two lists with one flag for each entry: true if a spare tree already has the entry,
+    /// and true if the file need not be written. An empty list means that all flags are false.
     fn prepare(&self, entries: &[Entry]) -> Result<(Vec<bool>, Vec<AtomicBool>), ReleaseError> {
         if let (Some(base), true) = (self.base, self.is_spare) {
             return clear_changed(self.tree, base.entries, entries, self.threads);
@@ -158,7 +158,7 @@ impl InstallTarget<'_> {
         for part in counted {
             report.add(&part?);
         }
-        // Files with the same content as another new file are copied from that file, which is written by now.
+        // A file with the same content as another new file is copied from that file, which has been written above.
         let next = AtomicUsize::new(0);
         let counted = each_thread(self.threads.min(second.len().div_ceil(WORTH_A_THREAD)), || -> Result<_, ReleaseError> {
             let (mut from, mut writer) = (self.tree.cursor(), Writer::new(self.tree.cursor(), &is_linked));
@@ -187,7 +187,7 @@ impl InstallTarget<'_> {
         };
         let mut frames: Vec<usize> =
             archive.frames().enumerate().filter(|(_, range)| wanted(range.clone())).map(|(frame, _)| frame).collect();
-        // The largest frames come first, so that all threads end at about the same time.
+        // The largest frames are unpacked first, so that all threads finish at about the same time.
         frames.sort_by_key(|frame| Reverse(archive.raw(*frame)));
         let next = AtomicUsize::new(0);
         let counted = each_thread(self.threads.min(frames.len()), || {

@@ -1,6 +1,7 @@
-//! The modification times of installed files. A browser sends the time of its cached copy (`If-Modified-Since`), and many servers
-//! (Python's, PHP's, Go's) answer 304 if their file is not newer. If a file differs from the live release's file at the same path, it must
-//! therefore be newer than everything that the live release has served at this path. This also applies to a rollback to an old tree.
+//! The modification times of installed files. A browser sends the time of its cached copy of a page (`If-Modified-Since`), and many servers
+//! (those of Python, PHP and Go) answer 304 (Not Modified) if their file is not newer. A file that differs from the live release must
+//! therefore be newer than everything that the live release has served at the path of the file. This rule also applies to a rollback to a
+//! tree that was installed long ago.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +20,7 @@ use crate::{
     model::{Entry, EntryKind},
 };
 
-/// The facts about the live release that determine the times of the files that replace its files.
+/// The facts about the live release that determine the times of the files of its successor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LiveSince {
     /// The time of the switch to the live release, in seconds since 1970.
@@ -28,15 +29,17 @@ pub struct LiveSince {
     pub is_previous: bool,
 }
 
-/// The period after a switch in which files of the live release may be newer than the switch, in seconds. If a file replaces a file with
-/// the same time, it gets the next second, so several fast deployments give files a time in the future.
+/// The number of seconds after a switch during which files of the live release may be newer than the switch. Such files exist because a
+/// file that replaces a file of the same second gets the time of the next second, so several fast deployments give files a time in the
+/// future.
 const AHEAD: u64 = 60;
 
-/// Sets the time of every file that differs from the live release to a time after the switch to the live release, unless the file is
-/// newer already. Times are compared in seconds, as in HTTP. `previous` is the job's previous release, with its tree. Returns the number of
-/// files whose time could not be set; the release is installed nevertheless.
+/// Gives every file that differs from the live release a time after the switch to the live release. A file that is already newer keeps its
+/// time. Times are compared in seconds, as in HTTP. `previous` is the job's previous release, with its tree. Returns the number of files
+/// whose time could not be set; such files are no reason to refuse a release.
 ///
-/// A file that is shared with other releases gets the new time there, too. This costs visitors of these releases one more transfer.
+/// A file that is shared with other releases gets the new time in all of them, which costs the visitors of these releases one more
+/// transfer.
 pub(super) fn renew(
     tree: &Confined,
     entries: &[Entry],
@@ -47,7 +50,8 @@ pub(super) fn renew(
     let previous = previous.filter(|_| live.is_previous);
     let same = previous.map(|previous| compared(previous.entries, entries).1).unwrap_or_default();
     let is_same = |index: usize| same.get(index) == Some(&true);
-    // A changed symbolic link serves other files at its path. These files need a new time even if they are unchanged.
+    // If the target of a symbolic link has changed, other files are served at the path of the link. These files need a new time even if
+    // they are unchanged.
     let links = entries.iter().enumerate().filter(|(index, _)| !is_same(*index));
     let reached: BTreeSet<String> = links.filter_map(|(_, entry)| target(entry)).collect();
     let is_reached = |path: &str| {
@@ -87,8 +91,8 @@ pub(super) fn renew(
     Ok(failed.into_inner())
 }
 
-/// Returns the target of a symbolic link as a path in the tree; the root is the empty path. Links in the target are not resolved: in a
-/// chain, each link is an entry of its own.
+/// Returns the path in the tree that a symbolic link points to; the root is the empty path. Returns `None` if the target is outside of the
+/// tree. Further links in the target are not followed, because each link of a chain has its own entry.
 fn target(entry: &Entry) -> Option<String> {
     let EntryKind::Link { target } = &entry.kind else { return None };
     let (mut parts, rest): (Vec<&str>, &str) = match target.strip_prefix("/app/") {
@@ -96,7 +100,7 @@ fn target(entry: &Entry) -> Option<String> {
         None if target.starts_with('/') => return None,
         None => (entry.path.split('/').collect(), target),
     };
-    // The target is relative to the directory of the link.
+    // A relative target starts at the directory of the link, so the name of the link is dropped.
     parts.pop();
     for part in rest.split('/') {
         match part {
@@ -160,7 +164,7 @@ mod tests {
         assert_eq!(renew(2000, true), 0);
         let times = |of: u64| ["back", "index.html", "new/a", "old/a", "same"].map(|path| second(&root, path) > of);
         assert_eq!(times(2000), [true, true, false, true, false], "back and index.html differ, and current leads to old/");
-        // A file that is newer already keeps its time.
+        // A file that is already newer keeps its time.
         let before = second(&root, "index.html");
         renew(2000, true);
         assert_eq!(second(&root, "index.html"), before);
@@ -170,7 +174,7 @@ mod tests {
         renew(future, true);
         assert_eq!(second(&root, "index.html"), future + 2);
         assert_eq!(second(&root, "back"), future + 1, "the live release has no such file");
-        // If the previous release is not the live release, all files count as different.
+        // If the base is not the live release, all files count as different.
         renew(1500, false);
         assert_eq!(times(1500), [true; 5]);
     }

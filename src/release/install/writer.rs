@@ -1,4 +1,4 @@
-//! Writes the files that an installation does not share.
+//! Writes the files that an installation does not share with the previous release.
 
 use std::{
     fs::File,
@@ -14,14 +14,14 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The most unpacked files that are synced one by one; more are synced together with the whole file system.
+/// The maximum number of unpacked files that are synced one by one. If there are more files, the whole file system is synced instead.
 pub(super) const SYNCED_SINGLY: u64 = 64;
 
 pub(super) fn refused(source: ArchiveError) -> ReleaseError {
     ReleaseError::Archive { doing: "accept", source }
 }
 
-/// Writes an empty file.
+/// Writes an empty file. Refuses an entry whose digest is not the digest of an empty file.
 pub(super) fn empty(index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), ReleaseError> {
     if matches!(&entry.kind, EntryKind::File { digest, .. } if *digest != Digest::of(b"")) {
         return Err(refused(ArchiveError::Digest { path: entry.path.clone() }));
@@ -30,7 +30,7 @@ pub(super) fn empty(index: usize, entry: &Entry, sink: &mut impl Sink) -> Result
     act().map_err(refused)
 }
 
-/// Writes a file with the content of another file, `path` below `from`. Refuses content that does not match the digest of the entry.
+/// Writes a file with the content of the file at `path` below `from`. Refuses content that does not match the digest of the entry.
 pub(super) fn copy_file(
     from: &mut Cursor<'_>,
     path: &str,
@@ -63,7 +63,7 @@ pub(super) fn copy_file(
 pub(super) struct Writer<'a, S> {
     cursor: Cursor<'a>,
     open: Option<(File, String)>,
-    /// Returns true for the index of an entry that is not written.
+    /// A function that returns true for the index of an entry that is not written.
     skip: &'a S,
     pub(super) report: UnpackReport,
     /// The files whose content may not be on the disk yet.
@@ -76,7 +76,8 @@ impl<'a, S> Writer<'a, S> {
     }
 
     /// Syncs the content of the unpacked files, but not their names and sizes. The kernel began to write each file when it was complete, so
-    /// this call waits only briefly. Does nothing after more than [`SYNCED_SINGLY`] files, which are synced with the whole file system.
+    /// this call waits only briefly. If this sink has written more than [`SYNCED_SINGLY`] files, nothing is synced here, because the whole
+    /// file system is synced later.
     pub(super) fn write_out(&mut self) -> Result<(), ArchiveError> {
         if self.report.unpacked > SYNCED_SINGLY {
             self.held.clear();

@@ -15,7 +15,8 @@ use crate::{model::Manifest, release::ReleaseError};
 /// The number of entries that a thread encodes at a time. Fewer entries are not worth another thread.
 const PART: usize = 2048;
 
-/// The empty list of entries in the text of a manifest, which is replaced. It occurs once, because JSON escapes the quotes in strings.
+/// The text of an empty list of entries, into which the entries are inserted. A manifest contains this text only once, because JSON escapes
+/// the quotes in strings.
 const NO_ENTRIES: &[u8] = br#""entries":[]"#;
 
 /// Returns the text of a manifest as it is stored beside an archive: JSON in one line.
@@ -82,7 +83,8 @@ impl EncodedManifest {
         Ok(EncodedManifest { text: text?, index })
     }
 
-    /// Writes the index of the manifest file at `path`, whose identity is `identity`. The manifest was checked; see [`index::keep`].
+    /// Writes the index of the manifest file at `path`, whose identity is `identity`. The caller must have checked the manifest; see
+    /// [`index::keep`].
     pub fn keep_index(self, path: &Path, identity: io::Result<ManifestIdentity>) {
         index::keep_content(path, identity, self.index);
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{BuildpackUse, CommitId, EnvironmentName, Manifest, Mode, ProcessType, ProjectName, ReleaseId};
 
-/// The fields of a manifest except the tree digest, the archive, the entries and the signature.
+/// The fields of a manifest except the format, the tree digest, the archive, the entries and the signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The project that the release belongs to.
@@ -25,9 +25,9 @@ pub struct Head {
     pub tag: Option<String>,
     /// The mode of the environment.
     pub mode: Mode,
-    /// The buildpacks that took part, in order.
+    /// The buildpacks that built the release, in order.
     pub buildpacks: Vec<BuildpackUse>,
-    /// Process types that the buildpacks add.
+    /// The process types that the buildpacks add, with their commands.
     pub processes: Vec<(ProcessType, String)>,
     /// The time of the build.
     pub created: Timestamp,
@@ -51,7 +51,7 @@ impl Head {
         }
     }
 
-    /// Returns the unsigned manifest of the archive that was written for this head.
+    /// Returns the unsigned manifest that consists of this head and the data of the written archive.
     pub(crate) fn manifest(self, written: Written) -> Manifest {
         Manifest {
             format: Manifest::FORMAT,

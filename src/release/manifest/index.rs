@@ -1,8 +1,9 @@
-//! The index of a release: a copy of its manifest in a binary form that is read ten times as fast.
+//! The index of a release: a copy of its manifest in a binary form. An index is read ten times as fast as the JSON text.
 //!
 //! Deliveries and installations mostly compare two manifests, and most of the time would be spent on parsing JSON. An index is written
-//! right after its manifest was checked, and it may be missing. An index contains the identity of the manifest file with its change time,
-//! so an index of a replaced manifest is ignored. An index also contains the digest of its own content, so it need not be synced.
+//! right after its manifest was checked. A missing index is no error. An index contains the identity of the manifest file with its change
+//! time, so an index of a replaced manifest is ignored. An index also contains the digest of its own content, so an index need not be
+//! synced to the disk.
 
 use std::{
     fs::File,
@@ -19,14 +20,15 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The first bytes of an index. The number in them changes when the rules for manifests become stricter, so that older indices are ignored.
+/// The first bytes of an index, which end with a version number. The number is raised when the rules for manifests become stricter, so that
+/// older indices are ignored.
 const MAGIC: &[u8] = b"larder-1";
 
 /// The identity of a manifest file: inode, size, mtime and ctime, the times in seconds and nanoseconds. Every change of the file changes
 /// its ctime, and no process can set a ctime.
 pub type ManifestIdentity = [u8; 48];
 
-/// The largest manifest that is read, in bytes: enough for a million entries with long names.
+/// The maximum size of a manifest, in bytes: enough for a million entries with long names.
 pub const MAX_MANIFEST: u64 = 512 << 20;
 
 /// The suffix of the file name of a manifest; the id of the release comes before it.
@@ -45,7 +47,8 @@ pub(super) fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, Release
     Ok(bytes)
 }
 
-/// Returns the identity of a manifest file. Callers take the identity before they read the file, or after they renamed the new file.
+/// Returns the identity of a manifest file. Callers must take the identity before they read the file, or after they rename a new file to
+/// its final name.
 pub fn identity(manifest: &File) -> io::Result<ManifestIdentity> {
     let found = manifest.metadata()?;
     let times = [found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec()].map(i64::cast_unsigned);
@@ -57,7 +60,7 @@ pub fn identity(manifest: &File) -> io::Result<ManifestIdentity> {
     Ok(identity)
 }
 
-/// The content of an index, which follows [`MAGIC`], the identity of the manifest file and the digest of the content.
+/// The content of an index. In the file, the content follows [`MAGIC`], the identity of the manifest file, and the digest of the content.
 #[derive(Serialize)]
 struct Content<'a> {
     head: Vec<u8>,
@@ -109,7 +112,8 @@ fn write(path: &Path, file: io::Result<ManifestIdentity>, content: &[u8]) -> Res
     Ok(place_unsynced(&beside(path), &parts, 0o640)?)
 }
 
-/// Opens the index of the manifest at `path` if the index is valid, otherwise the manifest. [`parse_known`](super::parse_known) reads both.
+/// Opens the index of the manifest at `path` if the index is valid; otherwise opens the manifest. [`parse_known`](super::parse_known) reads
+/// both kinds of files.
 pub fn open(path: &Path) -> Result<File, FileError> {
     let manifest = open_regular(path)?;
     let index = || {
@@ -131,7 +135,7 @@ fn found(path: &Path) -> Option<(File, Vec<u8>)> {
     Some((index, bytes))
 }
 
-/// Returns true if `bytes` are an index and not a manifest.
+/// Returns true if `bytes` are the content of an index file, not of a manifest file.
 pub(super) fn is_one(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
@@ -142,7 +146,8 @@ pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError>
     content(bytes, None).and_then(decode).ok_or_else(damaged)
 }
 
-/// Returns the content of an index if its digest is right. If `manifest` is given, the index must also have been made from this file.
+/// Returns the content of an index if the digest of the content is right. If `manifest` is given, the index must also have been made from
+/// this file.
 fn content<'a>(bytes: &'a [u8], manifest: Option<&File>) -> Option<&'a [u8]> {
     let (file, rest) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<48>()?;
     let (digest, content) = rest.split_first_chunk::<32>()?;
@@ -188,7 +193,7 @@ mod tests {
         let bytes = read_at_start(&open(&path).unwrap(), &path).unwrap();
         assert!(is_one(&bytes));
         assert_eq!(manifest::parse_known(&open(&path).unwrap(), &path).unwrap(), expected);
-        // A manifest from elsewhere must not be an index.
+        // A received manifest must not be an index.
         assert!(manifest::parse(&open(&path).unwrap(), &path).is_err());
         // An index without its manifest is not a release.
         std::fs::remove_file(&path).unwrap();

@@ -1,6 +1,7 @@
-//! Manifests as files: their text (`encode.rs`), their index (`index.rs`), and the readers that check them (`read.rs`).
+//! Manifests as files: their fields before the archive is written (`head.rs`), their text (`encode.rs`), their index (`index.rs`), and the
+//! readers that check manifests (`read.rs`).
 //!
-//! The value itself is [`Manifest`](crate::model::Manifest).
+//! The type of a parsed manifest is [`Manifest`](crate::model::Manifest).
 
 pub mod encode;
 mod head;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{host::files::open_regular, model::Manifest, release::ReleaseError};
 
-/// Returns the manifest at `path`: from its index if the index is valid. Otherwise checks the manifest and writes its index.
+/// Returns the manifest at `path`. Reads its index if the index is valid; otherwise reads and checks the manifest, and writes the index.
 pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
     let file = open_regular(path)?;
     if let Some(manifest) = index::of(path, &file) {
@@ -22,19 +22,20 @@ pub fn read(path: &Path) -> Result<Manifest, ReleaseError> {
     Ok(manifest)
 }
 
-/// Reads the head of a manifest without checking its entries. Callers show the head, but base no decision on it.
+/// Reads the head of a manifest without checking the entries. The head is enough to list releases, but a release must not be installed
+/// without a check of its whole manifest.
 pub fn head(path: &Path) -> Result<Head, ReleaseError> {
     let bytes = read_at_start(&open_regular(path)?, path)?;
     serde_json::from_slice(&bytes).map_err(|e| ReleaseError::Manifest { path: path.to_owned(), why: e.to_string() })
 }
 
-/// Reads and checks the open manifest `file`; `path` is for messages.
+/// Reads and checks the open manifest `file`. Messages name the file `path`.
 pub fn parse(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
     from_bytes(&read_at_start(file, path)?, path)
 }
 
-/// Reads a file that [`index::open`] opened: an index or a manifest. Must not be used for files from elsewhere, since the entries of an
-/// index are not checked.
+/// Reads a file that [`index::open`] opened: an index or a manifest. Callers must not pass received files, because the entries of an index
+/// are not checked.
 pub fn parse_known(file: &File, path: &Path) -> Result<Manifest, ReleaseError> {
     let bytes = read_at_start(file, path)?;
     if index::is_one(&bytes) { index::parse(&bytes, path) } else { from_bytes(&bytes, path) }
@@ -48,13 +49,14 @@ pub(in crate::release) fn parse_both<'a>(
     both(|| parse_known(one, of_one), || parse_known(other, of_other))
 }
 
-/// Returns the reason and the remedy if `what` has the format `found`, while this version reads the format `known`.
+/// Returns the problem and the remedy for a file of another format. `what` names the file, `found` is its format, and `known` is the format
+/// that this version reads.
 pub(in crate::release) fn other_format(what: &str, found: u32, known: u32) -> String {
     let remedy = if found > known { "update larder" } else { "update larder on the server that wrote it" };
     format!("{what} has the format {found}, but this larder reads the format {known}; {remedy}")
 }
 
-/// Parses and checks the bytes of a manifest; `path` is for messages.
+/// Parses and checks the bytes of a manifest. Messages name the file `path`.
 pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     let wrong = |why: String| ReleaseError::Manifest { path: path.to_owned(), why };
     #[derive(serde::Deserialize)]
@@ -63,7 +65,7 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     }
     let other = |format| wrong(other_format("it", format, Manifest::FORMAT));
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| match serde_json::from_slice::<Format>(bytes) {
-        // A newer format may not parse at all.
+        // The manifest of another format may not parse at all.
         Ok(Format { format }) if format != Manifest::FORMAT => other(format),
         _ => wrong(e.to_string()),
     })?;

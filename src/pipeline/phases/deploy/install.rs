@@ -98,7 +98,7 @@ async fn renew_times(deployment: &Deployment) {
     let (release, live, since) = (deployment.spec.release, deployment.previous_release(), live_since(deployment));
     let (Some(live), Some(since)) = (live.filter(|live| *live != release), since) else { return };
     if let Err(error) = release::renew_times(&bundle::context(deployment), release, live, since).await {
-        tracing::warn!(%release, error = chain(&error), "cannot renew the times of files: browsers may keep the files of the live release");
+        tracing::warn!(%release, error = chain(&error), "cannot renew the times of files; browsers may keep the files of the live release");
     }
 }
 
