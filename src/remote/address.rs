@@ -1,4 +1,4 @@
-//! Addresses of remotes.
+//! Parses and formats the addresses of remotes.
 
 use std::{fmt, str::FromStr};
 
@@ -14,7 +14,7 @@ pub enum Address {
     Ssh {
         /// The user name; default `larder`.
         login: String,
-        /// The host; an IPv6 address without brackets.
+        /// The host name or IP address; an IPv6 address has no brackets.
         host: String,
         /// The port; default 22.
         port: u16,
@@ -31,7 +31,7 @@ pub enum Address {
     Bucket {
         /// The name of the bucket.
         bucket: String,
-        /// The prefix, without leading and trailing slashes; may be empty.
+        /// The prefix, without leading and trailing slashes. An empty prefix means the whole bucket.
         prefix: String,
     },
 }
@@ -67,7 +67,7 @@ fn parse(text: &str) -> Result<Address, String> {
             if plain {
                 Ok(Address::Directory(path.to_owned()))
             } else {
-                Err(String::from("the path of the directory is not absolute, or has . or .."))
+                Err(String::from("the path of the directory is not absolute, or contains . or .."))
             }
         }
         "http" | "https" => {
@@ -85,11 +85,11 @@ fn parse(text: &str) -> Result<Address, String> {
             }
             let prefix = prefix.trim_matches('/');
             if prefix.split('/').any(|part| part == "." || part == ".." || (part.is_empty() && !prefix.is_empty())) {
-                return Err(String::from("the prefix has an empty part, . or .."));
+                return Err(String::from("the prefix contains an empty part, . or .."));
             }
             Ok(Address::Bucket { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
         }
-        other => Err(format!("unknown scheme {other}")),
+        other => Err(format!("it has the unknown scheme {other}")),
     }
 }
 

@@ -14,13 +14,13 @@ use super::{
 };
 use crate::model::{CommitId, EnvironmentName, ProjectName, ReleaseId, Remote, sanitise_line};
 
-/// The maximum length of the ranges in one command, in bytes. A larder server accepts commands of at most 1024 bytes.
+/// The maximum length of the list of ranges in one command, in bytes. A larder server accepts commands of at most 1024 bytes.
 const MAX_RANGES_BYTES: usize = 600;
 /// The time limit for a list of offers, which a push may wait for.
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The time limit for a small answer that the remote may have to compute, such as the digest of a delta.
 const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
-/// The maximum number of commits in a request for a pack that the request names as known here.
+/// The maximum number of commits that a request for a pack lists as already present on this server.
 const MAX_HAVES: usize = 12;
 
 /// The key and the settings with which this server opens remotes.
@@ -32,12 +32,12 @@ pub struct DeliverableStores {
 }
 
 impl DeliverableStores {
-    /// Creates the settings. `key` identifies this server to other larder servers.
+    /// Creates the settings for remotes. `key` identifies this server to other larder servers.
     pub fn new(key: PullKey, limits: TransferLimits) -> DeliverableStores {
         DeliverableStores { key, limits, buckets: Arc::default() }
     }
 
-    /// Adds settings for buckets, such as `AWS_ENDPOINT_URL`. They override the environment variables of this process.
+    /// Adds settings for buckets, such as `AWS_ENDPOINT_URL`. These settings override the environment variables of this process.
     #[must_use]
     pub fn with_buckets(self, settings: impl IntoIterator<Item = (String, String)>) -> DeliverableStores {
         DeliverableStores { buckets: Arc::new(settings.into_iter().collect()), ..self }
@@ -70,7 +70,7 @@ enum Backend {
     Files(ObjectFiles),
 }
 
-/// The deliverables of one project on a remote. Cheap to clone.
+/// The deliverables of one project on a remote. A clone is cheap and shares the connection.
 #[derive(Debug, Clone)]
 pub struct DeliverableStore {
     title: String,
@@ -82,7 +82,7 @@ pub struct DeliverableStore {
 }
 
 impl DeliverableStore {
-    /// Makes pulls request deltas, which the caller must be able to apply.
+    /// Returns a store whose pulls request deltas. The caller must be able to apply deltas.
     #[must_use]
     pub fn with_deltas(self) -> DeliverableStore {
         DeliverableStore { deltas: true, ..self }
@@ -120,7 +120,7 @@ impl DeliverableStore {
         &self.project
     }
 
-    /// Returns the environment in the address, if there is one.
+    /// Returns the environment in the address; `None` if the address names no environment.
     pub fn environment(&self) -> Option<&EnvironmentName> {
         self.environment.as_ref()
     }
@@ -139,7 +139,8 @@ impl DeliverableStore {
         words
     }
 
-    /// Waits for `answer`, at most for `limit`. The time limits of the connection detect only silence, not an answer that arrives byte by byte.
+    /// Waits for `answer`, at most for the time `limit`. The time limits of the connection only detect a remote that sends nothing, not a
+    /// remote that sends an answer byte by byte.
     async fn within<T>(
         &self,
         limit: Duration,
@@ -154,7 +155,7 @@ impl DeliverableStore {
         tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Returns all offers of the project, newest first.
+    /// Returns the offers of the project and environment, newest first, at most `MAX_OFFERS`.
     pub async fn list(&self) -> Result<Vec<Offer>, RemoteError> {
         self.within(LIST_TIMEOUT, "list of deliverables", self.listed()).await
     }
@@ -181,7 +182,8 @@ impl DeliverableStore {
         RemoteError::Invalid { remote: self.title.clone(), what, why: sanitise_line(&why.to_string()) }
     }
 
-    /// Returns size and digest of a delta. A larder server computes it on request, which can take minutes; other remotes have none.
+    /// Returns the size and digest of the delta that leads from `from` to `release`. A larder server computes the delta on request, which
+    /// can take minutes. Other remotes have no deltas.
     pub async fn delta(&self, release: ReleaseId, from: ReleaseId) -> Result<Blob, RemoteError> {
         self.within(COMPUTE_TIMEOUT, Object::DELTA, self.described(release, from)).await
     }
@@ -194,7 +196,7 @@ impl DeliverableStore {
                 let bytes = server.exec(&words).await?.output(Object::DELTA, MAX_SMALL_BYTES).await?;
                 serde_json::from_slice(&bytes).map_err(|error| self.invalid(Object::DELTA_NOTE, error))
             }
-            // Shared stores have no deltas.
+            // Stores of files have no deltas.
             Backend::Files(_) => {
                 let (remote, what) = (self.title.clone(), Object::DELTA.to_owned());
                 Err(RemoteError::NotFound { remote, what, words: String::new() })
@@ -232,7 +234,7 @@ impl DeliverableStore {
         words
     }
 
-    /// Returns the health record of a release, unchecked; `None` if the remote has none.
+    /// Returns the unchecked health record of a release; `None` if the remote has no record.
     pub async fn health(&self, release: ReleaseId) -> Result<Option<Vec<u8>>, RemoteError> {
         let record = async {
             match &*self.backend {
@@ -249,8 +251,8 @@ impl DeliverableStore {
         }
     }
 
-    /// Sends a git pack from byte `offset` on: the commit of a release with everything reachable from it, except what is reachable from
-    /// `haves`.
+    /// Sends a git pack to `to`, from byte `offset` on. The pack contains the commit of a release and all objects that are reachable from
+    /// this commit and not from `haves`.
     pub(super) async fn pack(
         &self,
         release: ReleaseId,
@@ -274,12 +276,12 @@ impl DeliverableStore {
         }
     }
 
-    /// Runs a command on the other server, with the rights of this server's key there.
+    /// Runs a command on the other server, with the rights that the other server grants to this server's key.
     pub async fn exec(&self, words: &[String]) -> Result<Exec, RemoteError> {
         self.server("run commands")?.exec(words).await
     }
 
-    /// Closes the connection, if there is one. The next request opens a new connection.
+    /// Closes the connection, if a connection is open. The next request opens a new connection.
     pub async fn leave(&self) {
         if let Backend::Server(server) = &*self.backend {
             server.leave().await;

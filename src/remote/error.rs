@@ -9,7 +9,7 @@ pub enum RemoteError {
     /// The address is invalid.
     #[error(transparent)]
     Address(#[from] AddressError),
-    /// There is no connection.
+    /// No connection to the remote could be opened.
     #[error("cannot connect to {remote}: {why}")]
     Unreachable {
         /// The name and address of the remote.
@@ -17,29 +17,29 @@ pub enum RemoteError {
         /// The cause.
         why: String,
     },
-    /// The server has another host key than the pinned one.
-    #[error("{remote} has host key {shown}, expected {expected}")]
+    /// The host key of the remote server differs from the pinned host key.
+    #[error("{remote} has the host key {shown} (expected {expected})")]
     HostKey {
         /// The name and address of the remote.
         remote: String,
         /// The pinned fingerprint.
         expected: String,
-        /// The fingerprint of the server's key.
+        /// The fingerprint of the remote server's host key.
         shown: String,
-        /// The server's public key, as one line.
+        /// The remote server's public host key, as one line.
         line: String,
     },
-    /// No host key is pinned, so no request was sent.
-    #[error("{remote} has no pinned host key; the server has {shown}")]
+    /// No host key is pinned for the remote, so no request was sent.
+    #[error("cannot connect to {remote}: no host key is pinned, and the server has the host key {shown}")]
     Unpinned {
         /// The name and address of the remote.
         remote: String,
-        /// The fingerprint of the server's key.
+        /// The fingerprint of the remote server's host key.
         shown: String,
-        /// The server's public key, as one line.
+        /// The remote server's public host key, as one line.
         line: String,
     },
-    /// The remote rejected this server's key.
+    /// The remote rejected the key with which this server logs in.
     #[error("{remote} rejected this server's key")]
     Login {
         /// The name and address of the remote.
@@ -47,12 +47,12 @@ pub enum RemoteError {
         /// This server's public key, as one line.
         key: String,
     },
-    /// The connection ended during a request.
+    /// The connection was lost during a request.
     #[error("the connection to {remote} was lost while {doing}: {why}")]
     Lost {
         /// The name and address of the remote.
         remote: String,
-        /// The request, as in `fetching the archive`.
+        /// The request, such as `fetching the archive`.
         doing: String,
         /// The cause.
         why: String,
@@ -64,7 +64,7 @@ pub enum RemoteError {
         remote: String,
         /// The requested object.
         what: String,
-        /// The remote's error message; may be empty.
+        /// The remote's error message, which may be empty.
         words: String,
     },
     /// The remote refused the request.
@@ -72,15 +72,15 @@ pub enum RemoteError {
     Refused {
         /// The name and address of the remote.
         remote: String,
-        /// The request, as in `give the archive`.
+        /// The request, such as `send the archive`.
         doing: String,
         /// The exit code of the command on the remote.
         code: u32,
-        /// The remote's error message; may be empty.
+        /// The remote's error message, which may be empty.
         words: String,
     },
     /// The remote offers or sends more than is allowed.
-    #[error("the {what} of {remote} is larger than {limit} bytes; it was discarded")]
+    #[error("the {what} of {remote} is too large (expected at most {limit} bytes)")]
     TooLarge {
         /// The name and address of the remote.
         remote: String,
@@ -89,14 +89,14 @@ pub enum RemoteError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The answer is malformed.
+    /// The answer of the remote is malformed.
     #[error("{remote} sent an invalid {what}: {why}")]
     Invalid {
         /// The name and address of the remote.
         remote: String,
         /// The requested object.
         what: &'static str,
-        /// The part that is malformed.
+        /// The reason why the answer is malformed.
         why: String,
     },
     /// The received data does not match its digest or its offer.
@@ -104,7 +104,7 @@ pub enum RemoteError {
     Damaged {
         /// The name and address of the remote.
         remote: String,
-        /// The object.
+        /// The damaged object.
         what: String,
         /// The difference.
         why: String,
@@ -122,17 +122,17 @@ pub enum RemoteError {
     NotAServer {
         /// The name and address of the remote.
         remote: String,
-        /// The request, as in `give the archive`.
+        /// The request, such as `send the archive`.
         doing: &'static str,
     },
-    /// A release was to be published to a larder server. No request was sent.
+    /// The caller tried to publish a release to a larder server. No request was sent.
     #[error("cannot publish to {remote}: it is a larder server, and servers pull releases (expected a directory or a bucket)")]
     NotAStore {
         /// The name and address of the remote.
         remote: String,
     },
     /// The disk of this machine is too full.
-    #[error("not enough disk space: {free} bytes are free, {needed} are needed")]
+    #[error("cannot start the transfer: the disk has {free} bytes of free space (expected {needed})")]
     NoRoom {
         /// The number of bytes that are needed.
         needed: u64,
@@ -142,8 +142,8 @@ pub enum RemoteError {
     /// A file of this machine could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The transfer was aborted by this server.
-    #[error("transfer aborted")]
+    /// This server aborted the transfer.
+    #[error("the transfer was aborted")]
     Aborted,
 }
 
@@ -175,7 +175,7 @@ impl RemoteError {
             }
             RemoteError::Login { key, .. } => vec![
                 format!("ask an administrator of that server to run: larder user add NAME --key \"{key}\""),
-                String::from("and then to run: larder user grant NAME PROJECT view"),
+                String::from("then ask the administrator to run: larder user grant NAME PROJECT view"),
             ],
             RemoteError::Unreachable { .. } | RemoteError::Lost { .. } => {
                 vec![String::from("try again; the transfer resumes where it was interrupted")]
@@ -189,7 +189,7 @@ impl RemoteError {
         }
     }
 
-    /// Returns true if the error only concerns a delta, so that the whole archive may still be fetched.
+    /// Returns true if the error only concerns a delta. The whole archive may then still be fetched.
     pub fn is_of_a_delta(&self) -> bool {
         match self {
             RemoteError::NotFound { what, .. } | RemoteError::TooLarge { what, .. } | RemoteError::Damaged { what, .. } => {

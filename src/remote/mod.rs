@@ -1,11 +1,11 @@
 //! Remotes: other larder servers over ssh, directories, web servers and buckets that have deliverables of a project.
 //!
-//! A [`DeliverableStore`] lists its [offers](Offer) and sends ranges of named [objects](Object). [`pull`] transfers either
-//! the frames that no older archive has, or a delta, and resumes an interrupted transfer. This module does not decide whether a deliverable
-//! is accepted: a completed transfer only has the digests that its manifest names.
+//! A [`DeliverableStore`] lists its [offers](Offer) and sends ranges of named [objects](Object). [`pull`] transfers either the frames that
+//! no older archive has, or a delta, and resumes an interrupted transfer. This module does not decide whether a deliverable is accepted. A
+//! completed transfer only guarantees that the data has the digests of the manifest.
 //!
-//! *Memory*: a transfer holds at most 16 chunks between the network and the disk, and a connection at most 2 MiB that were received and not
-//! yet read. Lists and manifests have limits of their own ([`TransferLimits`]).
+//! *Memory*: a transfer holds at most 16 chunks between the network and the disk, and a connection at most 2 MiB of received data that is
+//! not yet read. [`TransferLimits`] limits the size of manifests; lists have a fixed limit.
 
 mod address;
 mod deliverable_store;

@@ -9,11 +9,12 @@ use crate::model::{CommitId, Digest, EnvironmentName, ProjectName, ReleaseId, Re
 
 /// The maximum size of a list of offers, in bytes.
 pub(super) const MAX_LIST_BYTES: u64 = 4 << 20;
-/// The maximum number of offers of one remote that are read.
+/// The maximum number of offers that are read from one remote.
 pub(super) const MAX_OFFERS: usize = 1000;
-/// The maximum size of a health record, and of the description of an object, in bytes.
+/// The maximum size of a health record or of the description of an object, in bytes.
 pub(super) const MAX_SMALL_BYTES: u64 = 1 << 20;
-/// The number of chunks of a transfer that may wait for the disk. A chunk is one read from the network, 32 KiB over ssh.
+/// The number of chunks of a transfer that may wait for the disk. A chunk is the result of one read from the network: at most 32 KiB over
+/// ssh.
 pub(crate) const MAX_QUEUE: usize = 16;
 
 /// The maximum sizes of transfers from a remote.
@@ -33,7 +34,7 @@ impl Default for TransferLimits {
     }
 }
 
-/// Size and digest of a file, known before it is fetched.
+/// The size and digest of a file, which are known before the file is fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blob {
     /// The size in bytes.
@@ -42,8 +43,8 @@ pub struct Blob {
     pub digest: Digest,
 }
 
-/// A release that a remote offers, with the data by which a release is chosen. An offer is not signed, so it proves nothing; the manifest
-/// of the release is signed.
+/// A release that a remote offers, with the data by which a release is chosen. An offer is not signed and proves nothing. The manifest of
+/// the release is signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// The project of the release.
@@ -52,7 +53,7 @@ pub struct Offer {
     pub environment: EnvironmentName,
     /// The id of the release.
     pub release: ReleaseId,
-    /// The number of the release in `environment`; `None` if the release never ran there.
+    /// The number of the release in `environment`; `None` if the release never ran in `environment`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<ReleaseNumber>,
     /// The build number.
@@ -71,7 +72,7 @@ pub struct Offer {
     pub created: Timestamp,
     /// The size of the archive in bytes.
     pub archive_bytes: u64,
-    /// Size and digest of the manifest file.
+    /// The size and digest of the manifest file.
     pub manifest: Blob,
     /// True if the release is live in `environment`.
     #[serde(default)]
@@ -95,21 +96,21 @@ impl Offer {
     }
 }
 
-/// A file of a release, as a remote sends it.
+/// A file of a release that a remote can send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Object {
-    /// `<id>.manifest.json`.
+    /// The manifest, `<id>.manifest.json`.
     Manifest,
-    /// `<id>.tar.zst`.
+    /// The archive, `<id>.tar.zst`.
     Archive,
-    /// `<id>.health.json`.
+    /// The health record, `<id>.health.json`.
     Health,
-    /// The delta from an older release to this one.
+    /// The delta that starts from an older release.
     Delta {
         /// The older release.
         from: ReleaseId,
     },
-    /// The commit with everything reachable from it, as a git pack.
+    /// The commit and all objects that are reachable from it, as a git pack.
     Pack,
 }
 
@@ -140,9 +141,9 @@ impl fmt::Display for Object {
 /// The result of [`find`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found<'a> {
-    /// Exactly one offer.
+    /// The offer that the text names.
     One(&'a Offer),
-    /// No offer.
+    /// The text names no offer.
     None,
     /// The text matches several releases of different commits.
     Ambiguous,
@@ -152,7 +153,7 @@ pub enum Found<'a> {
 const MIN_LENGTH: usize = 7;
 
 /// Finds the offer that `text` names: a release id, `v42`, a tag, a commit id, or the first seven or more digits of a commit id. If several
-/// releases have the same commit, returns the newest. `offers` must be sorted newest first.
+/// releases have the same commit, returns the newest of these. `offers` must be sorted newest first.
 pub fn find<'a>(offers: &'a [Offer], text: &str) -> Found<'a> {
     if let Ok(id) = text.parse::<ReleaseId>() {
         return offers.iter().find(|offer| offer.release == id).map_or(Found::None, Found::One);

@@ -30,8 +30,8 @@ pub struct Publication {
     pub health: Option<Vec<u8>>,
 }
 
-/// Publishes a release: the archive first and the offer last, because the offer makes the release visible. May be repeated: an archive or
-/// manifest that is already published is not sent again. Returns the number of bytes sent.
+/// Publishes a release: the archive first, and the offer after all files of the release, because the offer makes the release visible. The
+/// call may be repeated: an archive or manifest that is already published is not sent again. Returns the number of bytes sent.
 pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u64, RemoteError> {
     let Some(store) = remote.files() else {
         return Err(RemoteError::NotAStore { remote: remote.title().to_owned() });

@@ -4,8 +4,8 @@
 //! <remote>/<project>/<release>.tar.zst
 //!                   <release>.manifest.json
 //!                   <release>.health.json        the health record at the time of publication
-//!                   <release>.offer.json         written last, because it makes the release visible
-//!                   index.json                   all offers, for clients of web servers, whose directories cannot be listed
+//!                   <release>.offer.json         the offer, written last, because an offer makes the release visible
+//!                   index.json                   all offers, because the directories of web servers cannot be listed
 //! ```
 
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::model::{ProjectName, ReleaseId, sanitise_line};
 
-/// The time limit for a connection.
+/// The time limit for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// The maximum time without data during a transfer.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,9 +46,9 @@ pub struct ObjectFiles {
 }
 
 impl ObjectFiles {
-    /// Opens the store at `address`, which must not be the address of a larder server. `buckets` are settings for S3.
+    /// Opens the store at `address`, which must not be the address of a larder server. `buckets` are the settings for buckets of S3.
     pub fn open(title: &str, address: &Address, buckets: &[(String, String)]) -> Result<ObjectFiles, RemoteError> {
-        // Fails only if the same provider is already installed.
+        // This call fails only if a provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let failed = |error: object_store::Error| RemoteError::Unreachable {
             remote: title.to_owned(),
@@ -59,7 +59,7 @@ impl ObjectFiles {
             .with_connect_timeout(CONNECT_TIMEOUT)
             .with_read_timeout(STALL_TIMEOUT)
             .with_timeout_disabled();
-        // Two retries are enough here, because the transfer itself retries as long as it makes progress.
+        // Two retries of a request are enough, because the transfer itself retries as long as it makes progress.
         let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries: 2, retry_timeout: Duration::from_secs(20) };
         let mut prefix = Path::default();
         let (objects, listable): (Arc<dyn ObjectStore>, bool) = match address {
@@ -93,10 +93,10 @@ impl ObjectFiles {
         match error {
             Error::NotFound { .. } => RemoteError::NotFound { remote, what, words: String::new() },
             Error::NotSupported { .. } | Error::NotImplemented { .. } => {
-                RemoteError::Refused { remote, doing: format!("give a part of the {what}"), code: 1, words }
+                RemoteError::Refused { remote, doing: format!("send a part of the {what}"), code: 1, words }
             }
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                RemoteError::Refused { remote, doing: format!("give the {what}"), code: 3, words }
+                RemoteError::Refused { remote, doing: format!("send the {what}"), code: 3, words }
             }
             _ => RemoteError::Lost { remote, doing: format!("fetching the {what}"), why: words },
         }

@@ -207,7 +207,7 @@ fn web_server_without_ranges_verifies_pulls(world: &World) {
     let paths = paths.environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
     let quiet: ProgressFn = Arc::new(|_, _| {});
     let refused = runtime.block_on(pull(&reader, &offer, &[], &paths, &quiet)).unwrap_err();
-    assert!(refused.to_string().contains("refused to give a part of the manifest"), "{refused}");
+    assert!(refused.to_string().contains("refused to send a part of the manifest"), "{refused}");
 }
 
 fn bucket_store_resumes_and_verifies_pulls(world: &World) {

@@ -118,7 +118,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
         fs::write(&archive, bytes).unwrap();
         let before = world.snapshot("shop");
         fetch().ok();
-        here.push().rejected_with("the archive from shared").rejected_with("is damaged: its digest is not the expected one");
+        here.push().rejected_with("the archive from shared").rejected_with("is damaged: its digest does not match");
         assert_eq!(world.snapshot("shop"), before);
         world.serves("shop", "version two");
         fs::write(&archive, good).unwrap();

@@ -29,11 +29,12 @@ use crate::{
     },
 };
 
-/// The suffix of the file beside the partial file that records the piece in progress and the number of its bytes that are written.
+/// The suffix of the note, a file beside the partial file. The note records the offset of the piece in progress and the number of written
+/// bytes of this piece.
 const NOTE: &str = ".note";
 /// The size of the buffer for verifying digests, in bytes.
 const BUFFER: usize = 1 << 20;
-/// The number of connections for one file after which progress no longer resets the backoff.
+/// The number of interrupted attempts for one file after which progress no longer resets the backoff.
 const ATTEMPTS: u32 = 200;
 /// The number of bytes that must stay free on the disk.
 const RESERVE: u64 = 64 << 20;
@@ -119,11 +120,11 @@ struct WriterState {
     missing: Vec<Piece>,
     /// The number of `missing` pieces that are complete now.
     next: usize,
-    /// The number of bytes of the next piece that are written.
+    /// The number of written bytes of the next piece.
     part: u64,
-    /// The hash of these bytes.
+    /// The hash of the written bytes of the next piece.
     hasher: blake3::Hasher,
-    /// The number of these bytes that an earlier attempt had written. Wrong bytes among them are no error of the remote.
+    /// The number of bytes of the next piece that an earlier attempt has written. If these bytes are wrong, the remote is not at fault.
     found: u64,
     fetched: u64,
     reused: u64,
@@ -131,7 +132,7 @@ struct WriterState {
 }
 
 impl PartialFile {
-    /// Opens the file at `path`, with the pieces that an earlier attempt has left. `bytes` is the complete size.
+    /// Opens or creates the file at `path`. The correct pieces of an earlier attempt are kept. `bytes` is the size of the complete file.
     pub(super) async fn open(
         lease: &IncomingLease,
         path: &Path,
@@ -158,13 +159,13 @@ impl PartialFile {
         self.state.reused
     }
 
-    /// Copies the pieces that older archives have.
+    /// Copies the missing pieces that older archives contain.
     pub(super) async fn take_over(&mut self, known: HeldFrames) -> Result<(), RemoteError> {
         if known.is_empty() || self.state.missing.is_empty() {
             return Ok(());
         }
         let (file, missing) = (Arc::clone(&self.state.file), std::mem::take(&mut self.state.missing));
-        // A piece that an earlier attempt has begun is resumed.
+        // If an earlier attempt has begun the first piece, this piece is not copied, because the transfer resumes it.
         let skip = usize::from(self.state.part > 0);
         let copy = move || {
             let mut buffer = vec![0; BUFFER];
@@ -228,7 +229,7 @@ impl PartialFile {
                     again = false;
                     Some(Duration::ZERO)
                 }
-                (Written::Wrong { .. }, _) => return Err(wrong("its digest is not the expected one")),
+                (Written::Wrong { .. }, _) => return Err(wrong("its digest does not match")),
                 (Written::All, Err(error)) if !error.is_transient() && self.state.ranges().is_some() => return Err(error),
                 (Written::All, Err(RemoteError::Aborted)) => return Err(RemoteError::Aborted),
                 (Written::All, Err(error)) => {
@@ -239,8 +240,8 @@ impl PartialFile {
                     tracing::debug!(remote = remote.title(), %error, "transfer interrupted; retrying");
                     Some(pauses.next().ok_or(error)?)
                 }
-                // The remote has sent everything that it has; a retry would not help.
-                (Written::All, Ok(())) if self.state.ranges().is_some() => return Err(wrong("it ends too early")),
+                // The remote reported success, but sent too few bytes, so a retry would not help.
+                (Written::All, Ok(())) if self.state.ranges().is_some() => return Err(wrong("it is incomplete")),
                 (Written::All, Ok(())) => None,
             };
             if let (Some(pause), Some(_)) = (pause, self.state.ranges()) {
@@ -276,7 +277,7 @@ enum Written {
     All,
     /// The remote sent more than was requested.
     Surplus,
-    /// A piece has a wrong digest. `found` is true if an earlier attempt had written the beginning of the piece.
+    /// A piece has a wrong digest. `found` is true if an earlier attempt has written the beginning of the piece.
     Wrong { found: bool },
 }
 
@@ -289,7 +290,7 @@ impl WriterState {
         let mut noted = [0; 16];
         let mut known = old > 0 && note.read_exact_at(&mut noted, 0).is_ok();
         if old != bytes {
-            // The file belongs to another transfer, or is new.
+            // The file is new, or belongs to a transfer of another size.
             file.set_len(0).and_then(|()| file.set_len(bytes)).map_err(failed)?;
             known = false;
         }
@@ -352,7 +353,7 @@ impl WriterState {
         (!ranges.is_empty()).then_some(ranges)
     }
 
-    /// Moves the state out for the writing thread. The caller must replace the rest with the state that the thread returns.
+    /// Moves the state to the writing thread. The caller must replace `self` with the state that the thread returns.
     fn split(&mut self) -> WriterState {
         WriterState {
             lease: self.lease.clone(),

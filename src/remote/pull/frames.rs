@@ -57,7 +57,7 @@ impl TransferHead {
         }
         let follows = ArchiveInfo { settings: self.archive.settings, ..ArchiveInfo::of_frames(self.archive.frames.clone()) };
         if follows != self.archive || self.archive.bytes != offer.archive_bytes {
-            return Err(String::from("digest and size of its archive do not match its frames"));
+            return Err(String::from("the digest or the size of its archive does not match its frames"));
         }
         Ok(self.archive)
     }
@@ -69,7 +69,7 @@ pub(super) fn tail(archive: &ArchiveInfo) -> Option<(u64, Vec<u8>)> {
     Some((end, archive.seek_table()))
 }
 
-/// Frames of archives that this environment has already.
+/// The frames of the archives that this environment already has.
 #[derive(Default)]
 pub(super) struct HeldFrames(HashMap<Digest, (Arc<File>, u64, u64)>);
 
@@ -77,7 +77,8 @@ pub(super) struct HeldFrames(HashMap<Digest, (Arc<File>, u64, u64)>);
 const MAX_ARCHIVES: usize = 3;
 
 impl HeldFrames {
-    /// Reads the frames of `archives`, pairs of manifest and archive, newest first. Unreadable archives are skipped.
+    /// Reads the frames of `archives`, which are pairs of the paths of a manifest and its archive, newest first. Unreadable archives are
+    /// skipped.
     pub(super) fn of(archives: Vec<(PathBuf, PathBuf)>) -> HeldFrames {
         let mut known = HashMap::new();
         let readable = archives.into_iter().filter_map(|(manifest, archive)| {

@@ -1,4 +1,4 @@
-//! The directory of one transfer, `releases/.incoming/<id>/`, and the lock that reserves it for one pull.
+//! The directory of one transfer, `releases/.incoming/<id>/`, and the lock that reserves the directory for one pull.
 
 use std::{
     fs::{self, File},
@@ -15,18 +15,18 @@ use crate::{
     remote::error::RemoteError,
 };
 
-/// The file that pulls lock.
+/// The name of the file that a pull locks.
 pub(super) const LOCK: &str = "lock";
 
 /// The lock of one incoming directory. All threads that write to the directory share the lock, because the threads of an aborted pull may
-/// still be writing, and another pull must not begin before the last of them has ended.
+/// still be writing, and another pull must not begin before the last of these threads has finished.
 #[derive(Debug, Clone)]
 pub(super) struct IncomingLease {
     _lock: Arc<File>,
 }
 
 impl IncomingLease {
-    /// Runs `act` on a thread that holds the lease until it is done.
+    /// Runs `act` on a thread for blocking calls. The thread holds the lease until `act` returns.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         act: impl FnOnce() -> Result<T, RemoteError> + Send + 'static,
@@ -41,7 +41,7 @@ impl IncomingLease {
     }
 }
 
-/// Removes the incoming directories of interrupted pulls that were not resumed within `age`. Directories that a pull uses stay.
+/// Removes the incoming directories of interrupted pulls that were not resumed within `age`. A directory that a pull uses is not removed.
 pub fn sweep(paths: &EnvironmentPaths, age: Duration) {
     for entry in fs::read_dir(paths.incoming()).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -51,7 +51,7 @@ pub fn sweep(paths: &EnvironmentPaths, age: Duration) {
         if !old {
             continue;
         }
-        // The lock is held until the directory has its other name, so that no pull enters the directory during its removal.
+        // The lock is held during the removal, so that no pull enters the directory.
         let removed = match lock(&path) {
             Ok(Some(held)) => remove(&path).map(|()| drop(held)),
             Ok(None) => Ok(()),
@@ -112,7 +112,7 @@ pub(super) async fn enter(paths: &EnvironmentPaths, release: ReleaseId) -> Resul
     enter_directory(paths.incoming().join(release.to_string())).await
 }
 
-/// Creates and locks an incoming directory. Waits while another pull uses it.
+/// Creates and locks an incoming directory. Waits while another pull uses the directory.
 pub(super) async fn enter_directory(directory: PathBuf) -> Result<(PathBuf, IncomingLease), RemoteError> {
     loop {
         let wanted = directory.clone();
@@ -123,7 +123,7 @@ pub(super) async fn enter_directory(directory: PathBuf) -> Result<(PathBuf, Inco
         match locked.await {
             Ok(Some(lock)) => return Ok((directory, IncomingLease { _lock: Arc::new(lock) })),
             Ok(None) => {}
-            // The directory was removed between two steps.
+            // The directory was removed after it was created and before it was locked.
             Err(RemoteError::File(error)) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }

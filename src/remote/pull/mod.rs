@@ -1,8 +1,8 @@
-//! Pulls a release from a remote; resumes an interrupted pull.
+//! Pulls a release from a remote, and resumes an interrupted pull.
 //!
-//! Files are written to `releases/.incoming/<id>/`, under names that end in `.part` until their digest is verified. After an
-//! interrupted pull, the next pull reuses all frames whose digests are right. The next pull also resumes the incomplete frame; its position
-//! is in a file beside the partial file. A frame with a wrong digest is fetched again.
+//! Files are written to `releases/.incoming/<id>/`, under names that end in `.part` until their digest is verified. After an interrupted
+//! pull, the next pull reuses all frames whose digests are right. The next pull also resumes the incomplete frame, whose position is
+//! recorded in a file beside the partial file. A frame with a wrong digest is fetched again.
 
 mod fill;
 mod frames;
@@ -40,10 +40,12 @@ use crate::{
 /// A function that is called with the number of bytes that were fetched or reused so far, and the total.
 pub type ProgressFn = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
-/// A function that checks the manifest file before the archive is fetched. It rejects the manifest with [`RemoteError::Rejected`].
+/// A function that checks the manifest file before the archive is fetched. The function rejects the manifest with
+/// [`RemoteError::Rejected`].
 pub type ManifestCheck = Arc<dyn Fn(&Path) -> Result<(), RemoteError> + Send + Sync>;
 
-/// Returns a progress function that reports one line for every tenth, such as `12 of 40 MiB (30 %)`. Transfers below 1 MiB report nothing.
+/// Returns a progress function that reports one line for every tenth of the transfer, such as `12 of 40 MiB (30 %)`. Transfers below 1 MiB
+/// report nothing.
 pub fn tenths(report: impl Fn(&str) + Send + Sync + 'static) -> ProgressFn {
     let reported = parking_lot::Mutex::new(0_u64);
     Arc::new(move |done, total| {
@@ -59,14 +61,14 @@ pub fn tenths(report: impl Fn(&str) + Send + Sync + 'static) -> ProgressFn {
 /// The content that a pull has fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PulledContent {
-    /// `manifest.json` and `archive.tar.zst`.
+    /// The files `manifest.json` and `archive.tar.zst`.
     Archive,
-    /// `delta`, from which the manifest and the tree are rebuilt.
+    /// The file `delta`, from which the manifest and the tree are rebuilt.
     Delta {
         /// The release that the delta starts from.
         from: ReleaseId,
     },
-    /// Nothing, because the release is in `releases/` already.
+    /// No content, because the release is already in `releases/`.
     Held,
 }
 
@@ -112,9 +114,10 @@ impl Pulled {
     }
 }
 
-/// Fetches the release of an offer into `releases/.incoming/`. `held` lists the releases whose trees, and perhaps archives, this environment
-/// has, newest first. Only changes are fetched: a delta from a held release ([`DeliverableStore::with_deltas`]), or the frames that no
-/// archive of a held release has. Can be interrupted at any moment and repeated. A second pull of the same release waits for the first.
+/// Fetches the release of an offer into `releases/.incoming/`. `held` lists the releases whose trees, and perhaps archives, this
+/// environment has, newest first. Only changes are fetched: a delta from a held release ([`DeliverableStore::with_deltas`]), or the frames
+/// that no archive of a held release has. The call may be interrupted at any moment and repeated. A second pull of the same release waits
+/// until the first pull has ended.
 pub async fn pull(
     remote: &DeliverableStore,
     offer: &Offer,
@@ -125,8 +128,9 @@ pub async fn pull(
     pull_checked(remote, offer, held, paths, progress, &(Arc::new(|_: &Path| Ok(())) as ManifestCheck)).await
 }
 
-/// Pulls like [`pull`], and checks the manifest: if `check` rejects the manifest, the archive is not fetched and nothing is kept. The manifest
-/// of a delta is inside the delta, so the caller must check that manifest when the delta is applied.
+/// Pulls like [`pull`], and checks the manifest before the archive is fetched. If `check` rejects the manifest, the archive is not fetched
+/// and all received files are removed. The manifest of a delta is inside the delta, so the caller must check that manifest when the delta
+/// is applied.
 pub async fn pull_checked(
     remote: &DeliverableStore,
     offer: &Offer,
@@ -196,7 +200,7 @@ async fn content(
     Ok(())
 }
 
-/// The number of held releases for which a delta is requested.
+/// The maximum number of held releases from which a delta is requested.
 const MAX_BASES: usize = 2;
 
 /// Fetches a delta from a held release. Returns false if no delta is smaller than the archive.
@@ -210,7 +214,8 @@ async fn by_delta(
     for from in held.iter().take(if remote.requests_deltas() { MAX_BASES } else { 0 }).copied() {
         let delta = match with_retries(|| remote.delta(offer.release, from)).await {
             Ok(delta) if delta.bytes < offer.archive_bytes => delta,
-            // The delta is not smaller, or the remote cannot compute it: the archive is fetched instead.
+            // The delta is not smaller than the archive, or the remote cannot compute the delta. The next held release is tried, and
+            // finally the archive is fetched.
             Ok(_) | Err(RemoteError::NotFound { .. } | RemoteError::Refused { .. }) => continue,
             Err(error) => return Err(error),
         };
@@ -247,7 +252,7 @@ async fn by_frames(
         match head {
             Ok(archive) => (archive, known),
             Err(damaged) => {
-                // The manifest has the offered digest, so fetching it again would not help.
+                // The manifest has the offered digest, so another fetch of the manifest would give the same file.
                 clear(&pulled.directory);
                 return Err(damaged);
             }
@@ -257,7 +262,8 @@ async fn by_frames(
         expected.frames.iter().map(|frame| Piece { at: frame.offset, bytes: frame.bytes, digest: frame.digest }).collect();
     let part = pulled.directory.join(format!("{ARCHIVE}.part"));
     let (whole, again) = (pulled.directory.join(ARCHIVE), part.clone());
-    // An earlier pull may have completed the archive and ended before it was accepted. It is verified like any partial file.
+    // An earlier pull may have been interrupted after the archive was complete and before it was accepted. Such an archive is verified like
+    // a partial file.
     let pick_up = move || match fs::rename(&whole, &again) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("rename", whole, error).into()),
         _ => Ok(()),
@@ -296,7 +302,7 @@ async fn blob(
     partial.finish(None, done).await
 }
 
-/// Removes the files of a pull, after they were accepted or refused.
+/// Removes the files of a pull. Callers call this function after the files were accepted or refused.
 pub fn discard(pulled: Pulled) {
     let _ = incoming::remove(&pulled.directory);
     drop(pulled.lease);

@@ -1,8 +1,8 @@
 //! Pulls the commit of a release, as a git pack.
 //!
 //! The digest of the pack is not known in advance, because the other server creates a pack for each request. git creates the same bytes
-//! from an unchanged repository, so an interrupted transfer resumes after its last byte. If the parts are from different packs, the import
-//! fails, because the checksum at the end of the pack does not match.
+//! from an unchanged repository, so an interrupted transfer resumes after the last received byte. If the parts are from different packs,
+//! the import fails, because the checksum at the end of the pack does not match.
 
 use std::{
     fs::File,
@@ -28,23 +28,23 @@ use crate::{
 pub struct Pack {
     /// The file, positioned at its beginning.
     pub file: File,
-    /// True if the pack was fetched by more than one request. Its parts may then be from different packs, so a pack that git refuses should
-    /// be fetched again.
+    /// True if the pack was fetched by more than one request. If git refuses such a pack, the caller should fetch the pack again, because
+    /// its parts may be from different packs.
     pub resumed: bool,
     directory: PathBuf,
     lease: IncomingLease,
 }
 
 impl Pack {
-    /// Removes the file, after it was imported or refused.
+    /// Removes the file. Callers call this function after the pack was imported or refused.
     pub fn discard(self) {
         let _ = incoming::remove(&self.directory);
         drop(self.lease);
     }
 }
 
-/// Fetches the commit of a release with everything reachable from it, except what is reachable from `haves`. Can be interrupted at any
-/// moment and repeated.
+/// Fetches the commit of a release, with all objects that are reachable from this commit and not from `haves`. A call may be interrupted at
+/// any moment; the next call resumes the transfer.
 pub async fn pull_pack(
     remote: &DeliverableStore,
     release: ReleaseId,
@@ -53,7 +53,7 @@ pub async fn pull_pack(
 ) -> Result<Pack, RemoteError> {
     // The pack has a separate directory, because the directory of the release's files is cleared when they are accepted.
     let (directory, lease) = enter_directory(paths.incoming().join(format!("{release}.commit"))).await?;
-    // The name depends on `haves`, because a pack for other `haves` must not be resumed from this file.
+    // The name of the file depends on `haves`, because a pack for other `haves` must not be resumed from this file.
     let all: String = haves.iter().map(CommitId::as_str).collect();
     let path = directory.join(format!("pack-{}.part", Digest::of(all.as_bytes()).short()));
     let opened = path.clone();

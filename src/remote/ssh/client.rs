@@ -18,21 +18,21 @@ use tokio::{net::TcpStream, time::timeout};
 use super::keys::{PullKey, fingerprint, line_of};
 use crate::{model::sanitise_line, remote::error::RemoteError};
 
-/// The time limit for each of: TCP connection, key exchange, authentication.
+/// The time limit for each step of a connection: the TCP connection, the key exchange, the authentication, and the opening of a channel.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// The time without data after which a keep-alive request is sent.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// The number of unanswered keep-alive requests after which the connection is lost.
 const MAX_KEEPALIVES: usize = 3;
-/// The maximum time without data of a transfer, on a connection whose keep-alive requests are answered.
+/// The maximum time without data during a transfer, even if the keep-alive requests are answered.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
-/// The maximum time before the first byte of an answer, for which the other side may have to compute a delta.
+/// The maximum time before the first byte of an answer. The other server may have to compute a delta first.
 const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
-/// The maximum number of requests on one connection. The other side allows 32.
+/// The maximum number of requests on one connection. The other server allows 32 requests.
 const MAX_REQUESTS: usize = 24;
-/// The maximum length of a command on the other side, in bytes.
+/// The maximum length of a command that the other server accepts, in bytes.
 const MAX_COMMAND: usize = 1024;
-/// The number of bytes of the standard error that are kept for messages.
+/// The maximum size of the standard error that is kept for messages, in bytes.
 const MAX_WORDS: usize = 4096;
 
 /// The maximum size of the standard error that [`Exec::next_out`] discards, in bytes.
@@ -41,7 +41,7 @@ const MAX_NOISE: usize = 64 * 1024;
 static CONFIG: LazyLock<Arc<client::Config>> = LazyLock::new(|| {
     Arc::new(client::Config {
         preferred: Preferred {
-            // A larder server has only this kind of host key.
+            // A larder server has only Ed25519 host keys.
             key: vec![Algorithm::Ed25519].into(),
             compression: vec![compression::NONE].into(),
             ..Preferred::default()
@@ -81,7 +81,7 @@ struct Connection {
 
 /// A client of another larder server.
 pub struct RemoteServer {
-    /// The name and address, for messages.
+    /// The name and address of the server, for messages.
     title: String,
     login: String,
     host: String,
@@ -162,7 +162,7 @@ impl RemoteServer {
         let lost = |why: String| RemoteError::Lost { remote: self.title.clone(), doing: format!("asking for `{doing}`"), why };
         let command = shlex::try_join(words.iter().map(String::as_str)).map_err(|error| lost(error.to_string()))?;
         if command.len() > MAX_COMMAND {
-            return Err(lost(format!("the command has {} bytes (at most {MAX_COMMAND} are allowed)", command.len())));
+            return Err(lost(format!("the command has {} bytes (expected at most {MAX_COMMAND})", command.len())));
         }
         let (channel, connection) = self.channel().await?;
         channel.exec(true, command).await.map_err(|error| lost(error.to_string()))?;
@@ -178,7 +178,7 @@ impl RemoteServer {
         })
     }
 
-    /// Closes the connection, if there is one.
+    /// Closes the connection, if a connection is open.
     pub async fn leave(&self) {
         if let Some(connection) = self.connection.lock().await.take() {
             let told = connection.handle.disconnect(Disconnect::ByApplication, "", "");
@@ -196,7 +196,7 @@ pub enum ExecOutput {
     Err(Bytes),
 }
 
-/// A running command. Dropping this value ends the command on the other server.
+/// A running command. If this value is dropped, the channel is closed, and the other server terminates the command.
 pub struct Exec {
     channel: Channel<Msg>,
     _connection: Arc<Handle<Pinned>>,
@@ -221,7 +221,7 @@ impl Exec {
         RemoteError::Lost { remote: self.remote.clone(), doing: format!("running `{}`", self.doing), why: why.into() }
     }
 
-    /// Returns the next piece of output; `None` at the end, after which [`Exec::code`] is the exit code.
+    /// Returns the next piece of output; `None` at the end of the command. [`Exec::code`] then returns the exit code.
     pub async fn next(&mut self) -> Result<Option<ExecOutput>, RemoteError> {
         let limit = if self.began { STALL_TIMEOUT } else { COMPUTE_TIMEOUT };
         loop {
@@ -240,14 +240,19 @@ impl Exec {
                 Some(ChannelMsg::ExitStatus { exit_status }) => self.code = Some(exit_status),
                 Some(ChannelMsg::Failure) => return Err(self.lost("the server does not run commands")),
                 Some(ChannelMsg::Close) | None => {
-                    return if self.code.is_some() { Ok(None) } else { Err(self.lost("the command ended without an exit code")) };
+                    return if self.code.is_some() {
+                        Ok(None)
+                    } else {
+                        Err(self.lost("the channel was closed without an exit code"))
+                    };
                 }
                 Some(_) => {}
             }
         }
     }
 
-    /// Returns the next piece of the standard output. Discards the standard error, up to a limit.
+    /// Returns the next piece of the standard output; `None` at the end of the command. Discards the standard error, and returns an error
+    /// if the standard error is longer than `MAX_NOISE`.
     pub async fn next_out(&mut self) -> Result<Option<Bytes>, RemoteError> {
         while let Some(piece) = self.next().await? {
             match piece {
@@ -274,7 +279,7 @@ impl Exec {
         match self.code {
             Some(0) => None,
             Some(4) => Some(RemoteError::NotFound { remote, what: what.to_owned(), words }),
-            code => Some(RemoteError::Refused { remote, doing: format!("give the {what}"), code: code.unwrap_or(255), words }),
+            code => Some(RemoteError::Refused { remote, doing: format!("send the {what}"), code: code.unwrap_or(255), words }),
         }
     }
 
@@ -285,7 +290,7 @@ impl Exec {
         lines.join("; ")
     }
 
-    /// Returns the whole standard output, at most `limit` bytes. Returns an error if the command fails.
+    /// Returns the whole standard output. Returns an error if the output is longer than `limit` bytes, or if the command fails.
     pub async fn output(mut self, what: &str, limit: u64) -> Result<Vec<u8>, RemoteError> {
         let mut bytes = Vec::new();
         while let Some(data) = self.next_out().await? {

@@ -1,4 +1,5 @@
-//! The ssh keys of this server, in files that are created once and that only the server's user may read, and the text form of public keys.
+//! Loads and creates the ssh key files of this server, and formats public keys. A key file is created once, and only the server's user may
+//! read the file.
 
 use std::{
     io,
@@ -19,7 +20,8 @@ use crate::host::{
 /// The maximum size of a key file, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// The reason why a key cannot be loaded or created. An existing file is never replaced: the key identifies this server to others.
+/// The reason why a key cannot be loaded or created. An existing file is never replaced, because its key identifies this server to clients
+/// and other servers.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
     /// The file cannot be read or written, or is not private to the server's user.
@@ -42,7 +44,7 @@ pub enum KeyFileError {
         #[source]
         source: Option<russh::keys::ssh_key::Error>,
     },
-    /// The system has no random bytes.
+    /// The system provides no random bytes.
     #[error("cannot get random bytes for a new {what}")]
     Random {
         /// The purpose of the key.
@@ -69,7 +71,8 @@ struct KeyFile<'a> {
     path: &'a Path,
 }
 
-/// Loads the key at `path`, or creates it, and returns it with its fingerprint. `what` is its purpose, such as `host key`.
+/// Loads the key at `path`, or creates the file with a new key. Returns the key and its fingerprint. `what` is the purpose of the key, such
+/// as `host key`.
 pub fn load_or_create(what: &'static str, path: &Path) -> Result<(PrivateKey, String), KeyFileError> {
     let key_file = KeyFile { what, path };
     let key = match key_file.load()? {
@@ -102,7 +105,7 @@ impl KeyFile<'_> {
         let text = key.to_openssh(LineEnding::LF).map_err(generate)?;
         match make_private(path, text.as_bytes()).map_err(|source| KeyFileError::File { what, source })? {
             true => Ok(key),
-            // Another start has created the key meanwhile.
+            // Another process has created the file in the meantime.
             false => self.load()?.ok_or_else(|| {
                 let gone = FileError::io("read", path, io::Error::from(io::ErrorKind::NotFound));
                 KeyFileError::File { what, source: gone.into() }
@@ -122,7 +125,7 @@ impl std::fmt::Debug for PullKey {
 }
 
 impl PullKey {
-    /// Loads the key at `path`, or creates it.
+    /// Loads the key at `path`, or creates the file with a new key.
     pub fn load_or_make(path: &Path) -> Result<PullKey, KeyFileError> {
         let (key, _) = load_or_create("pull key", path)?;
         Ok(PullKey(Arc::new(key)))
@@ -151,7 +154,7 @@ pub fn host_key(text: &str) -> Result<String, String> {
     Ok(line_of(&key))
 }
 
-/// Returns the fingerprint of the host key in `line`. If `line` is not a key, it is returned unchanged.
+/// Returns the fingerprint of the host key in `line`. If `line` is not a key, `line` is returned unchanged.
 pub fn fingerprint(line: &str) -> String {
     PublicKey::from_openssh(line).map_or_else(|_| line.to_owned(), |key| key.fingerprint(HashAlg::Sha256).to_string())
 }

@@ -1,4 +1,4 @@
-//! Connections to other larder servers: a client that runs larder commands there, and this server's key.
+//! Connections to other larder servers: the client that runs commands on another server, and the keys of this server.
 
 mod client;
 mod keys;
