@@ -185,8 +185,8 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
             refused("altered", "shop", &altered, "was altered or damaged", "fetch the release again");
         }
     }
-    refused("headless", "shop", &good[..100], "cannot read the export: it ends in the middle", "larder release export");
-    refused("nothing", "shop", b"", "it ends in the middle", "larder release export");
+    refused("headless", "shop", &good[..100], "cannot read the export: it is cut off", "larder release export");
+    refused("nothing", "shop", b"", "it is cut off", "larder release export");
     refused("else", "shop", &[b'x'; 5000], "it is not an export of a release", "larder release export");
     refused("more", "shop", &[&good[..], b"more"].concat(), "it has bytes after its archive", "larder release export");
     // The manifest with another archive: of another release, and with one byte too many in a frame.

@@ -7,7 +7,7 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
-/// The most entries of a release, and therefore of every list with one element for each entry.
+/// The maximum number of entries of a release, and of every list with one element for each entry.
 pub const MAX_ENTRIES: usize = 1_000_000;
 
 /// Deserialises a list of at most [`MAX_ENTRIES`] elements; for `deserialize_with`.
@@ -15,7 +15,8 @@ pub fn entries<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Resu
     input.deserialize_seq(AtMost(MAX_ENTRIES, PhantomData))
 }
 
-/// Deserialises a list of changes between two releases; for `deserialize_with`. Such a list may remove all entries and add as many others.
+/// Deserialises a list of changes between two releases; for `deserialize_with`. Such a list may remove [`MAX_ENTRIES`] entries and add as
+/// many other entries.
 pub fn changes<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
     input.deserialize_seq(AtMost(2 * MAX_ENTRIES, PhantomData))
 }
@@ -53,12 +54,12 @@ mod tests {
     }
 
     #[test]
-    fn list_with_more_than_the_most_entries_is_refused() {
+    fn list_above_the_maximum_length_is_refused() {
         let json = |count: usize| format!("{{\"list\":[{}]}}", vec!["1"; count].join(","));
         assert_eq!(serde_json::from_str::<List>(&json(MAX_ENTRIES)).unwrap().list.len(), MAX_ENTRIES);
         let error = serde_json::from_str::<List>(&json(MAX_ENTRIES + 1)).map(|list| list.list.len()).unwrap_err();
         assert!(error.to_string().contains("more than 1000000 entries"), "{error}");
-        // The limit also holds in a format that states the length first.
+        // The limit also applies to a format that states the length first.
         let binary = |count: usize| postcard::to_stdvec(&vec![1_u8; count]).unwrap();
         assert!(postcard::from_bytes::<List>(&binary(MAX_ENTRIES)).is_ok());
         assert!(postcard::from_bytes::<List>(&binary(MAX_ENTRIES + 1)).is_err());

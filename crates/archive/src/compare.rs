@@ -1,16 +1,17 @@
-//! Comparison of two sorted lists of entries, which deltas, installations and the diff of releases share.
+//! Compares two sorted lists of entries. Deltas, installations and the diff of releases share this comparison.
 
 use std::{cmp::Ordering, iter::Peekable, slice::Iter};
 
 use super::Entry;
 
-/// Returns the entries that differ between two sorted lists: an entry of the older list, an entry of the newer list, or both for a change.
+/// Returns the entries that differ between two sorted lists. Each item has the removed entry of the older list, the added entry of the
+/// newer list, or both entries if the entry was changed.
 pub fn between<'e>(before: &'e [Entry], after: &'e [Entry]) -> Between<'e> {
     Between { old: before.iter().peekable(), new: after.iter().peekable() }
 }
 
-/// Compares two sorted lists. Returns the indices of the entries of `old` that were removed or changed, and for each entry of `new` true if
-/// `old` has an equal entry.
+/// Compares two sorted lists. Returns the indices of the entries of `old` that were removed or changed. Also returns a flag for each
+/// entry of `new`, which is true if `old` has an equal entry.
 pub fn compared(old: &[Entry], new: &[Entry]) -> (Vec<usize>, Vec<bool>) {
     let (mut gone, mut there) = (Vec::new(), Vec::with_capacity(new.len()));
     let mut old = old.iter().enumerate().peekable();

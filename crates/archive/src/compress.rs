@@ -30,7 +30,7 @@ pub(super) enum BuiltFrame<'a> {
         bytes: Vec<u8>,
         digests: Vec<Option<Digest>>,
     },
-    /// A file that is too large for memory. The consumer streams the file after all frames before it.
+    /// A file that is too large to be compressed in memory. The consumer streams the file after all earlier frames.
     Large {
         task: Task<'a>,
         digest: Option<Digest>,
@@ -77,7 +77,7 @@ impl<'a> CompressWorker<'a> {
             return Ok(BuiltFrame::Copy { frame, digests: same.digests() });
         }
         if task.raw > frames::MAX + header::END as u64 {
-            // The frame is one large file. It is hashed first, so that an unchanged file is not compressed.
+            // The frame consists of one large file. The file is hashed first, so that an unchanged file is not compressed.
             let digest = match (&task.candidate, task.items.iter().find(|item| unknown(item))) {
                 (Some(_), Some(item)) => Some(hash(&mut self.cursor, item)?),
                 _ => None,
@@ -112,7 +112,7 @@ impl<'a> CompressWorker<'a> {
     /// Fills `self.raw` with the tar of the task's items.
     fn read(&mut self, task: &Task<'_>) -> Result<Vec<Option<Digest>>, ArchiveError> {
         self.raw.clear();
-        // The buffer has one byte more, so that a file that has grown is noticed.
+        // The buffer is one byte larger than the frame, so that the read detects a file that has grown.
         self.raw.reserve(usize::try_from(task.raw).unwrap_or_default().saturating_add(1));
         let mut digests = Vec::with_capacity(task.items.len());
         for item in task.items {
@@ -132,7 +132,8 @@ impl<'a> CompressWorker<'a> {
         Ok(digests)
     }
 
-    /// Appends the content of a file to `self.raw`. If the size differs from the listed size, the file has changed, which is an error.
+    /// Appends the content of a file to `self.raw`. Returns an error if the file does not have `size` bytes, because the file has
+    /// changed.
     fn content(&mut self, item: &Item, size: u64) -> Result<Digest, ArchiveError> {
         checked(item)?;
         let changed = || ArchiveError::Changed { path: item.path.clone() };
@@ -154,7 +155,7 @@ impl<'a> CompressWorker<'a> {
     }
 }
 
-/// Opens the file of an item. A file of another kind or size than the item has changed, which is an error.
+/// Opens the file of an item. Returns an error if the kind or the size of the file differs from the item, because the file has changed.
 pub(super) fn open(cursor: &mut Cursor<'_>, item: &Item) -> Result<File, ArchiveError> {
     checked(item)?;
     let file = cursor.open(&item.path)?;
@@ -167,7 +168,7 @@ fn checked(item: &Item) -> Result<(), ArchiveError> {
     check_path(item.path.as_bytes()).map(drop).map_err(|why| ArchiveError::Path { path: item.path.clone(), why })
 }
 
-/// Returns the error for a failed read. A file that ends too early has changed.
+/// Returns the error for a failed read. An unexpected end of the file means that the file has changed.
 pub(super) fn reading(cursor: &Cursor<'_>, item: &Item, e: std::io::Error) -> ArchiveError {
     match e.kind() {
         std::io::ErrorKind::UnexpectedEof => ArchiveError::Changed { path: item.path.clone() },
@@ -175,7 +176,7 @@ pub(super) fn reading(cursor: &Cursor<'_>, item: &Item, e: std::io::Error) -> Ar
     }
 }
 
-/// Returns an error if a file does not have its known digest.
+/// Returns an error if the digest of a file is known and differs from the found digest.
 pub(super) fn held(item: &Item, known: Option<&Digest>, found: &Digest) -> Result<(), ArchiveError> {
     match known {
         Some(known) if known != found => Err(ArchiveError::Changed { path: item.path.clone() }),

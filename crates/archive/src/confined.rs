@@ -1,4 +1,4 @@
-//! A directory below which paths are resolved without following any link and without leaving it.
+//! A directory whose relative paths are resolved without following any link and without leaving the directory.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -17,7 +17,7 @@ use rustix::{
 
 use super::FileError;
 
-/// An open directory. Its methods take relative paths with `/`, and never follow a link in a path.
+/// An open directory. Its methods take relative paths with `/`, and follow no link in a path.
 #[derive(Debug)]
 pub struct Confined {
     fd: OwnedFd,
@@ -25,19 +25,19 @@ pub struct Confined {
 }
 
 impl Confined {
-    /// Opens `path`, whose last part may not be a link.
+    /// Opens the directory at `path`. Returns an error if the last part of `path` is a link.
     pub fn open(path: &Path) -> Result<Confined, FileError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| FileError::io("open the directory", path, e))?;
         Ok(Confined { fd, path: path.to_owned() })
     }
 
-    /// Returns the path that the directory was opened by, for messages.
+    /// Returns the path at which the directory was opened, for messages.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Returns the path of `relative`, for messages.
+    /// Returns the full path of `relative`, for messages.
     pub fn shown(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.path.join(relative)
     }
@@ -47,7 +47,7 @@ impl Confined {
         Cursor { root: self, open: Vec::new(), exact: (OsString::new(), [0; 2]) }
     }
 
-    /// Opens a directory below this one. The empty path is this directory itself.
+    /// Opens a directory below this directory. The empty path stands for this directory itself.
     pub fn open_dir(&self, relative: impl AsRef<OsStr>) -> Result<Confined, FileError> {
         let relative = relative.as_ref();
         let shown = self.shown(relative);
@@ -72,10 +72,10 @@ impl Confined {
         Ok(names)
     }
 
-    /// Removes everything below the directory. Links are removed, not followed.
+    /// Removes all entries below the directory. Links are removed, not followed.
     pub fn clear(&self) -> Result<(), FileError> {
-        // The stack is explicit, since a hostile tree may be deeper than the stack of a thread. Each directory is opened by its path
-        // from the root, so that only one descriptor is open at a time.
+        // The traversal does not recurse, because a hostile tree may be deeper than the stack of a thread. Each directory is opened by
+        // its path from the root, so that only one descriptor is open at a time.
         let mut pending = vec![(OsString::new(), false)];
         while let Some((relative, emptied)) = pending.pop() {
             if emptied {
@@ -117,19 +117,19 @@ impl AsFd for Confined {
     }
 }
 
-/// A position in a tree, with the directories on the way to it held open; see [`Confined::cursor`].
+/// A position in a tree. The cursor holds the directories above the position open; see [`Confined::cursor`].
 #[derive(Debug)]
 pub struct Cursor<'a> {
     root: &'a Confined,
-    /// The open directories, each below the previous one. Operations in path order use the upper directories again.
+    /// The open directories, each below the previous directory. Operations in path order reuse the upper directories.
     open: Vec<(OsString, OwnedFd)>,
-    /// A directory, and two modes that new files in it got exactly as requested: no umask or ACL reduces these modes, so they need not be set
-    /// again.
+    /// A directory and two modes. New files in the directory got these modes exactly as requested: no umask or ACL reduces the modes, so
+    /// `create` need not set them again.
     exact: (OsString, [u32; 2]),
 }
 
 impl Cursor<'_> {
-    /// The most directories that stay open.
+    /// The maximum number of directories that stay open.
     const MAX_OPEN: usize = 12;
 
     /// Returns the directory at `path`, opened from the nearest open directory above it.
@@ -153,7 +153,7 @@ impl Cursor<'_> {
         Ok(self.open.last().map_or(self.root.fd.as_fd(), |(_, fd)| fd.as_fd()))
     }
 
-    /// Keeps the directory at `path` open. It was opened from the last directory in `open`, or from the root.
+    /// Keeps the directory at `path` open. The caller has opened the directory from the last directory in `open`, or from the root.
     fn keep(&mut self, path: &OsStr, fd: OwnedFd) {
         if self.open.len() == Self::MAX_OPEN {
             self.open.remove(0);
@@ -166,7 +166,7 @@ impl Cursor<'_> {
         FileError::io(doing, self.root.shown(relative), source)
     }
 
-    /// Calls `act` with the parent directory of `relative` and the last name in it.
+    /// Calls `act` with the parent directory of `relative` and the last part of `relative`.
     fn at<T>(
         &mut self,
         doing: &'static str,
@@ -191,7 +191,8 @@ impl Cursor<'_> {
         act(directory, name).map_err(wrong)
     }
 
-    /// Returns the number of names in the directory at `relative`; the empty path is the root. The directory stays open for the next operation.
+    /// Returns the number of names in the directory at `relative`; the empty path stands for the root. The directory stays open for the
+    /// next operation.
     pub fn count_names(&mut self, relative: impl AsRef<OsStr>) -> Result<usize, FileError> {
         let relative = relative.as_ref();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -223,13 +224,14 @@ impl Cursor<'_> {
         Ok(count)
     }
 
-    /// Opens a file for reading. A FIFO or device does not block; the caller must check the kind of the file.
+    /// Opens a file for reading. The call does not block if the file is a FIFO or a device, so the caller must check the kind of the
+    /// file.
     pub fn open(&mut self, relative: impl AsRef<OsStr>) -> Result<File, FileError> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         self.at("open", relative.as_ref(), |dir, name| rustix::fs::openat(dir, name, flags, Mode::empty())).map(File::from)
     }
 
-    /// Creates a file that must not exist; its mode is exactly `mode`, whatever the umask.
+    /// Creates a file with exactly the mode `mode`, independent of the umask. Returns an error if the path exists.
     pub fn create(&mut self, relative: impl AsRef<OsStr>, mode: u32) -> Result<File, FileError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let relative = relative.as_ref();
@@ -253,7 +255,7 @@ impl Cursor<'_> {
         Ok(file)
     }
 
-    /// Creates a directory that must not exist; its mode is exactly `mode`.
+    /// Creates a directory with exactly the mode `mode`. Returns an error if the path exists.
     pub fn create_dir(&mut self, relative: impl AsRef<OsStr>, mode: u32) -> Result<(), FileError> {
         self.at("create the directory", relative.as_ref(), |dir, name| {
             rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(mode))?;
@@ -261,12 +263,12 @@ impl Cursor<'_> {
         })
     }
 
-    /// Creates a symbolic link that must not exist.
+    /// Creates a symbolic link. Returns an error if the path exists.
     pub fn symlink(&mut self, target: &str, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
         self.at("create the link", relative.as_ref(), |dir, name| rustix::fs::symlinkat(target, dir, name))
     }
 
-    /// Returns the metadata at a path; links are not followed.
+    /// Returns the metadata of the entry at a path. Does not follow links.
     pub fn stat(&mut self, relative: impl AsRef<OsStr>) -> Result<Stat, FileError> {
         self.at("read the metadata of", relative.as_ref(), |dir, name| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW))
     }
@@ -277,7 +279,7 @@ impl Cursor<'_> {
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
-    /// Creates a hard link at `relative` to the file at `old` of another tree.
+    /// Creates a hard link at `relative` to the file at `old` in the tree of `other`.
     pub fn hard_link(
         &mut self,
         other: &mut Cursor<'_>,
@@ -301,7 +303,7 @@ impl Cursor<'_> {
     /// Removes an empty directory.
     pub fn remove_dir(&mut self, relative: impl AsRef<OsStr>) -> Result<(), FileError> {
         let relative = relative.as_ref();
-        // Another directory may get this path, so the removed directory and all below it must not stay open.
+        // A new directory may get this path, so the removed directory and the directories below it must not stay open.
         let goes = |open: &OsStr| open.as_bytes().starts_with(relative.as_bytes());
         self.open.truncate(self.open.iter().position(|(open, _)| goes(open)).unwrap_or(self.open.len()));
         self.at("remove the directory", relative, |dir, name| rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR))
@@ -322,7 +324,8 @@ fn open_beneath(root: BorrowedFd<'_>, relative: &OsStr, flags: OFlags) -> rustix
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(root, relative, flags, Mode::empty(), resolve) {
-        // EPERM: a seccomp filter older than the call. EAGAIN: a rename raced with the call, which does not matter part by part.
+        // EPERM: the call is newer than the seccomp filter. EAGAIN: a rename raced with the call; opening part by part tolerates such
+        // renames.
         Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => by_parts(root, relative, flags),
         other => other,
     }
@@ -372,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn cursor_reopens_directories_and_forgets_removed_ones() {
+    fn cursor_reopens_directories_and_closes_removed_directories() {
         let directory = tempfile::tempdir().unwrap();
         let tree = Confined::open(directory.path()).unwrap();
         let mut cursor = tree.cursor();
@@ -389,7 +392,7 @@ mod tests {
         let counts = ["", "d", "d/d", "d/d/d", "dd"].map(|path| cursor.count_names(path).unwrap());
         assert_eq!(counts, [2, 3, 2, 3, 1]);
         cursor.stat("dd/file").unwrap();
-        // A counted directory stays open, and is not mistaken for another one.
+        // A counted directory stays open, and is not mistaken for another directory.
         cursor.stat("d/d/d/other").unwrap();
         for _ in 0..2 {
             assert_eq!(cursor.count_names("dd").unwrap(), 1);

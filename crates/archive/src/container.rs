@@ -1,6 +1,6 @@
-//! A container: a release in one file, for transfer without a network. It is a plain tar of the manifest, the health record and the archive,
-//! in this order, so that a reader can refuse the release early. As with archives, the reader does not interpret headers: their bytes follow
-//! from the sizes of the parts.
+//! A container: a release in one file, for transfer without a network. A container is a plain tar of the manifest, the health record and
+//! the archive, in this order, so that a reader can refuse the release early. The reader takes only the size of a part from its header. A
+//! header must equal the header that the writer makes for a part with this size.
 
 use std::io::{self, Read, Write};
 
@@ -26,14 +26,14 @@ pub enum ContainerError {
     /// The stream could not be read or written.
     #[error("cannot read the export")]
     Io(#[from] io::Error),
-    /// The container ends too early.
-    #[error("it ends in the middle")]
+    /// The container is cut off.
+    #[error("it is cut off")]
     Cut,
-    /// The file is not a container, or has other content.
+    /// The file is not a container, or its content is invalid.
     #[error("it is not an export of a release: {0}")]
     NotAnExport(&'static str),
     /// A part is too large.
-    #[error("its {name} has {bytes} bytes; {limit} are allowed")]
+    #[error("its {name} has {bytes} bytes (expected at most {limit})")]
     TooLarge {
         /// The name of the part.
         name: &'static str,
@@ -70,7 +70,7 @@ fn part_header(name: &str, size: u64) -> Vec<u8> {
 /// Reads a container from its beginning to its end.
 pub struct Container<R> {
     from: R,
-    /// The header of the next part, if it was read by a request for another part.
+    /// The header of the next part, if a call of [`Container::next`] for another part has read this header.
     seen: Option<Vec<u8>>,
 }
 
@@ -80,7 +80,8 @@ impl<R: Read> Container<R> {
         Container { from, seen: None }
     }
 
-    /// Returns the size of the next part, if the part has this name. The caller must then read its content with [`Self::content`].
+    /// Returns the size of the next part, or `None` if the part has another name than `name`. After a size was returned, the caller must
+    /// read the content of the part with [`Self::content`].
     pub fn next(&mut self, name: &'static str, limit: u64) -> Result<Option<u64>, ContainerError> {
         let block = match self.seen.take() {
             Some(block) => block,
@@ -96,7 +97,7 @@ impl<R: Read> Container<R> {
                 self.seen = Some(block);
                 return Ok(None);
             }
-            return Err(ContainerError::NotAnExport("it contains something else than manifest, health record and archive"));
+            return Err(ContainerError::NotAnExport("it contains a part other than manifest, health record and archive"));
         }
         if size > limit {
             return Err(ContainerError::TooLarge { name, bytes: size, limit });
@@ -104,7 +105,8 @@ impl<R: Read> Container<R> {
         Ok(Some(size))
     }
 
-    /// Copies the content of a part to `out`. If the stream ends too early, returns `Ok(Err(n))` after `n` bytes.
+    /// Copies the content of a part to `out`. If the stream ends too early, returns `Ok(Err(n))`, where `n` is the number of copied
+    /// bytes.
     pub fn content(&mut self, size: u64, out: &mut impl Write) -> Result<Result<(), u64>, ContainerError> {
         let copied = io::copy(&mut Read::by_ref(&mut self.from).take(size), out)?;
         if copied < size {
@@ -117,10 +119,10 @@ impl<R: Read> Container<R> {
         Ok(Ok(()))
     }
 
-    /// Checks that nothing follows the parts.
+    /// Reads the end of the tar. Returns an error if a part was not read, or if bytes follow the end.
     pub fn end(mut self) -> Result<(), ContainerError> {
         if self.seen.is_some() {
-            return Err(ContainerError::NotAnExport("its parts are in another order"));
+            return Err(ContainerError::NotAnExport("its parts are in the wrong order"));
         }
         let end = self.exact(header::END)?;
         let mut more = [0];

@@ -1,13 +1,13 @@
-//! Finds the reason to refuse a header that differs from the expected one. This code runs only after the archive was refused, so nothing is
-//! ever accepted because of its result.
+//! Finds the reason to refuse a header that differs from the expected header. This code runs only after the archive was refused, so an
+//! archive is never accepted because of its result.
 
 use tar::Header;
 
 use super::{ArchiveError, check_path, check_target, header};
 use crate::{Entry, EntryKind};
 
-/// Returns the reason to refuse `found`, which is in the place of the header of `expected`. `done` are the entries before `expected`; `known`
-/// returns true for the paths of the manifest.
+/// Returns the reason to refuse `found`, which is in the place of the header of `expected`. `done` contains the entries before
+/// `expected`. `known` returns true for the paths of the manifest.
 pub(super) fn why(found: &[u8], expected: &Entry, done: &[Entry], known: impl Fn(&str) -> bool) -> ArchiveError {
     let missing = || ArchiveError::Missing { path: expected.path.clone() };
     let Some((block, rest)) = found.split_at_checked(header::BLOCK as usize) else { return missing() };
@@ -36,7 +36,7 @@ pub(super) fn why(found: &[u8], expected: &Entry, done: &[Entry], known: impl Fn
 fn entry(head: &Header, name: &[u8], expected: &Entry, done: &[Entry], known: impl Fn(&str) -> bool) -> ArchiveError {
     let kind = head.entry_type().as_byte();
     let bare = if kind == b'5' { name.strip_suffix(b"/").unwrap_or(name) } else { name };
-    // A field of a tar header ends at its first zero byte. Another reader may see the bytes after it as a part of the name.
+    // A field of a tar header ends at its first zero byte. Another reader may treat the bytes after the zero byte as a part of the name.
     let hidden = head.as_ustar().is_some_and(|ustar| hides(&ustar.name) || hides(&ustar.prefix));
     let shown: String = String::from_utf8_lossy(bare).chars().take(300).collect();
     if hidden {
@@ -68,7 +68,7 @@ fn entry(head: &Header, name: &[u8], expected: &Entry, done: &[Entry], known: im
         return if done.iter().any(|entry| entry.path == path) {
             ArchiveError::Duplicate { path }
         } else if known(&path) {
-            // The expected entry is missing, or it comes too late.
+            // The expected entry is missing, or follows later.
             ArchiveError::Missing { path: expected.path.clone() }
         } else {
             ArchiveError::NotInManifest { path }
@@ -95,7 +95,8 @@ type Pax<'a> = (Option<Vec<u8>>, &'a [u8]);
 fn pax<'a>(head: &Header, body: &'a [u8], expected: &Entry) -> Result<Pax<'a>, ArchiveError> {
     let size = head.size().map_err(|_| ArchiveError::PaxMalformed)?;
     let size = usize::try_from(size).map_err(|_| ArchiveError::PaxMalformed)?;
-    // Only the bytes that were read for the expected header are parsed. The archive is refused whatever comes after them.
+    // Only the bytes that were read for the expected header are parsed. The following bytes are irrelevant, because the archive is
+    // refused in any case.
     let mut records = body.get(..size.min(body.len())).unwrap_or_default();
     let mut path = None;
     while !records.is_empty() {

@@ -7,7 +7,8 @@ use serde::{
     de::{self, Visitor},
 };
 
-/// A BLAKE3 digest of 32 bytes. Text formats contain 64 hexadecimal digits, as `b3sum` prints them, and binary formats the 32 bytes.
+/// A BLAKE3 digest of 32 bytes. A text format contains 64 hexadecimal digits, as `b3sum` prints them. A binary format contains the 32
+/// bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest([u8; 32]);
 
@@ -21,7 +22,7 @@ impl Serialize for Digest {
     }
 }
 
-/// Written by hand, so that the many digests of a manifest are parsed without a string for each.
+/// This implementation parses the many digests of a manifest without allocating a string for each digest.
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Digest, D::Error> {
         struct Digits;
@@ -65,7 +66,7 @@ impl Digest {
 
     /// Returns the hexadecimal digits.
     fn digits(&self) -> [u8; 64] {
-        // This has no branches, for the same reason as [`digit`].
+        // The loop has no branches, so that the compiler vectorises it.
         let letter = |value: u8| value + b'0' + if value > 9 { b'a' - b'0' - 10 } else { 0 };
         let mut digits = [0; 64];
         for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(self.0) {
@@ -115,7 +116,7 @@ fn digit(byte: u8) -> (u8, bool) {
 impl FromStr for Digest {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a digest of 64 hexadecimal digits");
+        let wrong = || format!("{text:?} is not a digest (expected 64 hexadecimal digits)");
         let digits: &[u8; 64] = text.as_bytes().try_into().map_err(|_| wrong())?;
         Digest::from_digits(digits).ok_or_else(wrong)
     }
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digest_digits_round_trip_and_others_are_refused() {
+    fn digest_digits_round_trip_and_other_texts_are_refused() {
         let digest = Digest::of(b"x");
         let text = digest.to_string();
         assert_eq!(digest.digits().as_slice(), text.as_bytes());

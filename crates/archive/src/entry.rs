@@ -9,14 +9,14 @@ use super::{Digest, bounded};
 /// The archive of a release: independent zstd frames, each with whole tar entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveInfo {
-    /// The digest of the archive: the digest of the concatenated digests of its frames, in file order. Every frame is checked when it is
-    /// read, and the bytes after the frames follow from their sizes, so this digest covers every byte. The digest of an archive that shares
-    /// frames with an older archive is computed without reading these frames.
+    /// The digest of the archive: the digest of the concatenated digests of its frames, in file order. Every frame is checked when the
+    /// frame is read, and the bytes after the frames follow from the sizes of the frames, so this digest covers every byte. The digest of
+    /// an archive that shares frames with an older archive is computed without reading these frames.
     pub digest: Digest,
     /// The size of the whole file in bytes.
     pub bytes: u64,
-    /// The number of the compression settings. Other settings give other bytes for the same tree. The number is 0 for archives that are
-    /// older than these numbers.
+    /// The number of the compression settings. Other settings give other bytes for the same tree. The number is 0 for archives that were
+    /// written before settings had numbers.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub settings: u32,
     /// The frames in file order.
@@ -44,7 +44,7 @@ pub struct Frame {
     pub digest: Digest,
 }
 
-/// A file, directory or symbolic link of a release. Text formats contain named fields, and binary formats the path and the kind.
+/// A file, directory or symbolic link of a release. Text formats contain named fields. Binary formats contain the path and the kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The relative path in UTF-8, with `/`, and without empty parts, `.` and `..`.
@@ -59,7 +59,7 @@ impl Serialize for Entry {
         if !to.is_human_readable() {
             return (path, Plain::from(kind)).serialize(to);
         }
-        // Written by hand for the same reason as `Row`.
+        // The fields are written one by one, because a flattened enum would be slower; see [`Row`].
         let mut row = to.serialize_struct("Entry", 5)?;
         row.serialize_field("path", path)?;
         match kind {
@@ -99,8 +99,8 @@ impl<'a> From<&'a EntryKind> for Plain<'a> {
     }
 }
 
-/// An entry in text formats: named fields in any order. With a flattened enum, serde would first buffer all fields, which would slow down the
-/// reading of manifests.
+/// An entry in text formats: named fields in any order. With a flattened enum, serde would first buffer all fields, which would slow down
+/// the reading of manifests.
 #[derive(Deserialize)]
 struct Row<'a> {
     #[serde(borrow)]
@@ -167,16 +167,16 @@ pub enum EntryKind {
 }
 
 impl EntryKind {
-    /// Returns the size of a file in bytes.
+    /// Returns the size of a file in bytes, or `None` for other entries.
     pub fn size(&self) -> Option<u64> {
         if let EntryKind::File { size, .. } = self { Some(*size) } else { None }
     }
 }
 
-/// Returns the digest of a tree: BLAKE3 of the concatenated entries, in the order of their paths' bytes. An entry is one letter (`d` for a
-/// directory, `f` for a file, `x` for an executable file, `l` for a link), the length of the path (u32, little-endian) and the path. A file
-/// also has its size (u64, little-endian) and the 32 bytes of its digest; a link has the length (u32, little-endian) and the bytes of its
-/// target.
+/// Returns the digest of a tree: BLAKE3 of the concatenated entries, in the order of their paths' bytes. An entry is one letter (`d` for
+/// a directory, `f` for a file, `x` for an executable file, `l` for a link), the length of the path (u32, little-endian) and the path.
+/// The entry of a file continues with the size (u64, little-endian) and the 32 bytes of the digest. The entry of a link continues with
+/// the length (u32, little-endian) and the bytes of the target.
 pub fn tree_digest(entries: &[Entry]) -> Digest {
     // The hasher gets large pieces, because it processes many chunks of a piece at a time.
     const PIECE: usize = 64 << 10;

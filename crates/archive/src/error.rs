@@ -15,15 +15,15 @@ pub enum BadPath {
     Here,
     /// A part is empty: `//` or a `/` at the end.
     EmptyPart,
-    /// A zero byte.
+    /// The path contains a zero byte.
     Nul,
-    /// A control character, like a line break or ESC.
+    /// The path contains a control character, such as a line break or ESC.
     Control,
-    /// Not UTF-8.
+    /// The path is not UTF-8.
     NotUtf8,
-    /// A part of more than 255 bytes.
+    /// A part has more than 255 bytes.
     LongPart,
-    /// A path of more than 4096 bytes.
+    /// The path has more than 4096 bytes.
     Long,
 }
 
@@ -81,7 +81,7 @@ pub enum ArchiveError {
     /// A path that no release may have.
     #[error("the path {path:?} cannot be in a release: {why}")]
     Path {
-        /// The path, with strange characters escaped.
+        /// The path. Bytes that are not UTF-8 are replaced.
         path: String,
         /// The fault of the path.
         why: BadPath,
@@ -94,16 +94,16 @@ pub enum ArchiveError {
         /// The fault of the target.
         why: BadPath,
     },
-    /// Two entries with the same path.
+    /// Two entries have the same path.
     #[error("{path:?} is listed twice")]
     Duplicate {
         /// The path.
         path: String,
     },
-    /// Entries in another order than that of their paths' bytes.
+    /// Entries are not in the order of their paths' bytes.
     #[error("{path:?} is out of order")]
     Unsorted {
-        /// The first entry that comes too late.
+        /// The first entry that sorts before the previous entry.
         path: String,
     },
     /// An entry below a file.
@@ -131,7 +131,7 @@ pub enum ArchiveError {
         parent: String,
     },
     /// More entries than allowed.
-    #[error("there are {count} entries; {limit} are allowed")]
+    #[error("the release has {count} entries (expected at most {limit})")]
     TooManyEntries {
         /// The number of entries.
         count: u64,
@@ -139,31 +139,31 @@ pub enum ArchiveError {
         limit: u64,
     },
     /// One file is too large.
-    #[error("{path:?} has {bytes} bytes; {limit} are allowed for a single file")]
+    #[error("{path:?} has {bytes} bytes (expected at most {limit} for a single file)")]
     FileTooLarge {
-        /// The file.
+        /// The path of the file.
         path: String,
-        /// Its size.
+        /// The size of the file, in bytes.
         bytes: u64,
-        /// The limit.
+        /// The limit, in bytes.
         limit: u64,
     },
     /// All files together are too large.
-    #[error("the files have {bytes} bytes; {limit} are allowed")]
+    #[error("the files have {bytes} bytes (expected at most {limit})")]
     TooManyBytes {
-        /// Their size.
+        /// The size of all files together, in bytes.
         bytes: u64,
-        /// The limit.
+        /// The limit, in bytes.
         limit: u64,
     },
-    /// A compression ratio that normal files do not reach.
-    #[error("{raw} bytes are packed into {bytes}: more than {limit} to 1, which looks like a decompression bomb")]
+    /// A compression ratio that ordinary files do not reach.
+    #[error("{raw} bytes are compressed to {bytes} (expected a ratio below {limit} to 1), which looks like a decompression bomb")]
     Ratio {
         /// The size after decompression, in bytes.
         raw: u64,
         /// The size before decompression, in bytes.
         bytes: u64,
-        /// The limit.
+        /// The limit of the ratio.
         limit: u64,
     },
 
@@ -174,14 +174,14 @@ pub enum ArchiveError {
         path: String,
     },
 
-    /// The list of frames in the manifest does not fit its list of entries.
+    /// The list of frames in the manifest contradicts its list of entries.
     #[error("the manifest contradicts itself: {why}")]
     Manifest {
         /// The contradiction.
         why: String,
     },
-    /// The file has another size than the manifest says.
-    #[error("the archive has {found} bytes, but {expected} in its manifest: it is {}", if found < expected { "cut off" } else { "followed by something else" })]
+    /// The size of the file differs from the manifest.
+    #[error("the archive has {found} bytes (expected {expected}): it {}", if found < expected { "is cut off" } else { "has bytes after its end" })]
     ArchiveSize {
         /// The size in the manifest.
         expected: u64,
@@ -197,16 +197,16 @@ pub enum ArchiveError {
         /// The number of the frame, counted from 0.
         frame: usize,
     },
-    /// A frame is not one plain zstd frame.
-    #[error("frame {frame} of the archive is not acceptable: {why}")]
+    /// A frame is not a single plain zstd frame.
+    #[error("cannot accept frame {frame} of the archive: {why}")]
     Frame {
         /// The number of the frame, counted from 0.
         frame: usize,
         /// The cause.
         why: &'static str,
     },
-    /// A frame that needs too much memory.
-    #[error("frame {frame} of the archive needs a window of {window} bytes; {limit} are allowed")]
+    /// A frame that requires too much memory.
+    #[error("frame {frame} of the archive needs a window of {window} bytes (expected at most {limit})")]
     Window {
         /// The number of the frame, counted from 0.
         frame: usize,
@@ -274,8 +274,8 @@ pub enum ArchiveError {
         /// The type letter.
         kind: char,
     },
-    /// An entry of another kind than in the manifest.
-    #[error("{path:?} is another kind of entry than in the manifest")]
+    /// An entry whose kind differs from the manifest.
+    #[error("the kind of {path:?} differs from the manifest")]
     Kind {
         /// The entry.
         path: String,
@@ -311,8 +311,8 @@ pub enum ArchiveError {
         /// The entry.
         path: String,
     },
-    /// A file of another size than in the manifest.
-    #[error("{path:?} has {found} bytes in the archive and {expected} in the manifest")]
+    /// A file whose size differs from the manifest.
+    #[error("{path:?} has {found} bytes in the archive (expected {expected}, as in the manifest)")]
     Size {
         /// The file.
         path: String,
@@ -321,19 +321,19 @@ pub enum ArchiveError {
         /// The size in the header.
         found: u64,
     },
-    /// A file with another content than in the manifest.
+    /// A file whose content differs from the manifest.
     #[error("the content of {path:?} differs from the manifest")]
     Digest {
         /// The file.
         path: String,
     },
-    /// A header that differs in another field.
+    /// A header that differs from the manifest in any other field.
     #[error("the header of {path:?} differs from its entry in the manifest")]
     Header {
         /// The entry that was expected.
         path: String,
     },
-    /// A patch is not one plain zstd frame of the stated size.
+    /// A patch is not a single plain zstd frame of the stated size.
     #[error("cannot apply a patch: {why}")]
     Patch {
         /// The cause.
@@ -342,10 +342,10 @@ pub enum ArchiveError {
     /// A patch could not be made.
     #[error("cannot make a patch: {why}")]
     Unpatched {
-        /// The cause, or the message of zstd.
+        /// The cause, which may be a message of zstd.
         why: &'static str,
     },
-    /// The consumer of the entries failed.
+    /// The consumer of the entries returned an error.
     #[error("{0}")]
     Sink(String),
 }
@@ -371,7 +371,7 @@ pub enum FileError {
         source: io::Error,
     },
     /// The file is larger than its reader allows.
-    #[error("{} is larger than the {limit} bytes allowed here", path.display())]
+    #[error("{} is too large (expected at most {limit} bytes)", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -387,12 +387,12 @@ pub enum FileError {
 }
 
 impl FileError {
-    /// Returns an error of the operating system.
+    /// Creates the error of the failed operation `doing` on `path`.
     pub fn io(doing: &'static str, path: impl Into<PathBuf>, source: impl Into<io::Error>) -> FileError {
         FileError::Io { doing, path: path.into(), source: source.into() }
     }
 
-    /// Returns the kind of the operating system's error; `Other` for the other variants.
+    /// Returns the kind of the operating system's error, or `Other` for errors with other causes.
     pub fn kind(&self) -> io::ErrorKind {
         match self {
             FileError::Io { source, .. } => source.kind(),

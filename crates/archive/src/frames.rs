@@ -1,21 +1,21 @@
 //! The boundaries of frames, and the seek table at the end of an archive.
 //!
-//! A frame ends after an entry with a probability that rises with the weight of the entry; the random number is a hash of the path. The
-//! boundaries therefore depend only on paths and sizes: they are the same on every machine, and an added or changed entry moves only the
-//! boundaries near it.
+//! A frame ends after an entry with a probability that is proportional to the size of the entry. A hash of the path serves as the random
+//! number. The boundaries therefore depend only on paths and sizes: they are the same on every machine, and an added or changed entry
+//! moves only the boundaries near it.
 
 use std::ops::Range;
 
 use super::{Item, header};
 use crate::{ArchiveInfo, Digest, Frame};
 
-/// The mean size of a frame in bytes. Smaller frames make an edit cheaper to bundle, larger frames compress better.
+/// The mean size of a frame in bytes. Smaller frames make it cheaper to bundle an edit; larger frames compress better.
 const TARGET: u64 = 4 << 20;
 
-/// The size of a frame, in bytes, below which it does not end by chance.
+/// The size in bytes below which the hash of a path does not end a frame.
 const MIN: u64 = 1 << 20;
 
-/// The largest size of a frame, in bytes, unless it contains a single larger file.
+/// The maximum size of a frame, in bytes, unless the frame contains a single larger file.
 pub(super) const MAX: u64 = 8 << 20;
 
 /// Divides sorted items into frames. Returns at least one frame, which is empty if there are no items.
@@ -49,12 +49,12 @@ fn draw(path: &str) -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-/// Returns the number below which a [`draw`] ends the frame.
+/// Returns the number below which a [`draw`] ends the frame. `span` is the size of the last entry.
 fn odds(span: u64) -> u64 {
     u64::try_from(u128::from(u64::MAX) * u128::from(span) / u128::from(TARGET)).unwrap_or(u64::MAX)
 }
 
-/// Returns the size of a frame with these paths and shapes before compression, in bytes.
+/// Returns the size before compression, in bytes, of a frame with these paths and shapes.
 pub(super) fn raw_size<'a>(parts: impl Iterator<Item = (&'a str, header::Shape<'a>)>, last: bool) -> u64 {
     let spans: u64 = parts.map(|(path, shape)| header::span(path, shape)).sum();
     spans + if last { header::END as u64 } else { 0 }
@@ -67,9 +67,9 @@ pub(super) fn parts(items: &[Item]) -> impl Iterator<Item = (&str, header::Shape
 
 /// Values that follow from the frames of an archive.
 pub trait ArchiveInfoExt {
-    /// Returns the description of an archive with these frames and settings 0.
+    /// Returns the description of an archive with these frames, and with 0 as the number of its settings.
     fn of_frames(frames: Vec<Frame>) -> ArchiveInfo;
-    /// Returns the seek table that ends the archive, a skippable frame.
+    /// Returns the seek table, a skippable frame at the end of the archive.
     fn seek_table(&self) -> Vec<u8>;
 }
 

@@ -41,7 +41,8 @@ impl<'a> From<&'a EntryKind> for Shape<'a> {
     }
 }
 
-/// Appends the header blocks of an entry to `into`. A PAX header comes first if a name does not fit into the normal header.
+/// Appends the header blocks of an entry to `into`. A PAX header precedes the normal header if a name does not fit into the normal
+/// header.
 pub(super) fn encode<'a>(path: &str, shape: impl Into<Shape<'a>>, into: &mut Vec<u8>) {
     let (name, base, size, target) = match shape.into() {
         Shape::Dir => (Cow::Owned(format!("{path}/")), &BASES.dir, 0, None),
@@ -66,7 +67,7 @@ pub(super) fn encode<'a>(path: &str, shape: impl Into<Shape<'a>>, into: &mut Vec
     put(into, place.unwrap_or(("", "long")), base, size, short_target);
 }
 
-/// Returns the bytes that an entry takes in the tar: headers, content and padding.
+/// Returns the number of bytes that an entry takes in the tar: headers, content and padding.
 pub(super) fn span<'a>(path: &str, shape: impl Into<Shape<'a>>) -> u64 {
     let shape = shape.into();
     let name = path.len() + usize::from(matches!(shape, Shape::Dir));
@@ -88,7 +89,7 @@ pub(super) fn padded(size: u64) -> u64 {
     size.div_ceil(BLOCK) * BLOCK
 }
 
-/// Appends zeros up to the end of the last block of `size` bytes.
+/// Appends the zeros that fill the last block of a content of `size` bytes.
 pub(super) fn pad(into: &mut Vec<u8>, size: u64) {
     into.resize(into.len() + (padded(size) - size) as usize, 0);
 }
@@ -105,7 +106,7 @@ fn place(path: &str) -> Option<(&str, &str)> {
     Some((path.get(..cut)?, path.get(cut + 1..)?)).filter(|(prefix, name)| !prefix.is_empty() && !name.is_empty())
 }
 
-/// Appends a PAX record. It begins with its own length in decimal, including the digits of this number.
+/// Appends a PAX record. A record begins with its own length in decimal, which includes the digits of the length.
 fn record(key: &str, value: &str, into: &mut Vec<u8>) {
     let rest = key.len() + value.len() + 3;
     let mut digits = 1;
@@ -115,7 +116,7 @@ fn record(key: &str, value: &str, into: &mut Vec<u8>) {
     into.extend_from_slice(format!("{} {key}={value}\n", rest + digits).as_bytes());
 }
 
-/// The templates of headers, one for each kind. They are made once, since a release has many headers.
+/// The templates of headers, one for each kind. The templates are made once, since a release has many headers.
 struct Bases {
     dir: Header,
     file: Header,

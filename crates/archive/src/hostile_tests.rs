@@ -235,7 +235,7 @@ fn frame_that_is_not_one_plain_zstd_frame_is_refused() {
 #[test]
 fn decompression_bomb_is_refused_before_it_is_unpacked() {
     use ArchiveError as E;
-    // 300 MiB of zeros in a few kB: more than a thousand to one.
+    // 300 MiB of zeros are compressed to a few kB: the ratio is above a thousand to one.
     let size = 300 << 20;
     let zeros = Entry { path: "z".into(), kind: EntryKind::File { size, digest: Digest::of(b""), executable: false } };
     let entries = [zeros];
@@ -250,7 +250,7 @@ fn decompression_bomb_is_refused_before_it_is_unpacked() {
     let packed = encoder.finish().unwrap();
     assert!(matches!(hostile_frame(&entries, packed.clone()).unwrap_err(), E::Ratio { .. }));
 
-    // A window of 2 GiB is refused because of the frame's header, whatever follows.
+    // A window of 2 GiB is refused because of the header of the frame; the following bytes are not read.
     let small =
         [Entry { path: "z".into(), kind: EntryKind::File { size: 40 << 20, digest: Digest::of(b""), executable: false } }];
     let mut wide = vec![0x28, 0xB5, 0x2F, 0xFD, 0b1000_0000, 21 << 3];

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use super::{ArchiveInfo, Digest, Entry, EntryKind};
 
-/// An entry to archive. Unknown properties of a file are determined while it is read.
+/// An entry to archive. If the digest of a file is unknown, it is computed while the file is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
     /// The relative path.
@@ -22,7 +22,7 @@ pub enum ItemKind {
     File {
         /// The size in bytes.
         size: u64,
-        /// The digest, if it is known. If the writer reads the file, it refuses other content.
+        /// The digest, if it is known. If the writer reads a file with another digest, the writer returns an error.
         digest: Option<Digest>,
         /// True if the file is executable.
         executable: bool,
@@ -47,7 +47,7 @@ impl From<&Entry> for Item {
     }
 }
 
-/// An archive whose unchanged frames may be copied, if their bytes still have their digests.
+/// An archive whose unchanged frames are copied to the new archive, if their bytes still have their digests.
 #[derive(Debug, Clone, Copy)]
 pub struct Previous<'a> {
     /// The archive.

@@ -11,12 +11,12 @@
 //!   differs is parsed only to report the reason of the refusal (`diagnose.rs`). An archive can therefore create no name, link or device
 //!   that the manifest cannot express.
 //! - *A patch* is one plain zstd frame whose text may refer to another text that sender and receiver have (`patch.rs`).
-//! - *Memory*: a frame has at most 8 MiB before compression, or contains a single larger file, which is streamed. Each thread of the writer
-//!   holds one uncompressed frame. At most three compressed frames per thread are in progress or queued, in buffers that are reused. This
-//!   takes 33 MiB per thread and 8 MiB more. The compressor for larger files, which is shared by all of them, takes about 100 MiB more. Each
-//!   thread of a reader holds one frame, compressed and uncompressed.
-//! - *Versions*: other compression settings give other archives of the same tree (`settings.rs`). Frames of such an archive are not
-//!   copied. Packing an installed release fails if the archive does not have the digest in the manifest.
+//! - *Memory*: a frame has at most 8 MiB before compression, or contains a single larger file, which is streamed. Each thread of the
+//!   writer holds one uncompressed frame. At most three compressed frames per thread are in progress or queued, in buffers that are
+//!   reused. Frames and buffers take 33 MiB per thread, and 8 MiB in addition. The compressor, which all larger files share, adds about
+//!   100 MiB. Each thread of a reader holds one frame, compressed and uncompressed.
+//! - *Versions*: other compression settings give other archives of the same tree (`settings.rs`). The writer copies no frames from an
+//!   archive with other settings. Packing an installed release fails if the new archive does not have the digest in the manifest.
 
 pub mod bounded;
 mod compare;
@@ -52,16 +52,16 @@ pub use rules::{ArchiveLimits, check_entries, check_path, check_target};
 pub use settings::compresses_like;
 pub use writer::{Written, write};
 
-/// The mtime of every entry, 2000-01-01. Some tools refuse the year 1970.
+/// The mtime of every entry: 2000-01-01, in seconds since the Unix epoch. Some tools refuse times in the year 1970.
 pub const MTIME: u64 = 946_684_800;
 
-/// The compression level. Higher levels cost more time than they save in transfer.
+/// The compression level of zstd. Higher levels cost more time than they save in transfer.
 pub const LEVEL: i32 = 3;
 
-/// The largest file of a release, in bytes: sizes in the seek table have 32 bits.
+/// The maximum size of a file in a release, in bytes. Sizes in the seek table have 32 bits.
 pub const MAX_FILE: u64 = (4 << 30) - (4 << 20);
 
-/// The binary logarithm of the largest window, in bytes, that a reader accepts.
+/// The binary logarithm of the maximum window size that a reader accepts, in bytes.
 const MAX_WINDOW_LOG: u32 = 27;
 
 /// The size of the pieces in which a large file is read, in bytes.

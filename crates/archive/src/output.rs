@@ -24,7 +24,8 @@ pub(super) struct ArchiveOutput<'a> {
     /// The offset and the length of the pending copy, whose destination ends at `at`.
     pub(super) copy: Option<(u64, u64)>,
     pub(super) frames: Vec<Frame>,
-    /// The compressor of large files. It is reused, since new threads and tens of megabytes of fresh memory would cost time for each file.
+    /// The compressor of large files. The compressor is reused, since new threads and tens of megabytes of fresh memory would cost time
+    /// for each file.
     pub(super) large: CCtx<'static>,
 }
 
@@ -39,7 +40,7 @@ impl ArchiveOutput<'_> {
         Ok(())
     }
 
-    /// Appends a frame of the previous archive. Adjacent frames are copied together, later.
+    /// Appends a frame of the previous archive. The copy is made later, together with adjacent frames.
     pub(super) fn copy(&mut self, mut frame: Frame) -> Result<(), ArchiveError> {
         match &mut self.copy {
             Some((from, bytes)) if *from + *bytes == frame.offset => *bytes += frame.bytes,
@@ -61,7 +62,7 @@ impl ArchiveOutput<'_> {
             .map_err(|e| ArchiveError::io("copy a part of the previous", e))
     }
 
-    /// Compresses one large file in `threads` threads; the bytes do not depend on their number.
+    /// Compresses one large file in `threads` threads. The bytes do not depend on the number of threads.
     pub(super) fn put_large(
         &mut self,
         root: &Confined,
@@ -124,7 +125,7 @@ impl ArchiveOutput<'_> {
     }
 }
 
-/// Appends to an archive up to a limit, and hashes the bytes.
+/// A writer that appends to an archive up to a limit, and hashes the appended bytes.
 struct Appender<'a> {
     out: &'a File,
     at: u64,
@@ -148,9 +149,10 @@ impl Write for Appender<'_> {
     }
 }
 
-/// Copies a range inside the kernel, which shares blocks if the file system can. Falls back to reading and writing.
+/// Copies a range inside the kernel, which shares blocks if the file system can. Falls back to reading and writing if the kernel cannot
+/// copy.
 fn copy_range(from: &File, mut from_at: u64, to: &File, mut to_at: u64, mut bytes: u64) -> std::io::Result<()> {
-    let ended = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the archive is shorter than its manifest says");
+    let ended = || std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the archive is shorter than its manifest states");
     while bytes > 0 {
         let part = usize::try_from(bytes).unwrap_or(usize::MAX);
         match rustix::fs::copy_file_range(from, Some(&mut from_at), to, Some(&mut to_at), part) {

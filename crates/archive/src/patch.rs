@@ -1,7 +1,7 @@
 //! Compresses a text with the help of a *reference*, another text that sender and receiver have. zstd calls this `--patch-from`.
 //!
-//! The reference is always directly before the text, in one buffer. Otherwise the compressed bytes would not be reproducible, because zstd
-//! treats a reference that touches the text in memory differently from one that does not.
+//! The reference is always directly before the text, in one buffer. Otherwise the compressed bytes would not be reproducible, because
+//! zstd treats a reference that touches the text in memory differently from a separate reference.
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, find_frame_compressed_size, get_error_name};
 
@@ -11,7 +11,7 @@ use super::{ArchiveError, MAX_WINDOW_LOG, reader};
 /// not reach the whole reference.
 const LONG: usize = 1 << 20;
 
-/// The largest size of reference and text together, in bytes.
+/// The maximum size of reference and text together, in bytes.
 pub const MAX_REACH: usize = 1 << MAX_WINDOW_LOG;
 
 /// Compresses the text in `both` into one frame without a checksum, at `level`. The first `reference` bytes of `both` are the reference.
@@ -38,13 +38,13 @@ pub fn pack(both: &[u8], reference: usize, level: i32) -> Result<Vec<u8>, Archiv
     Ok(packed)
 }
 
-/// Decompresses one frame that [`pack`] made with the same `reference`, and replaces the content of `into`. Refuses a frame that does not
-/// contain exactly `raw` bytes. The caller must limit `raw`, because this much memory is allocated.
+/// Decompresses one frame that [`pack`] made with the same `reference`, and replaces the content of `into`. Returns an error if the frame
+/// does not contain exactly `raw` bytes. The caller must limit `raw`, because this much memory is allocated.
 pub fn unpack(reference: &[u8], packed: &[u8], raw: usize, into: &mut Vec<u8>) -> Result<(), ArchiveError> {
     let refused = |why| ArchiveError::Patch { why };
     reader::window_of(packed, raw as u64).map_err(refused)?;
     if find_frame_compressed_size(packed).ok() != Some(packed.len()) {
-        return Err(refused("it is not one single frame"));
+        return Err(refused("it is not exactly one frame"));
     }
     let mut context = DCtx::create();
     if !reference.is_empty() {

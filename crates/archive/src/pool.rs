@@ -1,4 +1,4 @@
-//! Parallel loops in several threads. [`ordered`] passes the results on in order, and limits the number of results that wait.
+//! Parallel loops over threads. [`ordered`] passes on results in order, and limits the number of waiting results.
 
 use std::{
     collections::BTreeMap,
@@ -20,12 +20,12 @@ struct State<T, E> {
     /// The results that the consumer has not taken yet, by index.
     done: BTreeMap<usize, Result<T, E>>,
     stopped: bool,
-    /// The number of threads that have not ended.
+    /// The number of threads that still run.
     running: usize,
 }
 
-/// Calls `make` for each index in 0..`count`, in `threads` threads, each with its own `state`. Calls `consume` with the results, in order, in
-/// the calling thread. At most three results per thread wait. Stops at the first error.
+/// Calls `make` for each index in 0..`count`, in `threads` threads. Each thread has its own `state`. Calls `consume` with the results, in
+/// order, in the calling thread. At most three results per thread wait for `consume`. Stops at the first error.
 pub fn ordered<T: Send, S, E: Send>(
     count: usize,
     threads: usize,
@@ -101,7 +101,7 @@ impl<T, E> Shared<T, E> {
     }
 }
 
-/// A guard in each thread. Dropping the guard counts the thread as ended, also after a panic.
+/// A guard that records the end of its thread when the guard is dropped, also after a panic.
 struct Leaving<'a, T, E>(&'a Shared<T, E>);
 
 impl<T, E> Drop for Leaving<'_, T, E> {
@@ -115,7 +115,7 @@ impl<T, E> Drop for Leaving<'_, T, E> {
     }
 }
 
-/// A guard in the consumer. Dropping the guard stops the threads.
+/// A guard that stops the threads when the guard is dropped.
 struct Stopping<'a, T, E>(&'a Shared<T, E>);
 
 impl<T, E> Drop for Stopping<'_, T, E> {
@@ -125,7 +125,7 @@ impl<T, E> Drop for Stopping<'_, T, E> {
     }
 }
 
-/// Runs both functions in parallel and returns their results. A panic in one of them is resumed in the caller.
+/// Runs both functions in parallel and returns their results. A panic in a function is resumed in the caller.
 pub fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> B) -> (A, B) {
     std::thread::scope(|scope| {
         let one = scope.spawn(one);
@@ -137,7 +137,7 @@ pub fn both<A: Send, B>(one: impl FnOnce() -> A + Send, other: impl FnOnce() -> 
     })
 }
 
-/// Runs `act` in `threads` threads, including the calling thread. A panic in one of them is resumed in the caller.
+/// Runs `act` in `threads` threads, including the calling thread. A panic in a thread is resumed in the caller.
 pub fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T> {
     std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(&act)).collect();
@@ -152,15 +152,15 @@ pub fn each_thread<T: Send>(threads: usize, act: impl Fn() -> T + Sync) -> Vec<T
     })
 }
 
-/// Calls `act` with each of `items`, in no particular order, in up to `threads` threads, each with its own `state`. Stops soon after the
-/// first error.
+/// Calls `act` with each of `items`, in no particular order, in up to `threads` threads. Each thread has its own `state`. Stops soon
+/// after the first error.
 pub fn for_each<T: Sync, S, E: Send>(
     items: &[T],
     threads: usize,
     state: impl Fn() -> S + Sync,
     act: impl Fn(&mut S, &T) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
-    // The number of items that a thread takes at a time. For fewer items, a second thread costs more than it saves.
+    // The number of items that a thread takes at a time. For fewer items, a second thread would cost more time than it saves.
     const PART: usize = 64;
     let parts: Vec<&[T]> = items.chunks(PART).collect();
     let next = AtomicUsize::new(0);

@@ -13,13 +13,13 @@ use zstd::{bulk::Decompressor, zstd_safe};
 use super::{ArchiveError, ArchiveInfoExt, ArchiveLimits, CHUNK, MAX_WINDOW_LOG, check_entries, diagnose, frames, header};
 use crate::{ArchiveInfo, Digest, Entry, EntryKind, Frame};
 
-/// The largest frame that is decompressed as a whole, in bytes after decompression. Larger frames are streamed.
+/// The maximum size of a frame that is decompressed as a whole, in bytes after decompression. Larger frames are streamed.
 const MAX_HELD: u64 = 16 << 20;
 
 /// A receiver of the files of a frame, one after another.
 pub trait Sink {
-    /// Begins a file. Returns true if the content is to be passed to [`Sink::data`]. Otherwise the digest of the content is not compared
-    /// with the manifest, only the digest of the frame.
+    /// Begins a file. Returns true if the content is to be passed to [`Sink::data`]. Otherwise only the digest of the frame is
+    /// checked, not the digest of the file.
     fn begin(&mut self, index: usize, entry: &Entry) -> Result<bool, ArchiveError>;
     /// Receives a part of the content.
     fn data(&mut self, part: &[u8]) -> Result<(), ArchiveError>;
@@ -94,8 +94,8 @@ impl<'a> Archive<'a> {
         self.frames.get(frame).map_or(0, |(info, _)| info.raw)
     }
 
-    /// Reads one frame and passes to `sink` the files that the sink accepts. [`Sink::end`] is called only for files with the right digest.
-    /// The content of other files is not compared with the manifest; everything else in the frame is.
+    /// Reads one frame and passes to `sink` the files that the sink accepts. [`Sink::end`] is called only for files with the right
+    /// digest. The content of other files is not compared with the manifest. All other bytes of the frame are compared with the manifest.
     pub fn read(&self, frame: usize, reader: &mut FrameReader, sink: &mut impl Sink) -> Result<(), ArchiveError> {
         let Some((info, range)) = self.frames.get(frame) else {
             return Err(ArchiveError::Frame { frame, why: "there is no such frame" });
@@ -122,7 +122,7 @@ impl<'a> Archive<'a> {
         let failed = |source| ArchiveError::Decompress { frame, source };
         let size = reader.context.decompress_to_buffer(&reader.packed, &mut reader.raw).map_err(failed)?;
         if size as u64 != info.raw {
-            return Err(ArchiveError::Frame { frame, why: "it is shorter than its manifest says" });
+            return Err(ArchiveError::Frame { frame, why: "it is shorter than the manifest states" });
         }
         let mut content = Content::Held(&reader.raw);
         self.walk(frame, range.clone(), last, &mut content, sink)
@@ -149,7 +149,7 @@ impl<'a> Archive<'a> {
         if let Err(ArchiveError::Sink(_) | ArchiveError::File(_)) = walked {
             return walked;
         }
-        // If the digest is wrong, report this instead of an error in the decompressed content.
+        // If the digest of the frame is wrong, report the digest instead of an error in the decompressed content.
         let mut input = decoder.finish();
         let clean = input.buffer().is_empty() && input.get_ref().left == 0;
         io::copy(&mut input, &mut io::sink()).map_err(|e| ArchiveError::io("read", e))?;
@@ -219,7 +219,8 @@ impl<'a> Archive<'a> {
     }
 }
 
-/// Passes a file that is in memory as a whole to `sink`, if the sink accepts the file and the digest is right.
+/// Passes a file that is in memory as a whole to `sink` if the sink accepts the file. Returns an error if the digest of the file is
+/// wrong.
 fn give(
     content: &[u8],
     index: usize,
@@ -297,7 +298,7 @@ pub(super) fn window_of(bytes: &[u8], raw: u64) -> Result<u64, &'static str> {
         *to = *from;
     }
     if u64::from_le_bytes(little).checked_add(add) != Some(raw) {
-        return Err("it has another size than its manifest says");
+        return Err("its header states another size than expected");
     }
     Ok(window.unwrap_or(raw))
 }
@@ -329,7 +330,7 @@ enum Content<'a> {
 }
 
 impl Content<'_> {
-    /// Returns the next `want` bytes. Returns fewer bytes while a large file is streamed, and none at the end.
+    /// Returns the next `want` bytes. Returns fewer bytes while a large file is streamed, and no bytes at the end.
     fn take(&mut self, want: usize) -> io::Result<&[u8]> {
         match self {
             Content::Held(bytes) => {
@@ -353,7 +354,7 @@ impl Content<'_> {
         }
     }
 
-    /// Refuses anything but `count` zero bytes.
+    /// Reads `count` bytes. Returns an error unless all of these bytes are zero.
     fn zeros(&mut self, count: usize, frame: usize) -> Result<(), ArchiveError> {
         let found = self.take(count).map_err(|source| ArchiveError::Decompress { frame, source })?;
         let right = found.len() == count && found.iter().all(|byte| *byte == 0);

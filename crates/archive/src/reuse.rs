@@ -5,7 +5,7 @@ use std::{collections::HashMap, fs::File, ops::Range, os::unix::fs::FileExt};
 use super::{CHUNK, Item, ItemKind, Previous, settings};
 use crate::{Digest, Entry, EntryKind, Frame};
 
-/// The frames of the previous archive, by their first entry.
+/// The frames of the previous archive, by the path of their first entry.
 pub(super) struct Reuse<'a> {
     items: &'a [Item],
     file: &'a File,
@@ -51,7 +51,7 @@ impl<'a> Reuse<'a> {
     }
 }
 
-/// Returns true if an item may equal the entry, as far as this is known without reading the file.
+/// Returns true if an item may equal an entry, as far as this is known without reading the file.
 fn may_be(item: &Item, entry: &Entry) -> bool {
     item.path == entry.path
         && match (&item.kind, &entry.kind) {
@@ -65,8 +65,8 @@ fn may_be(item: &Item, entry: &Entry) -> bool {
 }
 
 impl FrameCandidate<'_> {
-    /// Returns the frame if its bytes still have their digest. Otherwise a frame that the disk has damaged would be copied into the next
-    /// archive, and from there into all later archives. `buffer` is overwritten.
+    /// Returns the frame if its bytes still have their digest. Without this check, a frame that the disk has damaged would be copied into
+    /// the next archive, and from that archive into all later archives. `buffer` is overwritten.
     pub(super) fn intact(&self, buffer: &mut Vec<u8>) -> Option<Frame> {
         let (mut hasher, mut done) = (blake3::Hasher::new(), 0);
         while done < self.frame.bytes {
@@ -78,7 +78,7 @@ impl FrameCandidate<'_> {
         (Digest::from(hasher.finalize()) == self.frame.digest).then_some(self.frame)
     }
 
-    /// Returns the digest of each entry; `None` for an entry that is not a file.
+    /// Returns the digest of each file, and `None` for each entry that is not a file.
     pub(super) fn digests(&self) -> Vec<Option<Digest>> {
         self.entries
             .iter()

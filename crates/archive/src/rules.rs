@@ -8,16 +8,16 @@ use crate::{Entry, EntryKind, bounded::MAX_ENTRIES};
 /// The limits of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ArchiveLimits {
-    /// The most entries.
+    /// The maximum number of entries.
     pub entries: u64,
-    /// The most bytes of all files together.
+    /// The maximum size of all files together, in bytes.
     pub bytes: u64,
-    /// The most raw bytes per compressed byte, if there are more than [`ArchiveLimits::RATIO_FROM`] raw bytes.
+    /// The compression ratio at which an archive is refused if it has more than [`ArchiveLimits::RATIO_FROM`] bytes after decompression.
     pub ratio: u64,
 }
 
 impl ArchiveLimits {
-    /// The raw size in bytes up to which any ratio is allowed: a few files of zeros do no harm.
+    /// The size after decompression, in bytes, up to which any ratio is allowed: a few files of zeros do no harm.
     pub const RATIO_FROM: u64 = 256 << 20;
 }
 
@@ -69,8 +69,8 @@ fn plain(path: &[u8]) -> Result<&str, BadPath> {
     }
 }
 
-/// Checks a whole list of entries: every path and target, the order, that no path occurs twice, that every parent is a directory, and the
-/// limits of numbers and sizes.
+/// Checks a whole list of entries: every path and target, the order, and the limits of numbers and sizes. Also checks that no path occurs
+/// twice and that every parent is a directory.
 pub fn check_entries(entries: &[Entry], limits: &ArchiveLimits) -> Result<(), ArchiveError> {
     let count = entries.len() as u64;
     if count > limits.entries {
@@ -87,7 +87,7 @@ pub fn check_entries(entries: &[Entry], limits: &ArchiveLimits) -> Result<(), Ar
             Some(Ordering::Less) | None => last = Some(path),
         }
         let parent = path.bytes().rposition(|byte| byte == b'/').and_then(|slash| path.get(..slash)).unwrap_or_default();
-        // In most cases this is the parent of the previous entry, or the previous entry itself.
+        // In most cases, `parent` is the parent of the previous entry, or the previous entry itself.
         if open.last() != Some(&parent) {
             // Other entries may be between a directory and its content ("a", "a-b", "a/c"), so the directory stays open for them.
             while open.last().is_some_and(|dir| !is_below(path, dir) && !may_come_later(path, dir)) {

@@ -19,10 +19,10 @@ const WINDOW_LOG: u32 = frames::MAX.ilog2();
 /// more bytes than the smaller table costs.
 const HASH_LOG: u32 = 16;
 
-/// The part of a streamed file that one thread compresses, in bytes.
+/// The size of the part of a streamed file that one thread compresses, in bytes.
 const JOB: u32 = 8 << 20;
 
-/// Frames up to this size in bytes use the table size that zstd chooses.
+/// The maximum size of a frame, in bytes, for which zstd chooses the table size.
 const SMALL: u64 = 256 << 10;
 
 /// Returns a compressor for frames that are in memory as a whole.
@@ -41,7 +41,7 @@ pub(super) fn tune(compressor: &mut Compressor<'static>, raw: u64) -> Result<(),
     compressor.set_parameter(CParameter::HashLog(table)).map_err(|e| ArchiveError::io("start to compress", e))
 }
 
-/// Sets the encoder for a frame of `raw` bytes that is streamed. The bytes do not depend on `threads`.
+/// Prepares the encoder for a frame of `raw` bytes that is streamed. The bytes do not depend on `threads`.
 pub(super) fn stream<W: Write>(encoder: &mut Encoder<'_, W>, raw: u64, threads: usize) -> io::Result<()> {
     encoder.set_parameter(CParameter::CompressionLevel(LEVEL))?;
     encoder.include_checksum(false)?;

@@ -56,7 +56,7 @@ fn item(path: &str, kind: ItemKind) -> Item {
     Item { path: path.into(), kind }
 }
 
-/// Writes a tree of a directory, a link and `count` files of about 40 kB each. Returns its items.
+/// Writes a tree of a directory, a link and `count` files of about 40 kB each. Returns the items of the tree.
 pub(super) fn tree(dir: &Path, count: usize) -> Vec<Item> {
     let mut items = vec![item("d", ItemKind::Dir)];
     std::fs::create_dir(dir.join("d")).unwrap();
@@ -136,7 +136,7 @@ fn edit_changes_one_frame_and_reuse_changes_no_byte() {
     let different = first.info.frames.iter().zip(&with.info.frames).filter(|(a, b)| a.digest != b.digest).count();
     assert_eq!(different, 1);
 
-    // If its digest is known, an unchanged file is not even opened.
+    // An unchanged file with a known digest is not even opened.
     let known: Vec<Item> = with.entries.iter().map(Item::from).collect();
     std::fs::remove_file(dir.path().join("d/f00001")).unwrap();
     let (_, all) = make(dir.path(), &known, Some((&copied, &with)), 2);
@@ -149,7 +149,7 @@ fn edit_changes_one_frame_and_reuse_changes_no_byte() {
     assert!(bytes(&repaired) == bytes(&fresh));
 }
 
-/// If they were copied, the bytes of an archive would depend on the version of larder that wrote the previous archive.
+/// If frames were copied, the bytes of an archive would depend on the version of larder that wrote the previous archive.
 #[test]
 fn frames_of_other_settings_are_not_copied() {
     let dir = tempfile::tempdir().unwrap();
@@ -302,7 +302,7 @@ fn truncated_and_damaged_archives_are_refused() {
     }
     let twice: Vec<u8> = good.iter().chain(&good).copied().collect();
     let refused = with(&twice).unwrap_err();
-    assert!(refused.to_string().contains("followed by something else"), "{refused}");
+    assert!(refused.to_string().contains("has bytes after its end"), "{refused}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Writes an archive: frames are read and compressed in parallel, or copied from the previous archive where nothing changed.
+//! Writes an archive: frames are read and compressed in parallel, or copied from the previous archive if they have not changed.
 
 use std::fs::File;
 
@@ -25,9 +25,9 @@ pub struct Written {
     pub copied: usize,
 }
 
-/// Writes an archive of the `items` of `root`, which must be sorted by path, to `out` from its first byte. The content of `out` is
-/// overwritten. Fails after the first write that exceeds `limit` bytes. The bytes of the archive depend only on the content of the tree,
-/// not on `threads` or `previous`.
+/// Writes an archive of `items`, which are sorted by path, into the file `out`, and replaces the content of `out`. Reads the files below
+/// `root`. Returns an error soon after `limit` bytes. The bytes depend only on the content of the tree: not on `threads`, and not on
+/// `previous`.
 pub fn write(
     root: &Confined,
     items: &[Item],

@@ -59,7 +59,7 @@ impl<'a> Delta<'a> {
         Ok(Delta { file, new: new.entries, old, store, known, wanted, groups })
     }
 
-    /// Returns the indices of the groups, the largest group first, so that all threads end at about the same time.
+    /// Returns the indices of the groups, the largest group first, so that all threads finish at about the same time.
     pub fn groups(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.groups.len()).collect();
         let size =
@@ -68,7 +68,7 @@ impl<'a> Delta<'a> {
         order
     }
 
-    /// Returns the origin of the content of the new entry with this index.
+    /// Returns the origin of the content of the new entry with index `index`.
     pub fn origin(&self, index: usize) -> ContentOrigin {
         match self.new.get(index) {
             Some(Entry { path, kind: EntryKind::File { size: 1.., digest, .. } }) => {
@@ -250,7 +250,7 @@ pub struct GroupReader<'a> {
 }
 
 impl GroupReader<'_> {
-    /// Passes the old file with index `old` to `sink` as the new `entry`.
+    /// Passes the content of the old file with index `old` to `sink` as the content of `entry`, the new entry with index `index`.
     pub fn copy(&mut self, old: usize, index: usize, entry: &Entry, sink: &mut impl Sink) -> Result<(), DeltaError> {
         let EntryKind::File { digest, .. } = &entry.kind else { return Err(refused("it names an entry that is not a file")) };
         let content = self.old.open(old)?;

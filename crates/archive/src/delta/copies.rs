@@ -1,9 +1,9 @@
-//! The description of a long text by copies from an older version and the new bytes between them.
+//! Descriptions of long texts by copies from an older version, and by the new bytes between these copies.
 //!
-//! Two versions of a program mostly consist of the same runs of bytes at slightly different places. The search for the next run first tries
-//! the place where the previous copy would continue, which is nearly always right. Otherwise the search uses *marks*: windows of the older
-//! version at regular distances, found by their hash. A run is extended in both directions as far as both texts are equal. Marks therefore
-//! need not be dense, and the search examines only new bytes one by one.
+//! Two versions of a program mostly consist of the same runs of bytes at slightly different places. The search for the next run first
+//! tries the place where the previous copy would continue, which is nearly always right. If this place does not match, the search uses
+//! *marks*: windows of the older version at regular distances, found by their hash. A run is extended in both directions as far as both
+//! texts are equal. Marks therefore need not be dense, and the search takes small steps only through new bytes.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeltaError, refused};
 
-/// The length of the shortest copy, in bytes, and of the compared windows.
+/// The minimum length of a copy, and the length of a compared window, in bytes.
 const WINDOW: usize = 32;
 
 /// The distance between marks in the older version, in bytes: [`NEAR`] if the version has at most [`SHORT`] bytes, otherwise [`FAR`]. The
@@ -20,11 +20,11 @@ const NEAR: usize = 32;
 const FAR: usize = 128;
 const SHORT: usize = 8 << 20;
 
-/// The step through the text after a failed search, in bytes. It has no common divisor with the distances, so that the search meets a mark
-/// in every long run.
+/// The step of the search after a failed comparison, in bytes. The step has no common divisor with the distances between marks, so that
+/// the search meets a mark in every long run.
 const STEP: usize = 3;
 
-/// The binary logarithm of the number of failed steps after which the search takes longer steps: new bytes mostly come in long runs.
+/// The binary logarithm of the number of failed steps after which the step grows by one byte: new bytes mostly form long runs.
 const SPEED_UP_LOG: u32 = 5;
 
 /// A run of new bytes, then a copy.
@@ -34,8 +34,8 @@ struct Copy {
     own: u32,
     /// The number of bytes of the copy.
     length: u32,
-    /// The offset of the copy in the older version, minus its offset in the text, minus the same difference of the previous copy (0 for the
-    /// first copy).
+    /// The shift of the copy, minus the shift of the previous copy if there is one. The shift of a copy is its offset in the older
+    /// version, minus its offset in the text.
     moved: i32,
 }
 
@@ -88,8 +88,8 @@ impl Finder {
     pub fn describe(&mut self, old: &[u8], text: &[u8], shift: i64) -> Description {
         let marks = Marks::set(&mut self.marks, old);
         let (mut own, mut copies, mut taken) = (Vec::new(), Vec::new(), old.len()..0);
-        // `described`: the length of the text that is described so far. `shift`: the offset in `old` minus the offset in `text` of the
-        // current copy; `before`: the same of the last described copy. `misses`: the number of failed steps since then.
+        // `described`: the length of the described part of `text`. `shift`: the shift of the current copy. `before`: the shift of the
+        // previous copy. `misses`: the number of failed steps since the previous copy.
         let (mut at, mut described, mut shift, mut before, mut misses) = (0, 0, shift, 0, 0_usize);
         while let Some(window) = window(text, at) {
             let here = |from: usize| self::window(old, from) == Some(window);
@@ -115,8 +115,8 @@ impl Finder {
     }
 }
 
-/// Replaces the content of `into` by the text that `description` describes. Returns `None` if the description is invalid, or
-/// if the text does not have `length` bytes.
+/// Replaces the content of `into` by the text that `description` describes. Returns `None` if the description is invalid, or if the text
+/// does not have exactly `length` bytes.
 pub(super) fn copy(old: &[u8], description: &[u8], length: usize, into: &mut Vec<u8>) -> Option<()> {
     let (count, rest) = postcard::take_from_bytes::<u32>(description).ok()?;
     let (mut own, mut copies) = rest.split_at_checked(count as usize)?;
@@ -189,7 +189,7 @@ impl<'a> Marks<'a> {
         Marks { table, index, place, distance }
     }
 
-    /// Returns the position of a mark with the hash of this window.
+    /// Returns the offset of a mark with the hash of this window in the older version.
     fn find(&self, window: &[u8; WINDOW]) -> Option<usize> {
         let hash = hash(window);
         let mark = *self.table.get((hash >> (32 - self.index)) as usize)?;

@@ -11,12 +11,13 @@ use super::{
 };
 use crate::{Digest, Entry, EntryKind, bounded};
 
-/// The action of a change: remove the next old entry, change it, or add an entry before it. The last constant is the mask of the actions.
+/// The actions of a change: remove the next old entry, change this entry, or add an entry before it. [`ACTION`] is the mask of the
+/// actions.
 pub(super) const REMOVE: u8 = 0;
 pub(super) const CHANGE: u8 = 1;
 pub(super) const ADD: u8 = 2;
 pub(super) const ACTION: u8 = 3;
-/// The kind of the new entry. The last constant is the mask of the kinds.
+/// The kinds of the new entry. [`KIND`] is the mask of the kinds.
 pub(super) const DIR: u8 = 0 << 2;
 pub(super) const PLAIN: u8 = 1 << 2;
 pub(super) const EXECUTABLE: u8 = 2 << 2;
@@ -55,7 +56,8 @@ pub(super) struct Columns {
 /// Indices of entries by their content.
 pub(super) type Contents = HashMap<Digest, usize, foldhash::fast::RandomState>;
 
-/// Returns the first old entry with the content of each added or changed file of the new release, if there is one.
+/// Returns the index of the first old entry for each content that an added or changed file of the new release shares with the old
+/// release.
 pub(super) fn contents(old: &[Entry], new: &[Entry], there: &[bool]) -> Contents {
     const NOWHERE: usize = usize::MAX;
     let digest = |entry: &Entry| if let EntryKind::File { digest, .. } = &entry.kind { Some(*digest) } else { None };
@@ -73,7 +75,7 @@ pub(super) fn contents(old: &[Entry], new: &[Entry], there: &[bool]) -> Contents
     found
 }
 
-/// Returns both sections of the difference: columns and digests.
+/// Returns both sections of the difference, columns and digests, each with its entry in the outline.
 pub(super) fn encode(
     old: &DeltaEndpoint<'_>,
     new: &DeltaEndpoint<'_>,

@@ -1,5 +1,5 @@
-//! Forged deltas: any sections, but with right sizes and digests. Tests and the fuzzer use forged deltas, because all other inputs would be
-//! refused at the first digest.
+//! Forged deltas: arbitrary sections with correct sizes and digests. Tests and the fuzzer use forged deltas, because all other inputs
+//! would be refused at the first digest.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -22,10 +22,10 @@ pub const TEXTS: u8 = 4;
 /// The maximum length to which a text or the list of names is filled up if the input is too short, in bytes.
 const MAX_MADE_UP: usize = 64 << 10;
 
-/// The parts of a forged delta. They are encoded as the mode, the lengths of the lists as u16, the lists, and the patches.
+/// The parts of a forged delta. The encoding consists of the mode, the lengths of the lists as u16, the lists, and the patches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forged {
-    /// The corrections to make; see the constants.
+    /// The corrections to make: [`FIT_ENTRIES`], [`FIT_GROUPS`] and [`TEXTS`], combined by a bitwise or.
     pub mode: u8,
     /// The encoded columns, not packed. If the columns have no head, they get the head of the old release.
     pub columns: Vec<u8>,
@@ -38,7 +38,7 @@ pub struct Forged {
 }
 
 impl Forged {
-    /// Reads any bytes as a forged delta.
+    /// Reads arbitrary bytes as a forged delta.
     pub fn of(bytes: &[u8]) -> Forged {
         let (head, mut rest) = bytes.split_at_checked(7).unwrap_or_default();
         let mut next = |at: usize| {
@@ -60,7 +60,7 @@ impl Forged {
         bytes
     }
 
-    /// Returns the delta file, which starts from `old`.
+    /// Returns the bytes of the delta file. The delta starts from the release `old`.
     pub fn delta(mut self, old: &DeltaEndpoint<'_>) -> Result<Vec<u8>, DeltaError> {
         let mut tree = old.tree;
         if let Some(entries) = self.fit_entries(old, &mut tree)
@@ -88,7 +88,7 @@ impl Forged {
         let entries = rebuild::entries(columns, &self.digests, old.entries.to_vec()).ok();
         if self.mode & FIT_ENTRIES != 0 || head.is_empty() {
             *tree = entries.as_deref().map_or(*tree, tree_digest);
-            // The head is the first column, and it is empty in `again`: one byte for its length. All bytes after this byte are kept.
+            // The head is the first column. In `again`, the head is empty, so only its length precedes the other columns, in one byte.
             let head = postcard::to_stdvec(if head.is_empty() { &old.head } else { &head }).ok()?;
             self.columns = [&head, again.get(1..)?].concat();
         }
@@ -188,7 +188,7 @@ fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
     columns.known.resize(known, 0);
     let same = columns.sizes.iter_mut().zip(&files).filter(|(_, (_, known))| *known);
     for (index, (size, (before, _))) in columns.known.iter_mut().zip(same) {
-        // The next old entry that is a file.
+        // Use the next old entry that is a file.
         let found = (0..).zip(old).cycle().skip(*index as usize % old.len().max(1)).take(old.len());
         let found = found.filter_map(|(n, entry)| Some((n, groups::size(Some(entry))?))).next();
         if let Some((n, bytes)) = found {

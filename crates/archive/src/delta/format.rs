@@ -19,10 +19,10 @@ pub(super) const FORMAT: u32 = 2;
 /// The size of the fields before the outline, in bytes: magic, format, and the length and the digest of the outline.
 const HEAD: usize = 8 + 4 + 4 + 32;
 
-/// The largest outline, in bytes. An outline usually has a few hundred bytes.
+/// The maximum size of an outline, in bytes. An outline usually has a few hundred bytes.
 const MAX_OUTLINE: usize = 4096;
 
-/// The largest section after decompression, in bytes: enough for the lists of a million entries.
+/// The maximum size of a section after decompression, in bytes: enough for the lists of a million entries.
 const MAX_SECTION: u64 = 120 << 20;
 
 /// A section of the file, which is read as a whole.
@@ -31,14 +31,15 @@ pub(super) struct DeltaSection {
     /// The size in the file, in bytes.
     #[serde(with = "postcard::fixint::le")]
     pub bytes: u64,
-    /// The size after decompression, in bytes. A section that is not compressed has the same size.
+    /// The size after decompression, in bytes. For a section that is not compressed, this size equals the size in the file.
     #[serde(with = "postcard::fixint::le")]
     pub raw: u64,
     /// The digest of the bytes in the file.
     pub digest: [u8; 32],
 }
 
-/// The outline of a delta. Its length does not depend on the sizes in it, so that the patches can be written before it.
+/// The outline of a delta. The length of an outline does not depend on the sizes in the outline, so that the patches can be written
+/// first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outline {
     /// The id of the release that the delta starts from.
@@ -54,9 +55,9 @@ pub(super) struct Outline {
     /// The size of all patches together. The patches follow the digests.
     #[serde(with = "postcard::fixint::le")]
     pub patches: u64,
-    /// The list of groups, packed. The list ends the file.
+    /// The list of groups, packed. The packed list is the last section of the file.
     pub groups: DeltaSection,
-    /// The offset of the first section, which is not stored.
+    /// The offset of the first section. The outline in the file does not contain this offset.
     #[serde(skip)]
     start: u64,
 }
@@ -82,7 +83,7 @@ impl Outline {
         Ok(bytes)
     }
 
-    /// Reads and checks the outline, and that the file has exactly the size that follows from it.
+    /// Reads and checks the outline. Also checks that the file has exactly the size that follows from the outline.
     pub fn read(file: &File) -> Result<Outline, DeltaError> {
         let outline = Outline::begin(file)?;
         let found = file.metadata().map_err(|e| failed("read the metadata of", e))?.len();
@@ -121,12 +122,12 @@ impl Outline {
         Ok(outline)
     }
 
-    /// Refuses a base other than the release with this id and tree digest.
+    /// Returns an error unless the delta starts from the release with this id and tree digest.
     pub fn starts_from(&self, id: &str, tree: &Digest) -> Result<(), DeltaError> {
         if (self.base.as_str(), &self.base_tree) == (id, tree.as_bytes()) {
             return Ok(());
         }
-        Err(refused(format!("it starts from release {}, not from {}", self.base, id)))
+        Err(refused(format!("it starts from release {} (expected {})", self.base, id)))
     }
 
     /// Returns the offset of the patches.
@@ -162,7 +163,7 @@ pub fn endpoints(delta: &File) -> Result<(String, String), DeltaError> {
 
 /// Packs a section and returns it with its outline entry.
 pub(super) fn pack(raw: Vec<u8>, reference: &[u8]) -> Result<(Vec<u8>, DeltaSection), DeltaError> {
-    // The highest level that takes little time.
+    // The level is the highest level that takes little time for a section of this size.
     let level = match raw.len() {
         0..=0x8000 => 19,
         0x8001..=0x4_0000 => 9,
@@ -209,7 +210,7 @@ fn section(file: &File, at: u64, section: &DeltaSection, what: &str) -> Result<V
     }
 }
 
-/// Reads exactly `length` bytes. Memory is allocated only if the file has them.
+/// Reads exactly `length` bytes. Memory is allocated only if the file has that many bytes.
 fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, DeltaError> {
     let size = file.metadata().map_err(|e| failed("read the metadata of", e))?.len();
     if size.saturating_sub(at) < length as u64 {

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::{CONTEXT, DeltaError, MAX_COPIES, MAX_PART, MAX_REFERENCE, entries::Contents, refused};
 use crate::{Entry, EntryKind, bounded};
 
-/// The new files whose content comes from patches, because the old release does not have it. Of several files with the same content, only
-/// the first is in the list. Making and applying a delta compute the same list.
+/// The new files whose content comes from patches, because the old release does not have this content. Of several files with the same
+/// content, the list contains only the first file. Making and applying a delta compute the same list.
 pub(super) struct Wanted {
     /// The indices of the files, in ascending order.
     pub entries: Vec<usize>,
@@ -15,8 +15,8 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Computes the list; `there` marks the unchanged entries of `new`. Refuses two sizes of the same content, since only the digest of a
-    /// copy is checked.
+    /// Computes the list; `there` marks the unchanged entries of `new`. Returns an error if files with the same content have different
+    /// sizes, since only the digest of a copy is checked.
     pub fn of(new: &[Entry], old: &[Entry], there: &[bool], known: &Contents) -> Result<Wanted, DeltaError> {
         let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
         let changed = new.iter().enumerate().zip(there).filter(|(_, there)| !**there);
@@ -45,7 +45,7 @@ impl Wanted {
 pub(super) struct PatchGroup {
     #[serde(deserialize_with = "bounded::entries")]
     pub members: Vec<Member>,
-    /// The patches: one, or several for a group with a single member.
+    /// The patches. A group with several members has one patch; a group with a single member has any number of patches.
     #[serde(deserialize_with = "bounded::entries")]
     pub parts: Vec<Part>,
 }
@@ -53,9 +53,10 @@ pub(super) struct PatchGroup {
 /// A new file: it consists of the start of its base, the bytes from patches, and the end of its base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Member {
-    /// The number of wanted files between the previous member and this one. For the first member, the number of wanted files before it.
+    /// The number of wanted files between the previous member and this member. For the first member, the number of wanted files before
+    /// it.
     pub skip: u32,
-    /// The base: 0 for none, 1 for the old file with the same path, otherwise the index of the old file plus 2.
+    /// The base: 0 for no base, 1 for the old file with the same path, otherwise the index of the old file plus 2.
     pub base: u32,
     /// The number of bytes at the start that equal the start of the base.
     pub head: u64,
@@ -63,20 +64,22 @@ pub(super) struct Member {
     pub tail: u64,
 }
 
-/// One patch.
+/// An entry in the list of patches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Part {
     /// The size in the delta, in bytes.
     pub packed: u32,
     /// The size of the unpacked text, in bytes.
     pub raw: u32,
-    /// The size of the unpacked description by copies (`copies.rs`), in bytes. 0 for a text that is packed against the reference.
+    /// The size of the unpacked description by copies (`copies.rs`), in bytes. The size is 0 for a text that is packed against the
+    /// reference.
     pub told: u32,
     /// The digest of the bytes in the delta.
     pub digest: [u8; 32],
-    /// The offset of the reference in the base; 0 for several members, whose references are their [`File::piece`]s.
+    /// The offset of the reference in the base. In a group with several members, whose references are their [`File::piece`]s, the offset
+    /// is 0.
     pub from: u64,
-    /// The size of the reference, in bytes; 0 for several members.
+    /// The size of the reference, in bytes. In a group with several members, the size is 0.
     pub reference: u64,
 }
 
@@ -108,7 +111,7 @@ impl File {
         self.size - self.head - self.tail
     }
 
-    /// Returns offset and length of the part of the base that the middle is compressed against, if several middles share a patch.
+    /// Returns the offset and the length of the part of the base that the middle of a small file is compressed against.
     pub fn piece(&self) -> (u64, u64) {
         let Some((_, size)) = self.base else { return (0, 0) };
         if self.middle() == 0 {
@@ -120,7 +123,7 @@ impl File {
     }
 }
 
-/// Returns the size of an entry that is a file.
+/// Returns the size of an entry that is a file, or `None` for other entries.
 pub(super) fn size(entry: Option<&Entry>) -> Option<u64> {
     match entry.map(|entry| &entry.kind) {
         Some(EntryKind::File { size, .. }) => Some(*size),
@@ -138,8 +141,8 @@ pub(super) fn encode(groups: &[PatchGroup]) -> Result<Vec<u8>, DeltaError> {
     postcard::to_stdvec(groups).map_err(|e| refused(e.to_string()))
 }
 
-/// Decodes and resolves the list. Every wanted file must occur exactly once, and no group may need more memory than [`super::memory`] allows.
-/// `at` is the offset of the patches, `bytes` their size.
+/// Decodes and resolves the list. Every wanted file must occur exactly once, and no group may need more memory than [`super::memory`]
+/// allows. `at` is the offset of the patches, and `bytes` is their size.
 pub(super) fn decode(
     list: &[u8],
     old: &[Entry],
@@ -155,7 +158,7 @@ pub(super) fn decode(
     let mut seen = vec![false; wanted.entries.len()];
     let mut resolved = Vec::new();
     for _ in 0..count {
-        // Groups are decoded one at a time. A short list can contain very many members, but the first repeated file ends the decoding.
+        // Groups are decoded one at a time. A short list can contain very many members, but decoding stops at the first repeated file.
         let (group, rest) = postcard::take_from_bytes::<PatchGroup>(list).map_err(unreadable)?;
         list = rest;
         let mut members = Vec::with_capacity(group.members.len());
@@ -183,7 +186,7 @@ pub(super) fn decode(
     Ok(resolved)
 }
 
-/// Resolves a member of a group. Returns `None` if it contradicts the entries.
+/// Resolves a member of a group. Returns `None` if the member contradicts the entries.
 pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) -> Option<File> {
     let new_size = size(new.get(entry))?;
     let base = match member.base {
@@ -205,7 +208,7 @@ pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) 
     })
 }
 
-/// Checks that the sizes of members and parts match, and that they stay within the limits of memory.
+/// Returns `None` unless the sizes of members and parts match and stay within the limits of memory.
 fn check(members: &[File], parts: &[Part]) -> Option<()> {
     let middles = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.middle()))?;
     let raw: u64 = parts.iter().map(|part| u64::from(part.raw)).sum();

@@ -1,4 +1,4 @@
-//! Makes deltas.
+//! Makes deltas: pairs the new files with old files, and patches the pairs in several threads.
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
@@ -30,8 +30,8 @@ pub struct DeltaReport {
     pub content: u64,
 }
 
-/// Writes the delta from `old` to `new` to `out`, from its first byte; `out` is empty or overwritten. The digest of
-/// every file that is read is checked. The bytes depend only on the two releases: not on `threads`, and not on the location of their files.
+/// Writes the delta from `old` to `new` into the file `out`, and replaces the content of `out`. Checks the digest of every file that is
+/// read. The bytes depend only on the two releases: not on `threads`, and not on the location of their files.
 pub fn make(
     old: &DeltaEndpoint<'_>,
     old_files: FileSource<'_>,
@@ -131,15 +131,15 @@ struct Plan {
 }
 
 enum Task {
-    /// Patch several small files.
+    /// The range of small files to patch together.
     Batch(Range<usize>),
-    /// Read a large file, or its base, and check its digest.
+    /// A large file, or its base, to read and to compare with its digest.
     Verify { large: usize, base: bool },
-    /// Patch a part of a large file.
+    /// A part of a large file to patch.
     Part { large: usize, range: Range<u64>, first: bool },
 }
 
-/// Divides the files into tasks. The division depends only on sizes.
+/// Divides the files into tasks. The division depends only on the sizes of the files.
 fn plan(pairs: Vec<Pair>) -> Plan {
     let is_small = |pair: &Pair| pair.file.size <= MAX_SMALL && pair.file.base.is_none_or(|(_, size)| size <= MAX_SMALL);
     let (small, large): (Vec<Pair>, Vec<Pair>) = pairs.into_iter().partition(is_small);

@@ -7,15 +7,15 @@
 //! 2. the difference of the two manifests (`entries.rs`). [`Changes`] rebuilds the new manifest (`rebuild.rs`), so that its signature can
 //!    be checked before anything else is done. Only [`ArchiveInfo::frames`] is left out, because packing the installed tree gives the same
 //!    frames;
-//! 3. patches (`texts.rs`), and after them the list of patches (`groups.rs`). A changed small file often shares its start and its end with
-//!    its old version; a patch contains only the middle. The middles of many small files make one patch against the middles of their old
-//!    versions. A large
-//!    file is cut into parts. Each part is described by copies from about the same place in its old version (`copies.rs`).
+//! 3. patches (`texts.rs`), and after them the list of patches (`groups.rs`). A changed small file often shares its start and its end
+//!    with its old version; a patch contains only the middle. The middles of many small files make one patch against the middles of their
+//!    old versions. A large file is cut into parts. Each part is described by copies from about the same place in its old version
+//!    (`copies.rs`).
 //!
 //! A file needs only its manifest entry if it is empty, if the old release has the same content in any file, or if it is a second copy of a
 //! new content.
 //!
-//! *Memory*: [`memory`] returns the bound. It depends on the number of threads and of entries, not on the bytes of a release.
+//! *Memory*: [`memory`] returns the bound for contents. The bound depends on the number of threads, not on the bytes of a release.
 
 mod apply;
 mod copies;
@@ -44,11 +44,11 @@ pub const SUFFIX: &str = ".delta";
 /// The maximum size of a file, old or new, that is patched together with other files, in bytes. Larger files are patched in parts.
 const MAX_SMALL: u64 = 4 << 20;
 
-/// The maximum total size of the files that are patched together, old or new, in bytes. A group of a single file may be larger. Smaller
-/// groups compress worse. With larger groups, a single thread would work on the last group.
+/// The maximum total size of files that are patched together, old or new, in bytes, unless a single file is larger. Smaller groups compress
+/// worse. With larger groups, a single thread would work on the last group while all other threads are idle.
 const MAX_GROUP: u64 = 2 << 20;
 
-/// The largest part of a large file, in bytes.
+/// The maximum size of a part of a large file, in bytes.
 const MAX_PART: u64 = 16 << 20;
 
 /// The maximum length of the description of a part by copies, in bytes. The longest description is that of a part without any copy: it
@@ -61,10 +61,11 @@ const MAX_REFERENCE: u64 = 24 << 20;
 /// The number of bytes before and after a change in the old version of a small file that help to compress the new version.
 const CONTEXT: u64 = 256;
 
-/// Returns the maximum memory for contents while a delta is made or applied with `threads` threads, in bytes. Manifests take about 300
-/// further bytes for each entry of both releases.
+/// Returns the maximum memory for contents, in bytes, that making or applying a delta with `threads` threads takes. Manifests take about
+/// 300 bytes more for each entry of both releases.
 pub fn memory(threads: usize) -> u64 {
-    // Each thread holds a reference, a text, its description, its patch, and tables; up to three finished patches per thread wait.
+    // Each thread holds a reference, a text, its description, its patch, and tables; up to three finished patches per thread wait to be
+    // written.
     let each = MAX_REFERENCE + MAX_PART + MAX_COPIES + MAX_PART + (24 << 20) + 3 * MAX_PART;
     threads as u64 * each
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{ArchiveLimits, Digest, Entry, EntryKind, check_entries, pool::both, tree_digest};
 
-/// The largest size of all added paths together, in bytes.
+/// The maximum size of all added paths together, in bytes.
 const MAX_PATHS: usize = 256 << 20;
 
 /// The new release of a delta, before its entries are rebuilt.
@@ -21,8 +21,8 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Reads and checks the outline of `delta` and the lists that describe the new entries. The delta must start from the release
-    /// with this id, tree digest and head.
+    /// Reads and checks the outline of `delta` and the lists that describe the new entries. The delta must start from the release with
+    /// this id and tree digest. `head` is the head of this release, which the lists are compressed against.
     pub fn read(delta: &File, id: &str, tree: &Digest, head: &[u8]) -> Result<Changes, DeltaError> {
         let outline = Outline::read(delta)?;
         outline.starts_from(id, tree)?;
@@ -41,12 +41,14 @@ impl Changes {
         self.outline.target_tree.into()
     }
 
-    /// Returns the head of the new release: the bytes of [`DeltaEndpoint::head`](super::DeltaEndpoint::head) when the delta was made.
+    /// Returns the head of the new release: the bytes that [`DeltaEndpoint::head`](super::DeltaEndpoint::head) had when the delta was
+    /// made.
     pub fn head(&self) -> &[u8] {
         &self.columns.head
     }
 
-    /// Rebuilds the new entries from the old entries. Refuses a list that is not used up, and entries that do not have the tree digest.
+    /// Rebuilds the new entries from the old entries. Returns an error if values of a list are left over, or if the entries do not have
+    /// the tree digest.
     pub fn entries(self, old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
         let tree = self.tree();
         let entries = entries(self.columns, &self.digests, old)?;
@@ -111,7 +113,7 @@ impl Reader<'_> {
         let kept = self.old.get_mut(self.at..end).ok_or_else(contradiction)?;
         self.new.extend(kept.iter_mut().map(|entry| Entry { path: std::mem::take(&mut entry.path), kind: entry.kind.clone() }));
         self.at = end;
-        // A list that is too long is refused before it fills the memory.
+        // A list that is too long is refused before the list fills the memory.
         if self.new.len() as u64 > ArchiveLimits::default().entries {
             return Err(refused("it has more entries than a release may have"));
         }

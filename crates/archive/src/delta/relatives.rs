@@ -1,16 +1,16 @@
-//! The choice of the base of a new file: the old file that it most likely comes from, and that it is patched against.
+//! Chooses the base of a new file: the old file that the new file most likely comes from. The new file is patched against its base.
 
 use std::collections::HashMap;
 
 use super::groups;
 use crate::{Entry, EntryKind};
 
-/// The largest file in the same directory that may be a base, in bytes.
+/// The maximum size of a file in the same directory that may be a base, in bytes.
 const MAX_SIBLING: u64 = 64 << 10;
 
-/// Returns the index of the base for each of `wanted`, the indices of new files. The base is the old file with the same path; otherwise a
-/// removed file whose path differs only in versions and hashes, or that has the same name; otherwise a small file in the same directory
-/// with the same extension. `gone` are the indices of old entries that are removed or changed.
+/// Returns the index of the base for each new file in `wanted`, which contains indices of new entries. The base is the old file with the
+/// same path; otherwise a removed file whose path differs only in versions and hashes, or that has the same name; otherwise a small file
+/// in the same directory with the same extension. `gone` contains the indices of old entries that are removed or changed.
 pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize]) -> Vec<Option<usize>> {
     let mut candidates = None;
     let by_path = |path: &str| groups::find(old, path).filter(|index| groups::size(old.get(*index)).is_some());
@@ -65,7 +65,7 @@ impl<'a> Gone<'a> {
             let start = path.split('/').zip(other.split('/')).take_while(|(a, b)| a == b).count();
             (parts, start)
         };
-        // A name like `index.js` is common, so only a few are compared.
+        // A name like `index.js` is common, so at most 64 files with this name are compared.
         self.by_name.get(name(path))?.iter().take(64).max_by_key(alike).copied()
     }
 }
@@ -86,7 +86,7 @@ fn shape(path: &str) -> String {
     shape
 }
 
-/// Returns the nearest small file in the same directory with the same extension.
+/// Returns the index of the nearest small file in the same directory with the same extension.
 fn sibling(path: &str, old: &[Entry]) -> Option<usize> {
     let ending = |path: &str| name(path).rsplit_once('.').map(|(_, ending)| ending.to_owned());
     let parent = |path: &str| path.rsplit_once('/').map(|(parent, _)| parent.to_owned());

@@ -44,7 +44,7 @@ enum Place<'a> {
 }
 
 impl<'a> Store<'a> {
-    /// Opens the files with the indices `wanted`. Files of an archive are unpacked.
+    /// Opens the files with the indices `wanted`. Unpacks these files if the source is an archive.
     pub fn open(
         source: FileSource<'a>,
         end: &'a DeltaEndpoint<'_>,
@@ -134,7 +134,7 @@ pub(super) struct StoreReader<'a> {
 }
 
 impl<'a> StoreReader<'a> {
-    /// Opens the file with this index. Refuses a file of another size than in the manifest.
+    /// Opens the file with this index. Returns an error if the size of the file differs from the manifest.
     pub fn open(&mut self, index: usize) -> Result<FileContent<'a>, DeltaError> {
         let entry = self.store.entries.get(index).ok_or_else(|| super::refused("it names a file that is not in the manifest"))?;
         let EntryKind::File { size, digest, .. } = &entry.kind else { return Err(self.damaged(entry)) };
@@ -155,7 +155,7 @@ pub(super) fn damaged(release: &str, entry: &Entry) -> DeltaError {
     DeltaError::Damaged { path: entry.path.clone(), release: release.to_owned() }
 }
 
-/// Opens a file of a tree, if it has the kind and size of its manifest entry.
+/// Opens a file of a tree. Returns `None` if the file does not have the kind and the size of its manifest entry, or cannot be opened.
 fn open(cursor: &mut Cursor<'_>, entry: &Entry, size: u64) -> Option<File> {
     let file = cursor.open(&entry.path).ok()?;
     let found = file.metadata().ok()?;
@@ -197,7 +197,7 @@ impl FileContent<'_> {
             into.resize(start + count as usize, 0);
             return self.read(from, into.get_mut(start..).unwrap_or_default());
         };
-        // `read_to_end` needs no buffer of zeros. It moves the position of the file, which no other code uses.
+        // `read_to_end` needs no buffer of zeros. The call moves the position of the file, which no other code uses.
         into.reserve(count as usize);
         let mut file: &File = file;
         let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(count).read_to_end(into));
@@ -226,14 +226,14 @@ impl FileContent<'_> {
         Ok(())
     }
 
-    /// Replaces the content of `into` by the whole file, and checks its digest.
+    /// Replaces the content of `into` by the content of the whole file, and checks the digest of the file.
     pub fn whole(&self, into: &mut Vec<u8>) -> Result<(), DeltaError> {
         into.clear();
         self.append(0, self.size, into)?;
         if Digest::of(into) == *self.digest { Ok(()) } else { Err(self.damaged()) }
     }
 
-    /// Reads the whole file and checks its digest.
+    /// Reads the whole file and checks the digest of the file.
     pub fn verify(&self, buffer: &mut Vec<u8>) -> Result<(), DeltaError> {
         let mut hasher = blake3::Hasher::new();
         self.pieces(0, self.size, buffer, |piece| {

@@ -21,7 +21,7 @@ use crate::{ArchiveError, Confined, Entry, EntryKind, Sink, tree_digest};
 
 const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fuzz/seeds/delta");
 
-/// Takes a delta apart. Without `with_head`, the head of its columns is left out.
+/// Takes a delta apart. If `with_head` is false, the head of the columns is left out.
 fn taken_apart(delta: &File, old: &DeltaEndpoint<'_>, with_head: bool) -> Forged {
     let outline = Outline::read(delta).unwrap();
     let columns = outline.read_columns(delta, &old.head).unwrap();
@@ -172,7 +172,7 @@ fn fuzzer_seeds_are_valid_deltas() {
     }
 }
 
-/// A file with known content must have the size that this content has elsewhere.
+/// A file with known content must have the same size as all files with this content.
 #[test]
 fn copy_with_another_size_is_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -226,7 +226,7 @@ impl World {
     }
 }
 
-/// Returns the delta with another list of groups and a matching outline.
+/// Returns the delta of `world` with another list of groups and a matching outline.
 fn with_groups(world: &World, list: Vec<u8>) -> File {
     let mut outline = Outline::read(&world.delta).unwrap();
     let (packed, section) = format::pack(list, &[]).unwrap();
@@ -240,7 +240,7 @@ fn with_groups(world: &World, list: Vec<u8>) -> File {
     file_with(&bytes)
 }
 
-/// Returns the delta with other columns and a matching outline.
+/// Returns the delta of `world` with other columns and a matching outline.
 fn with_columns(world: &World, columns: Vec<u8>) -> File {
     let outline = Outline::read(&world.delta).unwrap();
     let bytes = bytes_of(&world.delta);
@@ -283,7 +283,7 @@ fn patch_list_with_a_false_value_is_refused() {
         let refused = world.apply(&with_groups(&world, groups::encode(&groups).unwrap()));
         assert!(refused.is_err(), "lie {number}");
     }
-    // One byte less from the start of the base, and one more from its end: the sizes match, but the digest does not.
+    // The start of the base gets one byte less, and the end one byte more: the sizes match, but the digest does not match.
     let mut groups = good;
     let (one, other) = (groups[0].members[0].head, groups[0].members[0].tail);
     (groups[0].members[0].head, groups[0].members[0].tail) = (one - 1, other + 1);
@@ -292,7 +292,7 @@ fn patch_list_with_a_false_value_is_refused() {
     assert!(refused.contains("Digest") || refused.contains("Patch"), "{refused}");
 }
 
-/// A member takes four bytes in the list and many more in memory.
+/// A member takes four bytes in the list, and many more bytes in memory.
 #[test]
 fn endless_patch_list_is_refused_early() {
     let world = World::changed();
@@ -301,7 +301,8 @@ fn endless_patch_list_is_refused_early() {
     let endless = groups::PatchGroup { members: vec![member; 1_000_001], parts: Vec::new() };
     let why = refused(groups::encode(&[endless]).unwrap());
     assert!(why.contains("cannot be read"), "{why}");
-    // The second group repeats the files of the first. The list then ends, although it states 100 groups.
+    // The second group repeats the files of the first group. The list has no further bytes after these groups, although it states 100
+    // groups.
     let good: Vec<groups::PatchGroup> =
         format::decode(&Outline::read(&world.delta).unwrap().read_groups(&world.delta).unwrap(), "list").unwrap();
     let mut list = groups::encode(&[good[0].clone(), good[0].clone()]).unwrap();
@@ -346,7 +347,7 @@ proptest! {
         let at = at.index(list.len());
         list[at] = to;
         let lie = if columns { with_columns(&world, list) } else { with_groups(&world, list) };
-        // The head is not checked here. The entries must match the tree digest of the outline, and the files their digests.
+        // The head is not checked here. The entries must match the tree digest of the outline, and the files must match their digests.
         if let Ok((entries, _)) = world.apply(&lie) {
             prop_assert_eq!(entries, world.new.entries);
         }

@@ -43,7 +43,7 @@ pub(super) struct PatchWorker<'a> {
     was: Vec<u8>,
     /// The new version of a file.
     is: Vec<u8>,
-    /// The reference, with the text after it when they are packed.
+    /// The reference. When a text is packed, the text follows the reference.
     both: Vec<u8>,
     /// The text to pack.
     text: Vec<u8>,
@@ -86,7 +86,7 @@ impl<'a> PatchWorker<'a> {
         Ok((done, Some(self.pack_always(0, 0)?)))
     }
 
-    /// Checks the digest of a file or, with `base`, of its base.
+    /// Checks the digest of a file, or of its base if `base` is true.
     pub fn verify(&mut self, file: &groups::File, base: bool) -> Result<(), DeltaError> {
         let content = match file.base {
             Some((index, _)) if base => self.old.open(index)?,
@@ -140,15 +140,15 @@ fn level(both: usize) -> i32 {
     }
 }
 
-/// The size of reference and text together, in bytes, above which a text is described by copies. Copies take much less time than packing,
-/// and a few bytes more.
+/// The size of reference and text together, in bytes, above which a text is described by copies. A description by copies takes much less
+/// time than packing, and a few bytes more.
 const MUCH: usize = 1 << 20;
 
-/// The largest description that is packed at a higher level, in bytes.
+/// The maximum size of a description that is packed at a higher level, in bytes.
 const MAX_LITTLE: usize = 1 << 20;
 
-/// Returns offset and length of the range of the base that a part may refer to: the whole base if it has at most [`MAX_REFERENCE`] bytes,
-/// otherwise this many bytes around the same place.
+/// Returns the offset and the length of the range of the base that a part may refer to: the whole base if it has at most
+/// [`MAX_REFERENCE`] bytes, otherwise [`MAX_REFERENCE`] bytes around the place of the part.
 fn neighbourhood(file: &groups::File, range: &Range<u64>) -> (u64, u64) {
     let Some((_, size)) = file.base else { return (0, 0) };
     let middle = range.start + (range.end - range.start) / 2;
