@@ -1,4 +1,5 @@
-//! Control groups, which limit the memory, the number and the CPU share of processes; cgroup v2, or v1 where v2 is not usable.
+//! Control groups, which limit the memory, the number and the CPU share of processes. This module uses cgroup v2, or v1 if v2 is not
+//! usable.
 
 use std::{
     fs, io,
@@ -7,7 +8,7 @@ use std::{
 
 use super::sys;
 
-/// The control groups of a machine.
+/// The version of the control groups that this process can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CgroupVersion {
     /// The unified hierarchy.
@@ -21,23 +22,23 @@ pub enum CgroupVersion {
 /// The limits of a process and its descendants.
 #[derive(Debug, Clone, Copy)]
 pub struct ResourceLimits {
-    /// Memory in bytes.
+    /// The maximum memory, in bytes.
     pub memory: Option<u64>,
-    /// Processes and threads.
+    /// The maximum number of processes and threads.
     pub processes: u64,
-    /// CPU weight; 100 is the default.
+    /// The CPU weight. The kernel's default is 100.
     pub weight: u64,
-    /// Size limit of a file in bytes.
+    /// The maximum size of a file, in bytes.
     pub file: Option<u64>,
-    /// True if the process has low CPU and disk priority, and is killed before others when memory runs out.
+    /// True if the process has low CPU and disk priority, and is killed before other processes when memory runs out.
     pub background: bool,
 }
 
-/// The directory in which groups are created.
+/// The hierarchy in which groups are created.
 #[derive(Debug)]
 pub struct CgroupHierarchy {
     version: CgroupVersion,
-    /// One directory (v2), or one each for memory, pids and cpu (v1).
+    /// One directory (v2), or one directory for each of memory, pids and cpu (v1).
     directories: Vec<PathBuf>,
     /// Groups that could not be removed yet.
     leftover: Vec<PathBuf>,
@@ -52,7 +53,8 @@ pub struct ControlGroup {
 
 impl CgroupHierarchy {
     /// Finds a hierarchy that this process may use, and creates the group `name` for all other groups in it. Removes groups that an
-    /// earlier process with this name left. This process moves to the group `own_group` where its present group cannot have others below it.
+    /// earlier process with this name left. If the present group of this process cannot have limited groups below it, this process moves
+    /// to the group `own_group`.
     pub fn find(name: &str, own_group: &str) -> CgroupHierarchy {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -70,7 +72,7 @@ impl CgroupHierarchy {
             let entries = fs::read_dir(directory).into_iter().flatten().flatten();
             leftover.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
         }
-        // Groups that are in use are removed later.
+        // Groups that are in use are removed by later calls of `group`.
         leftover.retain(|path| fs::remove_dir(path).is_err());
         CgroupHierarchy { version, directories, leftover }
     }
@@ -82,7 +84,7 @@ impl CgroupHierarchy {
 
     /// Creates the group `name` with `limits`. A limit that cannot be set is skipped, so that the process starts nevertheless.
     pub fn group(&mut self, name: &str, limits: &ResourceLimits) -> ControlGroup {
-        // The process id keeps the name apart from groups that an earlier process left.
+        // The process id distinguishes the name from groups that an earlier process left.
         let name = format!("{}.{name}", std::process::id());
         self.leftover.retain(|path| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
         let directories: Vec<_> =
@@ -168,7 +170,7 @@ impl ControlGroup {
         self.directories.iter().any(|directory| directory.join("pids.max").exists())
     }
 
-    /// Kills all processes of the group, for processes without a namespace of their own.
+    /// Kills all processes of the group. This call is necessary for processes without a PID namespace.
     pub fn kill(&self) {
         if self.version == CgroupVersion::V2 {
             self.set("cgroup.kill", "1");
@@ -184,7 +186,7 @@ impl ControlGroup {
     fn set(&self, file: &str, value: &str) {
         for directory in &self.directories {
             let path = directory.join(file);
-            // With v1, only one of the directories has the file.
+            // With v1, only one of the three directories has the file.
             if let Err(error) = fs::OpenOptions::new()
                 .write(true)
                 .open(&path)
@@ -229,8 +231,8 @@ fn unified(own: &str, mounts: &str) -> Option<PathBuf> {
     shown(mounts, own.lines().find_map(|line| line.strip_prefix("0::"))?, |kind, _| kind == "cgroup2")
 }
 
-/// Creates the group `name` in the unified hierarchy. A group with processes cannot have limited groups below it there, so this
-/// process first moves to a group of its own.
+/// Creates the group `name` in the unified hierarchy. If this process is in the group `own`, the kernel may refuse limited groups below
+/// `own`. This process then moves to the group `own_group`.
 fn prepare_unified(own: &Path, name: &str, own_group: &str) -> io::Result<PathBuf> {
     let available = fs::read_to_string(own.join("cgroup.controllers"))?;
     let wanted: Vec<&str> =
@@ -250,7 +252,7 @@ fn prepare_unified(own: &Path, name: &str, own_group: &str) -> io::Result<PathBu
     Ok(directory)
 }
 
-/// Enables controllers for the groups below `group`, one by one, because real-time processes in the group block `cpu` only.
+/// Enables controllers for the groups below `group`, one by one, because real-time processes in the group prevent only `cpu`.
 fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
     for controller in controllers {
         match fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")) {

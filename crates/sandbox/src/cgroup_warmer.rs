@@ -28,19 +28,19 @@ const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 8_000_000 };
 /// The time for which the helper continues its moves after the last start of a process.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// The handle of the helper, which ends with this process. Without the helper, starts are slower and nothing else changes.
+/// The handle of the helper, which exits with this process. Without the helper, processes start more slowly, and nothing else changes.
 #[derive(Debug)]
 pub struct CgroupWarmer {
     control: Option<OwnedFd>,
     process: Option<OwnedFd>,
     group: Option<ControlGroup>,
-    /// The time of the last message to the helper; limits the number of messages.
+    /// The time of the last message to the helper, which limits the number of messages.
     woken: Option<Instant>,
 }
 
 impl CgroupWarmer {
-    /// Starts the helper in `group`; without a group, there is no helper. `user` should have no rights; `None` is the user of this
-    /// process.
+    /// Starts the helper in `group`. If `group` is `None`, no helper is started. `user` should have no rights; `None` stands for the user
+    /// of this process.
     pub fn start(group: Option<ControlGroup>, user: Option<UnixUser>) -> CgroupWarmer {
         let started = group.as_ref().and_then(|group| {
             let (control, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).ok()?;

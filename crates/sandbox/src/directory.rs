@@ -1,7 +1,7 @@
 //! Operations below one directory whose tree other users may rearrange.
 //!
 //! Every path goes through [`RootDirectory::open`], which follows no symlink and does not leave the directory. A user that rearranges its
-//! own directories can therefore not make this process touch anything else.
+//! own directories can therefore not make this process access other files.
 
 use std::{
     fs, io,
@@ -22,7 +22,7 @@ use rustix::{
 
 use super::user::UnixUser;
 
-/// A directory of this process. Paths below it are relative.
+/// A directory of this process. Its methods take paths that are relative to the directory.
 #[derive(Debug)]
 pub struct RootDirectory {
     path: PathBuf,
@@ -34,7 +34,7 @@ pub struct RootDirectory {
 /// The directories of a scratch layer.
 #[derive(Debug)]
 pub struct ScratchDirectories {
-    /// The changed files.
+    /// The directory of changed files.
     pub upper: OwnedFd,
     /// The `workdir` of the overlay, which only the kernel uses.
     pub work: OwnedFd,
@@ -53,13 +53,13 @@ pub enum Moved {
 /// The reason why a directory cannot be the root of other users' directories.
 #[derive(Debug, thiserror::Error)]
 pub enum UnsafeDirectory {
-    /// Its owner could rename the directories in it.
+    /// The owner of the directory could rename the directories in it.
     #[error("its owner is user {found} (expected user {expected})")]
     Owner { found: u32, expected: u32 },
     /// Other users could rename the directories in it.
     #[error("other users can write to it (mode {mode:04o})")]
     Writable { mode: u32 },
-    /// The users of directories in it could not reach them.
+    /// The owners of the directories in it could not reach these directories.
     #[error("other users cannot enter it (mode {mode:04o})")]
     Closed { mode: u32 },
     #[error(transparent)]
@@ -67,8 +67,8 @@ pub enum UnsafeDirectory {
 }
 
 impl RootDirectory {
-    /// Opens `path`, and creates it if it does not exist. A `privileged` process gives directories to other users; for any other
-    /// process, all users must be its own.
+    /// Opens the directory at `path`, and creates the directory if it does not exist. A `privileged` process gives directories to other
+    /// users. For any other process, all owners must be the user of this process.
     pub fn open_root(path: &Path, privileged: bool) -> io::Result<RootDirectory> {
         fs::create_dir_all(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -86,7 +86,7 @@ impl RootDirectory {
         self.privileged
     }
 
-    /// Fails if another user can write to the directory, because that user could then rename the directories in it.
+    /// Returns an error if another user could rename the directories in this directory, or if their owners could not reach them.
     pub fn check(&self) -> Result<(), UnsafeDirectory> {
         let found = fstat(&self.descriptor).map_err(io::Error::from)?;
         let mode = found.st_mode & 0o7777;
@@ -107,15 +107,15 @@ impl RootDirectory {
         beneath(&self.descriptor, path.as_ref())
     }
 
-    /// Opens the parent of `path`; also returns the last name of `path`.
+    /// Opens the parent of `path`. Also returns the last name of `path`.
     fn parent<'path>(&self, path: &'path Path) -> io::Result<(OwnedFd, &'path Path)> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(Errno::INVAL.into()) };
         let parent = if parent.as_os_str().is_empty() { self.descriptor.try_clone()? } else { self.open(parent)? };
         Ok((parent, Path::new(name)))
     }
 
-    /// Creates a directory with its owner and mode. An existing directory gets them, too, if it belongs to this process's user or to
-    /// `owner`. The parent must exist.
+    /// Creates a directory with its owner and mode. Also sets the owner and the mode of an existing directory, if the directory belongs
+    /// to this process's user or to `owner`. The parent must exist.
     pub fn make(&self, path: impl AsRef<Path>, owner: UnixUser, mode: u32) -> io::Result<()> {
         let path = path.as_ref();
         let failed = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.join(path).display()));
@@ -150,7 +150,7 @@ impl RootDirectory {
         self.make(path.join("work"), self.own, 0o700)
     }
 
-    /// Opens the directories of a scratch layer. The mount uses the descriptors, so a later rename cannot redirect it.
+    /// Opens the directories of a scratch layer. The mount uses the descriptors, so a later rename cannot redirect the mount.
     pub fn open_scratch(&self, path: &Path, worker: UnixUser) -> io::Result<ScratchDirectories> {
         let scratch = self.open(path)?;
         let upper = beneath(&scratch, Path::new("upper"))?;
@@ -162,7 +162,7 @@ impl RootDirectory {
         Ok(ScratchDirectories { upper, work: beneath(&scratch, Path::new("work"))? })
     }
 
-    /// Removes the directories of a scratch layer as far as they are empty, and the files of the kernel in `work`.
+    /// Removes the files of the kernel in `work`, then the empty directories of a scratch layer.
     pub fn remove_scratch(&self, path: &Path) {
         if let Ok(scratch) = self.open(path) {
             if let Ok(work) = beneath(&scratch, Path::new("work")) {
@@ -179,7 +179,7 @@ impl RootDirectory {
         Ok(unlinkat(parent, name, AtFlags::REMOVEDIR)?)
     }
 
-    /// Empties a directory that only this process can write.
+    /// Empties a directory. Returns an error if a user other than this process's user can access the directory.
     pub fn clear_own(&self, directory: &OwnedFd) -> io::Result<()> {
         let found = fstat(directory)?;
         if found.st_uid != self.own.uid || found.st_mode & 0o077 != 0 {
@@ -205,7 +205,7 @@ impl RootDirectory {
             Err(Errno::EXIST) => return Ok(Moved::NameTaken),
             other => other?,
         }
-        // The rename replaces an empty directory of this process and can therefore not replace anything else.
+        // The rename replaces an empty directory of this process, and can therefore replace no other directory.
         match renameat(&parent, old_name, &into, name) {
             Ok(()) => Ok(Moved::Done),
             Err(error) => {
@@ -215,7 +215,8 @@ impl RootDirectory {
         }
     }
 
-    /// Creates the file `path` and locks it until the descriptor is closed; `None` if another process has the lock.
+    /// Creates the file `path` and locks the file until the returned descriptor is closed. Returns `None` if another process has the
+    /// lock.
     pub fn lock(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
         let (parent, name) = self.parent(path)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -227,14 +228,14 @@ impl RootDirectory {
         }
     }
 
-    /// Renames a directory within its parent; fails if the new name exists.
+    /// Renames a directory within its parent. Returns an error if the new name exists.
     pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let ((parent, from), Some(to)) = (self.parent(from)?, to.file_name()) else { return Err(Errno::INVAL.into()) };
         Ok(renameat_with(&parent, from, &parent, to, RenameFlags::NOREPLACE)?)
     }
 }
 
-/// Returns the directories above the real path of `path` that another user than root can replace, and their owners.
+/// Returns the directories above the real path of `path` that a user other than root can replace, each with its owner.
 pub fn replaceable_ancestors(path: &Path) -> io::Result<Vec<(PathBuf, u32)>> {
     let mut found = Vec::new();
     for above in fs::canonicalize(path)?.ancestors().skip(1) {

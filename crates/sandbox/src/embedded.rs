@@ -1,4 +1,4 @@
-//! Files that are embedded in the program, unpacked to a directory.
+//! Unpacks files that are embedded in the program to a directory.
 
 use std::{
     fs::{self, File},
@@ -10,16 +10,16 @@ use std::{
 /// A file that is embedded in the program.
 #[derive(Debug, Clone)]
 pub struct EmbeddedFile {
-    /// The path below the directory.
+    /// The path relative to the directory that the files are unpacked to.
     pub path: PathBuf,
     pub bytes: &'static [u8],
     pub executable: bool,
 }
 
-/// Unpacks `files` to `target`, so that a partly written directory is never used. Only this process may write to the parent of
-/// `target`.
+/// Unpacks `files` to the directory `target`. The files are first written to another directory, which is then renamed, so a partly
+/// written directory is never used. Only this process may write to the parent of `target`.
 ///
-/// Compares the files of an existing directory, because two builds of one version can embed different files.
+/// An existing directory is compared file by file, because two builds of one version can embed different files.
 pub fn unpack(target: &Path, files: &[EmbeddedFile]) -> io::Result<()> {
     let same = |file: &EmbeddedFile| fs::read(target.join(&file.path)).is_ok_and(|bytes| bytes == file.bytes);
     if files.iter().all(same) {
@@ -38,7 +38,7 @@ pub fn unpack(target: &Path, files: &[EmbeddedFile]) -> io::Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
     }
-    // After an interruption here, the next start finds files missing and unpacks again.
+    // If the process is interrupted here, the next call unpacks the files again, because files are missing.
     if target.exists() {
         fs::remove_dir_all(target)?;
     }
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn embedded_files_replace_those_of_another_build() {
+    fn embedded_files_replace_files_of_another_build() {
         let root = tempfile::tempdir().unwrap();
         let lib = root.path().join("1.0");
         let file = |path: &str, bytes, executable| EmbeddedFile { path: path.into(), bytes, executable };

@@ -1,8 +1,8 @@
-//! The guard: the first process of a namespace, between the supervisor and the program, as the same user as the program.
+//! The guard: a process between the supervisor and the program, which runs as the user of the program. In a namespace, the guard is the
+//! first process.
 //!
-//! The guard reaps orphans, forwards stop signals to all processes and reports how the program ended. When the
-//! guard exits, the kernel kills all processes of the namespace. Without a namespace, the guard is the subreaper of all descendants of the
-//! program.
+//! The guard reaps orphans, forwards stop signals to all processes and reports the end of the program. When the guard exits, the kernel
+//! kills all processes of the namespace. Without a namespace, the guard is the subreaper of all descendants of the program.
 
 use std::{
     ffi::CString,
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sys::{self, Forked};
 
-/// The end of a process: an exit code or a signal; neither if the kernel does not know.
+/// The end of a process: an exit code or a signal. Both are `None` if the kernel does not report the end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEnd {
     pub code: Option<i32>,
@@ -49,13 +49,13 @@ pub enum GuardEvent {
 
 /// The supervisor's command to start the program. Bytes other than `GO` and [`END`] are numbers of signals to forward.
 pub const GO: u8 = 0;
-/// The supervisor's command to kill everything.
+/// The supervisor's command to kill the program and its descendants.
 pub const END: u8 = 9;
 
 /// Starts the program and guards it. Returns only if the program cannot be started. `control` is the number of the control socket.
 pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> io::Error {
     let start = || -> io::Result<(i32, OwnedFd, OwnedFd)> {
-        // The program runs as the same user, but must not be able to trace this process.
+        // The program runs as the user of this process, but must not be able to trace this process.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         let signals = sys::signal_descriptor(&[Signal::CHILD])?;
         let (failed, failure) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -82,7 +82,7 @@ pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environmen
     if rustix::io::read(&failed, &mut code).is_ok_and(|length| length == code.len()) {
         return io::Error::from_raw_os_error(i32::from_ne_bytes(code));
     }
-    // No descriptor of the program may stay open here, or readers of its output would never see its end.
+    // No descriptor of the program may stay open here, or readers of its output would never reach the end of the output.
     if let Err(error) = sys::arrange(&[control, signals.as_raw_fd()], 0) {
         return error;
     }
@@ -93,7 +93,7 @@ pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environmen
 /// Guards the program until it exits. Descriptor 0 is the control socket; descriptor 1 is readable when a child has exited.
 fn watch(program: i32) -> ! {
     let (control, signals) = (sys::arranged(0), sys::arranged(1));
-    // The kernel kills all processes of a namespace when its first process ends.
+    // The kernel kills all processes of a namespace when the first process of the namespace exits.
     let namespace = std::process::id() == 1;
     let (mut ended, mut stopping) = (None, false);
     loop {
@@ -116,14 +116,14 @@ fn watch(program: i32) -> ! {
         }
         match asked.then(|| command(0)) {
             None | Some(Some(GO)) => {}
-            // A closed socket means that the supervisor has ended.
+            // A closed socket means that the supervisor has exited.
             Some(None | Some(END)) => {
                 ended.get_or_insert(ProcessEnd { code: None, signal: Some(libc::SIGKILL) });
                 break;
             }
             Some(Some(signal)) => {
                 stopping = true;
-                // To all processes of the namespace except this one; without a namespace, to the program's process group.
+                // With a namespace, signal all its processes except this process. Without a namespace, signal the program's process group.
                 sys::signal(if namespace { -1 } else { -program }, signal.into());
             }
         }
@@ -136,8 +136,8 @@ fn watch(program: i32) -> ! {
     sys::exit_now(end.code.unwrap_or(125))
 }
 
-/// Kills all children until there are none; for a guard without a namespace. The guard is the subreaper of its descendants, so the
-/// children of a killed child become its own.
+/// Kills all descendants of a guard without a namespace. The guard is the subreaper of its descendants, so the children of a killed child
+/// become children of the guard.
 fn end_descendants() {
     let own = format!("/proc/self/task/{}/children", std::process::id());
     loop {
@@ -151,7 +151,7 @@ fn end_descendants() {
     }
 }
 
-/// Receives the supervisor's next command; `None` once the supervisor has ended.
+/// Receives the supervisor's next command. Returns `None` if the supervisor has exited.
 pub fn command(control: RawFd) -> Option<u8> {
     let control = sys::arranged(control);
     let mut byte = [0; 1];

@@ -19,14 +19,14 @@ use super::{
     user::UnixUser,
 };
 
-/// The namespaces of a process with a view of its own.
+/// The namespaces of a process that has its own view.
 pub(crate) const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
-/// Enters a mount namespace for all later mounts. If `own_user`, also enters a user namespace, which maps only the current user; a
-/// process without root needs it.
+/// Enters a mount namespace for all later mounts. If `own_user` is true, also enters a user namespace that maps only the current user.
+/// A process without root rights needs this user namespace.
 ///
-/// Some kernels create the user namespace and then refuse its map. A process cannot leave a namespace again, so a child process tries
-/// first.
+/// Some kernels create the user namespace and then refuse its map. A process cannot leave a namespace again, so a child process first
+/// tries to enter the namespaces.
 pub fn enter_namespace(own_user: bool) -> io::Result<()> {
     probe::in_child(0, || enter(own_user))?;
     enter(own_user)
@@ -46,7 +46,7 @@ fn enter(own_user: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates a user namespace in which the files of `from` appear as those of `to`.
+/// Creates a user namespace in which the files of `from` appear as files of `to`.
 pub(crate) fn make_idmap(from: UnixUser, to: UnixUser) -> io::Result<OwnedFd> {
     match sys::fork(libc::CLONE_NEWUSER)? {
         Forked::Child => loop {

@@ -1,4 +1,4 @@
-//! User numbers that this machine has, and those that it has assigned to accounts.
+//! The user numbers that this machine has, and the user numbers that it has assigned to accounts.
 
 use std::{fs, ops::RangeInclusive};
 
@@ -18,7 +18,7 @@ fn maps(map: &str, numbers: &RangeInclusive<u32>) -> bool {
     })
 }
 
-/// Returns the numbers of an account in `/etc/passwd`.
+/// Returns the user number and the group number of an account in `/etc/passwd`.
 pub fn account(name: &str) -> Option<UnixUser> {
     fs::read_to_string("/etc/passwd").unwrap_or_default().lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -48,7 +48,7 @@ pub fn find_conflict(numbers: &[RangeInclusive<u32>], own_account: &str) -> Opti
     })
 }
 
-/// Returns the numbers that a line of a user database assigns: one, or a range of subordinate numbers.
+/// Returns the numbers that a line of a user database assigns: a single number, or a range of subordinate numbers.
 fn assigned(line: &str, subordinate: bool, own_account: &str) -> Option<RangeInclusive<u32>> {
     let fields: Vec<&str> = line.split(':').collect();
     match (subordinate, fields.as_slice()) {

@@ -1,4 +1,5 @@
-//! Overlays: a tree below a scratch layer. Processes with the same tree and the same layer share one overlay.
+//! Overlays. An overlay shows a tree with a scratch layer on top of the tree. Processes with the same tree and the same layer share one
+//! overlay.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -39,7 +40,7 @@ struct Mounted {
     path: PathBuf,
     users: usize,
     writable: bool,
-    /// True if its directories were discarded: processes that use it keep it, and no other process gets it.
+    /// True if the directories of the overlay were discarded. Processes that use the overlay keep it, and no other process gets it.
     retired: bool,
 }
 
@@ -50,12 +51,12 @@ pub struct OverlayId(u64);
 /// All mounted overlays.
 #[derive(Debug)]
 pub struct Overlays {
-    /// The directory that holds all mount points; only this process can change it.
+    /// The directory that holds all mount points. Only this process can change the directory.
     own: PathBuf,
     privileged: bool,
     mounted: HashMap<OverlayId, Mounted>,
     count: u64,
-    /// User namespaces that show one owner's files as another's.
+    /// User namespaces that show the files of the first user as files of the second user.
     idmaps: HashMap<(UnixUser, UnixUser), OwnedFd>,
     /// `Ok` if overlays can be mounted; otherwise the reason.
     pub works: Result<(), String>,
@@ -64,8 +65,8 @@ pub struct Overlays {
 }
 
 impl Overlays {
-    /// Returns an empty list, after a trial if overlays are `allowed`. Overlays are mounted in `own`, a path below `root` that only this
-    /// process can change and that has the directories `layers` and `lower`.
+    /// Returns an empty list. If overlays are `allowed`, first mounts an overlay on trial. Overlays are mounted in `own`, a path below
+    /// `root` that only this process can change and that has the directories `layers` and `lower`.
     pub fn new(root: &RootDirectory, own: &str, allowed: Result<(), String>) -> Overlays {
         let mut overlays = Overlays {
             own: root.path().join(own),
@@ -83,7 +84,8 @@ impl Overlays {
         overlays
     }
 
-    /// Mounts and unmounts an overlay on the file system of `root`, with directories that it creates at `path`, relative to `root`.
+    /// Mounts and unmounts an overlay on the file system of `root`. The directories of the overlay are created at `path`, relative to
+    /// `root`.
     fn probe(&self, root: &RootDirectory, path: &Path) -> io::Result<()> {
         let own = UnixUser::current();
         root.make_scratch(path, own)?;
@@ -94,7 +96,7 @@ impl Overlays {
         Ok(unmount(&target, UnmountFlags::DETACH)?)
     }
 
-    /// Mounts an overlay, unless it is mounted. Returns its number, its path and whether every file in it can be written.
+    /// Mounts an overlay, unless it is mounted. Returns its number and its path, and true if every file in it can be written.
     pub fn acquire(&mut self, spec: &OverlaySpec, root: &RootDirectory) -> io::Result<(OverlayId, PathBuf, bool)> {
         if let Some((id, mounted)) = self.mounted.iter_mut().find(|(_, mounted)| !mounted.retired && mounted.spec == *spec) {
             mounted.users += 1;
@@ -109,14 +111,14 @@ impl Overlays {
         Ok((id, path, writable))
     }
 
-    /// Retires the overlays of directories at or below `path` (relative to the root), which names another directory from now on.
+    /// Retires the overlays of directories at or below `path` (relative to the root). From now on, `path` may name another directory.
     pub fn retire(&mut self, path: &Path) {
         for mounted in self.mounted.values_mut() {
             mounted.retired |= mounted.spec.scratch.starts_with(path) || mounted.spec.lower.starts_with(path);
         }
     }
 
-    /// Unmounts an overlay after its last user.
+    /// Ends one use of an overlay. Unmounts the overlay after its last use.
     pub fn release(&mut self, id: OverlayId) {
         let Some(mounted) = self.mounted.get_mut(&id) else { return };
         mounted.users = mounted.users.saturating_sub(1);
@@ -189,7 +191,7 @@ impl Overlays {
         Ok(result?)
     }
 
-    /// Returns a user namespace that maps `from` to `to`.
+    /// Returns a user namespace that maps `from` to `to`, or `None` if the namespace cannot be created.
     fn idmap(&mut self, from: UnixUser, to: UnixUser) -> Option<BorrowedFd<'_>> {
         match self.idmaps.entry((from, to)) {
             Entry::Occupied(entry) => Some(AsFd::as_fd(&*entry.into_mut())),

@@ -17,12 +17,12 @@ use super::{
     user::{UnixUser, drop_privileges},
 };
 
-/// Limit of an error message of a child, in bytes.
+/// The maximum size of an error message of a child, in bytes.
 const MAX_TEXT: u64 = 4096;
 
-/// Returns the first directory above `path` that `user` cannot enter, with its mode. Creates nothing.
+/// Returns the first directory above `path` that `user` cannot enter, with its mode. Creates no directory.
 ///
-/// A child process tries to enter each directory as that user, so that groups and access control lists are taken into account.
+/// A child process tries to enter each directory as `user`, so that groups and access control lists are taken into account.
 pub fn first_closed_ancestor(path: &Path, user: UnixUser) -> io::Result<Option<(PathBuf, u32)>> {
     let existing = path.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
     let existing = fs::canonicalize(existing)?;
@@ -41,7 +41,7 @@ pub fn first_closed_ancestor(path: &Path, user: UnixUser) -> io::Result<Option<(
     Ok(None)
 }
 
-/// Performs `act` in a child in new `namespaces` (`CLONE_NEW*`, or 0); returns its result.
+/// Calls `act` in a child process in new `namespaces` (`CLONE_NEW*`, or 0). Returns the result of `act`.
 pub(crate) fn in_child(namespaces: i32, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     match sys::fork(namespaces)? {

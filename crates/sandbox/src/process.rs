@@ -32,20 +32,20 @@ use super::{
 /// The specification of a process.
 #[derive(Debug)]
 pub struct ChildSpec<'fd> {
-    /// The program's arguments, its name first.
+    /// The arguments of the program. The first argument is the name of the program.
     pub argv: Vec<OsString>,
-    /// Its complete environment.
+    /// The complete environment of the program.
     pub environment: Vec<(OsString, OsString)>,
-    /// Its user; `None` for the supervisor's own.
+    /// The user of the process; `None` stands for the supervisor's user.
     pub user: Option<UnixUser>,
-    /// Its view of the file system; without one, it shares the supervisor's. Its working directory is `/`.
+    /// The view of the file system. A process without a view has the supervisor's file system. The working directory is always `/`.
     pub view: Option<RootView>,
     pub limits: Option<ResourceLimits>,
-    /// RLIMIT_DATA of each process in bytes, where no control group limits memory.
+    /// The limit RLIMIT_DATA of each process in bytes, for processes whose memory no control group limits.
     pub data: Option<u64>,
-    /// RLIMIT_NPROC of its user, where no control group counts processes.
+    /// The limit RLIMIT_NPROC of the user, for processes that no control group counts.
     pub processes: Option<u64>,
-    /// Descriptors 0, 1, 2, ...
+    /// The descriptors that get the numbers 0, 1, 2, and so on.
     pub descriptors: Vec<BorrowedFd<'fd>>,
     /// The descriptor of the program.
     pub program: BorrowedFd<'fd>,
@@ -54,7 +54,7 @@ pub struct ChildSpec<'fd> {
 }
 
 impl<'fd> ChildSpec<'fd> {
-    /// Returns the specification of a process that executes `program` as this process's own user, without arguments, variables,
+    /// Returns the specification of a process that executes `program` as the user of this process, without arguments, variables,
     /// descriptors, limits, a view or a guard.
     pub fn new(program: BorrowedFd<'fd>) -> ChildSpec<'fd> {
         ChildSpec {
@@ -112,7 +112,7 @@ impl ChildProcess {
         }
     }
 
-    /// Returns a descriptor that becomes readable when the process, and everything in its namespace, has ended.
+    /// Returns a descriptor that becomes readable when the process, and all processes in its namespace, have exited.
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
@@ -139,7 +139,7 @@ impl ChildProcess {
         buffer.get(..length).and_then(|bytes| postcard::from_bytes(bytes).ok()).map_or(Received::Closed, Received::Event)
     }
 
-    /// Returns how the process has ended; `None` while it runs.
+    /// Returns the end of the process, or `None` while the process runs.
     pub fn try_wait(&self) -> Option<ProcessEnd> {
         match waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
             Ok(None) => None,
@@ -148,7 +148,7 @@ impl ChildProcess {
         }
     }
 
-    /// Sends `signal` to the process; to its descendants as well if it is guarded.
+    /// Sends `signal` to the process, and to its descendants if the process is guarded.
     pub fn signal(&self, signal: Signal) {
         if self.guarded {
             self.command(signal.as_raw() as u8);
@@ -157,7 +157,7 @@ impl ChildProcess {
         }
     }
 
-    /// Kills the process; its descendants as well if it is guarded.
+    /// Kills the process, and its descendants if the process is guarded.
     pub fn kill(&self) {
         if self.guarded && !self.namespace {
             self.command(guard::END);
@@ -181,7 +181,7 @@ fn child(spec: &ChildSpec<'_>, control: &OwnedFd) -> ! {
         },
         Err(error) => error,
     };
-    // The control socket has either its old number or its new one.
+    // The control socket has either its old number or its new number.
     for number in [at as RawFd + 1, control.as_raw_fd()] {
         guard::send_on(number, &GuardEvent::Failed(error.to_string()));
     }
@@ -202,7 +202,7 @@ fn prepare(spec: &ChildSpec<'_>, control: &OwnedFd) -> io::Result<Strings> {
         CString::new(pair.into_vec())
     };
     let environment = spec.environment.iter().map(join).collect::<Result<Vec<_>, _>>()?;
-    // The supervisor first puts this process into its control group; without a supervisor, the process must not go on.
+    // The supervisor first moves this process into its control group. If the supervisor has exited, this process must exit, too.
     if guard::command(control.as_raw_fd()) != Some(guard::GO) {
         sys::exit_now(125);
     }

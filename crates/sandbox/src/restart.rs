@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// After a process has run this long, its next pause is the first one again.
+/// The running time of a process after which its next pause is the first pause again.
 pub const STABLE: Duration = Duration::from_secs(10);
 
-/// The smallest pause after the first one.
+/// The minimum length of all pauses after the first pause.
 const SMALLEST: Duration = Duration::from_millis(100);
 
 /// Pauses between starts, doubled with each start, up to a limit.
@@ -17,12 +17,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Returns pauses that begin with `first` and end with `last`. After a first pause of zero, the second one is 100 ms.
+    /// Returns pauses that begin with `first` and end with `last`. After a first pause of zero, the second pause is 100 ms.
     pub fn new(first: Duration, last: Duration) -> Backoff {
         Backoff { next: first, first, last }
     }
 
-    /// Returns the pause before the next start of a process that lived for `lived`.
+    /// Returns the pause before the next start of a process that ran for `lived`.
     pub fn after(&mut self, lived: Duration) -> Duration {
         if lived >= STABLE {
             self.next = self.first;
@@ -36,13 +36,13 @@ impl Backoff {
 /// The interval at which a killed process that has not exited yet is killed again.
 const KILL_AGAIN: Duration = Duration::from_secs(1);
 
-/// The times of a process that is restarted when it exits, until it is stopped.
+/// The times of restarts and kills of a process that is restarted whenever it exits, until it is stopped.
 #[derive(Debug, Clone)]
 pub struct RestartSchedule {
     backoff: Backoff,
     restarts: u32,
     restart_at: Option<Instant>,
-    /// Set once the process is being stopped and must not be restarted.
+    /// The time of the next kill. The time is set once the process is being stopped or killed, and must not be restarted.
     kill_at: Option<Instant>,
 }
 
@@ -57,7 +57,7 @@ impl RestartSchedule {
         self.restarts
     }
 
-    /// Returns the time of the next kill; `None` unless the process is being stopped.
+    /// Returns the time of the next kill, or `None` if the process is neither being stopped nor killed.
     pub fn kill_at(&self) -> Option<Instant> {
         self.kill_at
     }
@@ -67,12 +67,12 @@ impl RestartSchedule {
         self.kill_at.is_some()
     }
 
-    /// Returns the time of the next restart or kill.
+    /// Returns the time of the next kill if the process is `running`, otherwise the time of the next restart.
     pub fn next(&self, running: bool) -> Option<Instant> {
         if running { self.kill_at } else { self.restart_at }
     }
 
-    /// Schedules the next restart of a process that has exited after `lived`, or could not be started.
+    /// Schedules the next restart of a process that has exited after it ran for `lived`, or that could not be started.
     pub fn exited(&mut self, now: Instant, lived: Duration) {
         self.restart_at = Some(now + self.backoff.after(lived));
     }
@@ -86,7 +86,7 @@ impl RestartSchedule {
         due
     }
 
-    /// Cancels restarts, and sets the time of the kill to `by`, or leaves an earlier time. Returns true if the stop signal must be sent.
+    /// Cancels restarts. Sets the time of the kill to `by`, unless an earlier time is set. Returns true if the stop signal must be sent.
     ///
     /// A second stop signal is never sent, because many programs react by exiting at once.
     pub fn begin_stop(&mut self, by: Instant) -> bool {
@@ -96,7 +96,7 @@ impl RestartSchedule {
         first
     }
 
-    /// Records that the process was killed. A process that is being stopped keeps its time.
+    /// Records that the process was killed, so that it is not restarted. The time of the next kill stays if it is already set.
     pub fn killed(&mut self, now: Instant) {
         self.kill_at.get_or_insert(now + KILL_AGAIN);
     }

@@ -10,9 +10,9 @@ use std::{
 
 /// The two sides of a fork.
 pub enum Forked {
-    /// In the new process.
+    /// This process is the new process.
     Child,
-    /// In the calling process.
+    /// This process is the calling process.
     Parent {
         /// The child's process id.
         pid: i32,
@@ -27,7 +27,7 @@ fn check(result: c_long) -> io::Result<c_long> {
 
 /// Forks into the new namespaces of `flags` (`CLONE_NEW*`).
 ///
-/// The calling process must have a single thread. The child may then do anything, including allocation.
+/// The calling process must have a single thread. The child may then call any function, including functions that allocate memory.
 pub fn fork(flags: c_int) -> io::Result<Forked> {
     let mut pidfd: c_int = -1;
     let flags = c_long::from(flags | libc::CLONE_PIDFD | libc::SIGCHLD);
@@ -49,7 +49,8 @@ pub fn exit_now(code: c_int) -> ! {
 
 /// Moves `descriptors` to the numbers 0, 1, 2, ... and closes all other descriptors. Numbers from `private` on are close-on-exec.
 ///
-/// Only for a process that has just been forked: all existing `OwnedFd` values become invalid, and must be neither used nor dropped.
+/// This function is only for a process that has just been forked: all existing `OwnedFd` values become invalid, and must be neither used
+/// nor dropped.
 pub fn arrange(descriptors: &[RawFd], private: usize) -> io::Result<()> {
     // All descriptors are first duplicated to high numbers, so that no target overwrites a source that is still needed.
     let mut aside = Vec::with_capacity(descriptors.len());
@@ -65,13 +66,13 @@ pub fn arrange(descriptors: &[RawFd], private: usize) -> io::Result<()> {
     close_from(descriptors.len() as u32)
 }
 
-/// Closes `descriptor` without dropping its owner; for a process that has just been forked.
+/// Closes `descriptor` without dropping its owner. This function is only for a process that has just been forked.
 pub fn forget(descriptor: &OwnedFd) {
     // SAFETY: the object is never used or dropped again in this process.
     unsafe { libc::close(descriptor.as_raw_fd()) };
 }
 
-/// Closes every descriptor from `first` on; for a process that has just been forked.
+/// Closes every descriptor from `first` on. This function is only for a process that has just been forked.
 pub fn close_from(first: u32) -> io::Result<()> {
     // SAFETY: the owners of the closed descriptors are never used or dropped again in this process.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
@@ -85,7 +86,7 @@ pub fn arranged(number: RawFd) -> BorrowedFd<'static> {
 
 /// Resets all signals to their default dispositions, and unblocks them.
 pub fn reset_signals() {
-    // SAFETY: setting dispositions to default and emptying the mask touch no memory of ours but `set`.
+    // SAFETY: setting dispositions to default and emptying the mask access no memory of this program except `set`.
     unsafe {
         for signal in 1..=64 {
             if signal != libc::SIGKILL && signal != libc::SIGSTOP {
@@ -100,7 +101,7 @@ pub fn reset_signals() {
 
 /// Makes the kernel keep the status of exited children until `wait`, even if the parent process has set SIGCHLD to be ignored.
 pub fn collect_children() {
-    // SAFETY: setting a disposition to default touches no memory of ours.
+    // SAFETY: setting a disposition to default accesses no memory of this program.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
@@ -139,7 +140,7 @@ pub fn exec(program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) 
     io::Error::last_os_error()
 }
 
-/// Sets attributes of a detached mount, and of the mounts below it if `recursive`; `idmap` maps the owners of its files.
+/// Sets attributes of a detached mount, and of the mounts below it if `recursive` is true. `idmap` maps the owners of its files.
 pub fn mount_attributes(tree: BorrowedFd<'_>, set: u64, idmap: Option<BorrowedFd<'_>>, recursive: bool) -> io::Result<()> {
     let userns_fd = idmap.map_or(0, |idmap| idmap.as_raw_fd() as u64);
     let idmapped = if idmap.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 };
@@ -159,18 +160,18 @@ pub fn mount_attributes(tree: BorrowedFd<'_>, set: u64, idmap: Option<BorrowedFd
     .map(drop)
 }
 
-/// Lets this process use the disk only while no other process does.
+/// Lets this process use the disk only while no other process uses the disk.
 pub fn idle_disk_priority() -> io::Result<()> {
     const WHO_PROCESS: c_int = 1;
     const CLASS_IDLE: c_int = 3 << 13;
-    // SAFETY: plain numbers.
+    // SAFETY: all arguments are plain numbers.
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) }).map(drop)
 }
 
-/// Sends a signal to a child that was not waited for yet, to its process group if `pid` is negative, or to the whole namespace if `pid`
-/// is -1.
+/// Sends a signal to a child whose status was not collected yet. If `pid` is negative, the signal goes to the process group. If `pid` is
+/// -1, the signal goes to all processes of the namespace.
 pub fn signal(pid: i32, signal: c_int) {
-    // SAFETY: plain numbers.
+    // SAFETY: both arguments are plain numbers.
     unsafe { libc::kill(pid, signal) };
 }
 

@@ -29,7 +29,7 @@ impl UnixUser {
     }
 }
 
-/// Drops every capability of this process that is not `needed`.
+/// Drops every capability of this process except those in `needed`.
 pub fn keep_capabilities(needed: CapabilitySet) -> io::Result<()> {
     let kept = capabilities(None)?.permitted & needed;
     Ok(set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?)
@@ -58,12 +58,12 @@ pub(crate) fn drop_privileges(user: Option<UnixUser>) -> io::Result<()> {
     Ok(())
 }
 
-/// Changes the owner of a pipe from `from` to `to`, so that the process can reopen its standard descriptors, for example as
-/// `/dev/stdout`. The owner of a file is never changed.
+/// Changes the owner of a pipe from `from` to `to`, so that the process of `to` can reopen its standard descriptors, for example as
+/// `/dev/stdout`. The owner of a regular file is never changed.
 pub fn hand_over_pipe(descriptor: &OwnedFd, from: UnixUser, to: UnixUser) {
     let is_pipe = |mode| FileType::from_raw_mode(mode) == FileType::Fifo;
     if fstat(descriptor).is_ok_and(|found| is_pipe(found.st_mode) && found.st_uid == from.uid) {
-        // If this fails, the process cannot reopen the descriptor, but can still use it.
+        // If the change fails, the process can still use the descriptor, but cannot reopen it.
         let _ = fchown(descriptor, Some(Uid::from_raw(to.uid)), Some(Gid::from_raw(to.gid)));
     }
 }

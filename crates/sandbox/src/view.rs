@@ -1,6 +1,7 @@
 //! A root directory of a process, made of read-only parts of the host and the directories of the process.
 //!
-//! The part that all views share is mounted once, by [`BaseView::prepare`]; a process's mount namespace is a copy with few additions.
+//! The part that all views share is mounted once, by [`BaseView::prepare`]. The mount namespace of a process is a copy with few
+//! additions.
 
 use std::{
     fs, io,
@@ -22,14 +23,14 @@ use rustix::{
 
 use super::{directory::beneath, namespace::NAMESPACES, probe, sys};
 
-/// Mount attribute: read-only.
+/// The mount attribute of read-only mounts.
 pub(crate) const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
-/// Mount attribute: set-user-ID programs run as the caller.
+/// The mount attribute with which set-user-ID programs run as the caller.
 pub(crate) const NO_SETUID: u64 = libc::MOUNT_ATTR_NOSUID;
-/// Mount attribute: device files cannot be opened.
+/// The mount attribute with which device files cannot be opened.
 pub(crate) const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 
-/// Names at the top of every view that are neither the host's nor the caller's.
+/// The names at the top of every view that neither the host nor the caller provides.
 const RESERVED: [&str; 4] = ["tmp", "proc", "run", "dev"];
 
 /// Adds the path to the error of a mount.
@@ -63,15 +64,15 @@ pub(crate) fn attach(tree: impl AsFd, target: &Path) -> io::Result<()> {
 /// The specification of the part that all views share.
 #[derive(Debug)]
 pub struct BaseSpec<'a> {
-    /// The directory to mount the part at; only this process can change it.
+    /// The directory at which the shared part is mounted. Only this process can change the directory.
     pub path: &'a Path,
-    /// Directories of the host that a view shows read-only, relative to `/`. Missing ones are left out.
+    /// Directories of the host that a view shows read-only, relative to `/`. Missing directories are left out.
     pub host: &'a [&'a str],
-    /// Further directories of the host. One that cannot be shown is skipped.
+    /// Further directories of the host. A directory that cannot be shown is skipped.
     pub additional: &'a [PathBuf],
     /// A directory of the host that is hidden, even below a directory that the view shows.
     pub hidden: &'a Path,
-    /// Directories that every view has, empty if a process does not use them; relative to `/`.
+    /// Directories that every view has, relative to `/`. A directory is empty if a process does not use it.
     pub mount_points: &'a [&'a str],
     /// The path of [`RootView::binary`] in every view.
     pub binary: &'a str,
@@ -81,7 +82,7 @@ pub struct BaseSpec<'a> {
 #[derive(Debug)]
 pub struct SkippedDirectory {
     pub path: PathBuf,
-    /// The cause; `None` if its name is one of the mount points of the view.
+    /// The cause; `None` if the name of the directory is one of the mount points of the view.
     pub error: Option<io::Error>,
 }
 
@@ -93,7 +94,7 @@ pub struct BaseView {
 }
 
 impl BaseView {
-    /// Mounts the shared part. The calling process must be in a mount namespace of its own.
+    /// Mounts the shared part. The calling process must have its own mount namespace.
     pub fn prepare(spec: &BaseSpec<'_>) -> io::Result<(BaseView, Vec<SkippedDirectory>)> {
         let path = spec.path;
         step("/", mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC))?;
@@ -111,7 +112,7 @@ impl BaseView {
                 _ => {}
             }
         }
-        // Parents are mounted first, because a directory below a mounted one needs no mount of its own.
+        // Parents are mounted first, because a directory below a mounted directory is already visible.
         let mut additional: Vec<_> = spec.additional.iter().collect();
         additional.sort();
         let mut skipped = Vec::new();
@@ -165,9 +166,9 @@ pub struct BindMount {
     pub source: BindSource,
     /// The path in the view: one of the mount points, or a name below `/run`.
     pub target: &'static str,
-    /// True if the process can write it.
+    /// True if the process can write to the directory.
     pub writable: bool,
-    /// True if mounts inside of it are bound, too.
+    /// True if mounts inside the directory are bound, too.
     pub recursive: bool,
 }
 
@@ -187,11 +188,11 @@ pub struct RootView {
     /// The directory that [`BindSource::Below`] refers to.
     pub root: PathBuf,
     pub binds: Vec<BindMount>,
-    /// Names and texts of files that replace those in `/etc`.
+    /// The names and texts of files that replace the host's files in `/etc`.
     pub etc: Vec<(&'static str, String)>,
     /// A program that is shown at [`BaseSpec::binary`].
     pub binary: PathBuf,
-    /// Size of `/tmp` in bytes. Files in `/tmp` use memory and count towards the memory limit.
+    /// The size of `/tmp` in bytes. Files in `/tmp` use memory and count towards the memory limit.
     pub temporary: u64,
 }
 
@@ -202,7 +203,7 @@ impl RootView {
         probe::in_child(NAMESPACES, || self.enter())
     }
 
-    /// Makes the view this process's root. The process must be the first of new mount and process namespaces.
+    /// Makes the view this process's root. The process must be the first process of new mount and PID namespaces.
     pub(crate) fn enter(&self) -> io::Result<()> {
         let base = &self.base.path;
         let root =
@@ -219,7 +220,7 @@ impl RootView {
         step("/dev/pts", mount("devpts", base.join("dev/pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, terminals))?;
         self.replace_etc()?;
         self.copy_resolver_file()?;
-        // Without the binary, only calls of it from inside the view fail.
+        // Without the binary, only calls of the binary from inside the view fail.
         if let Err(error) = bind(&self.binary, &self.base.binary, READ_ONLY | NO_SETUID | NO_DEVICES, false) {
             tracing::debug!(%error, "cannot show the binary in a view");
         }
