@@ -29,11 +29,11 @@ struct RoleDirectory {
 #[derive(Debug, Clone)]
 pub struct Assignment {
     pub user: SystemUser,
-    /// The layers of `/app`, for roles that see it.
+    /// The layers of `/app`, for roles that use `/app`.
     pub layer: Option<OverlaySpec>,
     /// The tree in `/deploy` that an unpack worker writes.
     pub tree: Option<ReleaseId>,
-    /// True if `/app` is read-only, mounted over the layer that the application itself writes.
+    /// True if `/app` is mounted read-only, over the layer that the application writes.
     read_only_app: bool,
     /// True if the worker runs code of the project, which needs the host's language runtimes and settings.
     pub own_code: bool,
@@ -62,7 +62,7 @@ impl Assignment {
         self
     }
 
-    /// Looks up the assignment of a launch request.
+    /// Returns the assignment of a launch request, or the reason why the request is refused.
     pub fn of(launch: &Launch, registry: &NameRegistry, users: &Users) -> Result<Assignment, String> {
         let root = relative();
         if launch.role == Role::Git {
@@ -146,7 +146,7 @@ impl Assignment {
         Assignment::new(user).writes("LARDER_AREA", "/area", Path::new("trash").join(name))
     }
 
-    /// Returns the mounts of the worker. `app` is the mounted overlay. Without one, the scratch layer itself is mounted at `/app`.
+    /// Returns the mounts of the worker. `app` is the mounted overlay. If `app` is `None`, the scratch layer is mounted at `/app`.
     pub fn binds(&self, root: &Path, app: Option<PathBuf>) -> Vec<BindMount> {
         let below =
             |path: PathBuf, target, writable| BindMount { source: BindSource::Below(path), target, writable, recursive: false };
@@ -173,8 +173,8 @@ impl Assignment {
         binds
     }
 
-    /// Returns the `LARDER_*` variables: paths in the worker's view, or real paths below `root` for a worker without a view of its own.
-    /// Without an overlay, the worker first copies `LARDER_LOWER` to `LARDER_APP` (`workers::fill`).
+    /// Returns the `LARDER_*` variables. The paths are those of the worker's view, or real paths below `root` for a worker without a
+    /// view. Without an overlay, the worker first copies `LARDER_LOWER` to `LARDER_APP` (`workers::fill`).
     pub fn variables(&self, root: Option<&Path>, overlay: bool) -> BTreeMap<&'static str, OsString> {
         let mut variables: BTreeMap<&'static str, OsString> = BTreeMap::new();
         let mut set = |name, value: PathBuf| drop(variables.insert(name, value.into_os_string()));

@@ -1,4 +1,4 @@
-//! The configuration of a keeper, and the errors that end one.
+//! The configuration of a keeper, and the errors that stop a keeper.
 
 use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf};
 
@@ -9,7 +9,7 @@ pub use larder_sandbox::EmbeddedFile;
 /// The configuration of a keeper.
 #[derive(Debug, Clone, Default)]
 pub struct KeeperConfig {
-    /// larder's directory; absolute.
+    /// The absolute path of larder's directory.
     pub root: PathBuf,
     /// Addresses to listen on for SSH; port 0 picks a free port.
     pub ssh_listen: Vec<SocketAddr>,
@@ -17,32 +17,32 @@ pub struct KeeperConfig {
     pub http_listen: Vec<SocketAddr>,
     /// Arguments of the server role, after `server`.
     pub server_args: Vec<OsString>,
-    /// Arguments with which the installed program checks the configuration before a reload; `None` reloads unchecked.
+    /// Arguments with which the installed program checks the configuration before a reload; `None` disables the check.
     pub check_args: Option<Vec<OsString>>,
-    /// Environment variables of the server role, beside `LARDER_ROOT`, `LARDER_KEEPER` and `LARDER_LISTENERS`.
+    /// Environment variables of the server role, in addition to `LARDER_ROOT`, `LARDER_KEEPER` and `LARDER_LISTENERS`.
     pub server_env: Vec<(OsString, OsString)>,
     /// The installed program, which the server and all workers run; normally [`KeeperConfig::own_program`].
     pub exe: PathBuf,
-    /// The program of the server role, if it is not `exe`.
+    /// The program of the server role, if it differs from `exe`.
     pub server_exe: Option<PathBuf>,
     /// The files that are unpacked to `lib/<version>/`, below `hooks` and `buildpacks`.
     pub lib: Vec<EmbeddedFile>,
-    /// Directories of the host that builds and applications see in addition to `/usr`, `/opt` and the like. A directory that is named
-    /// `bin` or has a `bin` is added to their `PATH`.
+    /// Directories of the host that builds and applications see in addition to `/usr`, `/opt` and the like. A directory that is
+    /// named `bin`, or the directory `bin` inside any other directory, is added to the `PATH` of builds and applications.
     pub host_paths: Vec<PathBuf>,
     /// Environment variables of builds and applications, such as `RUSTUP_HOME`.
     pub host_env: Vec<(OsString, OsString)>,
-    /// Memory limit of one application process, in bytes.
+    /// The maximum memory of one application process, in bytes.
     pub application_memory: Option<u64>,
-    /// Memory limit of one build, in bytes; by default half of the machine's memory, between 256 MiB and 2 GiB.
+    /// The maximum memory of one build, in bytes; by default half of the machine's memory, between 256 MiB and 2 GiB.
     pub build_memory: Option<u64>,
-    /// Limit of processes and threads of one build.
+    /// The maximum number of processes and threads of one build.
     pub build_processes: u64,
-    /// False to run workers without namespaces even where the machine allows them.
+    /// False if workers run without namespaces, even on a machine that allows namespaces.
     pub namespaces: bool,
-    /// False to make `/app` a copy of its tree even where the machine allows an overlay.
+    /// False if `/app` is a copy of its tree, even on a machine that allows overlays.
     pub overlays: bool,
-    /// Size of a worker's `/tmp` in bytes. Files in `/tmp` use memory and count towards the worker's memory limit.
+    /// The size of a worker's `/tmp` in bytes. Files in `/tmp` use memory and count towards the worker's memory limit.
     pub temporary: u64,
 }
 
@@ -66,7 +66,7 @@ impl KeeperConfig {
     }
 }
 
-/// An error that ends the keeper.
+/// An error that stops the keeper.
 #[derive(Debug, thiserror::Error)]
 pub enum KeeperError {
     /// Another keeper uses the root.
@@ -93,13 +93,13 @@ pub enum KeeperError {
 }
 
 impl KeeperError {
-    /// Returns the advice for the operator, if there is any.
+    /// Returns the hint for the operator, if there is a hint.
     pub fn hint(&self) -> Option<String> {
         match self {
             KeeperError::Taken(_) => Some("stop the other larder first, or choose another --root".to_owned()),
             KeeperError::Listen { .. } => Some("choose another address, or stop the program that listens there".to_owned()),
             KeeperError::UnsafeRoot { path, source } => match source {
-                UnsafeDirectory::Owner { .. } => Some("change its owner, or choose another --root".to_owned()),
+                UnsafeDirectory::Owner { .. } => Some("change the owner of the directory, or choose another --root".to_owned()),
                 UnsafeDirectory::Writable { .. } | UnsafeDirectory::Closed { .. } => {
                     Some(format!("run: chmod 755 {}", path.display()))
                 }
@@ -139,7 +139,7 @@ mod tests {
                 KeeperError::UnsafeRoot { path: path.clone(), source: UnsafeDirectory::Writable { mode: 0o777 } },
                 "run: chmod 755 /srv/larder",
             ),
-            (KeeperError::UnsafeRoot { path, source: UnsafeDirectory::Owner { found: 7, expected: 0 } }, "change its owner"),
+            (KeeperError::UnsafeRoot { path, source: UnsafeDirectory::Owner { found: 7, expected: 0 } }, "change the owner"),
             (KeeperError::Numbers { first: 1_900_000_000, conflict }, "give that account other numbers: usermod"),
         ] {
             let text = error.with_hint();

@@ -1,5 +1,5 @@
-//! The directories below the root, with their owners. All operations are those of [`RootDirectory`], so the keeper follows no symlink and
-//! never walks through the tree of another user.
+//! The directories below the root, with their owners. All operations are operations of [`RootDirectory`], so the keeper follows no
+//! symlink and never walks through the tree of another user.
 
 use std::{fs, io, path::Path};
 
@@ -25,14 +25,14 @@ pub struct Directories {
     /// The root directory.
     pub root: RootDirectory,
     users: Users,
-    /// The last number in a name of a discarded directory.
+    /// The number in the name of the last discarded directory.
     discarded: u64,
 }
 
-/// A discarded directory, to be deleted by the owners of its files.
+/// A discarded directory, which the owners of its files delete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Discarded {
-    /// Its name in `trash/`.
+    /// The name of the directory in `trash/`.
     pub name: String,
     /// The environment whose users own the files.
     pub env: EnvId,
@@ -98,7 +98,7 @@ impl Directories {
         // The server writes the links `run` and `deploy/current`, and its records, into its own directories only.
         self.make(paths.path(), SystemUser::Server, 0o755)?;
         self.make(paths.deploy(), SystemUser::Server, 0o755)?;
-        // These directories contain code, values of variables and output of processes, so others cannot read them.
+        // These directories contain code, values of variables and output of processes, so other users cannot read them.
         for path in [paths.releases(), paths.archives(), paths.deployments(), paths.log()] {
             self.make(path, SystemUser::Server, 0o750)?;
         }
@@ -113,7 +113,7 @@ impl Directories {
         Ok(())
     }
 
-    /// Moves a directory to the trash by one rename; `None` if it does not exist.
+    /// Moves a directory to the trash by one rename. Returns `None` if the directory does not exist.
     pub fn discard(&mut self, path: &Path, env: EnvId) -> io::Result<Option<Discarded>> {
         loop {
             self.discarded += 1;
@@ -126,7 +126,7 @@ impl Directories {
         }
     }
 
-    /// Lists the trash.
+    /// Returns all directories in the trash.
     pub fn all_discarded(&self) -> io::Result<Vec<Discarded>> {
         let mut all = Vec::new();
         for entry in fs::read_dir(self.root.path().join("trash"))? {
@@ -138,8 +138,8 @@ impl Directories {
         Ok(all)
     }
 
-    /// Removes a discarded directory that its owners have emptied, with the keeper's own scratch directories in it. The keeper removes
-    /// only directories that it has created, and only empty ones.
+    /// Removes a discarded directory whose files are deleted, with the keeper's own scratch directories in the discarded directory. The
+    /// keeper removes only empty directories that it has created.
     pub fn remove_discarded(&self, discarded: &Discarded) -> io::Result<()> {
         let path = Path::new("trash").join(&discarded.name);
         self.root.remove_scratch(&path);

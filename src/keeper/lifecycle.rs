@@ -3,19 +3,19 @@
 //! [`LifecycleState::on`] is pure. The supervisor reports a [`LifecycleEvent`], stores the next state and performs the
 //! [`LifecycleAction`].
 
-/// Exit status of a server whose configuration is invalid: `Kind::Configuration` of the command line.
+/// The exit status of a server whose configuration is invalid: `Kind::Configuration` of the command line.
 pub const CONFIGURATION: u8 = 5;
 
 /// The program that a server is started from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ServerProgram {
-    /// The file that is installed now, which an update may have replaced.
+    /// The currently installed file, which an update may have replaced.
     Installed,
     /// The program that the keeper itself runs.
     Own,
 }
 
-/// Lifecycle state of the server process.
+/// The lifecycle state of the server process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LifecycleState {
     /// A server process exists and has sent no request yet.
@@ -48,18 +48,18 @@ pub enum LifecycleEvent {
 /// The exit of a server, and the facts that decide the next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerExit {
-    /// The exit status; `None` for a signal and for a failed start.
+    /// The exit status; `None` if a signal killed the server, or if the start failed.
     pub code: Option<u8>,
     /// True if any server of this keeper has sent a request before.
     pub served: bool,
-    /// True if the installed program is another file than the keeper's own.
+    /// True if the installed program is another file than the program of the keeper.
     pub replaced: bool,
 }
 
-/// The supervisor's part of a transition.
+/// The action that the supervisor performs for a transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LifecycleAction {
-    /// Nothing to do.
+    /// No action is necessary.
     None,
     /// Start a server now.
     Start(ServerProgram),
@@ -72,7 +72,7 @@ pub enum LifecycleAction {
 }
 
 impl LifecycleState {
-    /// Returns the next state and the action that leads to it.
+    /// Returns the next state and the action of the transition to this state.
     pub fn on(self, event: LifecycleEvent) -> (LifecycleState, LifecycleAction) {
         use LifecycleAction as Action;
         use LifecycleEvent as Event;
@@ -86,7 +86,7 @@ impl LifecycleState {
             // If the first server fails, the keeper exits with the same status: the operator waits for the result, and no process must
             // survive.
             (Starting(_), Event::Exited(ServerExit { code: Some(code), served: false, .. })) => (Stopping, Action::Exit(code)),
-            // Another program reads the same server file, so a fallback would not help.
+            // The other program reads the same server file, so a fallback would not help.
             (Starting(_), Event::Exited(ServerExit { code: Some(CONFIGURATION), .. })) => (Backoff, Action::StartLater),
             (Starting(ServerProgram::Installed), Event::Exited(ServerExit { replaced: true, .. })) => start(ServerProgram::Own),
             (Starting(_) | Running, Event::Reload) => (Draining, Action::Terminate),
@@ -123,7 +123,7 @@ mod tests {
             (installed, exited(FIRST), Stopping, Action::Exit(70)),
             (installed, exited(killed), State::Backoff, later),
             (installed, Event::Stop, Stopping, Action::Terminate),
-            // A later start: each begins with the installed program and falls back to the keeper's own once.
+            // Every later start begins with the installed program, and falls back to the keeper's program once.
             (installed, exited(LATER), State::Backoff, later),
             (installed, exited(replaced), own, Action::Start(ServerProgram::Own)),
             (installed, exited(ServerExit { code: None, ..replaced }), own, Action::Start(ServerProgram::Own)),
@@ -140,7 +140,7 @@ mod tests {
             (Draining, exited(LATER), installed, start),
             (Draining, exited(ServerExit { code: Some(0), ..LATER }), installed, start),
             (Draining, Event::Stop, Stopping, Action::Terminate),
-            // An unexpected end.
+            // An unexpected exit.
             (Running, Event::Request, Running, Action::None),
             (Running, exited(ServerExit { code: Some(0), ..LATER }), Stopping, Action::Exit(0)),
             (Running, exited(LATER), State::Backoff, later),

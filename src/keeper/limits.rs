@@ -1,4 +1,4 @@
-//! The limits of workers by their class, none higher than the operator's.
+//! The limits of workers by their class. No limit exceeds the limit that the operator has set.
 
 use larder_sandbox::ResourceLimits;
 
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_limit_never_exceeds_the_operators() {
+    fn memory_limit_never_exceeds_the_limit_of_the_operator() {
         let mut config = KeeperConfig::new(PathBuf::from("/nowhere"));
         let memory = |class, config: &KeeperConfig| limits_of(class, config).memory;
         let build = |memory| LimitClass::Build { memory };

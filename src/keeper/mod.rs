@@ -1,4 +1,4 @@
-//! The privileged role: starts every other process in its sandbox and keeps applications running.
+//! The privileged role, which starts every other process in its sandbox and keeps applications running.
 //!
 //! The keeper has one thread and one `poll`. It owns the listening sockets, the mounts, the control groups and the user numbers, and
 //! takes requests only from the server that it has started itself: small messages with numbers and enums (`host::launch::wire`),
@@ -36,7 +36,7 @@ pub use config::{EmbeddedFile, KeeperConfig, KeeperError};
 use directories::Directories;
 use users::{SystemUser, Users};
 
-/// Runs the keeper until a stop request; returns the exit code of the process. The calling process must have one thread.
+/// Runs the keeper until a stop request. Returns the exit code of the process. The calling process must have one thread.
 pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
     let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).unwrap_or(1);
     if threads != 1 {
@@ -62,7 +62,7 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
     let directories = Directories::open_root(&config.root, users)?;
     let locked = directories.root.lock(Path::new("keeper/lock")).map_err(in_root)?;
     let _lock = locked.ok_or_else(|| KeeperError::Taken(config.root.clone()))?;
-    // Only under the lock: the hooks and buildpacks of another keeper may be in use.
+    // The files are unpacked only under the lock, because another keeper may use its hooks and buildpacks.
     directories.unpack_lib(&config.lib).map_err(in_root)?;
     users.save(&config.root).map_err(in_root)?;
     let nofile = getrlimit(Resource::Nofile);
@@ -73,7 +73,7 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
     let mut listeners = Vec::new();
     for (name, addresses) in [("ssh", &config.ssh_listen), ("http", &config.http_listen)] {
         for address in addresses {
-            // An explicit IPv4 address on the same port takes precedence.
+            // If an IPv4 address with the same port is listed, the IPv6 listener does not accept IPv4 connections.
             let both = !addresses.iter().any(|other| other.is_ipv4() && other.port() == address.port() && address.port() != 0);
             let listener = listen(*address, both).map_err(|source| KeeperError::Listen { address: *address, source })?;
             listeners.push((name, listener));
@@ -95,8 +95,8 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
     supervisor::Supervisor::new(config, users, directories, listeners, base)?.run()
 }
 
-/// The capabilities of root that the keeper needs for users, mounts and limits. It drops those over the network, other processes' memory,
-/// modules, clocks and hardware.
+/// The capabilities of root that the keeper needs for users, mounts and limits. The keeper drops the capabilities that concern the
+/// network, other processes' memory, modules, clocks and hardware.
 const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)

@@ -1,4 +1,4 @@
-//! The names of projects and environments by their numbers; the keeper takes names from no other source.
+//! The names of projects and environments by their numbers. The keeper takes names only from this registry.
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +24,7 @@ struct Names {
     environments: BTreeMap<EnvId, (ProjectId, EnvironmentName)>,
 }
 
-/// Names by number, on disk.
+/// The names of projects and environments by number, stored in a file.
 #[derive(Debug)]
 pub struct NameRegistry {
     file: PathBuf,
@@ -49,7 +49,7 @@ impl NameRegistry {
         self.names.projects.get(&project).ok_or_else(|| format!("project {} is not registered", project.0))
     }
 
-    /// Returns the project's number and name, and the name of an environment.
+    /// Returns the number and the name of the project of an environment, and the name of the environment.
     pub fn environment(&self, env: EnvId) -> Result<(ProjectId, &ProjectName, &EnvironmentName), String> {
         let (project, name) =
             self.names.environments.get(&env).ok_or_else(|| format!("environment {} is not registered", env.0))?;
@@ -61,13 +61,13 @@ impl NameRegistry {
         self.names.environments.iter().filter(|(_, (of, _))| *of == project).map(|(env, _)| *env).collect()
     }
 
-    /// Returns the largest number of an environment; 0 if there is none.
+    /// Returns the largest number of an environment, or 0 if there is no environment.
     pub fn last_environment(&self) -> EnvId {
         self.names.environments.last_key_value().map_or(EnvId(0), |(env, _)| *env)
     }
 
-    /// Adds names. Fails if the number has another name, or the name another number. A known registration writes nothing, because a server
-    /// registers everything when it starts, and must start while the disk is full.
+    /// Adds names. Returns an error if a number has another name, or a name has another number. If the names are known, nothing is
+    /// written: a server registers all names when it starts, and must be able to start while the disk is full.
     pub fn add(&mut self, registration: &Registration) -> Result<(), String> {
         let (project, name) = &registration.project;
         let has = |env: &EnvId, name: &EnvironmentName| {
@@ -113,7 +113,7 @@ impl NameRegistry {
         self.replace(next)
     }
 
-    /// Writes the file before it changes the names in memory, so that a failed change can be retried.
+    /// Writes the file before the names in memory are changed, so that a failed change can be retried.
     fn replace(&mut self, next: Names) -> Result<(), String> {
         let bytes = serde_json::to_vec_pretty(&next).map_err(|error| error.to_string())?;
         write_atomic(&self.file, &bytes, 0o600).map_err(|error| {

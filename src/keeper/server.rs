@@ -30,7 +30,7 @@ const OWN: &str = "/proc/self/exe";
 
 /// Opens the program of the server role, and the program of its workers.
 ///
-/// Both files stay open, so that all workers of a server have its version, even if the installed file is replaced meanwhile.
+/// Both files stay open, so that all workers of a server have the server's version, even if the installed file is replaced meanwhile.
 fn open_programs(config: &KeeperConfig, program: ServerProgram) -> io::Result<(File, File)> {
     let workers = match program {
         ServerProgram::Installed => File::open(&config.exe)?,
@@ -40,13 +40,13 @@ fn open_programs(config: &KeeperConfig, program: ServerProgram) -> io::Result<(F
     Ok((server, workers))
 }
 
-/// Returns true if the installed program is another file than the one that the keeper runs.
+/// Returns true if the installed program is another file than the program that the keeper runs.
 pub fn is_replaced(config: &KeeperConfig) -> bool {
     let file = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
     file(&config.exe) != file(Path::new(OWN))
 }
 
-/// Returns the process specification of a server, or of the check before a reload. Its environment has only the given variables.
+/// Returns the process specification of a server, or of the check before a reload. The process inherits no environment variables.
 fn spec<'fd>(
     config: &KeeperConfig,
     users: Users,
@@ -67,7 +67,7 @@ fn spec<'fd>(
     }
 }
 
-/// Returns the end of a process that has exited. Logs the reason if its program could not be started.
+/// Returns the end of a process, or `None` if the process still runs. Logs the reason if its program could not be started.
 pub fn end_of(process: &ChildProcess) -> Option<ProcessEnd> {
     let end = process.try_wait()?;
     while let Received::Event(event) = process.receive() {
@@ -80,13 +80,13 @@ pub fn end_of(process: &ChildProcess) -> Option<ProcessEnd> {
 pub struct ServerProcess {
     pub process: ChildProcess,
     pub connection: KeeperEnd,
-    /// True if the server has closed its end.
+    /// True if the server has closed its end of the connection.
     pub closed: bool,
     pub since: Instant,
 }
 
 impl ServerProcess {
-    /// Starts a server; also returns the program of its workers.
+    /// Starts a server. Also returns the program of the server's workers.
     pub fn start(
         config: &KeeperConfig,
         program: ServerProgram,
@@ -118,7 +118,7 @@ impl ServerProcess {
     }
 }
 
-/// The check before a reload: the installed program reads the configuration and exits, while the old server goes on.
+/// The check before a reload: the installed program reads the configuration and exits, while the old server continues to run.
 pub struct ReloadCheck {
     pub process: ChildProcess,
     /// The time at which the check is killed.

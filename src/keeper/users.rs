@@ -1,4 +1,4 @@
-//! The users of this server. They are numbers without entries in `/etc/passwd`.
+//! The users of this server: numbers without entries in `/etc/passwd`.
 
 use std::{
     fs, io,
@@ -15,13 +15,13 @@ use crate::{
 
 /// The first number of a new root, above all numbers that systemd and `useradd` assign (`/etc/subuid` included).
 const USUAL: u32 = 1_900_000_000;
-/// The last number of such a root.
+/// The last number of a root that begins with [`USUAL`].
 const USUAL_LAST: u32 = 2_147_000_000;
 /// The first number in a container without numbers above 65535: above ordinary accounts, below systemd's dynamic users.
 const SMALL: u32 = 40_000;
-/// The last number in such a container.
+/// The last number of a root that begins with [`SMALL`].
 const SMALL_LAST: u32 = 59_999;
-/// The number of user numbers before those of the first environment.
+/// The number of user numbers that precede the numbers of the first environment.
 const OWN: u32 = 1_000;
 
 /// The account of the server, if the operator has created it.
@@ -38,11 +38,11 @@ pub enum SystemUser {
     Git,
     /// The user of the cgroup warmer, which owns no files.
     Helper,
-    /// The builds of one environment.
+    /// The user of the builds of one environment.
     Build(EnvId),
     /// The owner of one environment's releases.
     Unpack(EnvId),
-    /// The applications of one environment and their data.
+    /// The user of the applications of one environment, which owns their data.
     Run(EnvId),
 }
 
@@ -50,7 +50,7 @@ pub enum SystemUser {
 #[derive(Debug, Clone, Copy)]
 pub struct Users {
     keeper: UnixUser,
-    /// The other users, in system mode; otherwise all are the keeper's user.
+    /// The other users in system mode. Without system mode, all users are the keeper's user.
     others: Option<Others>,
 }
 
@@ -88,7 +88,7 @@ impl Users {
         }
     }
 
-    /// Records the numbers of `root`, unless they are recorded already.
+    /// Records the numbers of `root`, unless the numbers are already recorded.
     pub fn save(&self, root: &Path) -> io::Result<()> {
         let Some(Others { first, .. }) = self.others else { return Ok(()) };
         let path = numbers_file(root);
@@ -98,12 +98,12 @@ impl Users {
         write_atomic(&path, format!("{first}\n").as_bytes(), 0o600).map_err(io::Error::other)
     }
 
-    /// Returns true if environments have users of their own.
+    /// Returns true if each environment has its own users.
     pub fn system(&self) -> bool {
         self.others.is_some()
     }
 
-    /// Returns the numbers of environments' users; `None` in rootless mode.
+    /// Returns the numbers of environments' users, or `None` in rootless mode.
     pub fn of_environments(&self) -> Option<UserNumbers> {
         self.others.map(|others| UserNumbers(others.first.saturating_add(OWN)))
     }
@@ -115,8 +115,8 @@ impl Users {
         EnvId(last.saturating_sub(first).saturating_sub(OWN) / UserNumbers::EACH - 1)
     }
 
-    /// Fails if this machine's user databases assign a number of larder's own users, or of environments up to `last`, to another
-    /// account.
+    /// Returns an error if this machine's user databases assign a number of larder's own users, or of environments up to `last`, to
+    /// another account.
     pub fn check_unshared(&self, last: EnvId) -> Result<(), KeeperError> {
         let Some(Others { server, first }) = self.others else { return Ok(()) };
         let environments = (last.0 > 0).then(|| first + OWN..=self.numbers(SystemUser::Run(last)).uid);

@@ -13,7 +13,7 @@ pub const BINARY: &str = "/larder/bin/larder";
 const HOST: [&str; 11] =
     ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "var/lib/gems", "sys/devices/system/cpu"];
 
-/// Directories of every view, empty if the role does not use them.
+/// Directories of every view. A directory is empty if the role does not use it.
 const MOUNT_POINTS: [&str; 11] =
     ["app", "lower", "cache", "source", "repo", "hooks", "deploy", "upper", "data", "area", "buildpacks"];
 /// Directories of every view for files of larder and its operator.
@@ -47,7 +47,7 @@ pub fn prepare(config: &KeeperConfig) -> io::Result<BaseView> {
     Ok(base)
 }
 
-/// Returns the view of a worker with `binds`.
+/// Returns the view of a worker with the mounts `binds`.
 pub fn view(base: &BaseView, config: &KeeperConfig, binds: Vec<BindMount>, worker: UnixUser) -> RootView {
     RootView {
         base: base.clone(),
@@ -59,7 +59,7 @@ pub fn view(base: &BaseView, config: &KeeperConfig, binds: Vec<BindMount>, worke
     }
 }
 
-/// Returns `/etc/passwd` and `/etc/group`: the worker's user is `app` with the home directory `/app`.
+/// Returns the names and contents of `/etc/passwd` and `/etc/group`. The worker's user is `app` with the home directory `/app`.
 fn user_database(UnixUser { uid, gid }: UnixUser) -> Vec<(&'static str, String)> {
     let passwd = format!(
         "root:x:0:0:root:/root:/usr/sbin/nologin\napp:x:{uid}:{gid}:app:/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"

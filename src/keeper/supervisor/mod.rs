@@ -23,14 +23,14 @@ use super::{
 };
 use crate::model::ProcessId;
 
-/// Time that a server has to exit after SIGTERM: 30 seconds for deployments, 10 for requests, and 5 in reserve.
+/// The time that a server has to exit after SIGTERM: 30 seconds for deployments, 10 for requests, and 5 in reserve.
 const SERVER_GRACE: Duration = Duration::from_secs(45);
-/// Time that applications have to exit when the keeper stops.
+/// The time that applications have to exit when the keeper stops.
 const APPLICATION_GRACE: Duration = Duration::from_secs(10);
-/// Time from a stop request to the end of the last process, whatever grace a recipe gives. It is below the
+/// The maximum time from a stop request to the end of the last process, whatever grace a recipe gives. This time is below the
 /// `TimeoutStopSec=60` of the documented systemd unit.
 const STOP_LIMIT: Duration = Duration::from_secs(55);
-/// The first and the longest pause between starts of the server; the second one is 100 ms.
+/// The first and the longest pause between starts of the server. The second pause is 100 ms.
 const SERVER_BACKOFF: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(10));
 
 /// The keeper's loop with its state.
@@ -44,13 +44,13 @@ pub struct Supervisor {
     server: Option<ServerProcess>,
     check: Option<ReloadCheck>,
     backoff: Backoff,
-    /// The time of the next start; set in [`LifecycleState::Backoff`] only.
+    /// The time of the next start, which is set only in [`LifecycleState::Backoff`].
     due: Option<Instant>,
     /// True if any server has sent a request.
     served: bool,
     /// The time at which the server is killed.
     kill_server: Option<Instant>,
-    /// The time at which the last process is killed; set in [`LifecycleState::Stopping`] only.
+    /// The time at which the last process is killed, which is set only in [`LifecycleState::Stopping`].
     stop_by: Option<Instant>,
     code: u8,
 }
@@ -95,7 +95,7 @@ impl Supervisor {
         })
     }
 
-    /// Runs until a stop request; returns the keeper's exit status.
+    /// Runs until a stop request. Returns the keeper's exit status.
     pub fn run(mut self) -> Result<ExitCode, KeeperError> {
         self.start_server(ServerProgram::Installed);
         loop {
@@ -146,7 +146,7 @@ impl Supervisor {
         ready.wait(deadlines.into_iter().flatten().min())
     }
 
-    /// Performs all actions that are due.
+    /// Performs all actions whose time has come.
     fn tick(&mut self) {
         let now = Instant::now();
         self.table.tick();
@@ -163,7 +163,7 @@ impl Supervisor {
         }
     }
 
-    /// Performs one transition of the lifecycle; `lived` is the age of a server that has just ended.
+    /// Performs one transition of the lifecycle. `lived` is the running time of a server that has just exited, or zero.
     fn transition(&mut self, event: LifecycleEvent, lived: Duration) {
         let (next, action) = self.state.on(event);
         self.state = next;
@@ -236,7 +236,7 @@ impl Supervisor {
     fn on_signal(&mut self) {
         let stop = self.signals.take().into_iter().any(|signal| signal != Signal::HUP.as_raw());
         match (stop, self.state) {
-            // A second request to stop ends all waiting.
+            // A second stop request kills all remaining processes at once.
             (true, LifecycleState::Stopping) => (self.stop_by, self.kill_server) = (Some(Instant::now()), Some(Instant::now())),
             (true, _) => self.transition(LifecycleEvent::Stop, Duration::ZERO),
             (false, LifecycleState::Starting(_) | LifecycleState::Running) => self.check_reload(),

@@ -1,4 +1,4 @@
-//! The requests of the server: each is performed and answered here.
+//! Performs and answers the requests of the server.
 
 use std::{
     os::fd::OwnedFd,
@@ -17,13 +17,13 @@ use crate::host::launch::{
     wire::{LaunchFrame, LaunchReply, LaunchRequest, MAX_GRACE},
 };
 
-/// Time that a server has to exit after it has closed its connection.
+/// The time that a server has to exit after it has closed its connection.
 const CLOSED_GRACE: Duration = Duration::from_secs(5);
 /// The maximum number of requests that are performed before other events are handled.
 const REQUESTS_AT_ONCE: usize = 64;
 
 impl Supervisor {
-    /// Performs a bounded number of requests.
+    /// Performs at most [`REQUESTS_AT_ONCE`] requests.
     pub(super) fn on_requests(&mut self) {
         for _ in 0..REQUESTS_AT_ONCE {
             match self.server.as_ref().map(|server| server.connection.receive()) {
@@ -33,13 +33,13 @@ impl Supervisor {
                     self.perform(frame, descriptors);
                 }
                 None | Some(Ok(RequestReceived::Empty)) => return,
-                // A process closes its descriptors before it exits, and may write a last line to the log in between.
+                // The server closes its descriptors before it exits, and may write a last line to the log in between.
                 Some(Ok(RequestReceived::Closed)) => {
                     self.server.iter_mut().for_each(|server| server.closed = true);
                     return self.kill_server = self.kill_server.or(Some(Instant::now() + CLOSED_GRACE));
                 }
                 Some(Err(why)) => {
-                    tracing::error!(why, "cannot decode a request of the server; killing it");
+                    tracing::error!(why, "cannot decode a request of the server; killing the server");
                     return self.server.iter().for_each(|server| server.process.kill());
                 }
             }
@@ -68,7 +68,7 @@ impl Supervisor {
             LaunchRequest::Prewarm => return self.table.prewarm(),
             LaunchRequest::Capabilities => LaunchReply::Capabilities(self.table.capabilities()),
         };
-        // Number 0 marks a request that expects no answer.
+        // The number 0 marks a request that expects no answer.
         if seq != 0 {
             self.reply(seq, reply, None);
         }

@@ -1,4 +1,4 @@
-//! The directories of projects and environments: created, reset and discarded on request, and deleted in the background.
+//! Creates, resets and discards the directories of projects and environments on request, and deletes them in the background.
 
 use std::{
     collections::VecDeque,
@@ -40,7 +40,7 @@ impl ProcessTable {
         self.directories.register(registration).map_err(text)
     }
 
-    /// Discards the directory of an area and creates an empty directory in its place, except for a tree. Answers [`LaunchReply::Busy`]
+    /// Discards the directory of an area and creates an empty directory in its place, except for a tree. Returns [`LaunchReply::Busy`]
     /// while processes use the area; the caller repeats the request. If the area is a slot, kills the `larder run` sessions in the slot.
     pub fn reset_area(
         &mut self,

@@ -1,4 +1,4 @@
-//! Restarts and ends processes: everything that is due at a time, stop requests, and the end of a server.
+//! Restarts and stops processes: at scheduled times, on request, and after the exit of a server.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,9 @@ use crate::{
     model::{Exit, ProcessId},
 };
 
-/// Discarded directories are deleted after this time without a request, because deleting slows down other work on the disk.
+/// The time without a request after which discarded directories are deleted. Deleting slows down other work on the disk.
 const QUIET: Duration = Duration::from_millis(400);
-/// The number of discarded directories from which on deletion does not wait for [`QUIET`].
+/// The number of discarded directories at which deletion no longer waits for [`QUIET`].
 const MAX_DISCARDED: usize = 64;
 
 impl ProcessTable {
@@ -29,7 +29,7 @@ impl ProcessTable {
         (idle && !self.discarded.is_empty()).then(|| self.requested + quiet)
     }
 
-    /// Starts, kills and deletes everything that is due.
+    /// Performs all starts, kills and deletions whose time has come.
     pub fn tick(&mut self) {
         let now = Instant::now();
         let is_due = |entry: &ProcessEntry| entry.schedule.next(entry.live.is_some()).is_some_and(|at| at <= now);
@@ -64,7 +64,7 @@ impl ProcessTable {
         self.entries.get_mut(&id).ok_or_else(|| format!("process {} does not exist or has ended", id.0))
     }
 
-    /// Sends SIGTERM to a process and its descendants, or kills them.
+    /// Sends SIGTERM to a process and its descendants, or kills them if `now` is true.
     pub fn end(&mut self, id: ProcessId, now: bool) -> Result<(), String> {
         let entry = self.entry(id)?;
         match &entry.live {
@@ -87,11 +87,11 @@ impl ProcessTable {
         Ok(())
     }
 
-    /// Kills the processes that belong to a server that has exited.
+    /// Kills the processes that must not outlive a server that has exited.
     pub fn end_requests(&mut self) {
         self.notices.clear();
         for entry in self.entries.values_mut().filter(|entry| entry.cleanup.is_none()) {
-            // A supervised process is killed only if its launch was not answered yet, because the next server would not know it.
+            // A supervised process is killed only if its launch was not answered yet, because no server has received its id.
             if entry.live.is_some() && (!entry.supervised() || entry.request.is_some()) {
                 entry.kill();
                 entry.orphaned = true;
@@ -100,7 +100,7 @@ impl ProcessTable {
         }
     }
 
-    /// Stops all processes, and kills the remaining ones at `by`, even if their grace is longer. Returns true if any process is left.
+    /// Stops all processes, and kills them at `by` even if their grace is longer. Returns true if a process is left.
     pub fn stop_all(&mut self, by: Instant) -> bool {
         self.discarded.clear();
         self.entries.retain(|_, entry| {

@@ -24,10 +24,10 @@ use crate::{
 
 /// The size of the pipe that holds a supervised process's output while no server reads it, in bytes.
 const OUTPUT: usize = 1024 * 1024;
-/// The pause before the first restart of a process that exits again and again, and the longest one.
+/// The first and the longest pause before a restart of a process that exits again and again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
-/// The longest label, in bytes.
+/// The maximum length of a label, in bytes.
 const MAX_LABEL: usize = 1024;
 
 /// A requested process.
@@ -60,11 +60,11 @@ pub struct RunningProcess {
     /// True if every file at `/app` can be written.
     pub writable: bool,
     pub since: Instant,
-    /// The reason why its program could not be started.
+    /// The reason why the program could not be started.
     pub failed: Option<String>,
     /// True if the guard has closed the control socket and is about to exit.
     pub closed: bool,
-    /// The end of its program, which the guard has reported.
+    /// The end of the program, which the guard has reported.
     pub ended: Option<ProcessEnd>,
 }
 
@@ -117,7 +117,7 @@ impl ProcessEntry {
                 return Err(format!("the label is longer than {MAX_LABEL} bytes"));
             }
             let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| error.to_string())?;
-            // A smaller pipe works, too.
+            // A smaller pipe is acceptable.
             let _ = fcntl_setpipe_size(&read, OUTPUT);
             if users.system() {
                 hand_over_pipe(&write, users.numbers(SystemUser::Keeper), users.numbers(entry.assignment.user));
@@ -128,7 +128,7 @@ impl ProcessEntry {
         Ok(entry)
     }
 
-    /// Creates the entry of a worker that deletes a directory as the first of `cleanup_users`. The worker gets `null` instead of a job.
+    /// Creates the entry of a worker that deletes a directory as the first user in `cleanup_users`. The worker gets `null` as its job.
     pub fn cleanup(discarded: Discarded, mut cleanup_users: VecDeque<SystemUser>, null: OwnedFd) -> Option<ProcessEntry> {
         let assignment = Assignment::cleanup(&discarded.name, cleanup_users.pop_front()?);
         let launch = Launch {

@@ -36,9 +36,9 @@ use crate::{
 };
 use entry::ProcessEntry;
 
-/// Limit of simultaneous processes.
+/// The maximum number of simultaneous processes.
 const MAX_PROCESSES: usize = 4096;
-/// The name of the warmer's group.
+/// The name of the control group of the cgroup warmer.
 const WARMER_GROUP: &str = "warmer";
 
 /// A message for the server: the answer to a launch request, or an event.
@@ -52,7 +52,7 @@ pub enum Notice {
     Event(ProcessEvent),
 }
 
-/// All processes except the server, and everything that is needed to start them.
+/// All processes except the server, and the state that is necessary to start them.
 #[derive(Debug)]
 pub struct ProcessTable {
     config: KeeperConfig,
@@ -61,7 +61,7 @@ pub struct ProcessTable {
     registry: NameRegistry,
     overlays: Overlays,
     base: Result<BaseView, String>,
-    /// Declared before the groups, so that the helper is dropped before the group that it is in.
+    /// This field is declared before `groups`, so that the warmer is dropped before its control group.
     warmer: CgroupWarmer,
     groups: CgroupHierarchy,
     program: Option<File>,
@@ -70,7 +70,7 @@ pub struct ProcessTable {
     entries: BTreeMap<ProcessId, ProcessEntry>,
     last: u64,
     discarded: VecDeque<Discarded>,
-    /// The time of the last request.
+    /// The time of the last request to launch a process or to reset an area.
     requested: Instant,
     notices: VecDeque<Notice>,
 }
@@ -172,7 +172,7 @@ impl ProcessTable {
         let id = ProcessId(self.last);
         entry.live = Some(self.start(id, &entry)?);
         if !entry.supervised() {
-            // The keeper closes its copies, or readers of the output would not see the end of the output when the process exits.
+            // The keeper closes its copies of the descriptors, so that readers of the output reach its end when the process exits.
             (entry.report, entry.standard, entry.extra) = (None, [None, None, None], Vec::new());
         }
         self.entries.insert(id, entry);
@@ -211,7 +211,7 @@ impl ProcessTable {
         }
     }
 
-    /// Cleans up after process `id` if it has ended.
+    /// Cleans up after process `id` if the process has exited.
     pub fn on_end(&mut self, id: ProcessId) {
         self.on_control(id);
         let Some(entry) = self.entries.get_mut(&id) else { return };

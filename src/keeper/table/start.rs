@@ -64,7 +64,7 @@ impl ProcessTable {
         }
         let limits = limits_of(launch.limits, &self.config);
         let program = self.program.as_ref().ok_or("no server has been started yet")?;
-        // Reopened, so that each start reads the job from its beginning.
+        // The job is opened again, so that each start reads the job from its beginning.
         let job = Path::new("/proc/self/fd").join(entry.job.as_raw_fd().to_string());
         let job = open(job, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| format!("cannot open the job: {error}"))?;
