@@ -1,6 +1,8 @@
-//! Fills `/app` on machines without overlays: copies the lower tree into the scratch layer, once for each layer.
+//! Fills `/app` on machines without overlays: copies the lower directory, which an overlay would show, into the scratch layer. Each scratch
+//! layer is filled once.
 //!
-//! The copy runs in the sandbox as the worker's user, before its own work. Processes of one slot that start together wait for one copy.
+//! The copy runs in the sandbox as the worker's user, before the worker's own task. Processes of one slot that start at the same time wait
+//! for one copy.
 
 use std::{
     env,
@@ -14,10 +16,10 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::sweep;
 
-/// The file that exists while the copy is incomplete.
+/// The name of the file that exists while the copy is incomplete.
 const MARK: &str = ".larder-filling";
 
-/// Copies `LARDER_LOWER` to `LARDER_APP`, if the keeper has set both.
+/// Copies the directory `LARDER_LOWER` to the directory `LARDER_APP`. Does nothing unless the keeper has set both variables.
 pub fn work() -> io::Result<()> {
     match (env::var_os("LARDER_LOWER"), env::var_os("LARDER_APP")) {
         (Some(lower), Some(app)) => fill(Path::new(&lower), Path::new(&app)),
@@ -25,9 +27,9 @@ pub fn work() -> io::Result<()> {
     }
 }
 
-/// Copies `lower` to `app` unless that has been done; starts an interrupted copy over.
+/// Copies `lower` to `app`. Does nothing if `app` has a complete copy. Deletes an interrupted copy and starts again.
 fn fill(lower: &Path, app: &Path) -> io::Result<()> {
-    // The kernel releases the lock when this process exits or is killed.
+    // The kernel releases the lock when this function returns, and also when the process is killed.
     let lock = File::open(app)?;
     flock(&lock, FlockOperation::LockExclusive)?;
     let mark = app.join(MARK);
@@ -51,7 +53,7 @@ fn fill(lower: &Path, app: &Path) -> io::Result<()> {
     fs::remove_file(mark)
 }
 
-/// Copies one entry. Returns true for a directory, whose content is not copied.
+/// Copies one entry, but not the content of a directory. Returns true if the entry is a directory.
 fn copy(entry: &fs::DirEntry, to: &Path) -> io::Result<bool> {
     let (from, kind) = (entry.path(), entry.file_type()?);
     if kind.is_dir() {
@@ -59,9 +61,9 @@ fn copy(entry: &fs::DirEntry, to: &Path) -> io::Result<bool> {
     } else if kind.is_symlink() {
         symlink(fs::read_link(from)?, to)?;
     } else if kind.is_file() {
-        // Shares blocks if the file system supports it.
+        // This call shares blocks with the original if the file system supports shared blocks.
         fs::copy(&from, to)?;
-        // Tools that compare times must see the same times as through an overlay.
+        // The modification time is copied, too, because build tools compare times. An overlay would also show the original time.
         let times = FileTimes::new().set_modified(entry.metadata()?.modified()?);
         if let Ok(file) = File::open(to) {
             let _ = file.set_times(times);
@@ -77,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copy_runs_once_and_starts_over_after_interruption() {
+    fn interrupted_copy_starts_again_and_complete_copy_is_kept() {
         let (lower, app) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::create_dir_all(lower.path().join("a/b")).unwrap();
         fs::write(lower.path().join("a/b/tool"), b"1").unwrap();

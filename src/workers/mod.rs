@@ -14,7 +14,7 @@ use crate::{
     runtime,
 };
 
-/// Runs the worker `role`, as the keeper names it on the command line.
+/// Runs the worker of `role`, which is the keeper's argument on the command line. Returns the exit code.
 pub fn main(role: &str) -> ExitCode {
     match work(role) {
         Ok(code) => ExitCode::from(code),
@@ -27,7 +27,7 @@ pub fn main(role: &str) -> ExitCode {
 }
 
 fn work(role: &str) -> io::Result<u8> {
-    // The keeper starts this worker for itself, so it has no job and no report.
+    // The keeper starts the sweep worker for itself, so this worker has no job and no report.
     if role == "sweep" {
         return sweep::work().map(|()| 0);
     }

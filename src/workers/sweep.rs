@@ -1,4 +1,5 @@
-//! The sweep worker: deletes the files of one user in a directory. It runs as that user and sees no other directory.
+//! The sweep worker, which deletes the files of one user in a directory. The worker runs as this user, in a sandbox that contains no other
+//! directory.
 
 use std::{env, ffi::CStr, io, path::Path};
 
@@ -11,14 +12,14 @@ use rustix::{
 /// The maximum number of nested directories that are open at a time. Deeper directories are first moved to the top directory.
 const MAX_DEPTH: usize = 64;
 
-/// Empties the directory that `LARDER_AREA` names, as far as this user is allowed to.
+/// Empties the directory that `LARDER_AREA` names, as far as the user of this process may delete the files.
 pub fn work() -> io::Result<()> {
     let area = env::var_os("LARDER_AREA").ok_or_else(|| io::Error::other("LARDER_AREA is not set"))?;
     empty(Path::new(&area))
 }
 
-/// Deletes everything in `area`, also unreadable, read-only and very deep directories. Files of other users stay; the first failure is
-/// returned at the end.
+/// Deletes the content of `area`, including unreadable, read-only and very deep directories. Files of other users stay. An error does not
+/// stop the deletion: the function returns the first error of the last round at the end.
 pub fn empty(area: &Path) -> io::Result<()> {
     let _ = chmodat(CWD, area, open_mode(), AtFlags::empty());
     let top = openat(CWD, area, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -35,7 +36,7 @@ pub fn empty(area: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns the mode with which the users of later sweeps can enter a directory.
+/// Returns the mode of a directory that the users of later sweeps can enter.
 fn open_mode() -> Mode {
     Mode::from_raw_mode(0o755)
 }
@@ -71,8 +72,8 @@ impl Sweep {
             Err(error) => error,
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        // If a symlink replaces the directory meanwhile, `chmodat` follows the symlink. That is harmless, because this process can change
-        // only the modes of its own user's files.
+        // If a symlink replaces the directory meanwhile, `chmodat` follows the symlink. Following the symlink is harmless, because this
+        // process can change only the modes of its own user's files.
         let _ = chmodat(parent, name, open_mode(), AtFlags::empty());
         let directory = match openat(parent, name, flags, Mode::empty()) {
             Err(Errno::NOTDIR | Errno::LOOP) => return Err(refused),
