@@ -19,7 +19,7 @@ use larder::{
     workers,
 };
 
-/// The root directory if neither `--root` nor `LARDER_ROOT` names another one.
+/// The root directory if neither `--root` nor `LARDER_ROOT` names a directory.
 const DEFAULT_ROOT: &str = "/srv/larder";
 
 fn main() -> ExitCode {
@@ -44,8 +44,9 @@ fn failed(error: CommandError) -> ExitCode {
     ExitCode::from(error.kind.exit_code())
 }
 
-/// Runs commands that larder, git and the static buildpack start several times in each push. They bypass the command line parser and
-/// the log filter, whose construction takes longer than some of these commands.
+/// Runs the internal commands that larder, git and the static buildpack start several times in each push. These commands bypass the command
+/// line parser and the log filter, because the construction of both takes longer than some of these commands. Returns `None` if the words
+/// are not an internal command.
 fn inner(words: Vec<OsString>) -> Option<ExitCode> {
     let mut words = words.into_iter();
     let first = words.next()?;
@@ -94,7 +95,7 @@ fn printed(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Converts a server error. By its exit code the keeper distinguishes an invalid configuration from a broken program.
+/// Converts a server error. The keeper uses the exit code to distinguish an invalid configuration from a broken program.
 fn server_failed(error: ServerError) -> CommandError {
     let kind = if matches!(error, ServerError::Config(_)) { ErrorKind::Configuration } else { ErrorKind::Internal };
     CommandError::new(kind, chain(&error))
@@ -104,20 +105,20 @@ fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
     CommandError::new(ErrorKind::Internal, chain(error))
 }
 
-/// Returns the absolute root, because processes with other working directories use this path.
+/// Returns the root with an absolute path, because processes with other working directories use this path.
 fn absolute(path: &Path) -> Result<Root, CommandError> {
     let absolute: PathBuf = std::path::absolute(path).map_err(|error| internal(&error))?;
     Ok(Root::new(absolute))
 }
 
-/// Logs to stderr; `LARDER_LOG` sets the level.
+/// Enables logging to stderr. The variable `LARDER_LOG` sets the level.
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LARDER_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,larder=info,russh=error"));
     tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).with_target(false).init();
 }
 
-/// Minimal logging for short-lived processes.
+/// Enables minimal logging for short-lived processes: only warnings and errors.
 fn log_warnings() {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)

@@ -1,6 +1,8 @@
-//! `larder serve`, the first process: reads the server file, collects the embedded files, and becomes the keeper.
+//! The command `larder serve`, which is the first process of larder. The process reads the server file, collects the embedded files, and
+//! becomes the keeper.
 //!
-//! This process may read the server file, because the file belongs to the operator. It reads no data from a network or a project.
+//! The first process may read the server file, because the file belongs to the operator. The first process reads no data from a network or
+//! a project.
 
 use std::{path::Path, process::ExitCode};
 
@@ -28,7 +30,7 @@ pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
         tracing::warn!(path = %missing.display(), "a directory in `paths` of the server file does not exist, so sandboxes do not contain it");
     }
     keeper.host_paths = config.paths.clone();
-    // The default depends on the memory of the machine, so the keeper computes it.
+    // The default limit depends on the memory of the machine, so the keeper computes the limit.
     let usual = ServerConfig::default().builds.memory;
     keeper.build_memory = (config.builds.memory != usual).then(|| config.builds.memory.bytes());
     keeper.build_processes = u64::from(config.builds.pids);
@@ -45,7 +47,8 @@ pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
 /// The command that the keeper runs before a reload, so that the installed program checks the configuration.
 pub const CHECK: &str = "check-server";
 
-/// Runs `larder check-server ROOT`. Fails if this program's server could not start under the running keeper.
+/// Runs `larder check-server ROOT`. Returns an error if the server of this program could not start under the running keeper: the versions
+/// differ, or the server file is invalid.
 pub fn check(root: &Root) -> Result<ExitCode, CommandError> {
     let (ours, keeper) = (env!("CARGO_PKG_VERSION"), std::env::var("LARDER_KEEPER").unwrap_or_default());
     if keeper != ours {
@@ -62,7 +65,7 @@ fn load(root: &Root) -> Result<ServerConfig, CommandError> {
     })
 }
 
-/// Returns the kind of error, and thus the exit status, of a keeper that cannot start.
+/// Returns the kind of an error of the keeper. The kind determines the exit status of a keeper that cannot start.
 fn kind(error: &KeeperError) -> ErrorKind {
     match error {
         KeeperError::Taken(_) => ErrorKind::Refused,
@@ -86,7 +89,7 @@ fn inherited_variables() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
 }
 
-/// The variables that S3 clients usually read.
+/// The variables from which S3 clients usually read credentials, region and address.
 const BUCKETS: [&str; 8] = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",

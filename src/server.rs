@@ -1,4 +1,4 @@
-//! The composition root of the server role: creates each module once, connects them, starts, drains and stops them.
+//! The composition root of the server role: creates each module once, connects the modules, and starts, drains and stops the server.
 
 mod observers;
 
@@ -42,35 +42,36 @@ use crate::{
     },
 };
 
-/// The time for which HTTP requests without a route wait after a start, because their environment may not be recovered yet.
+/// The maximum time for which HTTP requests without a route wait after a start, because their environment may not be recovered yet.
 const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 
-/// The time that deployments and requests of ssh clients get to finish during a stop. The next server takes over unfinished deployments.
+/// The time within which deployments and requests of ssh clients may finish during a stop. The next server takes over unfinished
+/// deployments.
 const WORK_DRAIN: Duration = Duration::from_secs(30);
 
 /// The maximum number of simultaneous requests of one user. Most requests start a process.
 const MAX_REQUESTS_PER_USER: usize = 16;
 
-/// The time that a client gets to read an error.
+/// The time within which a client must read an error.
 const ERROR_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The time that HTTP requests get to finish after [`WORK_DRAIN`]. It is short, because new requests are not answered meanwhile. The sum of
-/// both times must be less than the keeper's limit for a stop (`SERVER_GRACE`).
+/// The time within which HTTP requests may finish after [`WORK_DRAIN`]. This time is short, because new requests are not answered
+/// meanwhile. The sum of `WORK_DRAIN` and `HTTP_DRAIN` must be less than the keeper's limit for a stop (`SERVER_GRACE`).
 const HTTP_DRAIN: Duration = Duration::from_secs(10);
 
 /// The reason why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// A call of the operating system failed.
+    /// A system call failed.
     #[error("cannot {doing}")]
     System {
-        /// The failed action.
+        /// The action that failed: the words that follow "cannot" in the message.
         doing: &'static str,
         /// The error of the operating system.
         #[source]
         source: io::Error,
     },
-    /// The server file is wrong.
+    /// The server file is invalid.
     #[error("{0}")]
     Config(String),
     /// The host key or the pull key cannot be used.
@@ -90,7 +91,7 @@ fn system(doing: &'static str) -> impl FnOnce(io::Error) -> ServerError {
 
 /// Runs the server role until SIGTERM or SIGINT.
 pub fn main(root: Root) -> Result<ExitCode, ServerError> {
-    // The guard is held until the process exits. Only test builds have failpoints.
+    // The guard `_faults` keeps failpoints active until the process exits. Only test builds have failpoints.
     let _faults = fail::FailScenario::setup();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("start the runtime"))?;
     runtime.block_on(run(root))?;
@@ -124,8 +125,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     follow_processes(&services, &pipeline, &environments).await?;
     pipeline.await_all(&environments);
     let proxy = services.proxy.clone();
-    // The proxy starts before environments are recovered, because a resumed deployment checks its pages through it. During a stop it runs
-    // until deployments are drained, for the same reason.
+    // The proxy starts before environments are recovered, because a resumed deployment checks its pages through the proxy. For the same
+    // reason, the proxy runs during a stop until all deployments are drained.
     let starting = proxy.close_startup_gate();
     let shut = CancellationToken::new();
     let front_door = tokio::spawn({
@@ -262,8 +263,8 @@ async fn follow_processes(
     tokio::spawn(async move {
         loop {
             match events.recv().await {
-                // After its last exit, a process is not restarted: it was stopped on request, or it runs only once. Other exits are
-                // recorded.
+                // Only an exit after which the keeper restarts the process is recorded. After the last exit, the process is not restarted,
+                // because it was stopped on request or runs only once.
                 Ok(ProcessEvent::Exited { id, exit, last: false, .. }) => {
                     if let Some(label) = runtime.exited(id, exit) {
                         pipeline.process_ended(&label, exit);
@@ -307,7 +308,7 @@ fn announce(services: &Services, fingerprint: &str) {
     let mut stdout = io::stdout().lock();
     let _ = writeln!(stdout, "ready ssh={} http={}", services.ssh, services.http);
     let _ = stdout.flush();
-    // Without a `NOTIFY_SOCKET`, this does nothing.
+    // Without the variable `NOTIFY_SOCKET`, this call does nothing.
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot report readiness to systemd");
     }
@@ -317,7 +318,7 @@ fn listed(problems: &[crate::config::ConfigError]) -> String {
     problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// The request to stop, made by SIGTERM or SIGINT.
+/// The request to stop the server, which SIGTERM and SIGINT make.
 struct Stop {
     requested: CancellationToken,
 }
@@ -336,7 +337,7 @@ impl Stop {
     }
 }
 
-/// Identifies users of the SSH server and carries out their requests.
+/// The handler that identifies users of the SSH server and carries out their requests.
 struct SshHandler {
     control: Control,
     pushes: Pushes,
@@ -346,7 +347,7 @@ struct SshHandler {
 impl ExecHandler for SshHandler {
     fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<SshIdentity> {
         let user = self.control.user_of_key(&key.fingerprint_sha256)?;
-        // Nearly every request of a user starts a process.
+        // The keeper prepares a process now, because nearly every request of a user starts a process.
         self.control.pipeline().services().launcher.prewarm();
         Some(SshIdentity { user })
     }
@@ -365,7 +366,7 @@ impl ExecHandler for SshHandler {
                 tracing::warn!(%caller, "too many requests of one user");
                 let error = CommandError::new(
                     ErrorKind::Refused,
-                    format!("{caller} has {MAX_REQUESTS_PER_USER} requests in progress (the limit)"),
+                    format!("cannot start the request: {caller} has {MAX_REQUESTS_PER_USER} requests in progress (the limit)"),
                 )
                 .hint("wait until a request has ended, or end a request such as `logs --follow`");
                 return refuse(call.io.stderr, &error).await;
@@ -398,7 +399,7 @@ impl ExecHandler for SshHandler {
     }
 }
 
-/// Writes an error to the client, and returns its exit status.
+/// Writes an error to the client. Returns the exit status of the error.
 async fn refuse(stderr: OwnedFd, error: &CommandError) -> u32 {
     // If the client does not read within the time limit, the error is dropped.
     if let Ok(mut stderr) = Outlet::within(stderr, ERROR_TIMEOUT) {

@@ -1,6 +1,7 @@
-//! The observers of this server: the list, and the small ones.
+//! The observers of this server: the list of all observers, and the observers that are too small for separate files.
 //!
-//! To add an observer, write `impl Observer` in a file below `src/server/observers/`, and add its `mod` line and its entry in [`all`] here.
+//! To add an observer, write `impl Observer` in a file below `src/server/observers/`, and add the file's `mod` line and the observer's
+//! entry in [`all`] here.
 
 use std::{
     fs::{self, OpenOptions},
@@ -20,7 +21,7 @@ pub fn all() -> impl Iterator<Item = Arc<dyn Observer>> {
     observers.into_iter().flatten()
 }
 
-/// Writes outcomes to the server's log.
+/// The observer that writes the outcomes of deployments to the server's log.
 #[derive(Debug, Clone, Copy)]
 struct ServerLog;
 
@@ -34,20 +35,21 @@ impl Observer for ServerLog {
         match news {
             News::Ended(outcome) => tracing::info!(id, environment, %deployment, ?outcome, "deployment ended"),
             News::Released(by) => tracing::info!(id, environment, %deployment, %by, "environment released"),
-            News::Began | News::Committed => tracing::debug!(id, environment, %deployment, ?news, "deployment goes on"),
+            News::Began | News::Committed => tracing::debug!(id, environment, %deployment, ?news, "deployment continues"),
         }
         Box::pin(ready(Ok(())))
     }
 }
 
-/// Returns the observer that `FAILPOINTS="observer=return(FILE)"` adds. Without failpoints there is none.
+/// Returns the observer that `FAILPOINTS="observer=return(FILE)"` adds. Returns `None` without this failpoint.
 fn test_observer() -> Option<Arc<dyn Observer>> {
     fail::fail_point!("observer", |file| file.map(|file| Arc::new(TestFile(file.into())) as Arc<dyn Observer>));
     None
 }
 
-/// An observer for tests, which appends a line to a file for each announcement. It ignores an announcement whose id it has written already.
-#[allow(dead_code)] // Without failpoints nothing creates it.
+/// An observer for tests, which appends a line to a file for each announcement. The observer ignores an announcement whose id is in the
+/// file already.
+#[allow(dead_code)] // Without failpoints, no code creates this type.
 struct TestFile(PathBuf);
 
 impl Observer for TestFile {
