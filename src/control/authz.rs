@@ -1,4 +1,4 @@
-//! The access decision: the only code that determines the right of a caller.
+//! The access decision: the only code that determines the rights of a caller.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ pub enum Caller {
 }
 
 impl Caller {
-    /// Returns the name for records and logs.
+    /// Returns the caller's name for records and logs.
     pub fn name(&self) -> UserName {
         match self {
             Caller::User(name) => name.clone(),

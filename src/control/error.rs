@@ -1,4 +1,4 @@
-//! Errors of requests: a message, hints, and a kind that becomes the exit status.
+//! Errors of requests: a message, hints, and a kind that determines the exit status.
 
 use super::registry::Target;
 use crate::model::{Project, ProjectName};
@@ -6,17 +6,17 @@ use crate::model::{Project, ProjectName};
 /// The kind of an error. Scripts rely on the exit status of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The deployment failed: 1.
+    /// The deployment failed. Exit status 1.
     Deployment,
-    /// The command line is wrong: 2.
+    /// The command line is invalid. Exit status 2.
     Usage,
-    /// The request was refused: the caller has no right to the object, or the object is frozen or in use. Status 3.
+    /// The request was refused: the caller has no right to the object, or the object is frozen or in use. Exit status 3.
     Refused,
-    /// The object does not exist: 4.
+    /// The object does not exist. Exit status 4.
     NotFound,
-    /// A configuration file is wrong: 5.
+    /// A configuration file is invalid. Exit status 5.
     Configuration,
-    /// A bug in larder or a failure of the machine: 70.
+    /// larder has a bug, or the machine failed. Exit status 70.
     Internal,
 }
 
@@ -34,7 +34,7 @@ impl ErrorKind {
     }
 }
 
-/// An error that a caller sees.
+/// The error of a request, as the interface shows it to the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct CommandError {
@@ -42,7 +42,7 @@ pub struct CommandError {
     pub kind: ErrorKind,
     /// The failed action, its object and the cause, in one sentence.
     pub message: String,
-    /// Advice on what to do next, one line each.
+    /// Instructions for the caller, one line each.
     pub hints: Vec<String>,
 }
 
@@ -94,7 +94,7 @@ pub(super) fn no_project(name: &ProjectName, known: &[ProjectName]) -> CommandEr
     let error = not_found(format!("there is no project {name}"));
     match similar(name.as_str(), known.iter().map(ProjectName::as_str)) {
         Some(other) => error.hint(format!("did you mean {other}?")),
-        None => error.hint(format!("create it with `larder project create {name} --mode cooking`")),
+        None => error.hint(format!("create the project with `larder project create {name} --mode cooking`")),
     }
 }
 

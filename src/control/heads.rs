@@ -1,4 +1,4 @@
-//! A cache of manifest heads: the fields of a manifest that an offer needs, with the manifest's own size and digest.
+//! A cache of manifest heads. A head contains the fields of a manifest that the offer of a release ([`Offer`](crate::remote::Offer)) needs.
 
 use std::{
     collections::HashMap,
@@ -21,8 +21,8 @@ use crate::{
 /// The maximum number of cached heads. The cache is emptied when it is full.
 const MAX_HEADS: usize = 4096;
 
-/// The fields of a manifest that an offer needs. The fields of a release never change. The large lists of entries and frames are not read
-/// into memory.
+/// The fields of a manifest that an offer needs. A manifest never changes, so these fields stay valid. The large lists of entries and
+/// frames are not read into memory.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct OfferHead {
     pub project: ProjectName,
@@ -43,7 +43,7 @@ pub(super) struct ArchiveHead {
     pub bytes: u64,
 }
 
-/// Heads of manifests by path, each with the size and digest of the manifest file. Cheap to clone.
+/// The cached heads, by the path of the manifest. All clones share one cache.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ManifestHeads(Arc<Mutex<HashMap<PathBuf, KnownHead>>>);
 

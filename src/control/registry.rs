@@ -9,7 +9,7 @@ use crate::{
     model::{Access, EnvId, EnvironmentName, NameError, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
 };
 
-/// A public key that may log in.
+/// A public key with which a user may log in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
     /// `SHA256:...`, as `ssh-keygen -l` prints it.
@@ -23,7 +23,7 @@ pub struct Key {
 pub struct User {
     /// The name, unique on this server.
     pub name: UserName,
-    /// True if the user has every right on every project.
+    /// True if the user has every right on the server and on every project.
     pub admin: bool,
     /// The SSH keys of the user.
     pub keys: Vec<Key>,
@@ -84,10 +84,10 @@ pub struct Registry {
     /// The signing keys that projects trust, besides the keys of their remotes.
     #[serde(default)]
     pub trusted: Vec<TrustedKey>,
-    /// The last project number that was given; numbers are never reused.
+    /// The highest project number that was ever assigned. Numbers are never reused.
     #[serde(default)]
     pub last_project: u32,
-    /// The last environment number that was given; numbers are never reused.
+    /// The highest environment number that was ever assigned. Numbers are never reused.
     #[serde(default)]
     pub last_environment: u32,
 }
@@ -105,17 +105,17 @@ impl Registry {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Registry::default()),
             Err(error) => return Err(io::Error::other(error)),
         };
-        serde_json::from_slice(&bytes).map_err(|error| io::Error::other(format!("{}: {error}", path.display())))
+        serde_json::from_slice(&bytes).map_err(|error| io::Error::other(format!("cannot parse {}: {error}", path.display())))
     }
 
-    /// Replaces the file at `path` atomically. The new registry survives a power failure once this returns.
+    /// Replaces the file at `path` atomically. The new registry survives a power failure after this function has returned.
     pub fn save(&self, path: &Path) -> io::Result<()> {
         let mut bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
         bytes.push(b'\n');
         // The next start could not read a larger file.
         if bytes.len() as u64 > MAX_BYTES {
             return Err(io::Error::other(format!(
-                "cannot write {}: it would have {} bytes (at most {MAX_BYTES} are allowed); remove unused users, keys or projects",
+                "cannot write {}: the registry has {} bytes (at most {MAX_BYTES} are allowed); remove unused users, keys or projects",
                 path.display(),
                 bytes.len()
             )));
@@ -133,7 +133,7 @@ impl Registry {
         self.users.iter_mut().find(|user| &user.name == name)
     }
 
-    /// Returns the user that has the key.
+    /// Returns the user that has the key with this fingerprint.
     pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
         let holds = |user: &&User| user.keys.iter().any(|key| key.fingerprint == fingerprint);
         self.users.iter().find(holds).map(|user| user.name.clone())
@@ -144,13 +144,13 @@ impl Registry {
         self.projects.iter().find(|project| &project.name == name)
     }
 
-    /// Takes a number that no project has had before.
+    /// Returns a project number that was never used before, and records this number as used.
     pub fn next_project(&mut self) -> ProjectId {
         self.last_project = self.last_project.saturating_add(1);
         ProjectId(self.last_project)
     }
 
-    /// Takes a number that no environment has had before.
+    /// Returns an environment number that was never used before, and records this number as used.
     pub fn next_environment(&mut self) -> EnvId {
         self.last_environment = self.last_environment.saturating_add(1);
         EnvId(self.last_environment)

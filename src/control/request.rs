@@ -16,20 +16,20 @@ use crate::{
 
 /// A query or a command for the server.
 ///
-/// Implementations live in `handlers/`, beside the view that they return. [`Control::handle`] is the only caller of
-/// [`Request::handle`]: code outside this module's parent cannot create a [`Context`].
+/// Each implementation is in `handlers/`, beside the view that its handler returns. [`Control::handle`] is the only caller of
+/// [`Request::handle`]: code outside of the module `control` cannot create a [`Context`].
 pub trait Request: Send + Sized + 'static {
     /// The answer, as data. `--json` prints this data as JSON.
     type View: Serialize + Send + 'static;
 
-    /// The name in log records.
+    /// The name of the request in log records.
     const NAME: &'static str;
 
     /// Returns the project that the request concerns and the right that the request needs on this project. Without a project, the
     /// right applies to the server as a whole.
     fn needs(&self) -> (Option<&ProjectName>, Access);
 
-    /// Carries out the request for a caller that has the right.
+    /// Carries out the request for a caller that has the needed right.
     fn handle(self, context: &Context<'_>) -> impl Future<Output = Result<Reply<Self::View>, CommandError>> + Send;
 }
 
@@ -114,6 +114,6 @@ impl Stream {
 pub struct LogFollower {
     /// The log lines of all processes of the server.
     pub lines: tokio::sync::broadcast::Receiver<LogLine>,
-    /// Returns true for the lines that the caller requested.
+    /// A function that returns true for the lines that the caller requested.
     pub wanted: Box<dyn Fn(&LogLine) -> bool + Send>,
 }

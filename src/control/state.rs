@@ -34,17 +34,18 @@ struct Shared {
     root: Root,
     pipeline: Pipeline,
     registry: RwLock<Registry>,
-    /// Serialises changes of the registry. It is held from the read to the completed write.
+    /// The lock that serialises changes of the registry. A change holds the lock from the read to the completed write.
     change_lock: tokio::sync::Mutex<()>,
-    /// Serialises the creation and removal of projects and environments, from the registry entry to the last directory.
+    /// The lock that serialises the creation and removal of projects and environments. A request holds the lock from the registry entry to
+    /// the last directory.
     create_destroy_lock: tokio::sync::Mutex<()>,
-    /// Notified after each change of the registry.
+    /// The sender that notifies its receivers after each change of the registry.
     changed: tokio::sync::watch::Sender<()>,
     keys: ServerKeys,
     heads: ManifestHeads,
 }
 
-/// The state behind all requests; cheap to clone.
+/// The state that all requests share. All clones refer to the same state.
 #[derive(Clone)]
 pub struct Control(Arc<Shared>);
 
@@ -78,12 +79,12 @@ impl Control {
         self.0.registry.read().user_of_key(fingerprint)
     }
 
-    /// Returns a receiver that is notified after each change of users, keys and rights.
+    /// Returns a receiver that is notified after each change of the registry, which contains users, keys and rights.
     pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
         self.0.changed.subscribe()
     }
 
-    /// Waits until `caller` no longer has the right `needed`.
+    /// Waits until `caller` no longer has the right `needed` on `project` or, without a project, on the server as a whole.
     pub async fn revoked(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) {
         let mut changes = self.0.changed.subscribe();
         while self.access(caller, project) >= needed {
@@ -156,17 +157,17 @@ impl Control {
         self.0.registry.read()
     }
 
-    /// Takes the lock for creating and destroying projects and environments.
+    /// Acquires the lock for creating and destroying projects and environments.
     pub(super) async fn create_destroy_lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.0.create_destroy_lock.lock().await
     }
 
-    /// Takes the lock for changes of the registry and of the small files beside it.
+    /// Acquires the lock for changes of the registry and of the small files beside it.
     pub(super) async fn change_lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.0.change_lock.lock().await
     }
 
-    /// Changes the registry. The result of `change` is on disk before other requests see it.
+    /// Applies `change` to the registry. The changed registry is on the disk before other requests can read it.
     pub(super) async fn change<T>(
         &self,
         change: impl FnOnce(&mut Registry) -> Result<T, CommandError>,
@@ -214,7 +215,7 @@ impl StartCheck for Control {
         let now = now.ok_or_else(|| format!("{} was removed meanwhile", asked.title()))?;
         match now.branch == request.branch {
             true => Ok(now),
-            false => Err(format!("{} deploys the branch {} now, not {}", now.title(), now.branch, request.branch)),
+            false => Err(format!("{} now deploys the branch {} (expected {})", now.title(), now.branch, request.branch)),
         }
     }
 }

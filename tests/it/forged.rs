@@ -276,9 +276,9 @@ fn old_build_offered_as_the_newest_is_refused(world: &World) {
     said.says(&format!("hint: to deploy the older release, request it by its id: {}", middle.release));
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(names(&world.environment("shop").join("releases/.incoming")), Vec::<String>::new());
-    // A release older than the live one is refused before a deployment begins.
+    // A release older than the live release is refused before a deployment begins.
     world.larder(&["rollback", "shop/production", &new.release.to_string()]).ok();
-    forge.pull().exits(3).says("is older than the live one");
+    forge.pull().exits(3).says("is older than the live release");
     pull(&middle).ok();
     assert_eq!(live_manifest(world, "production", "shop")["build"], 11);
 }

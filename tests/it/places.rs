@@ -223,7 +223,7 @@ fn bucket_store_resumes_and_verifies_pulls(world: &World) {
     world.larder(&["remote", "add", "shop", "shared", "s3://deliverables/ours", "--publish"]).ok();
     world
         .larder(&["remote", "check", "shop", "shared"])
-        .says("it offers 2 deliverables")
+        .says("the remote offers 2 deliverables")
         .says("nothing is pulled from this remote");
 }
 

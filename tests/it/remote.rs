@@ -373,7 +373,11 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     let url = format!("ssh://larder@127.0.0.1:{}/shop/production", staging.ssh_port());
     // A server is not trusted just because it answers.
     let refused = production.larder(&["remote", "add", "shop", "staging", &url]);
-    refused.exits(3).says("its host key is SHA256:").says("rejected this server's key").says("larder remote add shop staging");
+    refused
+        .exits(3)
+        .says("check the host key of the server: SHA256:")
+        .says("rejected this server's key")
+        .says("larder remote add shop staging");
     refused.says(&format!("--host-key \"{}\"", host_key(staging)));
     assert_eq!(production.larder(&["remote", "list", "shop", "--json"]).json(), serde_json::json!([]));
     // Following the hints grants access there; then the signing key is shown, too.
@@ -382,14 +386,14 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     staging.larder(&["user", "grant", "production", "shop", "view"]).ok();
     let signing = staging.larder(&["key", "show", "--json"]).json()["signing"].as_str().unwrap().to_owned();
     let refused = production.larder(&["remote", "add", "shop", "staging", &url]);
-    refused.exits(3).says(&format!("it claims to sign with {signing}")).says(&format!("--trust {signing}"));
+    refused.exits(3).says(&format!("check the signing key of the server: {signing}")).says(&format!("--trust {signing}"));
     let host = host_key(staging);
     let added = production.larder(&["remote", "add", "shop", "staging", &url, "--host-key", &host, "--trust", &signing]);
-    added.exits(0).says("it offers one deliverable");
+    added.exits(0).says("the remote offers one deliverable");
     production.larder(&["remote", "list", "shop"]).says(&signing).says(&url);
     production
         .larder(&["remote", "check", "shop", "staging"])
-        .says("it offers one deliverable")
+        .says("the remote offers one deliverable")
         .says("the server signs with a trusted key");
     production
         .larder(&["remote", "add", "shop", "staging", &url, "--host-key", &host, "--trust", &signing])
@@ -397,7 +401,7 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
         .says("already");
     // The remote survives a restart, and `check` reports what does not work.
     production.restart(&[]);
-    production.larder(&["remote", "check", "shop", "staging"]).says("it offers one deliverable");
+    production.larder(&["remote", "check", "shop", "staging"]).says("the remote offers one deliverable");
     staging.larder(&["user", "remove", "production"]).ok();
     production.larder(&["remote", "check", "shop", "staging"]).says("BAD").says("rejected this server's key");
     // Only administrators may add remotes.
@@ -419,7 +423,7 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     ] {
         production.larder(words).exits(2).says(says);
     }
-    production.larder(&["remote", "remove", "shop", "nowhere"]).exits(4).says("name one of its remotes: staging");
+    production.larder(&["remote", "remove", "shop", "nowhere"]).exits(4).says("name a remote of this environment: staging");
     production.larder(&["remote", "remove", "shop", "staging"]).ok();
     assert_eq!(production.larder(&["remote", "list", "shop", "--json"]).json(), serde_json::json!([]));
     production.end();

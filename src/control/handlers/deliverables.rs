@@ -53,7 +53,7 @@ impl Request for DeliverableList {
     type View = Vec<Offer>;
     const NAME: &'static str = "deliverable list";
 
-    // The same right as for `git fetch`.
+    // This request needs the same right as `git fetch`.
     fn needs(&self) -> (Option<&ProjectName>, Access) {
         (Some(&self.target.project), Access::View)
     }
@@ -69,7 +69,7 @@ impl Request for DeliverableList {
 pub struct DeliverableInfo {
     /// The environment; all environments of the project if the target names none.
     pub target: Target,
-    /// Any name of the release.
+    /// The release: its number, id or tag, or the first digits of its commit.
     pub release: String,
     /// The file.
     pub object: Object,
@@ -95,13 +95,13 @@ impl Request for DeliverableInfo {
 pub struct DeliverableGet {
     /// The environment; all environments of the project if the target names none.
     pub target: Target,
-    /// Any name of the release.
+    /// The release: its number, id or tag, or the first digits of its commit.
     pub release: String,
     /// The file.
     pub object: Object,
     /// The byte ranges to send, in this order; the part of a range beyond the end of the file is ignored.
     pub parts: Vec<Range<u64>>,
-    /// For a pack: the commits that the caller has already.
+    /// The commits that a pack leaves out, because the caller has them already.
     pub haves: Vec<CommitId>,
 }
 
@@ -138,7 +138,7 @@ fn send_pack(control: &Control, offered: Offered, parts: &[Range<u64>], haves: V
     let skipped = match parts {
         [] => 0,
         [Range { start, end: u64::MAX }] => *start,
-        _ => return Err(usage("a pack cannot be sent in parts, only from an --offset to its end")),
+        _ => return Err(usage("cannot send parts of a pack: a pack is sent from an --offset to its end")),
     };
     let send = move |output: OwnedFd| -> BoxFuture<'static, _> {
         Box::pin(async move {
@@ -159,14 +159,14 @@ fn send_pack(control: &Control, offered: Offered, parts: &[Range<u64>], haves: V
     Ok(Reply::Stream(Stream::Bytes(Box::new(send))))
 }
 
-/// An offer with the environment and the directories that it comes from.
+/// An offer, with the environment and the directories that contain the release.
 struct Offered {
     environment: Environment,
     paths: EnvironmentPaths,
     offer: Offer,
 }
 
-/// Returns all offers, newest first.
+/// Returns the offers of the environments that `target` names, newest first.
 async fn offered(control: &Control, target: &Target) -> Result<Vec<Offered>, CommandError> {
     let project = control.registry().project(&target.project).cloned();
     let project = project.ok_or_else(|| no_project(&target.project, &[]))?;
@@ -257,7 +257,7 @@ fn was_here(control: &Control, target: &Target, text: &str) -> bool {
     })
 }
 
-/// Returns the path of a file of a release. Makes the delta if it does not exist yet.
+/// Returns the path of a file of a release. Makes a requested delta that does not exist yet.
 async fn file_of(control: &Control, target: &Target, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
     let release = offered.offer.release;
     match object {
@@ -273,7 +273,8 @@ async fn file_of(control: &Control, target: &Target, offered: &Offered, object: 
     }
 }
 
-/// Returns the path of the delta from another release of the same environment. The first request makes the delta.
+/// Returns the path of the delta from the release `from`, of the same environment, to the offered release. The first request for a delta
+/// makes the file.
 async fn delta(control: &Control, target: &Target, offered: &Offered, from: ReleaseId) -> Result<PathBuf, CommandError> {
     let title = offered.offer.title();
     let all = self::offered(control, target).await?;
@@ -299,10 +300,12 @@ async fn delta(control: &Control, target: &Target, offered: &Offered, from: Rele
     })
 }
 
-/// The time for which a written health record is reused. A client first requests its digest and then its bytes, which must agree.
+/// The time for which a written health record is reused. A client first requests the digest of the record and then the record itself, which
+/// must match the digest.
 const RECORD_FRESH: Duration = Duration::from_secs(10);
 
-/// Returns the path of the health record of a release: this server's own record, or else the record that came with the release.
+/// Returns the path of the health record of a release: this server's own record or, if this server has no record, the record that was
+/// transferred with the release.
 fn record(
     control: &Control,
     environment: &Environment,
@@ -326,8 +329,8 @@ fn unsent(path: &Path, error: &io::Error) -> CommandError {
     CommandError::new(ErrorKind::Internal, format!("cannot send {}: {error}", path.display())).hint("repeat the request")
 }
 
-/// Returns the write end of a pipe, and a future that copies the bytes in this pipe to `output`, except the first `bytes` bytes. A write
-/// fails with a broken pipe after `output` was closed.
+/// Returns the write end of a pipe, and a future that copies the bytes in this pipe to `output`, except the first `bytes` bytes. A write to
+/// the pipe fails with a broken pipe after `output` was closed.
 fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Output = io::Result<()>>)> {
     let (reader, writer) = io::pipe()?;
     let mut from = tokio::net::unix::pipe::Receiver::from_owned_fd(reader.into())?;
@@ -348,7 +351,8 @@ fn skipping(bytes: u64, output: OwnedFd) -> io::Result<(OwnedFd, impl Future<Out
     Ok((writer.into(), passing))
 }
 
-/// Writes parts of a file to `output`. A slow reader blocks no thread. Fails if the reader reads nothing for [`TRANSFER_IDLE_TIMEOUT`].
+/// Writes parts of a file to `output`. A slow reader blocks no thread. Returns an error if the reader reads nothing for
+/// [`TRANSFER_IDLE_TIMEOUT`].
 async fn copy(mut file: File, parts: &[Range<u64>], output: OwnedFd) -> io::Result<()> {
     let mut output = Outlet::within(output, TRANSFER_IDLE_TIMEOUT)?;
     for part in parts {

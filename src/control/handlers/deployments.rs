@@ -1,4 +1,4 @@
-//! Requests that start, follow and stop deployments without a push, rollbacks, and plans.
+//! Requests for deployments without a push, for rollbacks and for plans.
 
 use serde::Serialize;
 
@@ -35,7 +35,7 @@ pub enum DeployAction {
     },
     /// Deploys the commit of the last deployment again, if that deployment failed.
     Retry,
-    /// Follows the deployment in flight, or shows the last one.
+    /// Follows the deployment in flight, or shows the last deployment if no deployment is in flight.
     Follow,
     /// Stops the deployment in flight and reverts its changes.
     Cancel,
@@ -136,7 +136,7 @@ fn follow(control: &Control, environment: &Environment) -> Result<Reply<DeployVi
 
 fn cancel(Context { control, caller }: &Context<'_>, environment: &Environment) -> Result<Reply<DeployView>, CommandError> {
     let (running, waiting) = control.pipeline().under_way(environment.id);
-    // The queued deployment is cancelled only if the running one is being cancelled already.
+    // The queued deployment is cancelled only if the running deployment is being cancelled already.
     let stoppable = running.clone().filter(|ticket| !ticket.cancel.is_cancelled());
     let ticket = stoppable.or(waiting).or(running);
     let ticket = ticket.ok_or_else(|| not_found(format!("nothing is being deployed to {}", environment.title())))?;
@@ -152,9 +152,8 @@ async fn unfreeze(
     let cleared = control.pipeline().thaw(environment, &caller.name()).await;
     let cleared = cleared.map_err(|error| match error {
         ThawError::NotNow(why) => of_pipeline(&why),
-        ThawError::Record(why) => {
-            CommandError::internal(&why).hint("repair the record, or move its directory away; then run this command again")
-        }
+        ThawError::Record(why) => CommandError::internal(&why)
+            .hint("repair the record of the deployment, or move its directory away; then run this command again"),
         ThawError::Slots(_) | ThawError::Still(_) => refused(format!("{} stays frozen: {error}", environment.title())),
     })?;
     match cleared {
@@ -190,7 +189,7 @@ impl Request for Rollback {
     }
 }
 
-/// Returns the id of the release that has the tag `name` now. Returns any other name unchanged.
+/// Returns the id of the release that has the tag `name` now. Returns `name` itself if no release has this tag.
 pub(super) async fn id_of_tag(control: &Control, environment: &Environment, name: Option<String>) -> Option<String> {
     let name = name?;
     let known = control.pipeline().releases(environment).await.unwrap_or_default();
@@ -220,7 +219,7 @@ pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: Com
     pipeline::DeployRequest { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, dry_run: Vec::new() }
 }
 
-/// Returns the phases of a dry run: the phases `asked` and the phases that they depend on. Empty if `asked` is empty.
+/// Returns the phases of a dry run: the phases `asked` and the phases that they depend on. Returns an empty list if `asked` is empty.
 fn dry_run_phases(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
     if let Some(late) = asked.iter().find(|phase| **phase >= Phase::Deploy) {
         return Err(usage(format!("cannot run {late} in a dry run: this phase changes the live release"))
@@ -235,7 +234,7 @@ fn dry_run_phases(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
     Ok(if asked.is_empty() { asked } else { Phase::ALL.into_iter().filter(wanted).collect() })
 }
 
-/// Submits a deployment and follows it.
+/// Submits a deployment. Returns a stream of the deployment's output.
 pub(super) fn submit<V>(control: &Control, request: pipeline::DeployRequest) -> Result<Reply<V>, CommandError> {
     let ticket = control.pipeline().submit(request).map_err(|error| of_pipeline(&error))?;
     Ok(Reply::Stream(Stream::deployment(ticket)))
@@ -276,9 +275,9 @@ async fn resolve(control: &Control, environment: &Environment, reference: Option
 pub struct PlanShow {
     /// The environment.
     pub target: Target,
-    /// A branch, a tag or a commit. The request fails if it does not exist; the plan does not depend on it.
+    /// A branch, a tag or a commit. The request fails if this reference does not exist. The plan does not depend on the reference.
     pub reference: Option<String>,
-    /// Restricts the plan to these phases; empty for all.
+    /// The phases to show; empty for all phases.
     pub only: Vec<Phase>,
 }
 
@@ -304,7 +303,7 @@ impl Request for PlanShow {
         }
         let plan = control.pipeline().plan(&environment, &self.only);
         if plan.names().is_empty() {
-            return Err(usage(format!("no step of {} is in these phases", environment.title())));
+            return Err(usage(format!("cannot show the plan: no step of {} is in these phases", environment.title())));
         }
         Ok(PlanView { plan: plan.to_string().lines().map(str::to_owned).collect() }.into())
     }

@@ -1,4 +1,4 @@
-//! `doctor`: checks of this machine's set-up.
+//! The request `doctor`, which checks this machine's set-up.
 
 use serde::Serialize;
 
@@ -98,7 +98,7 @@ fn program(name: &str) -> DoctorCheck {
         Some(path) => DoctorCheck::new(Grade::Good, name, path),
         None => {
             let grade = if matches!(name, "git" | "bash") { Grade::Bad } else { Grade::Warning };
-            DoctorCheck::new(grade, name, "not installed; projects that need it cannot be built")
+            DoctorCheck::new(grade, name, format!("not installed; projects that need {name} cannot be built"))
         }
     }
 }

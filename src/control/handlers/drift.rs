@@ -41,12 +41,12 @@ pub enum DriftAction {
     Patches,
     /// Shows a patch.
     ShowPatch {
-        /// The id of the patch, or its beginning.
+        /// The id of the patch, or the first characters of the id.
         patch: String,
     },
     /// Deletes a patch.
     DropPatch {
-        /// The id of the patch, or its beginning.
+        /// The id of the patch, or the first characters of the id.
         patch: String,
     },
 }
@@ -80,7 +80,7 @@ pub struct DriftReport {
     /// The changes in the slot.
     #[serde(flatten)]
     pub drift: drift::Drift,
-    /// The difference between the installed tree and its manifest; absent if they were not compared.
+    /// The difference between the installed tree and its manifest; absent if the request did not compare them.
     pub tree: Option<TreeReport>,
     /// The id of the patch that was saved by this request.
     pub patch: Option<String>,
@@ -111,9 +111,9 @@ pub struct PatchRow {
     pub id: String,
     /// The release that was changed.
     pub release: ReleaseId,
-    /// The number of that release, if there is still a record of it.
+    /// The number of the changed release; absent if there is no longer a record of this release.
     pub number: Option<ReleaseNumber>,
-    /// The commit of that release.
+    /// The commit of the changed release.
     pub commit: CommitId,
     /// The time at which the patch was saved.
     pub created: Timestamp,

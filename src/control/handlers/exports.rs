@@ -55,7 +55,7 @@ impl Request for ReleaseExport {
         let known = releases::named(&all, &self.release, &environment)?;
         let paths = control.root().environment(&environment.project, &environment.name);
         if !paths.archive(known.release).is_file() && paths.delta(known.release).is_file() {
-            // A release that came as a delta has no archive yet.
+            // A release that was transferred as a delta has no archive yet.
             let context = release_context(control, &environment, &paths);
             release::rebuild(&context, known.release).await.map_err(|error| of_release(&error))?;
         }
@@ -69,7 +69,8 @@ impl Request for ReleaseExport {
             };
             let manifest = files::open_regular(&paths.manifest(release)).map_err(gone)?;
             let archive = files::open_regular(&paths.archive(release)).map_err(gone)?;
-            // This server's own health record, or else the record that came with the release.
+            // This server's own health record is exported. If this server has no record, the record that was transferred with the release
+            // is exported.
             let record = match pipeline.health(&environment, release) {
                 Some(record) => Some(serde_json::to_vec(&record).map_err(|error| CommandError::internal(&error))?),
                 None => files::read_limited(&paths.health(release), MAX_RECORD).ok(),
@@ -103,10 +104,10 @@ async fn write(manifest: File, record: Option<Vec<u8>>, archive: File, out: Owne
     out.write(&[after_part(size), after_all()].concat()).await
 }
 
-/// Accepts a release from a file that [`ReleaseExport`] wrote. Nothing is deployed.
+/// Accepts a release from a file that [`ReleaseExport`] wrote. The release is not deployed.
 #[derive(Debug)]
 pub struct ReleaseImport {
-    /// The environment that gets the release.
+    /// The environment that receives the release.
     pub target: Target,
 }
 

@@ -184,7 +184,9 @@ fn trust(registry: &mut Registry, project: ProjectName, key: PublicKey, name: Re
         );
     }
     if known.count() >= MAX_TRUSTED {
-        return Err(refused(format!("{project} trusts {MAX_TRUSTED} keys already")).hint("remove one with `larder key untrust`"));
+        return Err(
+            refused(format!("{project} trusts {MAX_TRUSTED} keys already")).hint("remove a key with `larder key untrust`")
+        );
     }
     registry.trusted.push(TrustedKey { project, key, name });
     Ok(())

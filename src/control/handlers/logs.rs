@@ -19,9 +19,9 @@ pub struct LogsRead {
     pub target: Target,
     /// A process such as `web.1` or a process type such as `web`; all processes if absent.
     pub process: Option<String>,
-    /// The number of existing lines to return.
+    /// The maximum number of existing lines to return.
     pub lines: usize,
-    /// True to continue with new lines.
+    /// True to return new lines, too, as processes write them.
     pub follow: bool,
 }
 
@@ -36,7 +36,7 @@ impl Request for LogsRead {
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<String>>, CommandError> {
         let LogsRead { target, process, lines: count, follow } = self;
         let environment = control.environment(&target)?;
-        // The subscription begins before the files are read, so that no line is lost between the two.
+        // The subscription begins before the files are read, so that a line that is written meanwhile is not lost.
         let to_come = follow.then(|| control.pipeline().services().runtime.logs().subscribe());
         let directory = control.root().environment(&environment.project, &environment.name).log();
         let wanted =
@@ -73,7 +73,7 @@ fn merged(logs: Vec<Vec<String>>) -> Vec<String> {
     lines
 }
 
-/// Returns the time at the beginning of a line. Times sort as text.
+/// Returns the time at the beginning of a line. Times in this format can be compared as text.
 fn time(line: Option<&String>) -> &str {
     line.and_then(|line| line.split(' ').next()).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! The requests that the server carries out. Each has its fields, the right that it needs, its handler and the view that it returns.
+//! The requests that the server carries out. Each request has fields, a needed right, a handler and a view.
 
 mod deliverables;
 mod deployments;

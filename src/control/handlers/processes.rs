@@ -36,7 +36,7 @@ pub struct ProcessRow {
     pub slot: Slot,
     /// The release that the process runs.
     pub release: ReleaseId,
-    /// The number of that release.
+    /// The number of the release that the process runs.
     pub number: Option<ReleaseNumber>,
     /// The port that the process should listen on.
     pub port: Option<u16>,
@@ -109,13 +109,13 @@ impl Request for Scale {
         let Scale { target, scale } = self;
         let environment = control.environment(&target)?;
         if let Some((process, count)) = scale.iter().find(|(_, count)| *count > MAX_SCALE) {
-            return Err(usage(format!("cannot run {count} processes {process}: at most {MAX_SCALE} of one type are allowed")));
+            return Err(usage(format!("cannot run {count} processes of type {process}: at most {MAX_SCALE} are allowed")));
         }
         if let Some(live) = control.pipeline().live(environment.id) {
             let known = process_types(control, &environment, live.release)?;
             if let Some((process, _)) = scale.iter().find(|(process, _)| !known.contains(process)) {
                 return Err(not_found(format!("the live release has no process {process}"))
-                    .hint(format!("name one of its processes: {}", known.join(", "))));
+                    .hint(format!("name a process of the live release: {}", known.join(", "))));
             }
         }
         let set = |known: &mut Environment| {

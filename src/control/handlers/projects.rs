@@ -36,14 +36,14 @@ pub struct ProjectCreate {
 /// An environment that was created.
 #[derive(Debug, Serialize)]
 pub struct ProjectCreated {
-    /// The project; its last environment is the new one.
+    /// The project, whose last environment is the new environment.
     pub project: Project,
     /// The port of the SSH server.
     pub ssh_port: u16,
     /// The address of the new environment.
     pub url: String,
-    /// The commit of the branch if the branch had been pushed before. The branch was deleted, because a deploy branch names the live
-    /// commit.
+    /// The commit that the branch named if the branch had been pushed before. Such a branch is deleted, because a deploy branch names the
+    /// live commit.
     pub unset: Option<CommitId>,
 }
 
@@ -94,7 +94,7 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
                 "{} exists already and does not belong to a project of this server",
                 directory.display()
             ))
-            .hint("move it away, or delete it, and try again"));
+            .hint("move the directory away, or delete it, and try again"));
         }
         let environment = Environment {
             id,
@@ -118,8 +118,8 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
     control.change(enter).await
 }
 
-/// Reverts the creation of an environment that could not be prepared, in the registry and in the keeper. Otherwise the keeper would refuse
-/// to create an environment with the same name, because its number differs. Returns the error to show.
+/// Reverts the creation of an environment that could not be prepared, in the registry and in the keeper. Without this revert, the keeper
+/// would refuse to create an environment with the same name, because the new environment has another number. Returns the error to show.
 async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
     let Some(environment) = project.environments.last() else { return error };
     let only = project.environments.len() == 1;
@@ -149,9 +149,9 @@ async fn take_back(control: &Control, project: &Project, error: CommandError) ->
     };
     match control.change(remove).await {
         Ok(()) => error,
-        Err(also) => {
-            error.hint(format!("the incomplete environment stays in the list, because the registry cannot be written: {also}"))
-        }
+        Err(also) => error.hint(format!(
+            "restart the server, which then prepares the environment again, because the registry still contains it: {also}"
+        )),
     }
 }
 
@@ -159,9 +159,9 @@ fn ensure_available(spec: &ProjectCreate) -> Result<(), CommandError> {
     match (spec.mode, spec.strategy) {
         (Mode::Cooking | Mode::Final, Strategy::BlueGreen) => Ok(()),
         (Mode::Cooking | Mode::Final, Strategy::InPlace) => {
-            Err(usage("the strategy in-place is not available in this version; use blue-green"))
+            Err(usage("the strategy in-place is not available in this version (expected blue-green)"))
         }
-        (mode, _) => Err(usage(format!("the mode {mode} is not available in this version; use cooking or final"))),
+        (mode, _) => Err(usage(format!("the mode {mode} is not available in this version (expected cooking or final)"))),
     }
 }
 
@@ -169,7 +169,7 @@ fn ensure_no_clash(project: &Project, spec: &ProjectCreate) -> Result<(), Comman
     for environment in &project.environments {
         if environment.name == spec.environment {
             return Err(refused(format!("{} exists already", environment.title())).hint(
-                "create a further environment with `--env NAME`, or show the existing one with `larder project info NAME`",
+                "create a further environment with `--env NAME`, or show the existing one with `larder project info PROJECT`",
             ));
         }
         if environment.branch == spec.branch {
@@ -213,8 +213,8 @@ fn ensure_host_is_valid(new: &Environment, domain: &str) -> Result<(), CommandEr
     Err(refused(why).hint("choose a shorter name for the environment or the project"))
 }
 
-/// Creates the directories, the repository, the queue and the route of the project's last environment. May run twice. Returns the commit of
-/// the branch if the branch had been pushed before.
+/// Creates the directories, the repository, the queue and the route of the project's last environment. This function may safely run twice.
+/// Returns the commit of the branch if the branch had been pushed before.
 async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId>, CommandError> {
     let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
     let services = control.pipeline().services();
@@ -232,7 +232,8 @@ async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId
 }
 
 /// Deletes the branch of a new environment if the branch had been pushed before. A deploy branch names the live commit, and nothing is live
-/// yet. Also, git sends nothing for a branch that the server has already, so the user could not deploy the branch. The objects stay.
+/// yet. Also, git sends nothing for a branch that the server has already, so the user could not deploy the branch. The objects of the
+/// commit stay in the repository.
 async fn delete_stored_branch(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
     let repositories = &control.pipeline().services().repositories;
     let commit = match repositories.resolve(environment.project_id, CommitSpec::Branch(environment.branch.clone())).await {
@@ -249,7 +250,7 @@ async fn delete_stored_branch(control: &Control, environment: &Environment) -> R
     };
     match repositories.move_ref(environment.project_id, change).await {
         Ok(()) => Ok(Some(commit)),
-        // A push has moved the branch meanwhile. This push is deployed like any other.
+        // A push has moved the branch meanwhile. This push is deployed like any other push.
         Err(GitError::Failure(GitFailure::Moved { .. })) => Ok(None),
         Err(error) => Err(error),
     }
@@ -331,7 +332,7 @@ fn urls(control: &Control, project: &Project) -> Vec<Vec<String>> {
 pub struct ProjectDestroy {
     /// The project.
     pub project: ProjectName,
-    /// The name of the project once more, typed by the caller.
+    /// The project's name, typed again by the caller as a confirmation.
     pub confirm: Option<String>,
 }
 

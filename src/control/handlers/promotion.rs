@@ -24,9 +24,9 @@ pub struct Pull {
     pub target: Target,
     /// The release; the newest if absent.
     pub release: Option<String>,
-    /// Restricts the search to this remote.
+    /// The only remote to search; all sources are searched if absent.
     pub from: Option<RemoteName>,
-    /// The reason to ignore the promotion policy, for the records.
+    /// The reason to override the promotion policy, which is recorded; the policy applies if absent.
     pub overriding: Option<String>,
 }
 
@@ -62,7 +62,7 @@ impl Request for Pull {
             }
             // A remote that withholds newer releases must not cause a rollback through "the newest release".
             if release.is_none() && found.release < live.release {
-                return Err(refused(format!("the newest release on offer, {}, is older than the live one", found.title()))
+                return Err(refused(format!("the newest release on offer, {}, is older than the live release", found.title()))
                     .hint("give the name of the release to pull it anyway, or use `larder rollback`"));
             }
         }
@@ -82,7 +82,7 @@ pub struct Promote {
     pub release: Option<String>,
     /// A remote of the environment, or another environment of the project on this server.
     pub to: String,
-    /// The reason to ignore the promotion policy, for the records.
+    /// The reason to override the promotion policy, which is recorded; the policy applies if absent.
     pub overriding: Option<String>,
 }
 
@@ -145,7 +145,7 @@ impl Request for Promote {
     }
 }
 
-/// Returns the environment `to` of the same project. It must be another environment, in mode final.
+/// Returns the environment `to` of the same project. Returns an error if `to` is `environment` itself, or if the mode of `to` is not final.
 fn sibling(control: &Control, environment: &Environment, to: &str) -> Result<Environment, CommandError> {
     let unknown = || {
         not_found(format!("{} has neither a remote nor another environment named {to}", environment.title()))
@@ -206,7 +206,7 @@ fn environment_of_mode(control: &Control, target: &Target, mode: Mode) -> Result
         several => {
             let names: Vec<_> = several.iter().map(Environment::title).collect();
             Err(usage(format!("the project {} has several environments of mode {mode}", target.project))
-                .hint(format!("name one of them: {}", names.join(", "))))
+                .hint(format!("name one of these environments: {}", names.join(", "))))
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     release::{self, Change, ReleaseError, store},
 };
 
-/// The maximum number of commits between two releases that are listed.
+/// The maximum number of added commits, and of removed commits, in the comparison of two releases.
 const MAX_COMMITS: usize = 50;
 
 /// Lists the releases of an environment.
@@ -51,7 +51,7 @@ pub(super) fn named(all: &[KnownRelease], text: &str, environment: &Environment)
     match pipeline::find(all, text, environment) {
         Ok(found) => Ok(found.clone()),
         Err(error @ ReleaseNameError::Ambiguous { .. }) => {
-            Err(usage(error.to_string()).hint("give its number, or more digits of its id"))
+            Err(usage(error.to_string()).hint("give the number of the release, or more digits of its id"))
         }
         Err(error @ ReleaseNameError::Unknown { .. }) => {
             let names: Vec<String> = all.iter().flat_map(|known| known.tags.iter().cloned().chain([known.name()])).collect();
@@ -59,7 +59,7 @@ pub(super) fn named(all: &[KnownRelease], text: &str, environment: &Environment)
             Err(match similar(text, names.iter().map(String::as_str)) {
                 Some(other) => error.hint(format!("did you mean {other}?")),
                 None => error.hint(format!(
-                    "list the releases with `larder releases {}`; name one by number, tag, id or commit",
+                    "list the releases with `larder releases {}`; name a release by number, tag, id or commit",
                     environment.title()
                 )),
             })
@@ -234,9 +234,9 @@ pub struct ReleaseDiffView {
 /// The commits between two releases.
 #[derive(Debug, Clone, Serialize)]
 pub struct CommitsBetween {
-    /// Commits of the second release that the first does not have, newest first.
+    /// The commits of the second release that the first release does not have, newest first.
     pub added: Vec<Commit>,
-    /// Commits of the first release that the second does not have, newest first.
+    /// The commits of the first release that the second release does not have, newest first.
     pub removed: Vec<Commit>,
     /// True if there are more commits than are listed.
     pub more: bool,
@@ -299,7 +299,7 @@ async fn commits(control: &Control, environment: &Environment, from: &KnownRelea
     })
 }
 
-/// Keeps a release from being pruned, or stops keeping it.
+/// Pins a release, so that it is not pruned, or unpins a release.
 #[derive(Debug)]
 pub struct ReleasePin {
     /// The environment.

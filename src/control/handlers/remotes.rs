@@ -45,7 +45,7 @@ impl Request for RemoteList {
 pub struct RemoteAdd {
     /// The environment.
     pub target: Target,
-    /// The remote. Its address and host key may be written in any accepted form.
+    /// The remote, whose address and host key may be written in any accepted form.
     pub remote: Remote,
 }
 
@@ -56,7 +56,8 @@ pub struct RemoteAdded {
     pub environment: String,
     /// The name of the remote.
     pub remote: RemoteName,
-    /// The number of deliverables that the remote offers. Absent if nothing is pulled from the remote or if they cannot be listed.
+    /// The number of deliverables that the remote offers; absent if nothing is pulled from the remote, or if the deliverables cannot be
+    /// listed.
     pub offers: Option<usize>,
     /// The reason why the deliverables cannot be listed.
     pub problem: Option<RemoteProblem>,
@@ -67,7 +68,7 @@ pub struct RemoteAdded {
 pub struct RemoteProblem {
     /// The error with its causes.
     pub message: String,
-    /// Advice, one line each.
+    /// Instructions, one line each.
     pub hints: Vec<String>,
 }
 
@@ -86,7 +87,7 @@ impl Request for RemoteAdd {
         let address: Address = remote.url.parse().map_err(|error| usage(format!("{error}")))?;
         if environment.remotes.iter().any(|known| known.name == remote.name) {
             return Err(refused(format!("{} has a remote {} already", environment.title(), remote.name))
-                .hint(format!("remove it first with `larder remote remove {target} {}`", remote.name)));
+                .hint(format!("remove the existing remote first with `larder remote remove {target} {}`", remote.name)));
         }
         remote.url = address.to_string();
         remote.host_key = remote.host_key.as_deref().map(ssh::host_key).transpose().map_err(|error| {
@@ -132,7 +133,7 @@ impl Request for RemoteAdd {
 }
 
 /// Returns the error of a request for a remote, with its hints. An invalid address in the registry is no mistake in the command line, so
-/// its error is a refusal.
+/// the kind of this error is `Refused`.
 pub(super) fn of_remote(error: &RemoteError) -> CommandError {
     let kind = match error {
         RemoteError::NotFound { .. } => ErrorKind::NotFound,
@@ -153,7 +154,8 @@ async fn try_listing(place: &DeliverableStore) -> Result<usize, RemoteProblem> {
     listed.map(|offers| offers.len()).map_err(|error| RemoteProblem { message: chain(&error), hints: error.hints() })
 }
 
-/// Connects to a server that is not trusted yet. Returns an error that names its keys and the command that trusts them. Nothing is stored.
+/// Connects to a server that is not trusted yet. Returns an error whose hints name the server's keys and the command that trusts these
+/// keys. Nothing is stored.
 async fn introduce(control: &Control, target: &Target, environment: &Environment, remote: &Remote) -> CommandError {
     let mut seen = remote.clone();
     if seen.host_key.is_none() {
@@ -171,7 +173,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
     let line = seen.host_key.clone().unwrap_or_default();
     let mut error = refused(format!("{} is not trusted yet; nothing was changed", remote.url));
     if remote.host_key.is_none() {
-        error = error.hint(format!("its host key is {}", ssh::fingerprint(&line)));
+        error = error.hint(format!("check the host key of the server: {}", ssh::fingerprint(&line)));
     }
     let offered = match open(control, environment, &seen) {
         Ok(place) => signing_key(&place).await,
@@ -180,12 +182,12 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
     let key = match (remote.trust.first(), offered) {
         (Some(given), _) => given.to_string(),
         (None, Ok(Some(key))) => {
-            error = error.hint(format!("it claims to sign with {key}"));
+            error = error.hint(format!("check the signing key of the server: {key}"));
             key.to_string()
         }
         (None, Ok(None)) => String::from("KEY"),
         (None, Err(why)) => {
-            error = error.hint(chain(&why));
+            error = error.hint(format!("solve this problem first: {}", chain(&why)));
             for hint in why.hints() {
                 error = error.hint(hint);
             }
@@ -205,7 +207,7 @@ async fn signing_key(place: &DeliverableStore) -> Result<Option<PublicKey>, Remo
     place.leave().await;
     match answer {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().and_then(|value| first_key(&value))),
-        // An older version of larder does not have the command.
+        // An older version of larder does not have the command `key show`.
         Err(RemoteError::Refused { code: 2, .. }) => Ok(None),
         Err(error) => Err(error),
     }
@@ -220,7 +222,7 @@ fn first_key(value: &serde_json::Value) -> Option<PublicKey> {
     }
 }
 
-/// Removes a remote from an environment. Releases that were pulled from it stay.
+/// Removes a remote from an environment. Releases that were pulled from the remote stay.
 #[derive(Debug)]
 pub struct RemoteRemove {
     /// The environment.
@@ -263,7 +265,7 @@ fn named<'a>(environment: &'a Environment, name: &RemoteName) -> Result<&'a Remo
     let known = || environment.remotes.iter().map(|remote| remote.name.to_string()).collect::<Vec<_>>().join(", ");
     environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(|| {
         let error = not_found(format!("{} has no remote {name}", environment.title()));
-        if environment.remotes.is_empty() { error } else { error.hint(format!("name one of its remotes: {}", known())) }
+        if environment.remotes.is_empty() { error } else { error.hint(format!("name a remote of this environment: {}", known())) }
     })
 }
 
@@ -298,7 +300,7 @@ impl Request for RemoteCheck {
                 let newest = offers
                     .first()
                     .map(|newest| format!(", the newest is {} of {}", sanitise_line(&newest.title()), newest.environment));
-                let finding = format!("it offers {}{}", count(offers.len()), newest.unwrap_or_default());
+                let finding = format!("the remote offers {}{}", count(offers.len()), newest.unwrap_or_default());
                 checks.push(DoctorCheck::new(Grade::Good, "deliverables", finding));
             }
             Err(error) => {

@@ -1,4 +1,4 @@
-//! `status`: the state of the server and of the environments that the caller may see.
+//! The request `status`, which shows the state of the server and of the environments that the caller may see.
 
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ pub struct Status;
 pub struct StatusReport {
     /// The version of larder.
     pub version: &'static str,
-    /// `system` or `rootless`.
+    /// The privileges of the keeper: `system` if the keeper is root, otherwise `rootless`.
     pub mode: String,
     /// Sentences about the isolation of projects on this machine.
     pub protection: Vec<String>,
@@ -48,7 +48,7 @@ pub struct EnvironmentStatus {
     pub branch: String,
     /// The live release.
     pub live: Option<Live>,
-    /// `live`, `empty`, `deploying` or `frozen`.
+    /// The state: `live`, `empty`, `deploying` or `frozen`.
     pub state: &'static str,
     /// An explanation of the state, as text.
     pub note: Option<String>,

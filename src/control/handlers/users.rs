@@ -152,7 +152,7 @@ pub struct UserGrant {
     pub name: UserName,
     /// The project.
     pub project: ProjectName,
-    /// The right; [`Access::None`] takes the right away.
+    /// The new right; [`Access::None`] removes the user's right.
     pub access: Access,
 }
 
@@ -198,7 +198,7 @@ impl Request for UserGrant {
     }
 }
 
-/// Returns an error if a user has the key. A key belongs to one user, because records name the user of a key.
+/// Returns an error if a user has the key. A key belongs to at most one user, because the key alone identifies the user.
 pub(super) fn ensure_key_is_free(registry: &Registry, key: &Key) -> Result<(), CommandError> {
     match registry.user_of_key(&key.fingerprint) {
         Some(owner) => Err(refused(format!("the key {} already belongs to {owner}", key.fingerprint))),

@@ -1,4 +1,4 @@
-//! `larder remote`.
+//! The command `larder remote`, which manages the remotes of an environment.
 
 use clap::Subcommand;
 
@@ -70,13 +70,13 @@ impl Command for RemoteAddArgs {
     fn show(view: &RemoteAdded) -> Shown {
         let mut text = format!("{} has the remote {} now", view.environment, view.remote);
         match view.offers {
-            Some(0) => text.push_str("\nit offers no deliverable yet"),
-            Some(1) => text.push_str("\nit offers one deliverable"),
-            Some(offers) => text.push_str(&format!("\nit offers {offers} deliverables")),
+            Some(0) => text.push_str("\nthe remote offers no deliverable yet"),
+            Some(1) => text.push_str("\nthe remote offers one deliverable"),
+            Some(offers) => text.push_str(&format!("\nthe remote offers {offers} deliverables")),
             None => {}
         }
         if let Some(problem) = &view.problem {
-            text.push_str(&format!("\nbut the remote cannot be used yet: {}", problem.message));
+            text.push_str(&format!("\nthe remote cannot be used yet: {}", problem.message));
             for hint in &problem.hints {
                 text.push_str(&format!("\nhint: {hint}"));
             }
