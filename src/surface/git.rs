@@ -1,6 +1,6 @@
-//! Serves the two services of git, and answers git's hooks.
+//! The server's side of git: serves the two services of git, and answers git's hooks.
 //!
-//! This module handles a push in two ways. [`Pushes::serve`] connects the client with receive-pack. [`Pushes::answer_hooks`] answers
+//! This module handles a push in two functions. [`Pushes::serve`] connects the client with receive-pack. [`Pushes::answer_hooks`] answers
 //! the requests of receive-pack's hooks: it starts deployments and returns the verdict on each ref.
 
 use std::{
@@ -48,7 +48,7 @@ pub struct PushInFlight {
     early: Arc<Mutex<Early>>,
 }
 
-/// The findings of pre-receive. proc-receive reports them, because only this hook can give a reason for each ref.
+/// The findings of pre-receive. The hook proc-receive reports these findings, because only proc-receive can give a reason for each ref.
 #[derive(Debug, Default)]
 struct Early {
     /// The objections, by ref.
@@ -130,7 +130,7 @@ impl Pushes {
                 tracing::warn!(caller = %who, project = %name, "git was killed: the caller has lost the right to the project");
                 let what = if pushing { "push to" } else { "read" };
                 return Err(CommandError::new(ErrorKind::Refused, format!("your right to {what} {name} was taken away"))
-                    .hint("ask an administrator for the right; a deployment that had begun continues"));
+                    .hint("ask an administrator for the right; a deployment that has begun continues"));
             }
         };
         let refused_by_git = asked.load(Ordering::Relaxed) && !decided.load(Ordering::Relaxed);
@@ -163,7 +163,7 @@ impl Pushes {
         })
     }
 
-    /// Answers hooks until the listener ends.
+    /// Answers hooks until the listener is closed.
     pub async fn answer_hooks(self, mut listener: Listener<PushInFlight>) {
         while let Some(session) = listener.accept().await {
             let pushes = self.clone();
@@ -207,7 +207,7 @@ impl Pushes {
             }
         }
         let mut early = session.ticket.early.lock();
-        // Only proc-receive can see whether the push is atomic. It then refuses the other refs of an atomic push.
+        // Only the request of proc-receive states if the push is atomic. For an atomic push, proc-receive then refuses the other refs, too.
         early.discarded = accepted == 0;
         early.objections = objections;
         early.discarded

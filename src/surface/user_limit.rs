@@ -6,14 +6,14 @@ use parking_lot::Mutex;
 
 use crate::model::UserName;
 
-/// A number of permits for each user.
+/// A limit that gives each user the same number of permits.
 #[derive(Debug)]
 pub struct UserLimit {
     per_user: usize,
     taken: Mutex<HashMap<UserName, usize>>,
 }
 
-/// A permit of a user, returned when dropped.
+/// A permit of a user, which is returned to the limit when this value is dropped.
 #[derive(Debug)]
 pub struct UserPermit {
     limit: Arc<UserLimit>,

@@ -146,7 +146,7 @@ fn excess_local_commands_are_refused(world: &World) {
             }
         }
         let more = world.larder(&["whoami"]);
-        more.status == 3 && more.stderr.contains("carries out 64 commands")
+        more.status == 3 && more.stderr.contains("runs 64 commands already")
     });
     for one in &mut all {
         one.kill().unwrap();

@@ -28,21 +28,24 @@ fn unanswered(root: &Root, error: &CallError) -> CommandError {
     match io_error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
             CommandError::new(ErrorKind::NotFound, format!("no server runs in {}", root.path().display()))
-                .hint(format!("start it with `larder serve --root {}`, or name its directory with --root", root.path().display()))
+                .hint(format!(
+                    "start a server with `larder serve --root {}`, or name another directory with --root",
+                    root.path().display()
+                ))
                 .hint("reach a server on another machine with `larder -r REMOTE ...`, where REMOTE is a git remote")
         }
         io::ErrorKind::PermissionDenied => CommandError::new(
             ErrorKind::Refused,
-            format!("you may not use the control socket {}", root.control_socket().display()),
+            format!("cannot use the control socket {}: permission denied", root.control_socket().display()),
         )
-        .hint("use ssh with your own key; this socket is for root and the account that larder runs as"),
+        .hint("use ssh with your own key: only root and the account that larder runs as may use the socket"),
         io::ErrorKind::UnexpectedEof => CommandError::new(ErrorKind::Internal, "the server stopped before it answered"),
         _ => CommandError::internal(io_error),
     }
 }
 
-/// Replaces `--key-file FILE` by `--key KEY`. Files are read here, with the caller's own rights: the server must not read files that a
-/// caller names.
+/// Replaces `--key-file FILE` by `--key KEY`. The local program reads the files with the caller's own rights, because the server must not
+/// read files that a caller names.
 fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
     let (ours, theirs) = words.split_at(own_words(&words));
     let mut inlined = Vec::with_capacity(words.len());
@@ -61,7 +64,7 @@ fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
                 })?;
                 // A private key is refused here, because it must not leave the machine.
                 if let Err(error @ KeyError::Private) = keys::parse_line(&text) {
-                    return Err(CommandError::new(ErrorKind::Usage, format!("{file}: {error}")));
+                    return Err(CommandError::new(ErrorKind::Usage, format!("cannot use the key file {file}: {error}")));
                 }
                 inlined.extend([String::from("--key"), text.trim().to_owned()]);
             }
@@ -71,8 +74,8 @@ fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, CommandError> {
     Ok(inlined)
 }
 
-/// Returns the number of words that belong to larder. The words after `--` or after `run PROJECT` are a command of the project, and its
-/// options are not options of larder.
+/// Returns the number of words that belong to larder. The words after `--` or after `run PROJECT` are a command of the project. The options
+/// of that command are not options of larder.
 fn own_words(words: &[String]) -> usize {
     let (mut verb, mut run, mut named) = (false, false, false);
     let mut at = 0;
@@ -94,21 +97,22 @@ fn own_words(words: &[String]) -> usize {
     words.len()
 }
 
-/// Replaces this process by `ssh` to the server behind a git remote. Returns only if that fails.
+/// Replaces this process by `ssh` to the server behind a git remote. Returns an error if `ssh` cannot be started; otherwise this function
+/// does not return.
 fn over_ssh(remote: &str, words: &[String]) -> CommandError {
     let words: Vec<_> = without_remote(words);
     let asked = Command::new("git").args(["remote", "get-url", "--end-of-options", remote]).output();
     let url = match asked {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         _ => {
-            return CommandError::new(ErrorKind::NotFound, format!("there is no git remote {remote} here"))
+            return CommandError::new(ErrorKind::NotFound, format!("there is no git remote {remote} in this directory"))
                 .hint("list the git remotes with `git remote -v`");
         }
     };
     let Some((login, port)) = login_of(&url) else {
         return CommandError::new(
             ErrorKind::Configuration,
-            format!("the address of the git remote {remote} is not an ssh address: {url}"),
+            format!("the git remote {remote} has the address {url} (expected an ssh address)"),
         )
         .hint("use an address such as ssh://larder@HOST:PORT/PROJECT");
     };
@@ -121,8 +125,8 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
     CommandError::new(ErrorKind::Internal, format!("cannot start ssh: {error}"))
 }
 
-/// Splits `ssh://larder@host:2222/shop` into `larder@host` and `2222`. Without a port, ssh takes it from the caller's configuration, as
-/// for git.
+/// Splits `ssh://larder@host:2222/shop` into `larder@host` and `2222`. If the address has no port, ssh takes the port from the caller's
+/// configuration, as git does.
 fn login_of(url: &str) -> Option<(String, Option<String>)> {
     let rest = url.strip_prefix("ssh://")?;
     let (authority, _) = rest.split_once('/')?;
@@ -196,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_a_project_command_are_left_alone() {
+    fn options_of_a_project_command_stay_unchanged() {
         for line in
             ["run shop -- tool --key-file x -r y", "run shop tool --key-file x -r y", "run -a shop tool --key-file x -r y"]
         {

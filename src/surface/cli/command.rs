@@ -12,7 +12,7 @@ pub(super) trait Command: Sized {
     /// The request that the arguments become.
     type Request: Request;
 
-    /// Creates the request. Returns an error for arguments that clap cannot check.
+    /// Creates the request. Returns an error for invalid arguments that clap cannot detect.
     fn request(self) -> Result<Self::Request, CommandError>;
 
     /// Renders the answer for people. `--json` prints the view itself.
@@ -45,7 +45,7 @@ pub(super) struct CommandAnswer {
     pub code: u8,
 }
 
-/// The kind of an answer's text, which decides whether control characters are removed from it.
+/// The kind of an answer's text, which determines if control characters are removed from the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// JSON, in which control characters are escaped.
@@ -56,7 +56,7 @@ pub(super) enum Format {
     Verbatim,
 }
 
-/// An answer, or a function that returns it.
+/// The outcome of a request: an answer, a function that makes an answer from an upload, or a stream.
 pub(super) enum CommandOutcome {
     Answer(CommandAnswer),
     Upload(UploadFn<CommandAnswer>),

@@ -61,7 +61,7 @@ pub enum Local {
     /// Print the manual page: `larder manual > /usr/share/man/man1/larder.1`
     #[command(hide = true)]
     Manual,
-    /// Run the server role; only the keeper starts it
+    /// Run the server role; only the keeper runs this command
     #[command(hide = true)]
     Server(ServeArgs),
 }
@@ -69,7 +69,7 @@ pub enum Local {
 /// The addresses to listen on. An absent address is taken from the server file.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(
-    after_help = "Other settings are read from DIR/larder.yml, if the file exists.\nWhen the server is ready it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nAs root, every environment gets its own users; otherwise everything runs as you, and projects are not isolated.\n\nExample: larder serve --root /srv/larder --ssh :2222 --http :80"
+    after_help = "Other settings are read from DIR/larder.yml, if the file exists.\nWhen the server is ready, it prints one line, `ready ssh=HOST:PORT http=HOST:PORT`.\nIf larder runs as root, every environment has its own users; otherwise everything runs as you, and projects are not isolated.\n\nExample: larder serve --root /srv/larder --ssh :2222 --http :80"
 )]
 pub struct ServeArgs {
     /// Address for ssh, where pushes arrive; port 0 picks a free port
@@ -83,7 +83,7 @@ pub struct ServeArgs {
 /// Parses `127.0.0.1:2222`, `[::1]:2222`, or `:2222` for all addresses.
 fn address(text: String) -> Result<SocketAddr, String> {
     let full = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}")).unwrap_or_else(|| text.clone());
-    full.parse().map_err(|_| format!("{text:?} is not an address; write HOST:PORT, such as 127.0.0.1:2222 or 0.0.0.0:22"))
+    full.parse().map_err(|_| format!("{text:?} is not an address; expected HOST:PORT, such as 127.0.0.1:2222 or 0.0.0.0:22"))
 }
 
 /// Parses a command line without the program's name.
@@ -91,7 +91,7 @@ pub fn parse(words: &[String]) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(std::iter::once(String::from("larder")).chain(split_colons(words)))
 }
 
-/// Turns `project:create shop` into `project create shop`.
+/// Converts `project:create shop` into `project create shop`.
 fn split_colons(words: &[String]) -> Vec<String> {
     let nouns: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
     let mut split = Vec::with_capacity(words.len());

@@ -1,7 +1,7 @@
 //! The command line. The same commands work on the server, through the control socket, and from other machines, over ssh.
 //!
-//! `noun verb` and `noun:verb` mean the same. The server parses the words of every command (`session`). The local program (`client`)
-//! parses them before it calls the server, so that help and usage errors need no server.
+//! `noun verb` and `noun:verb` mean the same. The server parses the words of every command (`session`). The local program (`client`) also
+//! parses the words before it calls the server, so that help and usage errors need no server.
 
 pub mod client;
 mod command;

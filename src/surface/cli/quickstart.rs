@@ -1,4 +1,4 @@
-//! `larder quickstart`: starts a server in a separate directory, and pushes an example to the server as a user would.
+//! The command `larder quickstart`, which starts a server in a separate directory, and pushes an example to the server as a user would.
 
 use std::{
     fs, io,
@@ -38,7 +38,7 @@ const PORTS: (u16, u16) = (2222, 8080);
 /// The time within which the server must be ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Starts a child that sets up the example, and replaces this process by the server, so that the server gets Ctrl-C and other signals
+/// Starts a child that sets up the example, and replaces this process by the server, so that the server receives Ctrl-C and other signals
 /// directly.
 pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> {
     let root = root.map_or_else(default_root, Path::to_path_buf);
@@ -51,12 +51,13 @@ pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> 
     for program in ["git", "ssh", "ssh-keygen"] {
         if !is_installed(program) {
             return Err(CommandError::new(ErrorKind::NotFound, format!("{program} is not installed"))
-                .hint("on Debian: apt-get install git openssh-client"));
+                .hint("install git and ssh; on Debian: apt-get install git openssh-client"));
         }
     }
     if root.join("state").exists() {
-        return Err(CommandError::new(ErrorKind::Refused, format!("there is a server in {} already", root.display()))
-            .hint(format!("serve it again with `larder serve --root {0}`, or delete it: rm -rf {0}", root.display())));
+        return Err(CommandError::new(ErrorKind::Refused, format!("there is a server in {} already", root.display())).hint(
+            format!("start this server with `larder serve --root {0}`, or delete its directory: rm -rf {0}", root.display()),
+        ));
     }
     create_root(&root)?;
     say("Starting a server ...");
@@ -93,12 +94,13 @@ fn install() {
     }
 }
 
-/// Returns the default directory. It is not below the home directory, because larder's own users must be able to enter it.
+/// Returns the default directory. The directory is not below the home directory, because larder's own users must be able to enter it.
 fn default_root() -> PathBuf {
     PathBuf::from(format!("/var/tmp/larder-quickstart-{}", rustix::process::geteuid().as_raw()))
 }
 
-/// Creates the directory. If it exists, checks that no other user can have created its content, because every user can write in /var/tmp.
+/// Creates the directory. If the directory exists, checks that no other user can have created its content, because every user can write in
+/// /var/tmp.
 fn create_root(root: &Path) -> Result<(), CommandError> {
     let failed = |error: io::Error| CommandError::new(ErrorKind::Internal, format!("cannot create {}: {error}", root.display()));
     if let Some(parent) = root.parent() {
@@ -113,8 +115,10 @@ fn create_root(root: &Path) -> Result<(), CommandError> {
             if own {
                 return Ok(());
             }
-            let why =
-                format!("{} does not belong to you alone: it is not a directory, or other users can write to it", root.display());
+            let why = format!(
+                "cannot use {}: it is not a directory, it belongs to another user, or other users can write to it",
+                root.display()
+            );
             Err(CommandError::new(ErrorKind::Refused, why)
                 .hint("choose another directory with --root, or check the content of this directory and delete it: another user may have created it"))
         }
@@ -178,7 +182,7 @@ fn guide(root: &Path) -> Result<(), CommandError> {
     let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
     say(&format!(
         "\nThe example is live: {url}\n\
-         (where that name does not resolve: curl -H 'Host: {host}' http://127.0.0.1:{})\n\n\
+         (if this name does not resolve: curl -H 'Host: {host}' http://127.0.0.1:{})\n\n\
          Now change it:\n\n  cd {}\n  edit index.html\n  git commit -am 'My first change'\n  git push prod main\n\n\
          And look around:\n\n  {larder} status\n  {larder} releases hello\n  {larder} logs hello -f\n\n\
          Your own project: `{larder} project create NAME`, then push to ssh://larder@127.0.0.1:{port}/NAME\n\

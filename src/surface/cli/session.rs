@@ -24,7 +24,7 @@ const MAX_LINE: usize = 16 << 10;
 /// The descriptors and the state of the caller of a command.
 #[derive(Debug)]
 pub struct Io {
-    /// The standard input. Only `run` and `release import` read it.
+    /// The standard input, which only `run` and `release import` read.
     pub stdin: OwnedFd,
     /// The standard output.
     pub stdout: OwnedFd,
@@ -36,7 +36,7 @@ pub struct Io {
     pub gone: CancellationToken,
 }
 
-/// The two output streams of a command: terminals, files or pipes of the caller. The caller may stop reading them at any time.
+/// The two output streams of a command: terminals, files or pipes of the caller. The caller may stop reading these streams at any time.
 #[derive(Debug)]
 pub struct Screen {
     out: Outlet,
@@ -53,12 +53,12 @@ impl Screen {
         self.out.write(text.as_bytes()).await
     }
 
-    /// Writes to the standard error. Fails if the descriptor is closed.
+    /// Writes to the standard error. Returns an error if the descriptor is closed.
     pub async fn err(&mut self, text: &str) -> io::Result<()> {
         self.err.write(text.as_bytes()).await
     }
 
-    /// Writes an error with its hints. Returns its exit status.
+    /// Writes an error with its hints. Returns the exit status of the error.
     pub async fn refuse(&mut self, error: &CommandError) -> io::Result<u8> {
         self.err(&text::error(error)).await?;
         Ok(error.kind.exit_code())
@@ -79,7 +79,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
     let asked = match command {
         CliCommand::Verb(verb) => Box::pin(verb.ask(Asking { control, caller, json })).await,
         CliCommand::Local(_) => {
-            Err(CommandError::new(ErrorKind::Usage, "this command runs on your own machine, not on the server")
+            Err(CommandError::new(ErrorKind::Usage, "cannot run this command on the server: it runs on your own machine only")
                 .hint("list the commands of the server with `help`"))
         }
     };
@@ -181,8 +181,8 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
     }
 }
 
-/// Writes an answer. Control characters are removed, because much of the text comes from repositories and processes. Text for another
-/// program is written unchanged.
+/// Writes an answer. Removes control characters from text for people, because much of this text originates in repositories and processes.
+/// Text for another program is written unchanged, except to a terminal.
 async fn write(answer: CommandAnswer, terminal: bool, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<u8> {
     let unchanged = match answer.format {
         Format::Json => true,
@@ -257,7 +257,7 @@ async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> 
     Ok(exec.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
-/// Writes log lines as they arrive: as text, or with `json` one JSON string per line, as in the list without `--follow`.
+/// Writes log lines as they arrive: as text or, with `json`, as one JSON string per line.
 async fn logs(
     mut screen: Screen,
     json: bool,

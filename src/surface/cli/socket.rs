@@ -1,7 +1,8 @@
-//! The control socket: the local program sends its words with its three standard descriptors, and gets back the exit status.
+//! The control socket: the local program sends the words of a command with its three standard descriptors, and receives the exit status.
 //!
-//! A request consists of four bytes, the length of the message in big endian, and the message, a [`Call`] as JSON. The descriptors travel
-//! with the first four bytes. The answer is one byte, the exit status. The socket's file mode and the peer's uid decide who may connect.
+//! A request consists of a length and a message. The length has four bytes, in big endian. The message is a [`Call`] as JSON. The
+//! descriptors are sent together with the length. The answer is one byte, the exit status. The socket's file mode and the peer's uid decide
+//! who may connect.
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
@@ -30,7 +31,7 @@ use crate::control::{Caller, CommandError, Control, ErrorKind};
 const MAX_MESSAGE: usize = 1 << 20;
 /// The maximum number of clients that are served at the same time.
 const MAX_CLIENTS: usize = 64;
-/// The maximum number of rejected clients that get an error at the same time. Further clients are disconnected.
+/// The maximum number of rejected clients to which errors are sent at the same time. Further clients are disconnected without an error.
 const MAX_REJECTIONS: usize = 16;
 /// The time that a client may take to send its message.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,7 +50,7 @@ struct Descriptors {
     stderr: OwnedFd,
 }
 
-/// Opens the control socket at `path`. Clients can connect from then on, and wait until [`serve`] answers.
+/// Opens the control socket at `path`. After this call, clients can connect, and wait until [`serve`] answers.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -60,7 +61,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves clients until `shutdown`. Only root and the account that larder runs as are served.
+/// Serves clients until `shutdown` is cancelled. Only root and the account that larder runs as are served.
 pub async fn serve(listener: UnixListener, control: Control, shutdown: CancellationToken) {
     let (clients, rejections) = (Arc::new(Semaphore::new(MAX_CLIENTS)), Arc::new(Semaphore::new(MAX_REJECTIONS)));
     loop {
@@ -132,13 +133,13 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
 
 async fn reject(mut stream: UnixStream) -> io::Result<()> {
     let (_, Descriptors { stdout, stderr, .. }) = receive(&mut stream).await?;
-    let why = format!("the server already carries out {MAX_CLIENTS} commands, which is the maximum");
-    let error = CommandError::new(ErrorKind::Refused, why).hint("end one of them, such as `larder logs --follow`, and try again");
+    let why = format!("cannot run the command: the server runs {MAX_CLIENTS} commands already (the limit)");
+    let error = CommandError::new(ErrorKind::Refused, why).hint("end a command such as `larder logs --follow`, and try again");
     let code = Screen::new(stdout, stderr)?.refuse(&error).await?;
     stream.write_all(&[code]).await
 }
 
-/// Receives a client's descriptors and message. The inner error is for the client.
+/// Receives a client's descriptors and message. The inner error is sent to the client.
 async fn receive(stream: &mut UnixStream) -> io::Result<(Result<Call, CommandError>, Descriptors)> {
     let mut prefix = [0_u8; 4];
     let (received, descriptors) = receive_descriptors(stream, &mut prefix).await?;
@@ -164,7 +165,7 @@ async fn receive(stream: &mut UnixStream) -> io::Result<(Result<Call, CommandErr
     Ok((Ok(serde_json::from_slice(&message).map_err(io::Error::other)?), descriptors))
 }
 
-/// Receives bytes with the descriptors that travel with them. Returns the number of bytes.
+/// Receives bytes into `buffer`, with the descriptors that were sent together with the bytes. Returns the number of bytes.
 async fn receive_descriptors(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let receive = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
@@ -189,7 +190,7 @@ fn too_long(length: usize) -> String {
 /// The reason why the client got no exit status from the server.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// The server cannot be reached, or ended before it answered.
+    /// The server cannot be reached, or stopped before it answered.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The command is longer than the server accepts.

@@ -11,7 +11,7 @@ use crate::{
 /// The maximum number of files or changes that are shown; `--json` prints all.
 pub(super) const MAX_ROWS: usize = 500;
 
-/// Lays out rows in columns below a header. Returns `none` if there are no rows.
+/// Lays out rows in columns below a header. Returns the text `none` if there are no rows.
 pub(super) fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     if rows.is_empty() {
         return String::from("none\n");
@@ -30,7 +30,7 @@ pub(super) fn moment(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Renders a size in the largest unit of which the size has at least 10, rounded down.
+/// Renders a size as a whole number, rounded down, in the largest unit in which this number is at least 10.
 pub(super) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match UNITS.iter().find(|(_, shift)| bytes >> shift >= 10) {

@@ -36,11 +36,12 @@ use crate::git::{CommandCounter, PushCommands};
 pub(super) const WINDOW: u32 = 2 * 1024 * 1024;
 /// The size of queued input, in bytes, from which on the window stays closed.
 pub(super) const INPUT_HIGH: usize = 1024 * 1024;
-/// The maximum size of queued input, in bytes. It is reached only if a client ignores its window, or if several uploads share a
-/// connection with a stuck upload.
+/// The maximum size of queued input, in bytes. The queue reaches this size only if a client ignores its window, or if several uploads share
+/// a connection with a stuck upload.
 pub(super) const MAX_INPUT: usize = 16 * 1024 * 1024;
 
-/// The memory that a queued chunk takes besides its bytes. It is counted, because chunks of one byte take many times their size.
+/// The memory that a queued chunk takes besides its data, in bytes. The size of the queue includes this memory, because a chunk of one byte
+/// takes many times its size.
 const CHUNK_COST: usize = 64;
 
 const PIPE_SIZE: usize = 1024 * 1024;
@@ -97,7 +98,7 @@ struct Queue {
 }
 
 impl Input {
-    /// Queues data. Returns false if the queue has not enough space.
+    /// Queues data. Returns false if the queue has too little space for the data.
     pub(super) fn push(&self, data: &[u8]) -> bool {
         let mut queue = self.queue.lock();
         if queue.discard || queue.ended || data.is_empty() {
@@ -279,7 +280,7 @@ impl Pipes {
 async fn feed(mut pipe: pipe::Sender, shared: Arc<ChannelState>, terminal: bool, mut counter: Option<CommandCounter>) {
     let moving = async {
         while let Some(mut chunk) = shared.input.next().await {
-            // Commands are counted before git gets the bytes, so that the number is complete when git exits.
+            // Commands are counted before git receives the bytes, so that the number is complete when git exits.
             if let Some(counter) = &mut counter {
                 counter.feed(&chunk);
             }
@@ -373,7 +374,7 @@ async fn forward(
     }
 }
 
-/// Replaces `\n` by `\r\n`, except where it is `\r\n` already.
+/// Replaces `\n` by `\r\n`, but keeps every `\r\n`. `after_return` is true if the previous byte of the stream was `\r`.
 fn with_returns(data: &[u8], after_return: &mut bool) -> Bytes {
     let mut out = BytesMut::with_capacity(data.len().saturating_add(64));
     for &byte in data {

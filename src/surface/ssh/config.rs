@@ -19,7 +19,7 @@ pub struct SshServerConfig {
     pub logins: Vec<String>,
     /// The algorithms on offer.
     pub profile: Profile,
-    /// All limits.
+    /// The limits on connections, logins and channels.
     pub limits: SshLimits,
     /// The time that requests may take to finish after a shutdown was requested.
     pub drain: Duration,

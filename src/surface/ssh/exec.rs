@@ -1,4 +1,4 @@
-//! The parser of exec requests, a closed grammar.
+//! The parser of exec requests. The grammar is closed: a request that does not match it is refused.
 //!
 //! A request that looks like git must be exactly one of the two services with exactly one project path. Every other request consists of
 //! the words of a larder command. No shell parses a request.
@@ -24,7 +24,7 @@ pub enum GitService {
 pub struct RepoPath {
     /// The project of the repository.
     pub project: ProjectName,
-    /// True for the project's pillar repository instead of its code.
+    /// True for the project's pillar repository, which this version does not serve; false for the repository of its code.
     pub pillar: bool,
 }
 
@@ -66,13 +66,13 @@ pub enum ExecError {
     #[error("git-lfs is not served here; keep the files in git itself: git lfs migrate export --everything --include='*'")]
     Lfs,
     /// The argument of a git service is not exactly one project path.
-    #[error("git asked for {given:?}; expected exactly one path such as '/shop' or '/shop/pillar'")]
+    #[error("git asked for {given:?}; expected exactly one path such as '/shop'")]
     GitArgument {
         /// The text after the service's name.
         given: String,
     },
     /// The path does not name a project.
-    #[error("{given:?} is not the path of a project; use ssh://HOST/PROJECT or ssh://HOST/PROJECT/pillar")]
+    #[error("{given:?} is not the path of a project; expected a path as in ssh://HOST/PROJECT")]
     Path {
         /// The path as given.
         given: String,
@@ -128,7 +128,7 @@ fn parse_git(text: &str) -> Result<ExecRequest, ExecError> {
     Ok(ExecRequest::Git { service, path: parse_path(path)? })
 }
 
-/// Returns the only argument, which is completely in single quotes, as git writes it, or without quotes.
+/// Returns the argument without its quotes. The whole argument must be in single quotes, as git writes it, or have no quotes.
 fn argument_of(argument: &str) -> Option<&str> {
     let plain = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || b"/._-".contains(&c));
     let inner = match argument.strip_prefix('\'') {

@@ -1,4 +1,4 @@
-//! The interface between the SSH server and the rest of larder: identities, requests, and the handler that carries them out.
+//! The interface between the SSH server and the rest of larder: identities, requests, and the handler that carries out requests.
 
 use std::{net::IpAddr, os::fd::OwnedFd};
 
@@ -16,7 +16,7 @@ pub struct SshIdentity {
     pub user: UserName,
 }
 
-/// The terminal that a client requested. It affects line endings, Ctrl-C and Ctrl-D, and the removal of control characters.
+/// The terminal that a client requested. A terminal changes line endings, Ctrl-C and Ctrl-D, and the removal of control characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tty {
     /// `TERM`, at most 64 characters of `[A-Za-z0-9._+-]`.
@@ -27,17 +27,17 @@ pub struct Tty {
     pub rows: u32,
 }
 
-/// The request's ends of the pipes that carry its input and output. An end is closed when it is dropped.
+/// The request's ends of the pipes that carry its input and output. Dropping a descriptor closes that end of its pipe.
 #[derive(Debug)]
 pub struct ExecIo {
-    /// The input. It ends when the client closes it or disconnects.
+    /// The input, which ends when the client closes it or disconnects.
     pub stdin: OwnedFd,
     /// The output. Writing fails with a broken pipe after the client has disconnected.
     pub stdout: OwnedFd,
     /// The error output, which clients show apart from the output.
     pub stderr: OwnedFd,
-    /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The request is not aborted and
-    /// ends by itself.
+    /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The server does not abort the request: the handler must
+    /// end the request by itself.
     pub gone: CancellationToken,
     /// The number of ref updates in the input so far; 0 unless the request is a push.
     pub commands: PushCommands,
@@ -62,15 +62,16 @@ pub struct ExecCall {
 
 /// Identifies users and carries out their requests.
 pub trait ExecHandler: Send + Sync + 'static {
-    /// Returns the user of a key. The function must change nothing, because clients may offer keys that they cannot sign with. It must
-    /// not block, because it runs on the connection's task. It is called again before each request, so that a removed key stops working
-    /// at once.
+    /// Returns the user of a key. The function must change nothing, because clients may offer keys that they cannot sign with. The function
+    /// must not block, because it runs on the connection's task. The server calls the function again before each request, so that a removed
+    /// key stops working at once.
     fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Option<SshIdentity>;
 
-    /// Returns a receiver that is notified when keys may have been removed. Open connections then check their key again, and end if the
-    /// key has no user.
+    /// Returns a receiver that is notified when keys may have been removed. The server then checks the key of each open connection again,
+    /// and closes the connection if the key has no user.
     fn key_changes(&self) -> watch::Receiver<()>;
 
-    /// Carries out a request and returns its exit status. Runs in its own task, which is not aborted when the client disconnects.
+    /// Carries out a request and returns its exit status. The future runs in a separate task, which is not aborted when the client
+    /// disconnects.
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32>;
 }

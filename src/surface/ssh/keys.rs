@@ -46,7 +46,7 @@ pub enum KeyError {
     /// The text is a private key.
     #[error("this is a PRIVATE key; keep it secret, and give the line from the file that ends in .pub")]
     Private,
-    /// More than one line.
+    /// The text has more than one key.
     #[error("there are {count} keys here; add them one at a time")]
     Several {
         /// The number of keys.
@@ -65,14 +65,14 @@ pub enum KeyError {
         given: String,
     },
     /// The kind of key is not accepted.
-    #[error("keys of kind {given:?} are not accepted; make one with: ssh-keygen -t ed25519")]
+    #[error("keys of kind {given:?} are not accepted; make another key with: ssh-keygen -t ed25519")]
     Kind {
         /// The kind as given.
         given: String,
     },
     /// The RSA key is too small to be safe, or so large that checking signatures takes too long.
     #[error(
-        "this RSA key has {bits} bits; {MIN_RSA_BITS} to {MAX_RSA_BITS} are accepted, or make one with: ssh-keygen -t ed25519"
+        "this RSA key has {bits} bits; expected {MIN_RSA_BITS} to {MAX_RSA_BITS}; make another key with: ssh-keygen -t ed25519"
     )]
     RsaSize {
         /// The size of the modulus, in bits.
@@ -124,7 +124,7 @@ fn is_kind(word: &str) -> bool {
     ["ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-"].iter().any(|start| word.starts_with(start))
 }
 
-/// Checks the kind and size of a key, and describes it.
+/// Checks the kind and size of a key. Returns a description of the key.
 pub(super) fn info(key: &PublicKey) -> Result<PublicKeyInfo, KeyError> {
     match key.key_data() {
         KeyData::Ed25519(_) | KeyData::SkEd25519(_) => {}

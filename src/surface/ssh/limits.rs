@@ -12,12 +12,12 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// All limits of the server. The defaults suit a machine with a few hundred users.
+/// All limits of the SSH server. The defaults suit a machine with a few hundred users.
 #[derive(Debug, Clone)]
 pub struct SshLimits {
-    /// The time from the connection to the login.
+    /// The maximum time from the connection to the login.
     pub login_grace: Duration,
-    /// The time from the connection to the end of the key exchange.
+    /// The maximum time from the connection to the end of the key exchange.
     pub handshake: Duration,
     /// The maximum number of simultaneous connections.
     pub connections: usize,
@@ -43,13 +43,13 @@ pub struct SshLimits {
     pub channels_total: usize,
     /// The time without data after which a keepalive is sent.
     pub keepalive: Duration,
-    /// The number of unanswered keepalives after which the connection ends.
+    /// The number of unanswered keepalives after which the connection is closed.
     pub keepalive_max: usize,
     /// The time for which a connection without a running request is kept.
     pub idle: Duration,
     /// The delay before a refused login is answered.
     pub refusal_delay: Duration,
-    /// Sources that the limits per source do not apply to.
+    /// The sources to which neither the limits per source nor the early drop apply.
     pub exempt: Vec<Network>,
     /// The maximum number of sources in the table.
     pub sources: usize,
@@ -141,7 +141,7 @@ impl Offence {
     }
 }
 
-// Penalties add up. A source is blocked once their sum reaches the minimum, and never for longer than the maximum.
+// Penalties add up. A source is blocked once the sum of its penalties reaches `MIN_PENALTY`, and never for longer than `MAX_PENALTY`.
 const MIN_PENALTY: Duration = Duration::from_secs(15);
 const MAX_PENALTY: Duration = Duration::from_secs(600);
 
@@ -149,7 +149,7 @@ struct Source {
     unauthenticated: usize,
     tokens: f64,
     seen: Instant,
-    /// The time at which the sum of all penalties ends. It may be in the past.
+    /// The time at which the sum of all penalties ends. This time may be in the past.
     penalty_ends: Instant,
     blocked: bool,
 }
@@ -161,7 +161,7 @@ struct Table {
     sources: HashMap<IpAddr, Source>,
 }
 
-/// Counts connections, and decides which are accepted.
+/// The limiter, which counts connections and decides which connections are accepted.
 pub(super) struct ConnectionLimiter {
     limits: SshLimits,
     table: Mutex<Table>,
@@ -259,7 +259,7 @@ fn source_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A permit for a connection, returned when dropped.
+/// A permit for a connection, which is returned to the limiter when this value is dropped.
 pub(super) struct ConnectionPermit {
     limiter: Arc<ConnectionLimiter>,
     source: IpAddr,
@@ -268,7 +268,7 @@ pub(super) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Marks the connection as logged in. It then counts only against the total.
+    /// Marks the connection as logged in. A logged-in connection counts only against the total number of connections.
     pub(super) fn logged_in(&mut self) {
         if std::mem::take(&mut self.waiting) {
             self.limiter.logged_in(self.source, self.exempt);

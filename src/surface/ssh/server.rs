@@ -36,8 +36,8 @@ const MAX_BACK_OFF: Duration = Duration::from_secs(1);
 /// The time that a connection may take to end after the server has sent a disconnect message.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves connections until `shutdown`. Running requests may then finish within the configured time. Returns when the last connection
-/// has ended.
+/// Serves connections until `shutdown` is cancelled. Running requests may then finish within the configured time. Returns when the last
+/// connection has ended.
 pub async fn serve(listener: TcpListener, config: SshServerConfig, handler: Arc<dyn ExecHandler>, shutdown: CancellationToken) {
     let listener = match listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener)) {
         Ok(listener) => listener,
@@ -56,7 +56,7 @@ pub async fn serve(listener: TcpListener, config: SshServerConfig, handler: Arc<
         cut: CancellationToken::new(),
         connections: JoinSet::new(),
     };
-    // A spare descriptor. It is closed when descriptors run out, so that waiting clients can be accepted and closed.
+    // `reserve` is a spare descriptor, which is closed when descriptors run out, so that waiting clients can be accepted and disconnected.
     let mut reserve = reserve();
     let mut back_off = BACK_OFF;
     loop {
@@ -272,8 +272,8 @@ impl ConnectionTask {
                     }
                     End::Idle | End::TooManyConnections | End::Revoked | End::Shutdown => {
                         let why = match end {
-                            End::TooManyConnections => "you have too many connections open; end one of them",
-                            End::Idle => "idle for too long",
+                            End::TooManyConnections => "you have too many open connections; close a connection",
+                            End::Idle => "the connection was idle for too long",
                             End::Revoked => "your key or your user was removed",
                             _ => "the server is restarting",
                         };

@@ -1,4 +1,4 @@
-//! The callbacks of one connection: login, channels, requests. Every protocol request that is not served gets an explicit refusal.
+//! The callbacks of one connection: login, channels, requests. Every protocol request that is not served is refused explicitly.
 
 use std::{
     collections::HashMap,
@@ -25,8 +25,8 @@ use super::{
     keys::{self, PublicKeyInfo},
 };
 
-/// The window of a channel whose queue is full. It is not zero, because russh can open a window only in answer to data. The client sends
-/// these few bytes repeatedly, and each time the window can be opened again.
+/// The window of a channel whose queue is full, in bytes. The window is not zero, because russh can open a window only in answer to data.
+/// The client sends these few bytes repeatedly, and in answer to each packet the window can be opened again.
 const CLOSED_WINDOW: u32 = 2;
 /// The delay before the answer to a packet for a full queue, so that a waiting client costs little processor time.
 const CLOSED_WINDOW_DELAY: Duration = Duration::from_millis(5);
@@ -70,7 +70,7 @@ impl ConnectionProgress {
     }
 }
 
-/// A running request. It is counted until this value is dropped.
+/// A running request, which counts as running until this value is dropped.
 struct Busy(Arc<ConnectionProgress>);
 
 impl Busy {
@@ -130,7 +130,7 @@ impl SshConnection {
         }
     }
 
-    /// Returns the key and its user if the login name and the kind of key are accepted. All refusals look the same to the client.
+    /// Returns the key and its user if the login name and the kind of key are accepted. The client gets the same answer to all refusals.
     fn lookup(
         &self,
         login: &str,
@@ -249,7 +249,7 @@ impl Drop for SshConnection {
 impl Handler for SshConnection {
     type Error = SessionError;
 
-    // russh calls this when the key exchange is done and the login begins.
+    // russh calls this function when the key exchange is done and the login begins.
     async fn authentication_banner(&mut self) -> Result<Option<String>, SessionError> {
         self.progress.keyed.cancel();
         Ok(None)
@@ -269,7 +269,7 @@ impl Handler for SshConnection {
         }
     }
 
-    // This is the only code that creates an identity.
+    // Only this function stores an identity, because russh has verified the client's signature before this call.
     async fn auth_publickey(&mut self, login: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, SessionError> {
         match self.lookup(login, key.public_key, key.algorithm) {
             Some((info, identity)) => {
@@ -453,7 +453,8 @@ impl Handler for SshConnection {
         Ok(session.channel_failure(id)?)
     }
 
-    // russh refuses the forwarding of ports, sockets and agents unless its callbacks are implemented; a test requests each.
+    // russh refuses the forwarding of ports, sockets and agents unless the callbacks for it are implemented. A test requests each kind of
+    // forwarding.
 }
 
 /// Returns true for values of `GIT_PROTOCOL` that git itself writes: `version=N`, then options.

@@ -69,7 +69,7 @@ pub struct OnTarget {
 /// Parses the name of a release. Names appear in messages, so control characters are refused here.
 pub fn release_name(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > 250 || sanitise_reason(text) != text {
-        return Err(String::from("this is not the name of a release; expected a name such as v42"));
+        return Err(String::from("this is not the name of a release (expected a name such as v42)"));
     }
     Ok(text.to_owned())
 }

@@ -1,4 +1,4 @@
-//! `larder deliverable`: the commands that other servers run when they pull. The help does not list them.
+//! The commands `larder deliverable ...`, which other servers run when they pull. The help does not list these commands.
 
 use std::ops::Range;
 
@@ -72,12 +72,12 @@ impl Command for DeliverableListArgs {
 pub struct ObjectArgs {
     #[command(flatten)]
     on: OnTarget,
-    /// Release: v42, a tag, a commit, or its id
+    /// Release: v42, a tag, a commit, or the id of the release
     release: String,
     /// File of the release
     #[arg(value_enum)]
     object: ObjectWord,
-    /// For a delta: the id of the release that it starts from
+    /// For a delta: the id of the release that the delta starts from
     #[arg(long, value_name = "RELEASE")]
     from: Option<ReleaseId>,
 }
@@ -168,7 +168,7 @@ impl Command for DeliverableGetArgs {
 }
 
 fn part(text: &str) -> Result<Range<u64>, String> {
-    let wrong = || format!("{text:?} is not OFFSET+LENGTH");
+    let wrong = || format!("{text:?} is not a part of a file; expected OFFSET+LENGTH");
     let (offset, length) = text.split_once('+').ok_or_else(wrong)?;
     let number =
         |digits: &str| digits.parse::<u64>().ok().filter(|_| digits.bytes().all(|c| c.is_ascii_digit())).ok_or_else(wrong);

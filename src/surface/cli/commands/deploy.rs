@@ -1,4 +1,4 @@
-//! `larder deploy`.
+//! The command `larder deploy`, which starts, follows or stops a deployment without a push.
 
 use super::{
     super::{
@@ -15,7 +15,7 @@ use crate::{
 /// Deploy without a push, follow a deployment, or stop it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without an option, the live commit is deployed again.\n\nA deployment continues when you stop following it (Ctrl-C); only --cancel stops the deployment.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 it failed, 3 it was refused, 4 the project, environment or commit does not exist."
+    after_help = "Without an option, the live commit is deployed again.\n\nA deployment continues when you stop following it (Ctrl-C); only --cancel stops the deployment.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether that branch builds here, from the same clean tree and in the same sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 the deployment failed, 3 the deployment was refused, 4 the project, environment or commit does not exist."
 )]
 pub struct DeployArgs {
     #[command(flatten)]
@@ -30,7 +30,7 @@ pub struct DeployArgs {
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 struct Action {
-    /// Deploy this branch, tag or commit, which must have been pushed; the deploy branch then names its commit
+    /// Deploy this branch, tag or commit, which must have been pushed; the deploy branch then names the deployed commit
     #[arg(long = "ref", value_name = "REF")]
     reference: Option<String>,
     /// Deploy the commit of the last deployment again, if that deployment failed

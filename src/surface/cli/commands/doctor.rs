@@ -1,4 +1,4 @@
-//! `larder doctor`.
+//! The command `larder doctor`, which checks this machine's set-up.
 
 use super::super::command::{Command, Shown};
 use crate::control::{self, CommandError, DoctorCheck, Grade};

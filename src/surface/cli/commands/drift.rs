@@ -1,4 +1,4 @@
-//! `larder drift`.
+//! The command `larder drift`, which shows and saves changes that were made by hand.
 
 use super::{
     super::{

@@ -1,4 +1,4 @@
-//! `larder key`.
+//! The command `larder key`, which manages keys.
 
 use std::path::PathBuf;
 
@@ -47,7 +47,7 @@ impl KeyVerb {
 pub struct KeyAddArgs {
     /// Name of the user
     user: UserName,
-    /// File with the public key, on the machine where you type this
+    /// File with the public key, on the machine where you type this command
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     key_file: Option<PathBuf>,
     /// The public key itself, one line; over ssh, --key-file is not available
@@ -78,7 +78,7 @@ pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Opt
             format!("cannot read {}: the file is on your machine, not on the server", file.display()),
         )
         .hint("send the key itself, quoted a second time for the server: --key \"'$(cat FILE)'\"")
-        .hint("or let the local program read the file: `larder -r REMOTE ... --key-file FILE`"));
+        .hint("let the local program read the file instead: `larder -r REMOTE ... --key-file FILE`"));
     }
     let Some(text) = key else { return Ok(None) };
     let key = keys::parse_line(&text).map_err(|error| {
@@ -88,7 +88,7 @@ pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Opt
     Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line }))
 }
 
-/// Remove a key; logins with it are refused, and its open connections end
+/// Remove a key, refuse logins with this key, and close connections that it opened
 #[derive(Debug, clap::Args)]
 pub struct KeyRemoveArgs {
     /// Fingerprint, SHA256:..., as `larder user list` shows it

@@ -1,4 +1,4 @@
-//! `larder logs`.
+//! The command `larder logs`, which shows the output of processes.
 
 use super::{
     super::command::{Command, Shown},

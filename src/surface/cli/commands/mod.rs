@@ -1,6 +1,6 @@
-//! The commands that the server carries out: one file each, with its arguments (their doc comments are the help), its request and the
-//! text of its answer. Short files stay separate, so that a command is found by its name. A noun with several verbs, such as `user add`
-//! and `user list`, is one file with one [`Command`](super::command::Command) for each verb.
+//! The commands that the server carries out: one file for each command. The file contains the arguments, whose doc comments are the help,
+//! the conversion into a request, and the text of the answer. Short files stay separate, so that a command is found by its name. A noun
+//! with several verbs, such as `user add` and `user list`, is one file with one [`Command`](super::command::Command) for each verb.
 
 mod arguments;
 mod deliverable;
@@ -34,11 +34,11 @@ use crate::control::CommandError;
 /// 1. Write `control/handlers/NAME.rs`: a struct for the request, its view, and `impl Request`, which does not compile without the
 ///    right that the request needs. Return data; write no text for people.
 /// 2. Name the module in `control/handlers/mod.rs`: a `mod` line and a re-export.
-/// 3. Write `surface/cli/commands/NAME.rs`: a struct for the arguments and `impl Command`. Its doc comment is the help: an imperative
-///    sentence, then a paragraph if needed, then examples.
-/// 4. Register the command here: a `mod` line, a variant, and its arm in [`Verb::ask`].
+/// 3. Write `surface/cli/commands/NAME.rs`: a struct for the arguments and `impl Command`. The doc comment of the struct is the
+///    help: an imperative sentence, then a paragraph if needed, then examples.
+/// 4. Register the command here: a `mod` line, a variant of [`Verb`], and the arm of this variant in [`Verb::ask`].
 ///
-/// Then run `cargo build` and `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only the first and the third file.
+/// Then run `cargo build` and `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only steps 1 and 3.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Whoami(whoami::WhoamiArgs),

@@ -1,4 +1,4 @@
-//! `larder plan`.
+//! The command `larder plan`, which prints the steps of a push.
 
 use super::{
     super::command::{Command, Shown},

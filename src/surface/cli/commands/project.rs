@@ -1,4 +1,4 @@
-//! `larder project`.
+//! The command `larder project`, which manages projects and their environments.
 
 use clap::{Subcommand, ValueEnum};
 
@@ -68,7 +68,7 @@ pub struct ProjectCreateArgs {
 /// The mode of an environment.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ModeWord {
-    /// Not available yet. For development: runs the checkout itself
+    /// Not available yet. Runs the checkout itself, for development
     Editable,
     /// Builds here, packs a release archive, and serves this release
     Cooking,

@@ -1,4 +1,4 @@
-//! `larder promote`.
+//! The command `larder promote`, which deploys a release on another server or environment.
 
 use super::{
     super::command::{Command, Shown},
@@ -9,7 +9,7 @@ use crate::control::{self, CommandError, Published};
 /// Deploy a release that was cooked here to another server or environment
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without RELEASE, the live release is deployed. PROJECT alone means the project's environment of mode cooking.\n\nThis server only sends the request: the other server or environment pulls the release, checks it, and decides by its own policy. Its output and its exit status are passed on.\n\nIf the remote is a shared location, the release is published there with its health record. A release that was published before is published again.\n\nExamples:\n  larder promote shop --to production\n  larder promote shop v42 --to production"
+    after_help = "Without RELEASE, the live release is deployed. PROJECT alone means the project's environment of mode cooking.\n\nThis server only sends the request: the other server or environment pulls the release, checks it, and decides by its own policy. The output and the exit status of that deployment are passed on.\n\nIf the remote is a shared location, the release is published there with its health record. A release that was published before is published again.\n\nExamples:\n  larder promote shop --to production\n  larder promote shop v42 --to production"
 )]
 pub struct PromoteArgs {
     #[command(flatten)]
@@ -34,7 +34,7 @@ impl Command for PromoteArgs {
         let Published { project, number, commit, remote } = view;
         let short = commit.short();
         Shown::Done(format!(
-            "{number} ({short}) is in {remote} now, with its health record\nto deploy it on another server, run there: larder pull {project} {number}"
+            "{number} ({short}) is in {remote} now, with its health record\nto deploy the release on another server, run on that server: larder pull {project} {number}"
         ))
     }
 }

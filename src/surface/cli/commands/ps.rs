@@ -1,4 +1,4 @@
-//! `larder ps`: lists processes, or scales them.
+//! The command `larder ps`, which lists processes, or sets their number.
 
 use super::{
     super::{
@@ -26,7 +26,7 @@ pub struct PsArgs {
 }
 
 fn pair(text: &str) -> Result<(String, u32), String> {
-    let (process, count) = text.split_once('=').ok_or("write TYPE=NUMBER, such as web=2")?;
+    let (process, count) = text.split_once('=').ok_or("expected TYPE=NUMBER, such as web=2")?;
     let process = process.parse::<ProcessType>().map_err(|error| error.to_string())?;
     let count = count.parse().map_err(|_| format!("{count:?} is not a number"))?;
     Ok((process.to_string(), count))

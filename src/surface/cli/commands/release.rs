@@ -1,4 +1,4 @@
-//! `larder releases` and `larder release`.
+//! The commands `larder releases` and `larder release`, which list, show, compare, export, import and pin releases.
 
 use clap::Subcommand;
 
@@ -295,7 +295,7 @@ impl Command for ReleaseImportArgs {
         let short = commit.short();
         Shown::Done(format!(
             "{environment} has release {release} now: commit {short}, build {build}, from {from}\n\
-             nothing was deployed; to deploy it, push {short} or name the release in `larder pull`"
+             nothing was deployed; to deploy the release, push {short} or name the release in `larder pull`"
         ))
     }
 }
@@ -322,7 +322,7 @@ impl Command for ReleasePinArgs {
     }
 }
 
-/// Let a pinned release be pruned like any other
+/// Unpin a release, so that it can be pruned again
 #[derive(Debug, clap::Args)]
 pub struct ReleaseUnpinArgs {
     #[command(flatten)]
@@ -348,7 +348,7 @@ fn pinned(ReleasePinned { environment, release, pinned, changed }: &ReleasePinne
     match (pinned, changed) {
         (true, true) => format!("{release} of {environment} stays until it is unpinned"),
         (true, false) => format!("{release} of {environment} is pinned already"),
-        (false, true) => format!("{release} of {environment} is pruned like any other from now on"),
+        (false, true) => format!("{release} of {environment} can be pruned again"),
         (false, false) => format!("{release} of {environment} was not pinned"),
     }
 }

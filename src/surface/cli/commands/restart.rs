@@ -1,4 +1,4 @@
-//! `larder restart`.
+//! The command `larder restart`, which restarts the processes of an environment.
 
 use super::{
     super::command::{Command, Shown},

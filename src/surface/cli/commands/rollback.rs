@@ -1,4 +1,4 @@
-//! `larder rollback`.
+//! The command `larder rollback`, which deploys an older release again.
 
 use super::{
     super::command::{Command, Shown},
@@ -9,7 +9,7 @@ use crate::control::{self, CommandError};
 /// Make an older release live again
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without RELEASE, the predecessor of the live release is deployed. Two rollbacks go back by two releases.\n\nThe old release goes live through the same steps as a new one: boot, checks, switch. The rollback gets a new release number, and the branch then names the commit of the old release. Nothing is built, and no data is touched.\n\nExit status: 0 the release is live, 1 the rollback failed and the live release stays, 3 it was refused, 4 the project, environment or release does not exist.\n\nExamples:\n  larder rollback shop\n  larder rollback shop v41"
+    after_help = "Without RELEASE, the release that was live before the live one is deployed. Another rollback then goes back one release further.\n\nThe old release goes live through the same steps as a new one: boot, checks, switch. The rollback gets a new release number, and the branch then names the commit of the old release. Nothing is built, and no data is touched.\n\nExit status: 0 the release is live, 1 the rollback failed and the live release stays, 3 the rollback was refused, 4 the project, environment or release does not exist.\n\nExamples:\n  larder rollback shop\n  larder rollback shop v41"
 )]
 pub struct RollbackArgs {
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `larder run`.
+//! The command `larder run`, which runs a command in the live release.
 
 use super::super::command::{Command, Shown};
 use crate::control::{self, CommandError, ErrorKind, Target};
@@ -6,7 +6,7 @@ use crate::control::{self, CommandError, ErrorKind, Target};
 /// Run a command in the live release
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The command sees the live release at /app and its configuration. Files that it changes at /app are visible to the processes of the slot, and are discarded with the slot. The exit status is that of the command. The command is stopped when its slot is needed: by a restart, a change of scale, or the second deployment from now.\n\nExample: larder run shop -- python manage.py migrate"
+    after_help = "The command runs with the live release at /app, and with the environment variables of this release. Files that the command changes at /app are visible to the processes of the slot, and are discarded with the slot. larder exits with the exit status of the command. The command is stopped when its slot is needed: by a restart, by a change of scale, or by the second deployment from now.\n\nExample: larder run shop -- python manage.py migrate"
 )]
 pub struct RunArgs {
     /// Project, or PROJECT/ENVIRONMENT

@@ -1,4 +1,4 @@
-//! `larder status`.
+//! The command `larder status`, which shows the state of the server and its environments.
 
 use super::{
     super::{

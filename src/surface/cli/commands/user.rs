@@ -1,4 +1,4 @@
-//! `larder user`.
+//! The command `larder user`, which manages users and their rights.
 
 use std::path::PathBuf;
 
@@ -45,7 +45,7 @@ pub struct UserAddArgs {
     /// Give the user every right on this server
     #[arg(long)]
     admin: bool,
-    /// File with the public key, on the machine where you type this
+    /// File with the public key, on the machine where you type this command
     #[arg(long, value_name = "FILE", conflicts_with = "key")]
     key_file: Option<PathBuf>,
     /// The public key itself, one line; over ssh, --key-file is not available
@@ -117,7 +117,7 @@ pub struct UserGrantArgs {
     name: UserName,
     /// Project on which the right is given
     project: ProjectName,
-    /// The right; it replaces the earlier right
+    /// New right of the user, which replaces the earlier right
     access: Right,
 }
 

@@ -1,4 +1,4 @@
-//! `larder whoami`.
+//! The command `larder whoami`, which shows the caller's name and rights.
 
 use super::super::{
     command::{Command, Shown},

@@ -1,4 +1,4 @@
-//! The clients that people use: OpenSSH, git, and two others if they are installed.
+//! The SSH server with the clients that people use: OpenSSH and git, and Dropbear and PuTTY if they are installed.
 
 use super::*;
 

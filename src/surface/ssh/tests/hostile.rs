@@ -1,4 +1,4 @@
-//! Hostile clients: too many requests, forged signatures, silence.
+//! The SSH server with hostile clients: too many requests, forged signatures, clients that send nothing.
 
 use russh::{
     ChannelMsg,
@@ -28,7 +28,7 @@ async fn login(handle: &mut Handle<Trusting>, seed: u8) -> AuthResult {
     handle.authenticate_publickey("git", key).await.unwrap()
 }
 
-/// Claims one key and signs with another.
+/// A client that claims one key and signs with another key.
 struct Forger(PrivateKey);
 
 #[derive(Debug)]

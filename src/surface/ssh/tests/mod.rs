@@ -29,7 +29,7 @@ use super::*;
 
 type Call = (String, ExecRequest, Option<String>, Option<Tty>);
 
-/// Runs git's own programs on bare repositories, and carries out a few commands.
+/// A handler that runs git's own programs on bare repositories, and carries out a few commands.
 struct TestHandler {
     repositories: std::path::PathBuf,
     keys: Mutex<Vec<(String, SshIdentity)>>,
