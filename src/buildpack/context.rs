@@ -29,7 +29,7 @@ const SEARCH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 pub(super) struct SelectedBuildpack {
     /// The name, the address or the path of the buildpack, for messages.
     pub label: String,
-    /// larder's version, the commit, `operator` or `project`.
+    /// larder's version for a built-in buildpack, the commit for a git repository, else `operator` or `project`.
     pub version: String,
     /// The directory that contains `bin/`.
     pub directory: PathBuf,
@@ -92,8 +92,8 @@ pub(super) struct BuildStop {
     pub exit: Option<Box<ScriptExit>>,
 }
 
-/// Returns the hint for output that reports EXDEV. `/app` is an overlay, in which rename(2) fails for directories of the lower tree: those
-/// that came with the source or the release.
+/// Returns the hint for output that reports EXDEV. `/app` is an overlay, in which rename(2) fails for every directory that
+/// came with the source or the release.
 pub fn rename_hint<'l>(lines: impl IntoIterator<Item = &'l str>) -> Option<&'static str> {
     const WORDS: [&str; 2] = ["cross-device link", "exdev"];
     let reports = |line: &str| {
@@ -154,7 +154,8 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         drop(writeln!(output, "{line}").and_then(|()| output.flush()));
     }
 
-    /// Returns the worker's temporary directory, which is in the cache: there the next build removes the leftovers of a killed build.
+    /// Returns the worker's temporary directory. The directory is in the cache, so that the next build can remove the leftovers of a killed
+    /// build.
     pub fn temporary(&mut self) -> Result<PathBuf, BuildStop> {
         if let Some(temporary) = &self.temporary {
             return Ok(temporary.path().to_owned());
@@ -198,8 +199,10 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
     pub fn run(&self, what: &str, script: &ScriptCommand<'_>) -> Result<ScriptExit, BuildStop> {
         child::run(script, &self.output).map_err(|error| {
             let hint = match error.kind() {
-                std::io::ErrorKind::NotFound => "change the first line of the script: this server does not have that interpreter",
-                std::io::ErrorKind::PermissionDenied => "set its executable bit: git update-index --chmod=+x FILE",
+                std::io::ErrorKind::NotFound => {
+                    "correct the first line of the script: this server does not have the interpreter that the line names"
+                }
+                std::io::ErrorKind::PermissionDenied => "set the executable bit of the script: git update-index --chmod=+x FILE",
                 _ => "begin the script with a line such as #!/bin/sh",
             };
             BuildStop::new(what, format!("cannot start {what}: {error}"), Blame::Pusher, hint)

@@ -5,7 +5,7 @@ use std::{error::Error, fmt};
 use super::util::chain;
 use crate::model::{Blame, Fault, Phase};
 
-/// The reason why a step failed. A step does not know its phase; the runner adds it.
+/// The reason why a step failed. The runner adds the phase of the step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The party that has to act.
@@ -17,22 +17,22 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure that the project has to mend.
+    /// Creates a failure that the project must fix.
     pub fn pusher(why: impl fmt::Display) -> Failure {
         Failure { blame: Blame::Pusher, why: why.to_string(), hints: Vec::new() }
     }
 
-    /// A failure of this machine. The whole chain of causes becomes the one line.
+    /// Creates a failure of this machine. The reason is the whole chain of causes in one line.
     pub fn host(error: &(dyn Error + 'static)) -> Failure {
         Failure { blame: Blame::Host, why: chain(error), hints: Vec::new() }
     }
 
-    /// A defect of larder itself.
+    /// Creates a failure that is a defect of larder itself.
     pub fn internal(why: impl fmt::Display) -> Failure {
         Failure { blame: Blame::Bug, why: why.to_string(), hints: Vec::new() }
     }
 
-    /// A failure without a party at fault, such as a cancel.
+    /// Creates a failure without a party at fault, such as a cancel.
     pub fn blameless(why: impl fmt::Display) -> Failure {
         Failure { blame: Blame::Nobody, why: why.to_string(), hints: Vec::new() }
     }

@@ -1,7 +1,8 @@
 //! Permits: the server-wide limits on concurrent heavy work. A step takes the permit of the resource that it uses and releases the permit
-//! at its end, so a deployment never holds one while it waits for something else.
+//! at its end, so a deployment never holds a permit while it waits.
 //!
-//! Rollbacks, undos, restarts and removals take no permit: none of them waits for another project. Steps after the switch take none either.
+//! Rollbacks, undos, restarts and removals take no permit: none of them waits for another project. Steps after the switch take no permit
+//! either.
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// The line for a pusher whose deployment waits.
+    /// Returns the line that the transcript shows while the deployment waits.
     fn wait(self) -> &'static str {
         match self {
             Resource::Build => "waiting for another build on this server",
@@ -57,10 +58,10 @@ impl Permits {
         }
     }
 
-    /// Acquires a permit, and tells the pusher once if the deployment has to wait.
+    /// Acquires a permit. If the deployment has to wait, writes one line to the transcript.
     ///
     /// # Errors
-    /// The permits are closed, which this program never does.
+    /// [`AcquireError`] if the semaphore is closed; larder never closes it.
     pub async fn acquire(&self, resource: Resource, transcript: &Transcript) -> Result<OwnedSemaphorePermit, AcquireError> {
         let semaphore = self.semaphore(resource);
         match semaphore.clone().try_acquire_owned() {
@@ -110,7 +111,7 @@ mod tests {
         let mut second = Box::pin(semaphore.clone().acquire_owned());
         assert!(futures_util::poll!(second.as_mut()).is_pending());
         drop(held);
-        // A step that comes now does not overtake them.
+        // A step that arrives now does not overtake the waiters.
         assert!(semaphore.clone().try_acquire_owned().is_err());
         assert!(futures_util::poll!(second.as_mut()).is_pending());
         assert!(futures_util::poll!(first.as_mut()).is_ready());

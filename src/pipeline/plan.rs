@@ -1,5 +1,5 @@
-//! A plan: the ordered steps of one deployment. `larder plan` prints it, the runner walks it, and the fault tests break every part
-//! of it.
+//! A plan: the ordered steps of one deployment. `larder plan` prints a plan, `runner.rs` executes it, and tests make each of its steps
+//! fail.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ pub struct Plan {
     steps: Vec<Box<dyn Step>>,
 }
 
-/// A name that no step has.
+/// The error for a name that no step has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("there is no step {0}")]
 pub struct UnknownStep(pub StepName);
@@ -20,28 +20,28 @@ impl Plan {
     /// Finds the steps with these names.
     ///
     /// # Errors
-    /// The first name that no step of this version has.
+    /// [`UnknownStep`] with the first name that no step of this version has.
     pub fn of(names: &[StepName]) -> Result<Plan, UnknownStep> {
         let find = |name: &StepName| registry::step(name.as_str()).ok_or_else(|| UnknownStep(name.clone()));
         Ok(Plan { steps: names.iter().map(find).collect::<Result<_, _>>()? })
     }
 
-    /// Finds the steps of a mode, which a test holds to the registry; an unknown name is left out.
+    /// Finds the steps with these names, which the caller took from the registry of this version. Unknown names are left out.
     pub fn known(names: &[StepName]) -> Plan {
         Plan { steps: names.iter().filter_map(|name| registry::step(name.as_str())).collect() }
     }
 
-    /// The steps in order.
+    /// Returns the steps in order.
     pub fn steps(&self) -> impl DoubleEndedIterator<Item = &dyn Step> {
         self.steps.iter().map(AsRef::as_ref)
     }
 
-    /// The names of the steps in order.
+    /// Returns the names of the steps in order.
     pub fn names(&self) -> Vec<StepName> {
         self.steps().map(|step| StepName::from(step.name())).collect()
     }
 
-    /// Keeps only the steps of `phases`; all if none are given.
+    /// Keeps only the steps of `phases`. Keeps all steps if `phases` is empty.
     #[must_use]
     pub fn only(mut self, phases: &[Phase]) -> Plan {
         if !phases.is_empty() {

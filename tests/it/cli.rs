@@ -286,7 +286,7 @@ fn quickstart_serves_a_page(world: &World) {
     http::get(port.parse().unwrap(), host, "/").unwrap().holds("my first change");
     // A second quickstart does not take the directory of the first.
     let mut again = world.client(world.directory().join("larder").to_str().unwrap());
-    Output::of(again.arg("quickstart").arg("--root").arg(&root)).exits(3).says("there is a server in");
+    Output::of(again.arg("quickstart").arg("--root").arg(&root)).exits(3).says("the directory contains a server already");
     kill_process_group(Pid::from_child(&quickstart), Signal::INT).unwrap();
     until("the quickstart has ended", || quickstart.try_wait().unwrap().is_some());
     assert!(quickstart.wait().unwrap().success());

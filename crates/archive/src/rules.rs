@@ -52,7 +52,7 @@ pub fn check_target(target: &[u8]) -> Result<&str, BadPath> {
 }
 
 fn plain(path: &[u8]) -> Result<&str, BadPath> {
-    // Nearly all paths are printable ASCII. Without an early exit the compiler checks many bytes at a time.
+    // Nearly all paths are printable ASCII. The loop has no early exit, so that the compiler can vectorize it.
     let ordinary = path.iter().fold(true, |ordinary, byte| ordinary & (b' '..=b'~').contains(byte));
     if !ordinary && path.contains(&0) {
         return Err(BadPath::Nul);

@@ -1,5 +1,6 @@
 //! The index file: magic, version, number of entries, then the entries in the order of `entry::order`, each in postcard's encoding.
-//! Its digest is in the manifest. The reader trusts nothing: a restore from a damaged or forged index creates no file outside of its target.
+//! The digest of the index is in the manifest. The reader checks every field: a restore from a damaged or forged index creates no file
+//! outside of its target.
 
 use crate::{
     PointError, Result,
@@ -14,10 +15,11 @@ const MAGIC: &[u8; 20] = b"larder points index\n";
 /// The version that this program writes.
 pub(crate) const VERSION: u32 = 1;
 
-/// The largest index that is read.
+/// The maximum size of an index that is read, in bytes.
 pub(crate) const MAX_BYTES: u64 = 1 << 30;
 
-/// An entry has at least path, kind, mode, owner, group, two parts of a time and the number of attributes.
+/// The minimum size of an encoded entry, in bytes: two bytes for the path, and one each for kind, mode, owner, group, the two parts of the
+/// time, and the number of attributes.
 const MIN_ENTRY: u64 = 9;
 
 /// Returns the bytes of an index. The entries must be in order.
@@ -33,7 +35,7 @@ pub fn encode(entries: &[Entry]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads an index and refuses what no capture of `sources` writes.
+/// Reads an index. Refuses an index that no capture of `sources` can have written.
 pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> {
     let wrong = |why: String| PointError::Malformed { what: "the index", id: id.to_owned(), why };
     let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| wrong("it does not start like an index".into()))?;
@@ -62,7 +64,7 @@ pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> 
             return Err(bad(why));
         }
         if entries.last().is_some_and(|last| order(&last.path, &entry.path).is_ge()) {
-            return Err(bad("it is out of order or there twice"));
+            return Err(bad("it is out of order or listed twice"));
         }
         let source = sources.iter().position(|source| source.holds(&entry.path)).ok_or_else(|| bad("it is in no source"))?;
         let is_root = sources.get(source).is_some_and(|source| source.roots().contains(&entry.path));
@@ -74,9 +76,9 @@ pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> 
         match entry.kind {
             Kind::HardLink { to } => {
                 let target = entries.get(to as usize).filter(|target| matches!(target.kind, Kind::File { .. }));
-                let target = target.ok_or_else(|| bad("it links to what is not an earlier file"))?;
+                let target = target.ok_or_else(|| bad("it is a hard link to an entry that is not an earlier file"))?;
                 if !sources.get(source).is_some_and(|source| source.holds(&target.path)) {
-                    return Err(bad("it links to another source"));
+                    return Err(bad("it is a hard link to a file of another source"));
                 }
             }
             Kind::Directory => above.push(position),
@@ -90,7 +92,7 @@ pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> 
     Ok(entries)
 }
 
-/// Returns the fault of an entry by itself.
+/// Returns the fault of an entry, if there is one, without regard to other entries.
 fn fault(entry: &Entry) -> Option<&'static str> {
     if let Some(why) = path_fault(&entry.path) {
         return Some(why);
@@ -99,15 +101,15 @@ fn fault(entry: &Entry) -> Option<&'static str> {
         return Some("the mode has bits of a file type");
     }
     if entry.uid == u32::MAX || entry.gid == u32::MAX {
-        return Some("the owner is no user");
+        return Some("the owner or the group is not a valid number");
     }
     if entry.mtime.nanos >= 1_000_000_000 {
-        return Some("the time has more than a second of nanoseconds");
+        return Some("the time has 1000000000 or more nanoseconds");
     }
     if let Kind::Symlink { target } = &entry.kind
         && (target.is_empty() || target.len() > MAX_PATH || target.contains(&0))
     {
-        return Some("the target of the link is empty, too long or has a byte 0");
+        return Some("the target of the link is empty, too long or contains a byte 0");
     }
     if let Kind::File { size, .. } = entry.kind
         && i64::try_from(size).is_err()
@@ -116,15 +118,16 @@ fn fault(entry: &Entry) -> Option<&'static str> {
     }
     let is_bad = |name: &[u8], value: &[u8]| !is_kept(name) || name.contains(&0) || name.len() > 255 || value.len() > 64 << 10;
     if entry.xattrs.iter().any(|xattr| is_bad(&xattr.name, &xattr.value)) {
-        return Some("it has an extended attribute that is not kept");
+        return Some("it has an extended attribute that no capture keeps");
     }
     if !entry.xattrs.is_sorted_by(|a, b| a.name < b.name) {
-        return Some("it has an extended attribute twice");
+        return Some("its extended attributes are out of order or listed twice");
     }
     None
 }
 
-/// Returns the file that an entry is or is a hard link to, with its size, digest and stamp.
+/// Returns the entry that has the size, digest and stamp of a file: `entry` itself, or the target of a hard link. Returns `None` for
+/// directories and symlinks.
 pub(crate) fn file_of<'a>(entries: &'a [Entry], entry: &'a Entry) -> Option<&'a Entry> {
     match entry.kind {
         Kind::File { .. } => Some(entry),

@@ -1,4 +1,4 @@
-//! The times at which a process is restarted and killed: a state machine without any action.
+//! Computes when a process is restarted and killed. The caller starts, signals and kills the process.
 
 use std::time::{Duration, Instant};
 

@@ -15,10 +15,10 @@ use crate::{
     },
 };
 
-/// The most time that the end of a failed build waits until the disk has space again.
+/// The time limit of each wait for free disk space after a failed build.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes a clean layer to build in, over the exported source.
+/// The step that creates an empty build layer over the exported source.
 pub struct PrepareLayer;
 
 impl Step for PrepareLayer {
@@ -63,8 +63,8 @@ async fn reset(deployment: &Deployment) -> Result<(), Failure> {
     reset.map_err(|error| Failure::host(&error))
 }
 
-/// Waits until the removed layer has given its space back, for as long as the disk is fuller than the server allows. Where that is
-/// not enough, the caches of the environment's builds go, too: they can be made again.
+/// Waits until the disk has the free space that the server reserves, because the files of the build layer are deleted in the background.
+/// If the space is still missing after the wait, clears the build cache of the environment, which can be recreated.
 async fn wait_for_space(deployment: &Deployment) {
     let reserve = deployment.services.config.limits.disk_reserve.bytes();
     let is_full = || files::free_space(deployment.paths.path()).is_ok_and(|free| free.bytes < reserve);
@@ -82,13 +82,13 @@ async fn wait_for_space(deployment: &Deployment) {
         let environment = &deployment.environment;
         let cleared = buildpack::clear_cache(&deployment.services.launcher, environment.project_id, environment.id).await;
         if let Err(error) = cleared {
-            tracing::warn!(%error, "a build cache stays on a full disk");
+            tracing::warn!(%error, "cannot clear the build cache on a full disk");
         }
         wait().await;
     }
 }
 
-/// Checks the disk before anything large is written.
+/// The step that checks the disk before large files are written.
 pub struct Checks;
 
 impl Step for Checks {
@@ -116,23 +116,23 @@ impl Step for Checks {
             let full = |why: String| Failure { blame: Blame::Host, ..Failure::pusher(why) };
             if free.bytes < reserve {
                 let (free, reserve) = (free.bytes >> 20, reserve >> 20);
-                return Err(full(format!("the server's disk is nearly full: {free} MiB free, {reserve} MiB are kept free"))
-                    .hint(
-                        "ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`",
-                    ));
+                return Err(full(format!(
+                    "the server's disk is nearly full: {free} MiB are free (expected at least {reserve} MiB)"
+                ))
+                .hint("ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`"));
             }
             if free.inodes < MIN_INODES {
-                return Err(full(format!("the server's disk has space for only {} more files", free.inodes)));
+                return Err(full(format!("the server's disk has {} free inodes (expected at least {MIN_INODES})", free.inodes)));
             }
             Ok(())
         })
     }
 }
 
-/// Fewer free inodes than this are not enough for a deployment.
+/// The minimum number of free inodes for a deployment.
 const MIN_INODES: u64 = 10_000;
 
-/// Chooses buildpacks, compiles, and asks them for process types.
+/// The step that selects the buildpacks, compiles the application, and reads the process types of the buildpacks.
 pub struct Compile;
 
 impl Step for Compile {
@@ -196,7 +196,7 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
     }
 }
 
-/// Runs a job of the build's sandbox, its output in the transcript.
+/// Runs a job in the build sandbox, and copies its output to the transcript.
 pub(super) async fn run(deployment: &Deployment, job: &BuildJob) -> Result<Built, Failure> {
     let environment = &deployment.environment;
     let (lines, copying) = output::channel(&deployment.transcript);

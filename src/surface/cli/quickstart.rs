@@ -50,14 +50,16 @@ pub fn main(root: Option<&Path>, args: &Args) -> Result<ExitCode, CommandError> 
     }
     for program in ["git", "ssh", "ssh-keygen"] {
         if !is_installed(program) {
-            return Err(CommandError::new(ErrorKind::NotFound, format!("{program} is not installed"))
-                .hint("install git and ssh; on Debian: apt-get install git openssh-client"));
+            return Err(CommandError::new(ErrorKind::NotFound, format!("cannot set up the example: {program} is not installed"))
+                .hint("install git and ssh, on Debian with: apt-get install git openssh-client"));
         }
     }
     if root.join("state").exists() {
-        return Err(CommandError::new(ErrorKind::Refused, format!("there is a server in {} already", root.display())).hint(
-            format!("start this server with `larder serve --root {0}`, or delete its directory: rm -rf {0}", root.display()),
-        ));
+        let why = format!("cannot create a server in {}: the directory contains a server already", root.display());
+        return Err(CommandError::new(ErrorKind::Refused, why).hint(format!(
+            "start that server with `larder serve --root {0}`, or delete the directory: rm -rf {0}",
+            root.display()
+        )));
     }
     create_root(&root)?;
     say("Starting a server ...");
@@ -116,11 +118,12 @@ fn create_root(root: &Path) -> Result<(), CommandError> {
                 return Ok(());
             }
             let why = format!(
-                "cannot use {}: it is not a directory, it belongs to another user, or other users can write to it",
+                "cannot use {}: it is not a directory, belongs to another user, or can be written by other users",
                 root.display()
             );
-            Err(CommandError::new(ErrorKind::Refused, why)
-                .hint("choose another directory with --root, or check the content of this directory and delete it: another user may have created it"))
+            Err(CommandError::new(ErrorKind::Refused, why).hint(
+                "choose another directory with --root, or check and delete this directory: another user may have created it",
+            ))
         }
         Err(error) => Err(failed(error)),
     }
@@ -176,7 +179,7 @@ fn guide(root: &Path) -> Result<(), CommandError> {
     let mut push = Command::new("git");
     let pushed = push.arg("-C").arg(&site).args(["push", "prod", "main"]).env_remove("GIT_SSH_COMMAND").status();
     if !pushed.is_ok_and(|status| status.success()) {
-        return Err(CommandError::new(ErrorKind::Deployment, "cannot push the example"));
+        return Err(CommandError::new(ErrorKind::Deployment, "cannot push the example: git push failed"));
     }
     let host = url.trim_start_matches("http://");
     let program = std::env::current_exe().map_err(|error| CommandError::internal(&error))?;
@@ -204,7 +207,7 @@ impl Guide {
         let begun = Instant::now();
         while self.larder(&["whoami"]).is_err() {
             if begun.elapsed() > READY_TIMEOUT {
-                return Err(CommandError::new(ErrorKind::Internal, "the server was not ready within a minute")
+                return Err(CommandError::new(ErrorKind::Internal, "cannot reach the server: it was not ready after 1 minute")
                     .hint("run `larder quickstart` again with LARDER_LOG=debug to see the reason"));
             }
             std::thread::sleep(Duration::from_millis(50));
