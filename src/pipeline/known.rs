@@ -16,7 +16,7 @@ use crate::{
 pub struct KnownRelease {
     /// The id.
     pub release: ReleaseId,
-    /// The number in this environment; nothing for a release that never went live here.
+    /// The number in this environment; `None` for a release that never went live here.
     pub number: Option<ReleaseNumber>,
     /// The build number, if it is known.
     pub build: Option<u64>,
@@ -36,11 +36,11 @@ pub struct KnownRelease {
     pub pinned: bool,
     /// True if its tree is installed, so that a rollback needs no installation.
     pub installed: bool,
-    /// The size of the archive in bytes; nothing if it was pruned.
+    /// The size of the archive in bytes; `None` if the archive was pruned.
     pub archive_bytes: Option<u64>,
 }
 
-/// An error of a release name.
+/// The reason why a name does not identify one release.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReleaseNameError {
     /// No release has this name.
@@ -52,7 +52,7 @@ pub enum ReleaseNameError {
         environment: String,
     },
     /// Several releases have this name.
-    #[error("{text} may be {}", names.join(" or "))]
+    #[error("the release name {text} is ambiguous: it matches {}", names.join(", "))]
     Ambiguous {
         /// The name.
         text: String,
@@ -72,8 +72,9 @@ impl KnownRelease {
     }
 }
 
-/// Finds a release by number (`v42`), tag, id or commit; the first four or more characters of an id or commit are enough. Of several
-/// releases of one commit, the newest is meant. A name that is a number is never a tag; `refs/tags/v3` is. `releases` is newest first.
+/// Finds a release by number (`v42`), tag, id or commit; the first four or more characters of an id or commit are enough. If several
+/// releases of one commit match, returns the newest one. A name such as `v3` is always a number; `refs/tags/v3` is the tag. `releases` is
+/// newest first.
 pub fn find<'k>(
     releases: &'k [KnownRelease],
     text: &str,
@@ -101,7 +102,7 @@ fn has_tag(known: &KnownRelease, tag: &str) -> bool {
     known.tags.iter().any(|other| other == tag)
 }
 
-/// Returns the first of `found` if all of them have one commit.
+/// Returns the first of `found`, if all of them have the same commit.
 fn one<'k>(
     mut found: impl Iterator<Item = &'k KnownRelease>,
     text: &str,
@@ -120,8 +121,8 @@ fn one<'k>(
 }
 
 impl Pipeline {
-    /// Returns the releases of an environment, newest first: those that went live, and those in `releases/` that never did. Tags are read
-    /// from the repository; if it cannot be read, from records and manifests.
+    /// Returns the releases of an environment: the releases that went live, newest first, then the releases in `releases/` that never went
+    /// live. Tags are read from the repository. If the repository cannot be read, the tags in records and manifests are used.
     pub async fn releases(&self, environment: &Environment) -> Result<Vec<KnownRelease>, PipelineError> {
         let services = self.services();
         let mut tags: HashMap<CommitId, Vec<String>> = HashMap::new();
@@ -167,7 +168,7 @@ impl Pipeline {
                     archive_bytes: size(&paths.archive(release)),
                 }
             };
-        // For a release that was live more than once, the last time counts.
+        // A release that was live more than once is listed with its last deployment.
         let mut all: Vec<KnownRelease> = Vec::new();
         for made in history.releases().rev() {
             if all.iter().all(|known| known.release != made.release || known.number != Some(made.number)) {
@@ -234,6 +235,6 @@ mod tests {
             assert!(matches!(number(text), Err(ReleaseNameError::Unknown { .. })), "{text}");
         }
         let ambiguous = number("abcd").unwrap_err().to_string();
-        assert_eq!(ambiguous, "abcd may be v4 (abcd1abcd1) or v3 (abcd2abcd2) or v2 (abcd2abcd2)");
+        assert_eq!(ambiguous, "the release name abcd is ambiguous: it matches v4 (abcd1abcd1), v3 (abcd2abcd2), v2 (abcd2abcd2)");
     }
 }

@@ -1,4 +1,5 @@
-//! The output of workers: line by line into the transcript, and the sentence in it that says why a process failed.
+//! The output of workers. This file copies the output to the transcript, line by line, and finds the sentence that states why a process
+//! failed.
 
 use std::{collections::VecDeque, io, os::fd::OwnedFd};
 
@@ -16,18 +17,18 @@ use crate::{
     runtime::{CANNOT_START, HINT},
 };
 
-/// A longer line is cut into several.
+/// The maximum length of a line, in bytes. A longer line is split.
 const MAX_LINE: u64 = 4096;
 /// The number of last lines that are searched for a cause.
 const TAIL_LINES: usize = 60;
-/// The longest cause, in characters: with what comes before and after it, it fits git's own line.
+/// The maximum length of a cause, in characters. With the words before and after the cause, the text fits git's line for a rejected ref.
 const MAX_CAUSE: usize = 120;
 
-/// The last lines of a worker's output, once it has closed both of its write ends.
+/// The task that copies a worker's output. The task ends when the worker has closed both write ends, and returns the last lines.
 pub type Copying = JoinHandle<VecDeque<String>>;
 
-/// Returns the write ends for a worker's stdout and stderr; what comes out of them goes into the transcript, indented. The task ends
-/// when all write ends are closed.
+/// Returns the write ends for a worker's stdout and stderr, and the task that copies their output to the transcript, indented. The task
+/// ends when all write ends are closed.
 pub fn descriptors(transcript: &Transcript) -> io::Result<(OwnedFd, OwnedFd, Copying)> {
     let (writer, reader) = pipe::pipe()?;
     let stdout = writer.into_blocking_fd()?;
@@ -56,7 +57,8 @@ pub fn descriptors(transcript: &Transcript) -> io::Result<(OwnedFd, OwnedFd, Cop
     Ok((stdout, stderr, copying))
 }
 
-/// Returns a channel of lines into the transcript, as buildpacks print them: they indent and head their lines themselves.
+/// Returns a channel for the lines of buildpacks, and the task that copies these lines to the transcript. Buildpacks indent their lines and
+/// print titles themselves.
 pub fn channel(transcript: &Transcript) -> (mpsc::Sender<String>, JoinHandle<()>) {
     let (sender, mut lines) = mpsc::channel::<String>(256);
     let transcript = transcript.clone();
@@ -68,25 +70,25 @@ pub fn channel(transcript: &Transcript) -> (mpsc::Sender<String>, JoinHandle<()>
     (sender, copying)
 }
 
-/// The cause of a process's failure, in its own words.
+/// The cause of a process's failure, as the process printed it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Cause {
-    /// One line, at most [`MAX_CAUSE`] characters; nothing where the output has no such line.
+    /// One line of at most [`MAX_CAUSE`] characters; `None` if no line of the output is a cause.
     pub sentence: Option<String>,
-    /// The remedy, where larder knows the cause.
+    /// The remedy, if larder has one for this cause.
     pub hint: Option<String>,
 }
 
 impl Cause {
-    /// `what`, followed by the sentence.
+    /// Returns `what`, followed by the sentence, if there is one.
     pub fn after(&self, what: &str) -> String {
         self.sentence.as_ref().map_or_else(|| what.to_owned(), |sentence| format!("{what}: {sentence}"))
     }
 }
 
-/// Looks for the cause in the last lines of a process's output: larder's own line about a command that could not be started, else the
-/// last line that reads like an error, else the last line that says anything. A line that ends in a colon announces the cause and is
-/// none; neither are the lines of a stack trace.
+/// Finds the cause in the last lines of a process's output: larder's own line about a command that could not be started, else the last line
+/// that reads like an error, else the last line with text. A line that ends in a colon is not a cause, because it only announces one. A
+/// line of a stack trace is not a cause either.
 pub fn cause<'l>(lines: impl IntoIterator<Item = &'l str>) -> Cause {
     let lines: Vec<&str> = lines.into_iter().collect();
     if let Some((at, own)) = lines.iter().enumerate().rev().find(|(_, line)| line.starts_with(CANNOT_START)) {
@@ -99,7 +101,7 @@ pub fn cause<'l>(lines: impl IntoIterator<Item = &'l str>) -> Cause {
     Cause { sentence: found.map(|line| cut(&line)), hint }
 }
 
-/// The line as a sentence; nothing where it cannot be one.
+/// Returns the line as a sentence; `None` if the line cannot be a cause.
 fn sentence(line: &str) -> Option<String> {
     let clean = sanitise_reason(line);
     let inside_a_trace = line.starts_with([' ', '\t'])
@@ -114,7 +116,7 @@ fn sentence(line: &str) -> Option<String> {
         Some((_, error)) => error.to_owned(),
         None => clean,
     };
-    // `/bin/bash: line 1: gunicorn: command not found` is about gunicorn.
+    // In `/bin/bash: line 1: gunicorn: command not found`, the sentence begins after the prefix of the shell.
     let clean = match clean.split_once("sh: ") {
         Some((shell, rest)) if !shell.contains(' ') => match rest.trim_start_matches("line ").split_once(": ") {
             Some((number, rest)) if number.bytes().all(|c| c.is_ascii_digit()) => rest.to_owned(),

@@ -1,4 +1,4 @@
-//! The only loop that walks a plan, and the only one that reverts it.
+//! The only loop that executes a plan, and the only loop that reverts a plan.
 
 use std::{
     any::Any,
@@ -20,12 +20,12 @@ use super::{
 };
 use crate::model::{Blame, Event, Fault, Outcome, Phase, StepStatus};
 
-/// The time limit of one undo. It is the server's: the recipe of a release that failed cannot stretch it. It leaves time to drain
-/// and to stop processes that do not end by themselves.
+/// The time limit of one undo. A recipe cannot change this limit, because the release of the recipe has failed. The limit is long enough to
+/// drain requests and to stop processes that ignore the stop signal.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Walks `plan` from the first step that is not done, and unwinds if a step fails. The journal records every move before the
-/// next one is made. Returns the outcome, which the caller records.
+/// Executes `plan` from the first step that is not done, and unwinds the deployment if a step fails. The journal records every event before
+/// the next action begins. Returns the outcome, which the caller records.
 pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal) -> Result<Outcome, JournalError> {
     let mut clock = PhaseClock::default();
     for step in plan.steps() {
@@ -43,8 +43,8 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
         let done = attempt(step, deployment).await;
         match done.and_then(|()| deployment.facts.changed_facts(&before)) {
             Ok(facts) => {
-                // The start of the next durable step brings this event to the disk, too. Should the power be cut before that, the
-                // step is reverted or done again, as if it had been cut half-way.
+                // The sync of the next durable step's start also writes this event to the disk. If the power fails before that sync, the
+                // step is reverted or repeated, as if it had been interrupted.
                 journal.note(Event::Succeeded { step: step.name().to_owned(), facts })?;
                 if step.name() == deployment.spec.commit_point.as_str() {
                     deployment.services.observers.milestone(deployment.announcement("committed", News::Committed));
@@ -79,37 +79,37 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
 
 async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
     if fault::step_fails(step.name()) {
-        return Err(Failure::pusher("told to fail before its work"));
+        return Err(Failure::pusher("stopped by a failpoint before its work"));
     }
     let runs = if fault::everything_twice() { 2 } else { 1 };
     for _ in 0..runs {
         caught(step.name(), bounded(step, deployment)).await?;
     }
     if fault::step_fails(&format!("{}.late", step.name())) {
-        return Err(Failure::pusher("told to fail after its work"));
+        return Err(Failure::pusher("stopped by a failpoint after its work"));
     }
     Ok(())
 }
 
-/// Turns a panic into a failure. The changes of the step in memory may be incomplete; the step is unwound all the same, and an
-/// undo must cope with a step that got nowhere.
+/// Turns a panic into a failure. The changes of the step in memory may be incomplete. The step is unwound nevertheless, so every undo must
+/// handle a step that has done only a part of its work.
 async fn caught(step: &str, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let ended = AssertUnwindSafe(work).catch_unwind().await;
     ended.unwrap_or_else(|panic| {
         let why = message(&*panic);
         tracing::error!(step, why, "step panicked");
         Err(Failure::internal(format!("internal error in {step}: {why}"))
-            .hint("this is a defect of larder; the server's log has more"))
+            .hint("report this defect of larder, with the server's log"))
     })
 }
 
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| String::from("it panicked"))
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| String::from("panic without a message"))
 }
 
-/// Runs a step until it ends, or is ended by its time limit or a cancel; processes that it started die with it. The wait for its
-/// permits does not count.
+/// Runs a step until the step ends, its time limit expires, or the deployment is cancelled. Processes that the step started are then
+/// killed. The time limit does not include the wait for permits.
 async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
     let cancelled = deployment.memory.cancelled.clone();
     let gone = || Err(Failure::blameless("cancelled"));
@@ -128,7 +128,7 @@ async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Fai
     }
 }
 
-/// Reverts a deployment that failed, and returns its outcome. A cancel does not stop it.
+/// Reverts a deployment that failed, and returns its outcome. A cancel does not stop the unwinding.
 pub async fn unwind(
     plan: &Plan,
     deployment: &mut Deployment,
@@ -142,8 +142,8 @@ pub async fn unwind(
     })
 }
 
-/// Reverts, in reverse order, every step that was begun and not yet reverted. Returns whether anything had been changed, and the
-/// first step that could not be reverted with the reason.
+/// Reverts, in reverse order, every step that was begun and is not reverted yet. Returns true if a step after the phase pre_install was
+/// among them, and the first step that could not be reverted, with the reason.
 async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal) -> Result<(bool, Option<String>), JournalError> {
     let mut changed = false;
     let mut broken = None;
@@ -156,20 +156,20 @@ async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal)
         }
         journal.append(Event::UndoStarted { step: step.name().to_owned() })?;
         let undone = match fault::undo_fails(step.name()) {
-            true => Err(Failure::blameless("told to fail")),
+            true => Err(Failure::blameless("stopped by a failpoint")),
             false => undo(step, deployment).await,
         };
         match undone {
             Ok(()) => journal.append(Event::UndoFinished { step: step.name().to_owned() })?,
             Err(failure) => {
                 tracing::error!(step = step.name(), why = failure.why, "an undo failed");
-                deployment.transcript.error(&format!("reverting {} failed: {}", step.name(), failure.why));
+                deployment.transcript.error(&format!("cannot revert {}: {}", step.name(), failure.why));
                 broken.get_or_insert_with(|| format!("{}: {}", step.name(), failure.why));
                 journal.append(Event::UndoFailed { step: step.name().to_owned(), why: failure.why })?;
             }
         }
         if deployment.memory.cancelled.is_cancelled() && !std::mem::replace(&mut told, true) {
-            deployment.transcript.error("cancelled: the deployment is being reverted already, and this goes on to its end");
+            deployment.transcript.error("cannot cancel: the deployment is already being reverted");
         }
     }
     Ok((changed, broken))
@@ -182,13 +182,13 @@ pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator
 
 async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
     let undoing = tokio::time::timeout(UNDO_TIMEOUT, step.undo(deployment));
-    let late = || Failure::blameless(format!("took longer than {}", seconds(UNDO_TIMEOUT)));
+    let late = || Failure::blameless(format!("the undo took longer than {}", seconds(UNDO_TIMEOUT)));
     caught(step.name(), async { undoing.await.unwrap_or_else(|_| Err(late())) }).await
 }
 
-/// Returns the fault of a deployment whose journal could not be begun.
+/// Returns the fault of a deployment whose journal could not be created.
 pub fn no_journal(error: &JournalError) -> Fault {
-    Failure::host(error).hint("look at the disk, then push again").in_phase(Phase::Gather)
+    Failure::host(error).hint("check the server's disk, then push again").in_phase(Phase::Gather)
 }
 
 /// Returns the outcome of a deployment whose journal failed. It freezes the environment until a person has inspected it.
@@ -196,9 +196,9 @@ pub fn lost_journal(error: &JournalError) -> Outcome {
     let fault = Fault {
         phase: Phase::Gather,
         blame: Blame::Host,
-        why: String::from("the record of this deployment could not be written"),
+        why: String::from("cannot write the journal of this deployment"),
         hints: vec![String::from(
-            "look at the disk, then run `larder deploy --unfreeze`, which reads the record again and finishes or reverts the deployment",
+            "check the server's disk, then run `larder deploy --unfreeze`, which reads the journal again and finishes or reverts the deployment",
         )],
     };
     Outcome::Stuck { fault, undo: chain(error) }

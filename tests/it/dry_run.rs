@@ -134,7 +134,7 @@ fn failure_at_any_step_of_a_dry_run_leaves_nothing(world: &World) {
     world.serves("shop", "version one");
     let before = world.snapshot("shop");
     for point in &points {
-        dry_run(world, "pre_install,configure,post_build,bundle").exits(1).says("told to fail").says("is still live");
+        dry_run(world, "pre_install,configure,post_build,bundle").exits(1).says("stopped by a failpoint").says("is still live");
         assert_eq!(world.snapshot("shop"), before, "{point} left something behind");
     }
     dry_run(world, "pre_install,configure,post_build,bundle").ok();

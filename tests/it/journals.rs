@@ -44,9 +44,9 @@ fn journal_fixtures_of_this_version_are_written() {
     let failpoints = |points: &str| world.restart(&[("FAILPOINTS", points)]);
     failpoints("step.gather.source=1*return;step.post_deploy.smoke=1*return");
     repo.page("version three");
-    crate::promotion::staging(&repo).rejected_with("told to fail");
+    crate::promotion::staging(&repo).rejected_with("stopped by a failpoint");
     keep("staging", "refused");
-    crate::promotion::staging(&repo).rejected_with("told to fail");
+    crate::promotion::staging(&repo).rejected_with("stopped by a failpoint");
     keep("staging", "rolled-back");
     failpoints("step.post_deploy.smoke=1*return;undo.deploy.install=1*return");
     crate::promotion::staging(&repo).rejected_with("frozen");

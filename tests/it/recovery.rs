@@ -221,7 +221,7 @@ impl Deadly<'_> {
                 Victim::Both => self.push_to_both_dying(),
             };
             if self.deaths() == before && push.0.status != 0 {
-                push.rejected_with("told to fail");
+                push.rejected_with("stopped by a failpoint");
             }
             match self.course {
                 Course::Cooking => world.is_consistent("shop"),
@@ -463,8 +463,8 @@ fn every_outcome_is_announced_once(world: &World) {
     let start = |points: &str| world.restart(&[("FAILPOINTS", &format!("{points};{observer}"))]);
     start("step.gather.source=1*return;step.deploy.boot=1*return");
     repo.page("version two");
-    repo.push().rejected_with("told to fail");
-    repo.push().rejected_with("told to fail");
+    repo.push().rejected_with("stopped by a failpoint");
+    repo.push().rejected_with("stopped by a failpoint");
     repo.push().accepted();
     world.larder(&["deploy", "shop", "--only", "gather"]).ok();
     start("step.post_deploy.smoke=1*return;undo.deploy.install=1*return");

@@ -266,7 +266,7 @@ fn retention_follows_recipe_of_live_release(world: &World) {
     pruned();
     // A deployment fails before its recipe is read.
     world.restart(&[("FAILPOINTS", "step.gather.source=1*return")]);
-    repo.push().rejected_with("told to fail");
+    repo.push().rejected_with("stopped by a failpoint");
     pruned();
     assert_eq!(releases_on_disk(world), 4);
     // Once live, the recipe counts.

@@ -22,7 +22,7 @@ fn failure_at_any_step_leaves_nothing(world: &World) {
     for name in &names {
         let push = repo.push();
         let phase = name.trim_start_matches("step.").split('.').next().unwrap();
-        push.rejected_with(&format!("{phase}: told to fail")).rejected_with("v1 still live");
+        push.rejected_with(&format!("{phase}: stopped by a failpoint")).rejected_with("v1 still live");
         assert_eq!(world.snapshot("shop"), before, "{name} left something behind");
         assert_eq!(repo.live().as_ref(), Some(&good), "{name}");
         world.serves("shop", "version one");
@@ -91,7 +91,7 @@ fn failing_undo_freezes_the_environment(world: &World) {
     repo.push().accepted();
     world.restart(&[("FAILPOINTS", "step.post_deploy.smoke=1*return;undo.deploy.install=1*return")]);
     repo.page("version two");
-    repo.push().rejected_with("post_deploy: told to fail").rejected_with("the environment is frozen: deploy.install");
+    repo.push().rejected_with("post_deploy: stopped by a failpoint").rejected_with("the environment is frozen: deploy.install");
     world.serves("shop", "version one");
     repo.push().rejected_with("frozen since deployment").rejected_with("deploy.install");
     world.larder(&["deploy", "shop", "--retry"]).exits(3).says("frozen");

@@ -1,4 +1,4 @@
-//! Entries of the index: what is known of one file, directory or link.
+//! Entries of the index. An entry describes one file, directory or link.
 
 use std::{cmp::Ordering, fmt};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::{Stat, Time};
 
-/// The most bytes of a path, which the kernel resolves in one call.
+/// The maximum length of a path, in bytes: the longest path that the kernel resolves in one call (`PATH_MAX` without the final zero).
 pub(crate) const MAX_PATH: usize = 4095;
 
 /// A blake3 digest.
@@ -19,7 +19,7 @@ impl Digest {
         Digest(blake3::hash(bytes).into())
     }
 
-    /// Reads 64 hexadecimal digits.
+    /// Parses 64 hexadecimal digits.
     pub fn from_hex(text: &str) -> Option<Digest> {
         blake3::Hash::from_hex(text).ok().map(|hash| Digest(hash.into()))
     }
@@ -50,7 +50,7 @@ pub struct Stamp {
     pub mtime: Time,
     /// Time of the last change of content or metadata. Applications cannot set it.
     pub ctime: Time,
-    /// False if the file may have changed afterwards without a new ctime: it was changed at about the time of the capture.
+    /// False if the last change was at about the time of the capture, so that a later change may have the same ctime.
     pub is_settled: bool,
 }
 
@@ -59,7 +59,7 @@ impl Stamp {
         Stamp { dev: stat.dev, ino: stat.ino, size: stat.size, mtime: stat.mtime, ctime: stat.ctime, is_settled }
     }
 
-    /// Returns true if the live file is still the one that was captured.
+    /// Returns true if the live file has not changed since the capture.
     pub(crate) fn is_current(&self, stat: &Stat) -> bool {
         self.is_settled && *self == Stamp::of(stat, true)
     }
@@ -74,7 +74,7 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
-/// The kind of an entry, with what only this kind has.
+/// The kind of an entry, with the fields that only this kind has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A directory.
@@ -85,19 +85,19 @@ pub enum Kind {
         size: u64,
         /// The digest of the content, holes read as zeros.
         digest: Digest,
-        /// True if the file changed each time that it was read: the content may be a mixture.
+        /// True if the file changed during each attempt to read it, so that the content may be a mixture of versions.
         is_torn: bool,
-        /// The live file that was read.
+        /// The identity and version of the live file that was read.
         stamp: Stamp,
     },
     /// A symbolic link.
     Symlink {
-        /// The target, which may lead nowhere or anywhere.
+        /// The target, which may be missing or outside of the source.
         target: Vec<u8>,
     },
     /// Another name of a file.
     HardLink {
-        /// The position in the index of the file, which comes before this entry.
+        /// The position of the file in the index. It is lower than the position of this entry.
         to: u32,
     },
 }
@@ -105,7 +105,7 @@ pub enum Kind {
 /// One file, directory or link of a restore point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// The path below the directory that the sources are in.
+    /// The path, relative to the directory that contains the sources.
     pub path: Vec<u8>,
     /// The kind.
     pub kind: Kind,
@@ -122,7 +122,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Returns the path for messages, with other characters in place of bytes that are not UTF-8.
+    /// Returns the path for messages, with U+FFFD in place of bytes that are not UTF-8.
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.path).into_owned()
     }
@@ -134,7 +134,7 @@ pub(crate) fn order(a: &[u8], b: &[u8]) -> Ordering {
     a.iter().map(rank).cmp(b.iter().map(rank))
 }
 
-/// Returns the fault of a path that must lead below a directory.
+/// Returns the fault, if any, of a path that must be relative and stay below its directory.
 pub(crate) fn path_fault(path: &[u8]) -> Option<&'static str> {
     if path.is_empty() {
         return Some("the path is empty");
@@ -145,7 +145,7 @@ pub(crate) fn path_fault(path: &[u8]) -> Option<&'static str> {
     path.split(|c| *c == b'/').find_map(|part| match part {
         b"" => Some("the path is absolute or has an empty part"),
         b"." | b".." => Some("the path has a part \".\" or \"..\""),
-        part if part.contains(&0) => Some("the path has a byte 0"),
+        part if part.contains(&0) => Some("the path contains a byte 0"),
         part if part.len() > 255 => Some("a part of the path has more than 255 bytes"),
         _ => None,
     })

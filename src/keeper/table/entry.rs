@@ -26,6 +26,7 @@ use crate::{
 const OUTPUT: usize = 1024 * 1024;
 /// The first and the longest pause before a restart of a process that exits again and again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause before a restart.
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// The maximum length of a label, in bytes.
 const MAX_LABEL: usize = 1024;

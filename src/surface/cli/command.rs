@@ -72,7 +72,7 @@ pub(super) struct Asked {
     pub outcome: CommandOutcome,
 }
 
-/// The connection of commands to `control`, for one caller.
+/// The access of commands to `control`, on behalf of one caller.
 #[derive(Clone, Copy)]
 pub(super) struct Asking<'a> {
     pub control: &'a Control,

@@ -47,7 +47,7 @@ impl Attempt<'_, '_> {
         let visitor = self.world.visitor("shop");
         let mut unwinds = String::new();
         for point in &points {
-            (self.ask)().exits(1).says("told to fail").says("is still live");
+            (self.ask)().exits(1).says("stopped by a failpoint").says("is still live");
             assert_eq!(self.state(), before, "{point} left something behind");
             assert_eq!(self.repo.live(), live, "{point}");
             self.world.serves("shop", self.old);

@@ -1,5 +1,5 @@
-//! Restoring: into a new directory, or in place of live files by exchange. Live files change only once the new ones are complete, compared
-//! with their digests, and durable.
+//! Restores files into a new directory, or in place of live files by atomic exchange. Live files change only after the new files are
+//! complete, durable, and compared with their digests.
 
 mod build;
 mod state;
@@ -29,25 +29,26 @@ use crate::{
     index, step, store, sys,
 };
 
-/// The way and the bounds of a restore.
+/// The options and limits of a restore.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions<'a> {
-    /// Fields that the label of the restore point must have with the same values, such as project and environment. Not an object: the
-    /// whole label must be equal.
+    /// The fields that the label of the restore point must have with the same values, such as project and environment. A value that is not
+    /// an object must equal the whole label.
     pub expect: serde_json::Value,
-    /// Restore although stored files are damaged. They are listed in the report; missing ones are missing afterwards.
+    /// Restore although stored files are damaged. The report lists the damaged files. A file whose stored content is missing is not
+    /// restored.
     pub force: bool,
     /// Restore setuid and setgid bits of files.
     pub set_ids: bool,
     /// Restore file capabilities.
     pub capabilities: bool,
-    /// Clone files where the file system can.
+    /// Clone files (reflink) if the file system can.
     pub clone: bool,
     /// Number of threads.
     pub threads: usize,
-    /// Bounds; `free_bytes` concerns the file system of the target.
+    /// The limits; `free_bytes` applies to the file system of the target.
     pub limits: Limits,
-    /// Stops the restore when set, as long as nothing live has changed.
+    /// A flag that stops the restore. It has no effect after the first live file has changed.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -69,11 +70,11 @@ impl Default for RestoreOptions<'_> {
 /// A finished restore.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RestoreReport {
-    /// True if a restore with this ticket had been finished before, or was finished now from its state.
+    /// True if an earlier call had built all files of this ticket, so that this call only finished the exchanges or had nothing to do.
     pub was_complete: bool,
-    /// Number of files, without further names of one file.
+    /// Number of files. Further hard links to a file are not counted.
     pub files: u64,
-    /// Bytes of these files.
+    /// Total size of these files, in bytes.
     pub bytes: u64,
     /// Number of entries whose owner or group could not be set, since only root can.
     pub lost_owners: u64,
@@ -82,15 +83,17 @@ pub struct RestoreReport {
 }
 
 impl Store {
-    /// Restores all sources of a restore point in place of the live ones below `base`. Sources that were absent go.
+    /// Restores all sources of a restore point in place of the live files below `base`. Sources that were absent at the capture are
+    /// removed.
     ///
-    /// The new trees are completed beside the live ones and exchanged with them, so that a kill leaves each source old or restored. The
-    /// store remembers `ticket`: after a kill, the same call or [`Store::recover_restores`] continues, and a call after the end does
-    /// nothing. Writers must be stopped. What was replaced is moved to the directory `keep` below `base`, or removed before this function
-    /// returns. Removing can take longer than building, so a caller in a hurry gives `keep` and calls [`remove_kept`] later.
+    /// The new trees are built beside the live trees and then exchanged with them, so that a kill leaves each source either unchanged or
+    /// restored. The store records `ticket`: after a kill, the same call or [`Store::recover_restores`] continues the restore, and a call
+    /// after the end does nothing. The caller must stop all writers first. The replaced files are moved to the directory `keep` below
+    /// `base`; without `keep`, they are removed before this function returns. The removal can take longer than the restore. To avoid this
+    /// wait, pass `keep`, and call [`remove_kept`] later.
     ///
-    /// A file and its side files are several names: a kill between their exchanges is completed by the next call, and until then a side
-    /// file never lies beside a database that it does not belong to.
+    /// A database file and its side files (`-wal`, `-shm`, `-journal`) are exchanged one after the other. After a kill between two
+    /// exchanges, the next call completes the exchanges. Until then, no side file is beside a database that it does not belong to.
     pub fn restore(
         &self,
         point: &Point,
@@ -131,7 +134,7 @@ impl Store {
             phase: Phase::Building,
             exchanges: exchanges(point, &entries, ticket),
         };
-        // Before the first name is created: a killed restore can be tidied up.
+        // The state is saved before the first file is created, so that the files of a killed restore can be removed.
         state.save(self)?;
         step();
         let builder = Builder::new(point, &entries, base, options)?;
@@ -143,7 +146,7 @@ impl Store {
             state.save(self)
         });
         if let Err(error) = built {
-            // The first error matters. The next restore tidies up as well.
+            // The first error is returned. If this removal fails, too, the next restore removes the incomplete files.
             state.phase = Phase::Building;
             let _ = state.abandon(self, base);
             return Err(error);
@@ -153,7 +156,7 @@ impl Store {
         Ok(report(builder))
     }
 
-    /// Finishes or undoes the restores of `base` that were killed. Returns the tickets of those that are finished now.
+    /// Finishes or reverts the restores of `base` that were killed. Returns the tickets of the restores that this call finished.
     pub fn recover_restores(&self, base: BorrowedFd<'_>) -> Result<Vec<String>> {
         let inode = Inode::from(sys::stat_fd(base).map_err(|e| PointError::io("look at", "the target", e))?);
         let mut finished = Vec::new();
@@ -172,8 +175,8 @@ impl Store {
 }
 
 impl Point {
-    /// Restores all sources into the directory `name` in `parent`, which must be empty or absent. A kill leaves it as it was, and the same
-    /// call starts again. Nothing live is touched.
+    /// Restores all sources into the directory `name` in `parent`. The directory must be empty or absent. A kill leaves the directory
+    /// unchanged, and the same call starts again. No live file changes.
     pub fn restore_into(&self, parent: BorrowedFd<'_>, name: &OsStr, options: &RestoreOptions<'_>) -> Result<RestoreReport> {
         check_label(self, &options.expect)?;
         let wrong = |e: Errno| PointError::io("restore into", name, e);
@@ -206,7 +209,7 @@ impl Point {
                 }
             }
             if let Some(before) = before {
-                // The directory keeps its owner, where this user may set it, and its mode.
+                // The directory keeps its mode, and also its owner if this user may set the owner.
                 let _ = fchown(&dir, Some(Uid::from_raw(before.uid)), Some(Gid::from_raw(before.gid)));
                 fchmod(&dir, Mode::from_raw_mode(before.mode)).map_err(wrong)?;
             }
@@ -224,14 +227,15 @@ impl Point {
             Ok(report)
         });
         if placed.is_err() {
-            // The first error matters; the next call removes the rest as well.
+            // The first error is returned. If this removal fails, too, the next call removes the incomplete files.
             let _ = sys::remove_tree(parent, staged);
         }
         placed
     }
 }
 
-/// Removes the directory in which a restore kept what it replaced; absent is well. A kill leaves a rest for the next call.
+/// Removes the directory in which a restore kept the replaced files. Succeeds if the directory does not exist. After a kill, the next call
+/// removes the remaining files.
 pub fn remove_kept(base: BorrowedFd<'_>, keep: &str) -> Result<()> {
     if let Some(why) = path_fault(keep.as_bytes()) {
         return Err(PointError::Source { source_path: keep.to_owned(), why });
@@ -256,7 +260,7 @@ fn report(builder: Builder<'_>) -> RestoreReport {
     }
 }
 
-/// Checks that the restore point belongs to what the caller restores.
+/// Checks that the restore point has the label that the caller expects.
 fn check_label(point: &Point, expect: &serde_json::Value) -> Result<()> {
     let label = &point.manifest.label;
     let is_expected = match expect {
@@ -269,7 +273,8 @@ fn check_label(point: &Point, expect: &serde_json::Value) -> Result<()> {
     Err(PointError::Label { id: point.id().to_owned(), found: label.to_string(), expected: expect.to_string() })
 }
 
-/// Checks the directory in which replaced files are kept: new, below the base, and not part of a source.
+/// Checks the path of the directory for the replaced files. The directory must not exist yet, and must be below `base` and outside of all
+/// sources.
 fn check_keep(point: &Point, base: BorrowedFd<'_>, keep: Option<&str>) -> Result<()> {
     let Some(keep) = keep else { return Ok(()) };
     let bad = |why| Err(PointError::Source { source_path: keep.to_owned(), why });
@@ -289,8 +294,8 @@ fn check_keep(point: &Point, base: BorrowedFd<'_>, keep: Option<&str>) -> Result
     }
 }
 
-/// Lists the exchanges of a restore in their order. Of a file with side files, the live side files go first and the restored ones come
-/// last: SQLite would apply the log of one database to another.
+/// Returns the exchanges of a restore in their order. For a database file, the live side files are removed first, and the restored side
+/// files are placed last. Otherwise SQLite could apply the log of one database to another.
 fn exchanges(point: &Point, entries: &[Entry], ticket: &str) -> Vec<Exchange> {
     let mut steps: Vec<String> = Vec::new();
     for record in &point.manifest.sources {
@@ -305,11 +310,11 @@ fn exchanges(point: &Point, entries: &[Entry], ticket: &str) -> Vec<Exchange> {
     steps.into_iter().enumerate().map(name).collect()
 }
 
-/// Builds the new trees beside the live ones, and notes what is exchanged with what.
+/// Builds the new trees beside the live trees, and records the inodes of both trees of each exchange.
 fn build_all(builder: &Builder<'_>, base: BorrowedFd<'_>, state: &mut State) -> Result<()> {
     let mut seen = Vec::new();
     let mut last: Vec<String> = Vec::new();
-    // A path that comes twice goes first and is restored last.
+    // A path that occurs twice is removed by its first exchange and restored by its last.
     for exchange in &state.exchanges {
         let is_last = !state.exchanges.iter().skip(last.len() + 1).any(|later| later.path == exchange.path);
         seen.push(is_last);

@@ -20,7 +20,8 @@ use crate::{
     release::{self, Installed, Refusal, ReleaseError},
 };
 
-/// Unpacks the archive into `deploy/<id>`. Files that are the same in the live release are shared with it.
+/// The step that unpacks the archive into `deploy/<id>`. Files that are equal in the live release are hard links to the files of the live
+/// release.
 pub struct Install;
 
 impl Step for Install {
@@ -33,7 +34,7 @@ impl Step for Install {
     }
 
     fn about(&self) -> &'static str {
-        "unpack the release into deploy/, sharing unchanged files with the live one"
+        "unpack the release into deploy/, sharing unchanged files with the live release"
     }
 
     fn is_durable(&self, deployment: &Deployment) -> bool {
@@ -63,7 +64,7 @@ impl Step for Install {
                     if let (1.., Some(first)) = (report.damaged, &report.first_damaged) {
                         let files = if report.damaged == 1 { "1 file" } else { &format!("{} files", report.damaged) };
                         deployment.transcript.error(&format!(
-                            "{files} of the previous release no longer had the content of its manifest, first: {first}; this release has the right content"
+                            "{files} of the previous release differed from its manifest (first: {first}); the new release has the correct content"
                         ));
                     }
                     report.entries
@@ -92,8 +93,8 @@ fn live_since(deployment: &Deployment) -> Option<u64> {
     switched.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-/// Makes the files of a release that is installed already newer than those that it replaces. If that fails, browsers may show copies of
-/// these files; this is no reason to keep the live release.
+/// Renews the times of an installed release's files that differ from the live release, so that browsers do not keep the files of the live
+/// release. A failure is only logged, and the deployment continues.
 async fn renew_times(deployment: &Deployment) {
     let (release, live, since) = (deployment.spec.release, deployment.previous_release(), live_since(deployment));
     let (Some(live), Some(since)) = (live.filter(|live| *live != release), since) else { return };
@@ -102,10 +103,10 @@ async fn renew_times(deployment: &Deployment) {
     }
 }
 
-/// The file that marks that a delta was unusable here.
+/// The file whose time is the last failure of a delta in this environment.
 const DISTRUST: &str = ".no-deltas";
 
-/// The time for which whole archives are fetched after that.
+/// The time after such a failure in which no deltas are requested.
 const DISTRUST_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Returns the failure of an installation, and removes a fetched release or delta that is unusable.
@@ -135,7 +136,7 @@ fn discard(deployment: &Deployment, error: ReleaseError) -> Failure {
     }
 }
 
-/// Removes a release from the store; the manifest first, because it makes the release exist.
+/// Removes a release from the store. The manifest is removed first, because a release exists as long as its manifest exists.
 fn remove(paths: &EnvironmentPaths, release: ReleaseId, content: PathBuf) {
     for path in [paths.manifest(release), paths.index(release), content, paths.health(release)] {
         log_failure(files::remove_if_present(&path));
@@ -144,18 +145,18 @@ fn remove(paths: &EnvironmentPaths, release: ReleaseId, content: PathBuf) {
 
 fn log_failure(outcome: Result<(), FileError>) {
     if let Err(error) = outcome {
-        tracing::error!(error = chain(&error), "cannot remove an unusable release");
+        tracing::error!(error = chain(&error), "cannot discard an unusable release");
     }
 }
 
-/// Returns true if a delta was unusable in the last day.
+/// Returns true if a delta failed in this environment within the last day.
 pub fn distrusts_deltas(paths: &EnvironmentPaths) -> bool {
     let marked = fs::metadata(paths.releases().join(DISTRUST)).and_then(|found| found.modified());
     marked.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < DISTRUST_FOR))
 }
 
-/// Makes the spare tree the one to install to, if there is one of the live release, and returns its seal. The spare tree is used up in
-/// any case: if this step runs again, the tree is no copy any more.
+/// Renames the spare tree to the tree of this release, if the spare tree is a copy of the live release, and returns the fingerprint of the
+/// spare tree. The spare tree is never used again: after an interrupted installation, the tree may no longer be a copy.
 async fn spare(deployment: &Deployment) -> Option<Digest> {
     let spec = &deployment.spec;
     let copy = deployment.memory.spare.take()?;
