@@ -10,7 +10,8 @@
 //! points remove STORE ID
 //! ```
 //!
-//! `POINTS_THREADS` sets the number of threads. For measurements and by-hand trials; larder itself calls the library.
+//! `POINTS_THREADS` sets the number of threads. This example is for measurements and manual tests; larder itself calls the
+//! library.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::{error::Error, ffi::OsStr, fs::File, os::fd::AsFd, path::Path, process::ExitCode, time::Instant};

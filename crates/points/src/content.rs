@@ -1,4 +1,4 @@
-//! Contents of files: cloned where the file system can, else copied with their holes, and digested.
+//! The contents of files: cloned if the file system can, or else copied with preserved holes, and digested.
 
 use std::{
     ffi::OsStr,
@@ -21,21 +21,21 @@ use crate::{
     sys::stat_fd,
 };
 
-/// The bytes that are read at once.
+/// The number of bytes that are read at once.
 const CHUNK: usize = 256 << 10;
 
 /// Zeros, for the digests of holes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
-/// A way of copying contents from one tree to another, with what was learned about the two.
+/// The copier of contents from one tree to another. The copier remembers if the file systems can clone.
 #[derive(Debug)]
 pub(crate) struct Copier<'a> {
-    /// False once the file systems refused a clone.
+    /// False after the file systems have refused a clone.
     can_clone: AtomicBool,
     cancel: Cancel<'a>,
 }
 
-/// A content that was copied.
+/// The result of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Copied {
     pub digest: Digest,
@@ -48,7 +48,7 @@ impl<'a> Copier<'a> {
         Copier { can_clone: AtomicBool::new(clone), cancel }
     }
 
-    /// Copies at most `size` bytes of `from`, the file at `path`, to the empty file `to`. `reserve` is called before bytes are written
+    /// Copies at most `size` bytes of `from`, the file at `path`, to the empty file `to`. Calls `reserve` before it writes bytes
     /// that need space.
     pub(crate) fn copy(
         &self,
@@ -68,7 +68,7 @@ impl<'a> Copier<'a> {
                 Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {
                     self.can_clone.store(false, Ordering::Relaxed)
                 }
-                // Single files can refuse: swap files, files without copy on write, limits of quotas.
+                // Single files can refuse a clone: swap files, files without copy on write, limits of quotas.
                 Err(Errno::INVAL | Errno::PERM | Errno::TXTBSY) => {}
                 Err(other) => return Err(failed("clone", path, other)),
             }
@@ -76,18 +76,18 @@ impl<'a> Copier<'a> {
         reserve()?;
         let (digest, size) = self.scan(from, size, path, |at, bytes| write_all(to, at, bytes, path))?;
         if stat_fd(to).map_err(|e| failed("look at the copy of", path, e))?.size != size {
-            // Ends in a hole.
+            // The file ends in a hole.
             ftruncate(to, size).map_err(|e| failed("set the size of the copy of", path, e))?;
         }
         Ok(Copied { digest, size, is_clone: false })
     }
 
-    /// Returns the digest of at most `size` bytes, and how many there were.
+    /// Returns the digest of at most `size` bytes, and the number of bytes that were read.
     pub(crate) fn digest(&self, file: BorrowedFd<'_>, size: u64, path: &[u8]) -> Result<(Digest, u64)> {
         self.scan(file, size, path, |_, _| Ok(()))
     }
 
-    /// Digests a file, and gives its data, without the holes, to `each`.
+    /// Computes the digest of a file, and passes its data, without the holes, to `each`.
     fn scan(
         &self,
         file: BorrowedFd<'_>,
@@ -109,7 +109,7 @@ impl<'a> Copier<'a> {
                 let data = match seek(file, SeekFrom::Data(at)) {
                     Ok(data) => data.min(size),
                     Err(Errno::NXIO) => size,
-                    // The file system knows no holes.
+                    // The file system does not report holes.
                     Err(Errno::INVAL | Errno::OPNOTSUPP) => at,
                     Err(other) => return Err(wrong(other)),
                 };
@@ -120,7 +120,7 @@ impl<'a> Copier<'a> {
                     at += length as u64;
                 }
                 data_end = if at < size { seek(file, SeekFrom::Hole(at)).map_or(size, |hole| hole.min(size)) } else { size };
-                // A hole was made at this place in this moment.
+                // Another program made a hole at this position at this moment.
                 data_end = if data_end <= at { size } else { data_end };
                 continue;
             }
@@ -143,9 +143,9 @@ impl<'a> Copier<'a> {
     }
 }
 
-/// Asks the kernel to forget the cached content, so that the next read comes from the disk.
+/// Asks the kernel to drop the cached content, so that the next read comes from the disk.
 pub(crate) fn forget_cache(file: impl AsFd) {
-    // Only advice: without it the content is still compared.
+    // This call is only advice: if it has no effect, the content is still compared.
     let _ = fadvise(file, 0, None, Advice::DontNeed);
 }
 

@@ -1,4 +1,5 @@
-//! Differences between two restore points, and between a restore point and live files: what a restore would lose or bring back.
+//! Differences between two restore points, and between a restore point and live files. The differences show the changes that a
+//! restore would revert.
 
 use std::{
     cmp::Ordering,
@@ -29,43 +30,44 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChangeKind {
-    /// Only in the second.
+    /// The entry exists only in the second state.
     Added,
-    /// Only in the first.
+    /// The entry exists only in the first state.
     Removed,
-    /// A file with other content, a link with another target, or another kind of file.
+    /// The content of a file, the target of a link, or the kind of the entry differs.
     Changed,
-    /// Only owner, mode, attributes or the time differ.
+    /// Only the owner, mode, attributes or time differ.
     Metadata,
 }
 
-/// A difference.
+/// A difference between two states: two restore points, or a restore point and live files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The path below the directory of the sources.
     pub path: Vec<u8>,
     /// The kind.
     pub kind: ChangeKind,
-    /// Size of the file in the first; zero if it is not a file there.
+    /// The size of the file in the first state, in bytes; 0 if the path is not a file in this state.
     pub size_before: u64,
-    /// Size of the file in the second; zero if it is not a file there.
+    /// The size of the file in the second state, in bytes; 0 if the path is not a file in this state.
     pub size_after: u64,
 }
 
-/// All differences.
+/// All differences between two states.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Diff {
-    /// The differences, sorted by path. Further ones than the caller asked for are only counted.
+    /// The differences, sorted by path. Differences beyond the requested number are only counted.
     pub changes: Vec<Change>,
-    /// Number of added entries.
+    /// The number of added entries.
     pub added: u64,
-    /// Number of removed entries.
+    /// The number of removed entries.
     pub removed: u64,
-    /// Number of entries with another content.
+    /// The number of entries with another content.
     pub changed: u64,
-    /// Number of entries of which only metadata differs.
+    /// The number of entries of which only the metadata differs.
     pub metadata: u64,
-    /// Bytes of added files, and of changed ones after the change: what is lost if the second gives way to the first.
+    /// The bytes of added files, and of changed files after the change. These bytes are lost if the first state replaces the
+    /// second.
     pub new_bytes: u64,
 }
 
@@ -102,7 +104,7 @@ fn size(entries: &[Entry], entry: &Entry) -> u64 {
     }
 }
 
-/// Compares two entries with one path. The names of a file are as good as copies of it.
+/// Compares two entries with one path. A hard link counts as equal to a copy of its file.
 fn compare(a: (&[Entry], &Entry), b: (&[Entry], &Entry)) -> Option<ChangeKind> {
     let is_same = match (file_of(a.0, a.1).map(|file| &file.kind), file_of(b.0, b.1).map(|file| &file.kind)) {
         (Some(Kind::File { size, digest, .. }), Some(Kind::File { size: other_size, digest: other, .. })) => {
@@ -119,7 +121,7 @@ fn compare(a: (&[Entry], &Entry), b: (&[Entry], &Entry)) -> Option<ChangeKind> {
     }
 }
 
-/// Lists what changed from restore point `a` to `b`, at most `listed` changes of which are named.
+/// Lists the changes from restore point `a` to `b`. Names at most `listed` changes.
 pub fn diff(a: &Point, b: &Point, listed: usize) -> Result<Diff> {
     let (a, b) = (a.entries()?, b.entries()?);
     let (mut before, mut after) = (a.iter().peekable(), b.iter().peekable());
@@ -147,20 +149,20 @@ pub fn diff(a: &Point, b: &Point, listed: usize) -> Result<Diff> {
     Ok(Diff::of(changes, listed))
 }
 
-/// The way and the bounds of looking at live files.
+/// The options and limits of an operation on live files.
 #[derive(Debug, Clone)]
 pub struct LookOptions<'a> {
-    /// Bounds.
+    /// The limits.
     pub limits: Limits,
-    /// Number of threads.
+    /// The number of threads.
     pub threads: usize,
-    /// Look at what is mounted below the sources.
+    /// True to include file systems that are mounted below the sources.
     pub cross_mounts: bool,
-    /// Read files whose times differ but whose sizes do not, instead of calling them changed.
+    /// True to read files whose times differ but whose sizes are equal, instead of reporting them as changed.
     pub read: bool,
-    /// Number of changes that are named.
+    /// The maximum number of changes that are named.
     pub listed: usize,
-    /// Stops the operation when set.
+    /// A flag that stops the operation when it becomes true.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -185,7 +187,7 @@ impl LookOptions<'_> {
     }
 }
 
-/// Lists what changed in the live files below `base` since the restore point, without extended attributes.
+/// Lists the changes of the live files below `base` since the restore point, without extended attributes.
 pub fn diff_live(point: &Point, base: BorrowedFd<'_>, options: &LookOptions<'_>) -> Result<Diff> {
     let entries = point.entries()?;
     let sources: Vec<Source> = point.manifest.sources.iter().map(|record| record.source.clone()).collect();
@@ -217,12 +219,12 @@ struct Live<'a> {
     copier: Copier<'a>,
     read: bool,
     changes: Mutex<Vec<Change>>,
-    /// Positions of entries that were met.
+    /// The positions of the entries that the walk found.
     seen: Mutex<Vec<usize>>,
 }
 
 impl Live<'_> {
-    /// Notes an entry that was found, with the difference of its content.
+    /// Records an entry that the walk found, with the difference of its content.
     fn note(&self, path: &[u8], stat: &Stat, is_file: bool, is_same: impl FnOnce(&Entry) -> Result<bool>) -> Result<()> {
         let size_after = if is_file { stat.size } else { 0 };
         let known = self.entries.binary_search_by(|entry| order(&entry.path, path)).ok();
@@ -278,22 +280,23 @@ impl Visit for Live<'_> {
     }
 }
 
-/// The work of a capture.
+/// The estimated work of a capture.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Estimate {
-    /// Number of entries.
+    /// The number of entries.
     pub entries: u64,
-    /// Number of regular files, by their names.
+    /// The number of regular files, counted by name.
     pub files: u64,
-    /// Bytes of all files, holes included.
+    /// The bytes of all files, holes included.
     pub bytes: u64,
-    /// Number of files that a capture would read.
+    /// The number of files that a capture would read.
     pub copied_files: u64,
-    /// Allocated bytes of the files that a capture would read. Files that were only touched count, although they need no space.
+    /// The allocated bytes of the files that a capture would read. Files that were only touched count, although they need no
+    /// space.
     pub copied_bytes: u64,
 }
 
-/// Returns what a capture of `sources` would copy, by looking at metadata only.
+/// Returns what a capture of `sources` would copy. Reads only metadata.
 pub fn estimate(
     base: BorrowedFd<'_>,
     sources: &[Source],

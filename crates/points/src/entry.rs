@@ -48,7 +48,7 @@ pub struct Stamp {
     pub size: u64,
     /// Time of the last write.
     pub mtime: Time,
-    /// Time of the last change of content or metadata. Applications cannot set it.
+    /// The time of the last change of content or metadata, which applications cannot set.
     pub ctime: Time,
     /// False if the last change was at about the time of the capture, so that a later change may have the same ctime.
     pub is_settled: bool,
@@ -97,7 +97,7 @@ pub enum Kind {
     },
     /// Another name of a file.
     HardLink {
-        /// The position of the file in the index. It is lower than the position of this entry.
+        /// The position of the file in the index, which is lower than the position of this entry.
         to: u32,
     },
 }

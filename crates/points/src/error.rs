@@ -5,19 +5,19 @@ use std::{fmt, io, path::PathBuf};
 /// The result of an operation on restore points.
 pub type Result<T> = std::result::Result<T, PointError>;
 
-/// A bound that the caller of an operation set.
+/// The kind of a limit that the caller of an operation sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LimitKind {
-    /// Files, directories and links together.
+    /// The number of files, directories and links.
     Entries,
-    /// Bytes of all files together, holes included.
+    /// The bytes of all files, holes included.
     Bytes,
-    /// Bytes of one path.
+    /// The bytes of one path.
     PathBytes,
-    /// Bytes of the extended attributes of one file, names included.
+    /// The bytes of the extended attributes of one file, names included.
     XattrBytes,
-    /// Bytes that the operation needs on the file system, with those that stay free.
+    /// The bytes that the operation needs on the file system, including the bytes that must stay free.
     FreeBytes,
 }
 
@@ -48,16 +48,16 @@ pub enum PointError {
         #[source]
         source: io::Error,
     },
-    /// A bound was reached. Nothing was left behind.
+    /// A limit was exceeded. The operation left no files behind.
     #[error("cannot continue at {}: {seen} {what} (limit {limit})", path.display())]
     Limit {
-        /// The bound.
+        /// The kind of the limit.
         what: LimitKind,
         /// The number that was reached.
         seen: u64,
         /// The number that is allowed.
         limit: u64,
-        /// The file or directory at which it was reached.
+        /// The file or directory at which the limit was exceeded.
         path: PathBuf,
     },
     /// Another operation holds the lock.
@@ -66,7 +66,7 @@ pub enum PointError {
         /// The lock.
         path: PathBuf,
     },
-    /// A restore point with this id is there already.
+    /// A restore point with this id already exists.
     #[error("cannot create restore point {id}: it exists")]
     Exists {
         /// The id.
@@ -78,13 +78,13 @@ pub enum PointError {
         /// The id.
         id: String,
     },
-    /// A name that is not usable as an id or ticket.
+    /// The name cannot be used as an id or ticket.
     #[error("cannot use {name:?} as a name: expected 1 to 128 of A-Z a-z 0-9 . _ -, not starting with a dot")]
     BadName {
         /// The name.
         name: String,
     },
-    /// A source that cannot be captured or restored.
+    /// The source cannot be captured or restored.
     #[error("cannot use source {source_path:?}: {why}")]
     Source {
         /// The path of the source.
@@ -92,7 +92,7 @@ pub enum PointError {
         /// The fault.
         why: &'static str,
     },
-    /// The directory of the store could be read or changed by another user.
+    /// Another user could read or change the directory of the store.
     #[error("cannot use {} as a store: {why}", path.display())]
     UnsafeStore {
         /// The directory.
@@ -100,7 +100,7 @@ pub enum PointError {
         /// The fault.
         why: &'static str,
     },
-    /// The format is newer than this program.
+    /// The format is newer than this program supports.
     #[error(
         "cannot read {what} of restore point {id}: format version {found} (expected at most {supported})\nhint: update larder"
     )]
@@ -121,7 +121,7 @@ pub enum PointError {
         id: String,
         /// The label in the restore point.
         found: String,
-        /// The label that the caller asked for.
+        /// The label that the caller expected.
         expected: String,
     },
     /// The manifest or the index is damaged or was not written by this program.
@@ -134,24 +134,24 @@ pub enum PointError {
         /// The fault.
         why: String,
     },
-    /// Stored files differ from what was captured.
-    #[error("cannot restore {id}: {count} stored files are damaged, first {first}")]
+    /// Stored files differ from the captured files.
+    #[error("cannot restore {id}: {count} of its stored files are damaged (expected 0), first {first}")]
     Damaged {
         /// The restore point.
         id: String,
-        /// The number of files found so far.
+        /// The number of damaged files that were found so far.
         count: u64,
-        /// The path of the first one.
+        /// The path of the first damaged file.
         first: String,
     },
-    /// The target of a restore beside the live files holds something.
+    /// The target directory of a restore beside the live files is not empty.
     #[error("cannot restore into {}: the directory is not empty", path.display())]
     NotEmpty {
         /// The directory.
         path: PathBuf,
     },
     /// The files of an interrupted restore were changed by another program.
-    #[error("cannot finish the restore {ticket}: {} is neither the file before nor the restored one", path.display())]
+    #[error("cannot finish the restore {ticket}: {} is neither the replaced file nor the restored file", path.display())]
     Interfered {
         /// The ticket of the restore.
         ticket: String,

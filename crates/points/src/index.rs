@@ -92,7 +92,7 @@ pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> 
     Ok(entries)
 }
 
-/// Returns the fault of an entry, if there is one, without regard to other entries.
+/// Returns the fault of a single entry, if there is one. Other entries are not considered.
 fn fault(entry: &Entry) -> Option<&'static str> {
     if let Some(why) = path_fault(&entry.path) {
         return Some(why);

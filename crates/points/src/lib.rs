@@ -64,7 +64,7 @@ pub use walk::{Limits, SkipReason, Skipped};
 #[cfg(test)]
 mod tests;
 
-/// Counts the calls, and kills this process at the call whose number is in `POINTS_KILL_AT`. Tests only.
+/// Counts the calls, and kills this process at the call whose number is in `POINTS_KILL_AT`. Only tests contain this function.
 #[cfg(test)]
 pub(crate) fn step() {
     use std::sync::{

@@ -7,61 +7,61 @@ use crate::{Digest, Entry, Kind, PointError, Result, Skipped, SourceRecord, Time
 /// The version that this program writes.
 pub(crate) const VERSION: u64 = 1;
 
-/// The largest manifest that is read.
+/// The maximum size of a manifest that is read, in bytes.
 pub(crate) const MAX_BYTES: u64 = 16 << 20;
 
-/// The description of a restore point. Never changed after the capture.
+/// The description of a restore point. The manifest never changes after the capture.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Version of the format.
+    /// The version of the format.
     pub version: u64,
-    /// The id, also the name of the directory.
+    /// The id, which is also the name of the directory.
     pub id: String,
-    /// Time at which the capture began, in seconds since 1970.
+    /// The time at which the capture began, in seconds since 1970.
     pub taken: i64,
-    /// Data of the caller, such as project, environment and release. Restoring compares it.
+    /// Data of the caller, such as project, environment and release. A restore compares this data.
     pub label: serde_json::Value,
     /// The captured sources.
     pub sources: Vec<SourceRecord>,
-    /// Numbers of entries and bytes.
+    /// The numbers of entries and bytes.
     pub totals: Totals,
-    /// Length of the index in bytes.
+    /// The length of the index in bytes.
     pub index_bytes: u64,
-    /// Digest of the index, in hexadecimal.
+    /// The digest of the index, in hexadecimal.
     pub index_digest: String,
     /// The restore point with which files are shared.
     pub previous: Option<String>,
-    /// The first live files that could not be captured; `totals.skipped` has their number.
+    /// The first live files that could not be captured. `totals.skipped` is the number of all these files.
     pub skipped: Vec<Skipped>,
 }
 
-/// Numbers of entries and bytes of a restore point.
+/// The numbers of entries and bytes of a restore point.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// All entries.
+    /// The number of all entries.
     pub entries: u64,
-    /// Directories.
+    /// The number of directories.
     pub directories: u64,
-    /// Regular files, without further names of one file.
+    /// The number of regular files. Further names of a file do not count.
     pub files: u64,
-    /// Symbolic links.
+    /// The number of symbolic links.
     pub symlinks: u64,
-    /// Further names of files.
+    /// The number of further names of files.
     pub hard_links: u64,
-    /// Bytes of all files, holes included.
+    /// The bytes of all files, holes included.
     pub bytes: u64,
-    /// Files that are shared with the previous restore point.
+    /// The number of files that are shared with the previous restore point.
     pub shared_files: u64,
-    /// Bytes of files that were copied or cloned.
+    /// The bytes of files that were copied or cloned.
     pub copied_bytes: u64,
-    /// Files that changed each time they were read.
+    /// The number of files that changed each time they were read.
     pub torn: u64,
-    /// Live files that were left out.
+    /// The number of live files that were left out.
     pub skipped: u64,
 }
 
 impl Totals {
-    /// Counts entries. What a capture knows besides stays zero.
+    /// Counts entries. The numbers that only a capture provides stay zero.
     pub(crate) fn of(entries: &[Entry]) -> Totals {
         let mut totals = Totals { entries: entries.len() as u64, ..Totals::default() };
         for entry in entries {
@@ -111,7 +111,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Checks that the entries of the index are as many as the manifest says, and that sources are there exactly if they should be.
+    /// Checks that the numbers of entries agree with the manifest, and that exactly the sources that the capture found have entries.
     pub(crate) fn check_entries(&self, entries: &[Entry]) -> Result<()> {
         let wrong = |why: String| Err(PointError::Malformed { what: "the index", id: self.id.clone(), why });
         let (counted, expected) = (Totals::of(entries).counts(), self.totals.counts());
@@ -122,7 +122,7 @@ impl Manifest {
             let root = crate::index::find(entries, record.source.path.as_bytes());
             if root.is_some() != record.is_present {
                 return wrong(format!(
-                    "source {:?} is there: {} (expected {})",
+                    "source {:?} is present: {} (expected {})",
                     record.source.path,
                     root.is_some(),
                     record.is_present
@@ -140,10 +140,10 @@ impl Manifest {
 /// The record of a verification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
-    /// Time at which the verification began.
+    /// The time at which the verification began.
     pub at: Time,
-    /// Digest of the manifest that was verified.
+    /// The digest of the manifest that was verified.
     pub point: Digest,
-    /// Number of damaged files; the restore point is good only if this is zero.
+    /// The number of damaged files. The restore point is usable only if this number is zero.
     pub damaged: u64,
 }

@@ -1,4 +1,4 @@
-//! Owners, modes, times and extended attributes of live files: read for the index, applied to restored files.
+//! Owners, modes, times and extended attributes of files: read from live files for the index, and applied to restored files.
 
 use std::{
     ffi::OsStr,
@@ -27,7 +27,7 @@ const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 const CAPABILITY: &[u8] = b"security.capability";
 
-/// The most bytes of the names of one file's attributes, a limit of the kernel.
+/// The maximum size of the names of one file's attributes, in bytes: `XATTR_LIST_MAX` of the kernel.
 const MAX_NAMES: usize = 64 << 10;
 
 /// Returns true for attributes that restore points keep.
@@ -35,10 +35,10 @@ pub(crate) fn is_kept(name: &[u8]) -> bool {
     name.starts_with(b"user.") || [ACCESS_ACL, DEFAULT_ACL, CAPABILITY].contains(&name)
 }
 
-/// Reads the attributes that restore points keep. File capabilities are among them only on request.
+/// Reads the attributes that restore points keep. File capabilities are read only if `with_capabilities` is true.
 pub(crate) fn read_xattrs(fd: BorrowedFd<'_>, path: &[u8], limit: u64, with_capabilities: bool) -> Result<Vec<Xattr>> {
     let wrong = |e: Errno| PointError::io("read the extended attributes of", OsStr::from_bytes(path), e);
-    // Most files have none, and a call without a buffer finds out.
+    // Most files have no attributes. A call without a buffer is enough to detect this.
     match flistxattr_query(fd) {
         Ok(0) | Err(Errno::NOTSUP) => return Ok(Vec::new()),
         Ok(_) | Err(Errno::RANGE) => {}
@@ -64,7 +64,8 @@ pub(crate) fn read_xattrs(fd: BorrowedFd<'_>, path: &[u8], limit: u64, with_capa
         }
         let mut value = vec![0; size];
         match fgetxattr(fd, name_str, value.as_mut_slice()) {
-            // The value is another one than a moment ago: the file is being changed, which the caller finds by its times.
+            // The value has changed since the query: the file is being changed. The caller detects this change by the file's
+            // times.
             Err(Errno::NODATA | Errno::RANGE) => continue,
             got => value.truncate(got.map_err(wrong)?),
         }
@@ -74,18 +75,18 @@ pub(crate) fn read_xattrs(fd: BorrowedFd<'_>, path: &[u8], limit: u64, with_capa
     Ok(xattrs)
 }
 
-/// The way in which metadata is applied.
+/// The options for applying metadata.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Apply {
-    /// Give files the setuid and setgid bits that the index has.
+    /// True to set the setuid and setgid bits that the index contains.
     pub set_ids: bool,
-    /// Give files their capabilities.
+    /// True to set the file capabilities.
     pub capabilities: bool,
     pub is_root: bool,
 }
 
-/// Applies owner, mode, attributes and times of an entry, in this order: a change of the owner clears bits and capabilities. Returns
-/// false if the owner could not be set because the caller is not root.
+/// Applies owner, mode, attributes and times of an entry, in this order, because a change of the owner clears bits and
+/// capabilities. Returns false if the owner could not be set because the caller is not root.
 pub(crate) fn apply(fd: BorrowedFd<'_>, entry: &Entry, how: Apply) -> Result<bool> {
     let wrong = |e: Errno| PointError::io("set the metadata of", OsStr::from_bytes(&entry.path), e);
     let is_owned = set_owner(how, entry, |uid, gid| fchown(fd, uid, gid)).map_err(wrong)?;
@@ -104,7 +105,7 @@ pub(crate) fn apply(fd: BorrowedFd<'_>, entry: &Entry, how: Apply) -> Result<boo
     Ok(is_owned)
 }
 
-/// Applies owner and times of a symbolic link.
+/// Applies owner and times of a symbolic link. Returns false if the owner could not be set because the caller is not root.
 pub(crate) fn apply_link(dir: BorrowedFd<'_>, name: &OsStr, entry: &Entry, how: Apply) -> Result<bool> {
     let wrong = |e: Errno| PointError::io("set the metadata of", OsStr::from_bytes(&entry.path), e);
     let is_owned = set_owner(how, entry, |uid, gid| chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)).map_err(wrong)?;
@@ -117,7 +118,7 @@ fn set_owner(
     entry: &Entry,
     set: impl Fn(Option<Uid>, Option<Gid>) -> rustix::io::Result<()>,
 ) -> rustix::io::Result<bool> {
-    // The numbers with all bits set mean "unchanged" to the kernel; `index` refuses them.
+    // To the kernel, a number with all bits set means "unchanged". The index refuses such numbers.
     let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
     if how.is_root {
         return set(Some(uid), Some(gid)).map(|()| true);
@@ -137,7 +138,7 @@ fn times(mtime: Time) -> Timestamps {
     }
 }
 
-/// Removes the access lists that a new file or directory inherited from the directory that it was created in.
+/// Removes the access lists that a new file or directory inherited from its parent directory.
 pub(crate) fn drop_inherited(fd: impl AsFd, path: &Path) -> Result<()> {
     for name in [ACCESS_ACL, DEFAULT_ACL] {
         match fremovexattr(&fd, OsStr::from_bytes(name)) {

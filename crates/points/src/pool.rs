@@ -1,4 +1,4 @@
-//! Work shared by a given number of threads. The first error stops all of them.
+//! Pools of threads that share work. The first error stops all threads of a pool.
 
 use std::{
     collections::VecDeque,
@@ -22,7 +22,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Calls `work` with each chunk of `items`.
+/// Calls `work` with each chunk of `items`, on the given number of threads.
 pub(crate) fn each_chunk<T: Sync>(
     threads: usize,
     items: &[T],
@@ -63,14 +63,14 @@ struct State<T> {
     failed: Option<PointError>,
 }
 
-/// A stack of tasks that grows while it is worked on.
+/// A stack of tasks, to which running tasks may add more tasks.
 pub(crate) struct Tasks<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
 }
 
 impl<T: Send> Tasks<T> {
-    /// Adds a task from inside `work`.
+    /// Adds a task. `work` may call this function.
     pub(crate) fn push(&self, task: T) {
         lock(&self.state).tasks.push_back(task);
         self.changed.notify_one();
@@ -82,7 +82,7 @@ impl<T: Send> Tasks<T> {
             if state.failed.is_some() {
                 return None;
             }
-            // The newest first: the memory for waiting tasks is then that of one path through the tree.
+            // The newest task runs first. The waiting tasks then need only the memory of one path through the tree.
             if let Some(task) = state.tasks.pop_back() {
                 state.running += 1;
                 return Some(task);
@@ -106,7 +106,7 @@ impl<T: Send> Tasks<T> {
     }
 }
 
-/// Works on `first` and all tasks that are added meanwhile.
+/// Executes the tasks in `first` and all tasks that are added meanwhile.
 pub(crate) fn run<T: Send>(
     threads: usize,
     first: Vec<T>,

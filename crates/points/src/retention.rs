@@ -1,4 +1,4 @@
-//! Retention: which restore points are kept. A pure function of their times and the rules.
+//! Retention: decides which restore points are kept. The decision depends only on their times and the rules.
 
 use std::collections::HashSet;
 
@@ -13,20 +13,22 @@ pub struct Candidate {
     pub taken: i64,
 }
 
-/// The rules. A restore point that one of them wants is kept. Days, weeks, months and years are those of UTC; weeks begin on Monday.
+/// The rules. A restore point is kept if at least one rule selects it. Days, weeks, months and years are in UTC; weeks begin on
+/// Monday.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Keep {
-    /// The newest ones.
+    /// The number of newest restore points that are kept.
     pub last: u32,
-    /// The newest one of each of so many days that have one.
+    /// The number of days of which the newest restore point is kept. Days without a restore point do not count.
     pub daily: u32,
-    /// The newest one of each of so many weeks that have one.
+    /// The number of weeks of which the newest restore point is kept. Weeks without a restore point do not count.
     pub weekly: u32,
-    /// The newest one of each of so many months that have one.
+    /// The number of months of which the newest restore point is kept. Months without a restore point do not count.
     pub monthly: u32,
-    /// The newest one of each of so many years that have one.
+    /// The number of years of which the newest restore point is kept. Years without a restore point do not count.
     pub yearly: u32,
-    /// The bytes that all kept ones may use together. The oldest go first; the newest one and protected ones never go.
+    /// The maximum size of all kept restore points together, in bytes. The oldest are removed first. The newest and the protected
+    /// restore points are never removed.
     pub bytes: Option<u64>,
 }
 
@@ -35,18 +37,18 @@ pub struct Keep {
 pub struct Decision {
     /// The id.
     pub id: String,
-    /// Keep it.
+    /// True if the restore point is kept.
     pub is_kept: bool,
-    /// The rules that want it: `last`, `daily`, `weekly`, `monthly`, `yearly`, `protected`, `newest`. If it is removed all the same,
-    /// because of its size, also `bytes`.
+    /// The rules that select the restore point: `last`, `daily`, `weekly`, `monthly`, `yearly`, `protected`, `newest`. If the
+    /// restore point is nevertheless removed because of its size, also `bytes`.
     pub rules: Vec<&'static str>,
 }
 
-/// Returns the day, week, month or year of a date.
+/// A function that returns the day, week, month or year of a date.
 type Period = fn(Date) -> (i16, i16);
 
-/// Decides about all `points`, newest first. `size_of` returns the bytes that a set of restore points uses, shared ones once; see
-/// [`Usage::bytes_of`](crate::Usage::bytes_of). The newest restore point is always kept.
+/// Returns the decisions about all `points`, newest first. `size_of` returns the bytes that a set of restore points uses, where
+/// shared files count once; see [`Usage::bytes_of`](crate::Usage::bytes_of). The newest restore point is always kept.
 pub fn plan_retention(points: &[Candidate], keep: &Keep, protected: &[&str], size_of: impl Fn(&[&str]) -> u64) -> Vec<Decision> {
     let mut sorted: Vec<&Candidate> = points.iter().collect();
     sorted.sort_by(|a, b| b.taken.cmp(&a.taken).then_with(|| b.id.cmp(&a.id)));
@@ -97,7 +99,7 @@ fn kept(decisions: &[Decision]) -> Vec<&str> {
     decisions.iter().filter(|decision| decision.is_kept).map(|decision| decision.id.as_str()).collect()
 }
 
-/// The date of a time in UTC. Times that no calendar has are the first or the last day.
+/// Returns the date of a time in UTC. A time outside of the calendar becomes the first or the last day.
 fn date(taken: i64) -> Date {
     let last = if taken < 0 { Timestamp::MIN } else { Timestamp::MAX };
     Offset::UTC.to_datetime(Timestamp::from_second(taken).unwrap_or(last)).date()
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_keep_what_they_say() {
+    fn rules_keep_expected_points() {
         let none = Keep::default();
         let days = ["01-01", "01-02", "01-03 06", "01-03 18", "01-05", "01-12", "02-01", "2025-12-31", "2024-06-01"];
         let table: &[(Keep, &[&str], &[&str])] = &[
@@ -144,7 +146,7 @@ mod tests {
             (Keep { yearly: 2, ..none }, &[], &["02-01", "2025-12-31"]),
             (Keep { yearly: 9, last: 2, ..none }, &[], &["02-01", "01-12", "2025-12-31", "2024-06-01"]),
             (none, &["2024-06-01", "01-02"], &["02-01", "01-02", "2024-06-01"]),
-            // Each has 10 bytes: the oldest go, but neither the newest nor protected ones.
+            // Each restore point has 10 bytes. The oldest are removed, but neither the newest nor the protected ones.
             (Keep { last: 5, bytes: Some(30), ..none }, &[], &["02-01", "01-12", "01-05"]),
             (Keep { last: 5, bytes: Some(30), ..none }, &["01-01"], &["02-01", "01-12", "01-01"]),
             (Keep { last: 5, bytes: Some(0), ..none }, &[], &["02-01"]),

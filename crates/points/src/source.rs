@@ -7,7 +7,7 @@ use crate::{
     entry::{is_within, path_fault},
 };
 
-/// The names that SQLite puts beside a database file. With the file, they are one unit.
+/// The suffixes of the files that SQLite creates beside a database file. A database file and these files are one unit.
 pub(crate) const SIDE_FILES: [&str; 3] = ["-journal", "-shm", "-wal"];
 
 /// The kind of a source.
@@ -16,16 +16,16 @@ pub(crate) const SIDE_FILES: [&str; 3] = ["-journal", "-shm", "-wal"];
 pub enum SourceKind {
     /// A directory with everything below it.
     Directory,
-    /// A regular file, with `-wal`, `-shm` and `-journal` beside it.
+    /// A regular file, with the files `-wal`, `-shm` and `-journal` beside it.
     File,
 }
 
-/// A directory or file to capture, by its path below one directory.
+/// A directory or file to capture, identified by its path below one directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// The path, such as `uploads` or `storage/app`.
     pub path: String,
-    /// The kind. A live file of the other kind is an error.
+    /// The kind. A live file of another kind is an error.
     pub kind: SourceKind,
 }
 
@@ -40,7 +40,7 @@ impl Source {
         Source { path: path.into(), kind: SourceKind::File }
     }
 
-    /// Returns the paths that belong to the source: of a directory its own, of a file those of its side files, too.
+    /// Returns the paths that belong to the source: its own path, and for a file also the paths of its side files.
     pub(crate) fn roots(&self) -> Vec<Vec<u8>> {
         let sides: &[&str] = if self.kind == SourceKind::File { &SIDE_FILES } else { &[] };
         std::iter::once("").chain(sides.iter().copied()).map(|side| format!("{}{side}", self.path).into_bytes()).collect()
@@ -55,17 +55,17 @@ impl Source {
     }
 }
 
-/// A source as a restore point records it.
+/// A source as recorded in a restore point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRecord {
     /// The source.
     #[serde(flatten)]
     pub source: Source,
-    /// False if there was nothing at the path. Restoring removes what is there.
+    /// False if the path did not exist at the capture. A restore then removes a live file or directory at this path.
     pub is_present: bool,
 }
 
-/// Checks that paths lead below their directory, and that no source is part of another.
+/// Checks that paths stay below their directory, and that no source is part of another source.
 pub(crate) fn check<'a>(sources: impl IntoIterator<Item = &'a Source>) -> Result<()> {
     let mut roots: Vec<(Vec<u8>, &Source)> = Vec::new();
     for source in sources {

@@ -1,4 +1,4 @@
-//! The store: a directory with restore points, opened, listed, swept, and with single points removed.
+//! The store: a directory with restore points. This file opens, lists and sweeps a store, and removes single restore points.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -30,7 +30,7 @@ pub(crate) const MANIFEST: &str = "point.json";
 pub(crate) const CHECKSUMS: &str = "checksums";
 const VERIFIED: &str = "verified.json";
 
-/// A directory with restore points. Only its owner may read it.
+/// A directory with restore points, which only its owner may read.
 #[derive(Debug)]
 pub struct Store {
     pub(crate) fd: OwnedFd,
@@ -38,7 +38,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Creates the directory unless it is there, and opens it.
+    /// Creates the directory if it is missing, and opens it.
     pub fn create(path: &Path) -> Result<Store> {
         match mkdir(path, Mode::from_raw_mode(0o700)) {
             Ok(()) => {
@@ -52,14 +52,14 @@ impl Store {
         Store::open(path)
     }
 
-    /// Opens the directory. Refuses one that other users can read or that belongs to another user.
+    /// Opens the directory. Returns an error if other users can read the directory, or if another user owns the directory.
     pub fn open(path: &Path) -> Result<Store> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = open(path, flags, Mode::empty()).map_err(|e| PointError::io("open the store", path, e))?;
         Store::from_fd(fd, path)
     }
 
-    /// Uses an open directory; `path` is for messages.
+    /// Uses an open directory as a store. `path` is only for messages.
     pub fn from_fd(fd: OwnedFd, path: &Path) -> Result<Store> {
         let stat = sys::stat_fd(&fd).map_err(|e| PointError::io("look at", path, e))?;
         let bad = |why| Err(PointError::UnsafeStore { path: path.to_owned(), why });
@@ -70,12 +70,12 @@ impl Store {
             return bad("it belongs to another user");
         }
         if stat.mode & 0o077 != 0 {
-            return bad("its mode lets other users in (expected 0700)");
+            return bad("its mode gives access to other users (expected 0700)");
         }
         Ok(Store { fd, path: path.to_owned() })
     }
 
-    /// Returns the path that the store was opened by.
+    /// Returns the path with which the store was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -88,7 +88,7 @@ impl Store {
         Ok(ids)
     }
 
-    /// Opens a restore point. It cannot be removed before the returned value is dropped.
+    /// Opens a restore point. The restore point cannot be removed before the returned value is dropped.
     pub fn point(&self, id: &str) -> Result<Point> {
         let missing = || PointError::NotFound { id: id.to_owned() };
         check_name(id)?;
@@ -106,7 +106,7 @@ impl Store {
             Err(PointError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
             other => other?,
         };
-        // Versions first: a newer one may have other checksums.
+        // The version is checked first, because a newer version may have other checksums.
         let manifest = Manifest::decode(&bytes, id)?;
         let digest = Digest::of(&bytes);
         let checksums = read(fd.as_fd(), CHECKSUMS, 4096, &path)?;
@@ -120,7 +120,8 @@ impl Store {
         Ok(Point { fd, path, manifest, digest, verified })
     }
 
-    /// Removes a restore point. [`PointError::Busy`] if it is open. A kill leaves the point, or a rest for [`Store::sweep`].
+    /// Removes a restore point. Returns [`PointError::Busy`] if the restore point is open. A kill leaves the complete restore
+    /// point, or a leftover that [`Store::sweep`] removes.
     pub fn remove(&self, id: &str) -> Result<()> {
         check_name(id)?;
         let path = self.path.join(id);
@@ -132,7 +133,7 @@ impl Store {
         lock_exclusively(&fd, &path)?;
         let old = format!("{OLD}{id}");
         match renameat_with(&self.fd, id, &self.fd, old.as_str(), RenameFlags::NOREPLACE) {
-            // The rest of an earlier point with this id.
+            // The directory is the leftover of an earlier restore point with this id.
             Err(Errno::EXIST) => {
                 sys::remove_tree(self.fd.as_fd(), OsStr::new(&old)).map_err(wrong)?;
                 renameat(&self.fd, id, &self.fd, old.as_str()).map_err(wrong)?;
@@ -140,13 +141,13 @@ impl Store {
             other => other.map_err(wrong)?,
         }
         step();
-        // Durable before the first file goes: a half-removed point never has its old name.
+        // The new name is durable before the first file is removed, so that a half-removed restore point never has its old name.
         fsync(&self.fd).map_err(wrong)?;
         step();
         sys::remove_tree(self.fd.as_fd(), OsStr::new(&old)).map_err(wrong)
     }
 
-    /// Removes what killed captures and removals left. [`PointError::Busy`] during a capture. Returns the removed names.
+    /// Removes the leftovers of killed captures and removals. Returns the removed names, or [`PointError::Busy`] during a capture.
     pub fn sweep(&self) -> Result<Vec<String>> {
         let _lock = self.lock()?;
         let mut swept = Vec::new();
@@ -194,16 +195,17 @@ fn lock_exclusively(fd: &OwnedFd, path: &Path) -> Result<()> {
     }
 }
 
-/// A complete restore point, held open.
+/// A complete restore point, whose directory is open.
 #[derive(Debug)]
 pub struct Point {
     pub(crate) fd: OwnedFd,
     path: PathBuf,
     /// The manifest, whose digest was checked.
     pub manifest: Manifest,
-    /// The digest of the manifest, which covers the index, which covers all files.
+    /// The digest of the manifest. The manifest contains the digest of the index, and the index contains the digests of all
+    /// files.
     pub digest: Digest,
-    /// The last verification, absent if there was none.
+    /// The last verification; `None` if there was none.
     pub verified: Option<Verified>,
 }
 
@@ -218,7 +220,7 @@ impl Point {
         &self.path
     }
 
-    /// Returns true if all files were read back once and were right.
+    /// Returns true if the last verification read all files and found no damage.
     pub fn is_verified(&self) -> bool {
         self.verified.is_some_and(|verified| verified.damaged == 0)
     }
@@ -289,7 +291,7 @@ pub(crate) fn write_new(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], shown: &P
     Ok(file)
 }
 
-/// Replaces a file durably: a power cut leaves the old or the new content.
+/// Replaces a file durably: a power failure leaves the old or the new content.
 pub(crate) fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8], shown: &Path) -> Result<()> {
     let wrong = |e: std::io::Error| PointError::io("write", shown.join(name), e);
     let temporary = format!("{NEW}{name}");
@@ -308,14 +310,14 @@ pub(crate) struct Space<'a> {
 }
 
 impl<'a> Space<'a> {
-    /// The bytes that are granted before the file system is asked again, since others use it as well.
+    /// The bytes that are granted before the free space is read again, because other programs use the file system as well.
     const GRANT: u64 = 64 << 20;
 
     pub(crate) fn new(dir: BorrowedFd<'a>, leave: u64) -> Space<'a> {
         Space { dir, leave, granted: Mutex::new(0) }
     }
 
-    /// Takes `bytes` for the file at `path`, or fails with the space that would be needed.
+    /// Reserves `bytes` for the file at `path`. If the file system has too little space, returns an error with the needed space.
     pub(crate) fn reserve(&self, bytes: u64, path: &[u8]) -> Result<()> {
         let mut granted = pool::lock(&self.granted);
         if bytes > *granted {

@@ -52,7 +52,7 @@ pub(crate) struct Stat {
     pub ino: u64,
     pub mtime: Time,
     pub ctime: Time,
-    /// Time of creation, where the file system has it.
+    /// The time of creation; zero if the file system does not record it.
     pub born: Time,
     pub is_mount: bool,
 }

@@ -1,4 +1,4 @@
-//! The space that restore points use: shared files count once.
+//! The space that restore points use, where shared files count once.
 
 use std::{
     collections::HashMap,
@@ -13,25 +13,25 @@ use crate::{Kind, Point, PointError, Result, sys};
 pub struct PointUsage {
     /// The id.
     pub id: String,
-    /// Allocated bytes of all its files, index and manifest.
+    /// The allocated bytes of all files of the restore point, its index and its manifest.
     pub bytes: u64,
-    /// The part of `bytes` that no other restore point uses: what its removal frees.
+    /// The part of `bytes` that no other restore point uses. A removal of the restore point frees this part.
     pub unique: u64,
 }
 
 /// The space of several restore points. Blocks that a file system shares by clones count for each file.
 #[derive(Debug, Clone, Default)]
 pub struct Usage {
-    /// The restore points, in the order they were given.
+    /// The restore points, in the given order.
     pub points: Vec<PointUsage>,
-    /// Bytes of all together, shared ones once.
+    /// The bytes of all restore points together, where shared files count once.
     pub total: u64,
-    /// Bytes of each set of restore points, given as sorted positions, that no other set uses.
+    /// The bytes that exactly the restore points of a set use. A set is given as sorted positions.
     sets: Vec<(Vec<u32>, u64)>,
 }
 
 impl Usage {
-    /// Returns the bytes that only these restore points would use.
+    /// Returns the bytes that these restore points would use if all others were removed.
     pub fn bytes_of(&self, ids: &[&str]) -> u64 {
         let is_given = |at: &u32| self.points.get(*at as usize).is_some_and(|point| ids.contains(&point.id.as_str()));
         self.sets.iter().filter(|(set, _)| set.iter().any(is_given)).map(|(_, bytes)| bytes).sum()
@@ -40,7 +40,7 @@ impl Usage {
 
 /// Returns the space that restore points use.
 pub fn usage(points: &[&Point]) -> Result<Usage> {
-    // Which points use a file, and its size.
+    // The restore points that use a file, and the file's size.
     let mut files: HashMap<(u64, u64), (Vec<u32>, u64)> = HashMap::new();
     let mut found = Vec::new();
     for (at, point) in points.iter().enumerate() {
@@ -63,7 +63,7 @@ pub fn usage(points: &[&Point]) -> Result<Usage> {
                 // The store belongs to this user and has no links.
                 match sys::stat_at(top.as_fd(), OsStr::from_bytes(&entry.path)) {
                     Ok(stat) => add(stat),
-                    // A missing file is the finding of a verification.
+                    // Missing files are reported by a verification.
                     Err(rustix::io::Errno::NOENT) => {}
                     Err(other) => return Err(PointError::io("look at", OsStr::from_bytes(&entry.path), other)),
                 }

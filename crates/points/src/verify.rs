@@ -21,7 +21,7 @@ use crate::{
 /// The options of a verification.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions<'a> {
-    /// Number of threads.
+    /// The number of threads.
     pub threads: usize,
     /// True to drop cached contents from the page cache first, so that the contents are read from the disk.
     pub from_disk: bool,
@@ -54,12 +54,12 @@ pub enum Fault {
         expected: u64,
     },
     /// The digest differs.
-    #[error("its content differs from what was captured")]
+    #[error("its content differs from the captured content")]
     Content,
-    /// The file cannot be read; the cause.
+    /// The file cannot be read. The text is the cause.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
-    /// The index itself is damaged, so nothing can be restored; the cause.
+    /// The index itself is damaged, so no file can be restored. The text is the cause.
     #[error("{0}")]
     Index(String),
 }
@@ -76,11 +76,11 @@ pub struct Damage {
 /// The outcome of a verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// Number of files that were read.
+    /// The number of files that were read.
     pub files: u64,
-    /// Number of bytes that were read.
+    /// The number of bytes that were read.
     pub bytes: u64,
-    /// Number of damaged files.
+    /// The number of damaged files.
     pub damaged: u64,
     /// At most 1000 of the damaged files, sorted by path.
     pub damages: Vec<Damage>,
@@ -142,7 +142,7 @@ impl Point {
         let opened = sys::open_dir(self.fd.as_fd(), parent, true).and_then(|dir| sys::open_file(dir.as_fd(), name));
         let file = match opened {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Some(Fault::Missing)),
-            // A lack of resources of this process says nothing about the file.
+            // A lack of resources of this process does not mean that the file is damaged.
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {
                 return Err(PointError::io("open", OsStr::from_bytes(&entry.path), error));
             }

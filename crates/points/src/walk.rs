@@ -26,18 +26,18 @@ use crate::{
     sys::{self, Stat},
 };
 
-/// Bounds of one operation.
+/// The limits of one operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Files, directories and links together.
+    /// The maximum number of files, directories and links.
     pub entries: u64,
-    /// Bytes of all files, holes included.
+    /// The maximum size of all files together in bytes, holes included.
     pub bytes: u64,
-    /// Bytes of one path below the directory of the sources. A higher value than 4095 has the effect of 4095.
+    /// The maximum length in bytes of a path below the directory of the sources. Values above 4095 have the effect of 4095.
     pub path_bytes: u64,
-    /// Bytes of the extended attributes of one file.
+    /// The maximum size in bytes of the extended attributes of one file.
     pub xattr_bytes: u64,
-    /// Bytes that stay free on the file system that is written to.
+    /// The number of bytes that stay free on the file system that is written to.
     pub free_bytes: u64,
 }
 

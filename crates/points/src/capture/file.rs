@@ -30,10 +30,10 @@ use crate::{
     walk::{Found, Visit, Walk},
 };
 
-/// The name of an inode within one source: hard links across sources are not kept.
+/// The identity of an inode within one source: source, device and inode number. Hard links between two sources are not preserved.
 pub(super) type InodeName = (usize, u64, u64);
 
-/// The restore point that files are shared with.
+/// The restore point with which files are shared.
 pub(super) struct Old {
     pub entries: Vec<Entry>,
     pub files: OwnedFd,
@@ -48,15 +48,16 @@ pub(super) struct Capture<'a> {
     pub copier: Copier<'a>,
     pub space: Space<'a>,
     pub entries: Mutex<Vec<Entry>>,
-    /// Files with several names, and the name below which the content is stored once that is done.
+    /// The files with several names. The value is the name under which the content is stored, or `None` until the content is
+    /// stored.
     pub inodes: Mutex<HashMap<InodeName, Option<Vec<u8>>>>,
-    /// Further names of such files.
+    /// The further names of files with several names.
     pub more_names: Mutex<Vec<(InodeName, Vec<u8>)>>,
     pub shared_files: AtomicU64,
     pub copied_bytes: AtomicU64,
 }
 
-/// The directories that one batch of files is in.
+/// The directories of one batch of files: live, stored, and in the previous restore point.
 pub(super) struct Dirs<'a> {
     pub live: BorrowedFd<'a>,
     pub stored: OwnedFd,
@@ -76,7 +77,7 @@ impl Visit for Capture<'_> {
         let (parent, name) = sys::split(path);
         let created = sys::open_dir(self.files, parent, true).and_then(|parent| sys::create_dir(parent.as_fd(), name));
         match created {
-            // A directory that changes while it is listed can show a name twice.
+            // If a directory changes while it is listed, the list can contain a name twice.
             Ok(()) | Err(Errno::EXIST | Errno::NOTDIR) => {}
             Err(other) => return Err(PointError::io("store", OsStr::from_bytes(path), other)),
         }
@@ -129,7 +130,7 @@ impl Visit for Capture<'_> {
 }
 
 impl Capture<'_> {
-    /// Captures a file, and reads it again if it changed meanwhile.
+    /// Captures a file. Reads the file again if it changed meanwhile.
     pub(super) fn file(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Option<Entry>> {
         for attempt in 0.. {
             match self.attempt(dirs, found)? {
@@ -142,7 +143,7 @@ impl Capture<'_> {
         Ok(None)
     }
 
-    /// Captures a file with its side files, all of them again if one changed meanwhile.
+    /// Captures a file and its side files. Reads all of them again if one of them changed meanwhile.
     fn unit(&self, dirs: &Dirs<'_>, files: &[Found]) -> Result<Vec<Entry>> {
         for attempt in 0.. {
             let mut entries = Vec::new();
@@ -190,7 +191,7 @@ impl Capture<'_> {
             && stamp.is_current(&found.stat)
             && self.share(dirs, found, file)?
         {
-            // Times, owner, mode and attributes are equal as well: changing one changes the ctime.
+            // The times, owner, mode and attributes are equal as well, because each change of these changes the ctime.
             return Ok(Attempt::Done(Entry { path: found.path.clone(), ..file.clone() }));
         }
         let live = match sys::open_file(dirs.live, found.name()) {
@@ -210,7 +211,8 @@ impl Capture<'_> {
         let made = |size, digest| entry(&found.path, Kind::File { size, digest, is_torn: false, stamp }, &stat, xattrs.clone());
         let is_still = |now: &Stat| Stamp::of(now, stamp.is_settled) == stamp;
         let known = known.map(|(_, file)| file);
-        // Touched, or of a time when it could have changed without a trace: most likely the same content, which needs no copy.
+        // The file was only touched, or its last change was so close to the capture that a further change would not show. The
+        // content is probably the same, and equal content needs no copy.
         if let Some(file) = known
             && let Kind::File { size, digest, is_torn: false, stamp: old } = &file.kind
             && (*size, old.mtime) == (stat.size, stat.mtime)
@@ -221,7 +223,7 @@ impl Capture<'_> {
             return Ok(Attempt::Done(made(*size, *digest)));
         }
         let stored = match sys::create_file(dirs.stored.as_fd(), found.name()) {
-            // The name was listed twice.
+            // The directory listed this name twice.
             Err(Errno::EXIST) => return Ok(Attempt::Skipped),
             other => other.map_err(|e| self.failed("store", found, e))?,
         };
@@ -235,7 +237,8 @@ impl Capture<'_> {
             && let Kind::File { size, digest, .. } = &file.kind
             && (*size, *digest) == (copied.size, copied.digest)
         {
-            // Written with the same content. If it cannot be shared, it is copied once more.
+            // The file was rewritten with the same content. If the stored file cannot be shared, the live file is copied once
+            // more.
             self.discard(dirs, found)?;
             if !self.share(dirs, found, file)? {
                 let stored = sys::create_file(dirs.stored.as_fd(), found.name()).map_err(|e| self.failed("store", found, e))?;
@@ -256,12 +259,13 @@ impl Capture<'_> {
         let Some(old) = self.old else { return Ok(false) };
         let linked = match &dirs.old {
             Some(dir) if file.path == found.path => linkat(dir, found.name(), &dirs.stored, found.name(), AtFlags::empty()),
-            // The content of a hard link is below another name.
+            // The content of a hard link is stored under another name.
             _ => linkat(&old.files, OsStr::from_bytes(&file.path), &dirs.stored, found.name(), AtFlags::empty()),
         };
         match linked {
             Ok(()) => {}
-            // EMLINK: ext4 allows 65,000 names. EPERM: no hard links here, or not of this owner. ENOENT, EEXIST: see the copy.
+            // EMLINK: ext4 allows 65,000 names. EPERM: the file system or the owner does not permit the hard link. ENOENT,
+            // EEXIST: the copy that follows handles the cause.
             Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::OPNOTSUPP | Errno::EXIST) => {
                 return Ok(false);
             }
@@ -270,7 +274,7 @@ impl Capture<'_> {
         let stat = sys::stat_at(dirs.stored.as_fd(), found.name()).map_err(|e| self.failed("look at the copy of", found, e))?;
         let Kind::File { size, .. } = &file.kind else { return Ok(false) };
         if stat.kind != FileType::RegularFile || stat.size != *size {
-            // The stored file is damaged. Sharing would pass that on.
+            // The stored file is damaged. A shared file would pass on the damage.
             self.discard(dirs, found)?;
             return Ok(false);
         }
@@ -278,8 +282,9 @@ impl Capture<'_> {
         Ok(true)
     }
 
-    /// Returns true if a later change of the file must show in its ctime: the clock of the file system was past it when all that could be
-    /// dirty was synced. Clocks tick every 1 to 10 ms, those of some file systems every 2 seconds.
+    /// Returns true if each later change of the file must change its ctime. This is the case if the clock of the file system had
+    /// passed the ctime before all dirty pages were synced. Clocks tick every 1 to 10 ms; the clocks of some file systems tick
+    /// every 2 seconds.
     fn is_settled(&self, stat: &Stat) -> bool {
         let is_coarse = stat.ctime.nanos == 0 && stat.mtime.nanos == 0;
         let margin = if is_coarse { 2_000_000_000 } else { 50_000_000 };

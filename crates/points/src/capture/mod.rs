@@ -1,4 +1,5 @@
-//! Capturing: the walk over the sources with each file linked to the previous restore point, cloned or copied.
+//! The capture of a restore point: the walk over the sources. Each file is linked to the previous restore point, cloned or
+//! copied.
 
 mod assemble;
 mod file;
@@ -30,27 +31,27 @@ use crate::{
     walk::{Counts, Walk},
 };
 
-/// The way and the bounds of a capture.
+/// The options and limits of a capture.
 #[derive(Debug, Clone)]
 pub struct CaptureOptions<'a> {
-    /// Bounds. `free_bytes` concerns the file system of the store.
+    /// The limits; `free_bytes` applies to the file system of the store.
     pub limits: Limits,
-    /// Number of threads.
+    /// The number of threads.
     pub threads: usize,
-    /// Capture what is mounted below the sources, instead of reporting it.
+    /// True to capture file systems that are mounted below the sources, instead of reporting them.
     pub cross_mounts: bool,
-    /// Report files that this user may not read, instead of failing.
+    /// True to report files that this user may not read, instead of failing.
     pub skip_unreadable: bool,
-    /// Clone files where the file system can.
+    /// True to clone files if the file system can.
     pub clone: bool,
-    /// Keep the attribute `security.capability`, which only root can restore.
+    /// True to keep the attribute `security.capability`, which only root can restore.
     pub capabilities: bool,
-    /// Sync the file system of the sources first. Without it, a write through a shared mapping of a page that was dirty before can keep
-    /// the ctime of the file, so that the *next* capture takes the file for unchanged.
+    /// True to sync the file system of the sources first. Without this sync, a write through a shared mapping to a dirty page can
+    /// leave the ctime of the file unchanged. The *next* capture would then treat the file as unchanged.
     pub sync_sources: bool,
-    /// Number of times that a file is read again because it changed while it was read.
+    /// The number of times that a file is read again because it changed while it was read.
     pub retries: u32,
-    /// Stops the capture when set.
+    /// A flag that stops the capture when it becomes true.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -75,22 +76,24 @@ impl Default for CaptureOptions<'_> {
 pub struct Captured {
     /// The manifest, with totals and skipped files.
     pub manifest: Manifest,
-    /// The digest of the manifest. Kept elsewhere, it proves later that nothing was exchanged.
+    /// The digest of the manifest. If the digest is also stored elsewhere, it proves later that the restore point was not
+    /// replaced.
     pub digest: Digest,
-    /// Number of files that were left out although they are data: unreadable, or gone or changed in kind during the walk.
+    /// The number of files with data that were left out: unreadable files, and files that were removed or changed in kind during
+    /// the walk.
     pub missed: u64,
 }
 
 impl Captured {
-    /// Returns true if every file is there and none changed while it was read.
+    /// Returns true if no file was left out, and no file changed while it was read.
     pub fn is_exact(&self) -> bool {
         self.missed == 0 && self.manifest.totals.torn == 0
     }
 }
 
 impl Store {
-    /// Captures `sources`, which are paths below `base`, as restore point `id`. Files that did not change since `previous` are shared with
-    /// it. `label` is data of the caller, which a restore compares. A failure leaves nothing behind.
+    /// Captures `sources`, which are paths below `base`, as restore point `id`. Files that did not change since `previous` are
+    /// shared with `previous`. `label` is data of the caller, which a restore compares. A failed capture leaves no files behind.
     pub fn capture(
         &self,
         id: &str,
@@ -108,13 +111,14 @@ impl Store {
             return Err(PointError::Exists { id: id.to_owned() });
         }
         let new = format!("{}{id}", store::NEW);
-        // The rest of a killed capture: this one holds the lock.
+        // This capture holds the lock, so an existing directory is the leftover of a killed capture.
         sys::remove_tree(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
         sys::create_dir(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
         step();
         let written = self.write(&new, id, label, base, sources, previous, options).and_then(|captured| {
             step();
-            // Everything below is durable before the name is: a power cut leaves the complete point or a rest to sweep.
+            // The files are durable before the final name is. A power failure therefore leaves the complete restore point, or a
+            // leftover that a sweep removes.
             self.sync_all()?;
             step();
             match renameat_with(&self.fd, new.as_str(), &self.fd, id, RenameFlags::NOREPLACE) {
@@ -126,7 +130,7 @@ impl Store {
             Ok(captured)
         });
         if written.is_err() {
-            // The error of the capture matters more than that of tidying up, and a sweep repeats the latter.
+            // The error of the capture is returned. If this removal fails, a sweep repeats the removal.
             let _ = sys::remove_tree(self.fd.as_fd(), OsStr::new(&new));
         }
         written
@@ -152,7 +156,7 @@ impl Store {
         for source in sources {
             create_parents(files.as_fd(), source.path.as_bytes(), 0o700)?;
         }
-        // Taken before the sync: what changes from here on may keep its times when it changes once more.
+        // The time is taken before the sync: a file that changes after this time may keep its times when it changes once more.
         let begun = Time::now();
         if options.sync_sources {
             syncfs(base).map_err(|e| PointError::io("sync the file system of", "the sources", e))?;
@@ -167,7 +171,7 @@ impl Store {
             cancel: options.cancel,
             counts: Counts::default(),
         };
-        // A point that is known to be damaged would pass the damage on.
+        // A restore point that is known to be damaged would pass on the damage.
         let previous = previous.filter(|point| point.verified.is_none_or(|verified| verified.damaged == 0));
         let old = match previous {
             Some(point) => Some(Old { entries: point.entries()?, files: point.files()? }),
@@ -221,7 +225,7 @@ impl Store {
     }
 }
 
-/// Creates the directories above `path` that are missing.
+/// Creates the missing directories above `path`.
 pub(crate) fn create_parents(root: BorrowedFd<'_>, path: &[u8], mode: u32) -> Result<()> {
     for (at, _) in path.iter().enumerate().filter(|(_, c)| **c == b'/') {
         let above = OsStr::from_bytes(path.get(..at).unwrap_or_default());

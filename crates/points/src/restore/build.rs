@@ -1,4 +1,4 @@
-//! Building a tree from a restore point: everything below one root, complete with metadata, under a name that is not live yet.
+//! Builds a tree from a restore point: everything below one root, complete with metadata, under a name that is not live yet.
 
 use std::{
     collections::HashSet,
@@ -46,7 +46,7 @@ pub(super) struct Builder<'a> {
     pub damaged: Mutex<Vec<Vec<u8>>>,
 }
 
-/// A directory that stays open from one file to the next.
+/// A directory that stays open between files, because consecutive files are often in one directory.
 #[derive(Default)]
 struct Nearest {
     open: Option<(Vec<u8>, OwnedFd)>,
@@ -61,7 +61,7 @@ impl Nearest {
     }
 }
 
-/// The place of one root: a name in a directory, and the path that it has in the index.
+/// The place of one root: a directory, the name in this directory, and the root's path in the index.
 pub(super) struct Place<'a> {
     pub dir: BorrowedFd<'a>,
     pub name: &'a OsStr,
@@ -94,9 +94,9 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// Builds the root at `place`, whose name must not exist. Returns false if the restore point has nothing there.
+    /// Builds the root at `place`, whose name must not exist. Returns false if the restore point does not contain this root.
     pub(super) fn build(&self, place: &Place<'_>) -> Result<bool> {
-        // Everything below a directory directly follows it in the index.
+        // In the index, all entries below a directory directly follow the directory.
         let start = self.entries.partition_point(|entry| crate::entry::order(&entry.path, place.path).is_lt());
         let tail = self.entries.get(start..).unwrap_or_default();
         let below = tail.partition_point(|entry| is_within(&entry.path, place.path));
@@ -108,7 +108,7 @@ impl<'a> Builder<'a> {
                 sys::create_dir(place.dir, place.name).map_err(wrong)?;
                 step();
                 let root = sys::open_dir(place.dir, place.name.as_bytes(), true).map_err(wrong)?;
-                // A restored tree has the access lists of the index and no others.
+                // A restored tree has only the access lists that the index contains.
                 meta::drop_inherited(&root, OsStr::from_bytes(place.path).as_ref())?;
                 self.fill(root.as_fd(), place.path, entries)?;
             }
@@ -177,7 +177,8 @@ impl<'a> Builder<'a> {
                 Kind::Directory | Kind::File { .. } => {}
             }
         }
-        // From the deepest up: creating entries changes the times of a directory, and its mode may forbid creating any.
+        // Directories are completed from the deepest up: creating entries changes the times of a directory, and the final mode
+        // may forbid new entries.
         for entry in entries.iter().rev().filter(|entry| entry.kind == Kind::Directory) {
             let dir = sys::open_dir(root, &inside(&entry.path), true).map_err(|e| failed("open", entry, e))?;
             self.note_owner(meta::apply(dir.as_fd(), entry, self.how)?);
@@ -210,7 +211,7 @@ impl<'a> Builder<'a> {
         match copied {
             Ok(copied) if (copied.size, copied.digest) == (*size, *digest) => {}
             Ok(_) => self.damage(entry)?,
-            // Bad blocks. With force, the rest is still restored.
+            // The disk has bad blocks. With `force`, the other files are still restored.
             Err(PointError::Io { source, .. }) if source.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
                 unlinkat(dir, name, AtFlags::empty()).map_err(|e| failed("remove", entry, e))?;
                 return self.damage(entry);
@@ -223,7 +224,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// Notes a damaged file; an error unless the caller forces the restore.
+    /// Records a damaged file. Returns an error unless the caller forces the restore.
     fn damage(&self, entry: &Entry) -> Result<()> {
         let mut damaged = lock(&self.damaged);
         damaged.push(entry.path.clone());

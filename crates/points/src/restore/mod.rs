@@ -35,20 +35,20 @@ pub struct RestoreOptions<'a> {
     /// The fields that the label of the restore point must have with the same values, such as project and environment. A value that is not
     /// an object must equal the whole label.
     pub expect: serde_json::Value,
-    /// Restore although stored files are damaged. The report lists the damaged files. A file whose stored content is missing is not
-    /// restored.
+    /// True to restore even if stored files are damaged. The report lists the damaged files. A file whose stored content is missing is
+    /// not restored.
     pub force: bool,
-    /// Restore setuid and setgid bits of files.
+    /// True to restore setuid and setgid bits of files.
     pub set_ids: bool,
-    /// Restore file capabilities.
+    /// True to restore file capabilities.
     pub capabilities: bool,
-    /// Clone files (reflink) if the file system can.
+    /// True to clone files (reflink) if the file system can.
     pub clone: bool,
-    /// Number of threads.
+    /// The number of threads.
     pub threads: usize,
     /// The limits; `free_bytes` applies to the file system of the target.
     pub limits: Limits,
-    /// A flag that stops the restore. It has no effect after the first live file has changed.
+    /// A flag that stops the restore. The flag has no effect after the first live file has changed.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -70,15 +70,16 @@ impl Default for RestoreOptions<'_> {
 /// A finished restore.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RestoreReport {
-    /// True if an earlier call had built all files of this ticket, so that this call only finished the exchanges or had nothing to do.
+    /// True if an earlier call had built all files of this ticket. In this case, the call only finished the exchanges or had
+    /// nothing to do.
     pub was_complete: bool,
-    /// Number of files. Further hard links to a file are not counted.
+    /// The number of files. Further hard links to a file are not counted.
     pub files: u64,
-    /// Total size of these files, in bytes.
+    /// The total size of these files, in bytes.
     pub bytes: u64,
-    /// Number of entries whose owner or group could not be set, since only root can.
+    /// The number of entries whose owner or group could not be set, because only root can set them.
     pub lost_owners: u64,
-    /// Paths of damaged files, with `force`.
+    /// The paths of damaged files, if `force` was set.
     pub damaged: Vec<String>,
 }
 

@@ -1,4 +1,5 @@
-//! The state of a restore that replaces live files: kept in the store, so that it can be finished after a kill or a power cut.
+//! The state of a restore that replaces live files. The state is saved in the store, so that the restore can be finished after a
+//! kill or a power failure.
 
 use std::{
     ffi::OsStr,
@@ -20,7 +21,8 @@ const MAX_STATE: u64 = 1 << 20;
 /// The version that this program writes.
 pub(super) const VERSION: u64 = 1;
 
-/// The identity of a file or directory. The time of creation tells apart an inode number that is used again.
+/// The identity of a file or directory. The time of creation distinguishes files that use the same inode number one after the
+/// other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Inode {
     ino: u64,
@@ -37,11 +39,11 @@ impl From<sys::Stat> for Inode {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Phase {
-    /// New trees are being built. Nothing live has changed.
+    /// New trees are being built. No live file has changed.
     Building,
-    /// All new trees are complete and durable, and take their places one by one.
+    /// All new trees are complete and durable, and are exchanged with the live trees one by one.
     Exchanging,
-    /// Everything is in its place.
+    /// All exchanges are finished.
     Done,
 }
 
@@ -50,11 +52,11 @@ pub(super) enum Phase {
 pub(super) struct Exchange {
     /// The path of the root.
     pub path: String,
-    /// The name beside it: of the new tree before the exchange, of the old one after it.
+    /// The name beside the root: the name of the new tree before the exchange, and of the old tree after the exchange.
     pub staged: String,
-    /// The new tree; absent if the root only goes.
+    /// The new tree; `None` if the root is only removed.
     pub new: Option<Inode>,
-    /// The live tree before the restore.
+    /// The live tree before the restore; `None` if the root did not exist.
     pub old: Option<Inode>,
 }
 
@@ -70,7 +72,7 @@ pub(super) struct State {
     pub exchanges: Vec<Exchange>,
 }
 
-/// The directory above a root, and the last part of its path.
+/// Returns the directory above a root, and the last part of the root's path.
 fn above<'p>(base: BorrowedFd<'_>, path: &'p str) -> Result<(OwnedFd, &'p OsStr)> {
     let (parent, name) = sys::split(path.as_bytes());
     let dir = sys::open_dir(base, parent, false).map_err(|e| PointError::io("open the directory of", path, e))?;
@@ -109,7 +111,7 @@ impl State {
         Ok(Some(state))
     }
 
-    /// Returns all restores of this base that were not forgotten.
+    /// Returns the recorded states of all restores of this base.
     pub(super) fn all(store: &Store, base: Inode) -> Result<Vec<State>> {
         let mut states = Vec::new();
         for name in store.names()? {
@@ -131,7 +133,7 @@ impl State {
             .map_err(|e| PointError::io("remove", store.path().join(file), e))
     }
 
-    /// Removes new trees that never took their places, then the state.
+    /// Removes the new trees that were not exchanged, then the state.
     pub(super) fn abandon(&self, store: &Store, base: BorrowedFd<'_>) -> Result<()> {
         for exchange in &self.exchanges {
             let dir = match above(base, &exchange.path) {
@@ -144,8 +146,8 @@ impl State {
         self.forget(store)
     }
 
-    /// Does all exchanges that are still to be done, then keeps or removes what was replaced. Continues after a kill at any instruction:
-    /// each step looks at what it finds.
+    /// Does the remaining exchanges, then keeps or removes the replaced trees. This function continues after a kill at any
+    /// instruction, because each step inspects the present files.
     pub(super) fn finish(&mut self, store: &Store, base: BorrowedFd<'_>) -> Result<()> {
         for exchange in &self.exchanges {
             self.exchange(base, exchange)?;
@@ -173,26 +175,26 @@ impl State {
             Some(_) => {
                 return Err(PointError::Interfered { ticket: self.ticket.clone(), path: exchange.path.clone().into() });
             }
-            // Gone already, or made again by the application since.
+            // The live tree is already removed, or the application has created it again since.
             None if live.is_none() || live != exchange.old => {}
             None => rename(name, staged, RenameFlags::NOREPLACE)?,
         }
         fsync(&dir).map_err(wrong)
     }
 
-    /// Moves the replaced tree to where it is kept, or removes it.
+    /// Moves the replaced tree to the directory `keep`, or removes the replaced tree.
     fn put_away(&self, base: BorrowedFd<'_>, exchange: &Exchange) -> Result<()> {
         let (dir, _) = above(base, &exchange.path)?;
         let staged = OsStr::new(&exchange.staged);
         let Some(keep) = &self.keep else {
             return sys::remove_tree(dir.as_fd(), staged)
-                .map_err(|e| PointError::io("remove what was replaced at", exchange.path.as_str(), e));
+                .map_err(|e| PointError::io("remove the replaced files of", exchange.path.as_str(), e));
         };
         if inode_at(dir.as_fd(), staged, &exchange.path)?.is_none() {
             return Ok(());
         }
         let kept = format!("{keep}/{}", exchange.path);
-        let wrong = |e: Errno| PointError::io("keep what was replaced as", kept.as_str(), e);
+        let wrong = |e: Errno| PointError::io("move the replaced files to", kept.as_str(), e);
         create_parents(base, kept.as_bytes(), 0o700)?;
         let (parent, name) = sys::split(kept.as_bytes());
         let to = sys::open_dir(base, parent, false).map_err(wrong)?;

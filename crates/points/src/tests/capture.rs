@@ -1,4 +1,4 @@
-//! Captures: what is kept, shared, refused and reported.
+//! Tests of captures: the files that are kept, shared, refused and reported.
 
 use std::{
     fs::{self, File, Permissions},
@@ -135,7 +135,7 @@ fn unchanged_files_are_shared_between_points_and_never_with_live_files() {
 }
 
 #[test]
-fn file_rewritten_at_once_with_equal_size_is_not_taken_for_unchanged() {
+fn file_rewritten_at_once_with_equal_size_counts_as_changed() {
     let scene = Scene::new();
     for round in 0..20 {
         scene.write("uploads/f", format!("{round:04}"));
@@ -204,7 +204,7 @@ fn sources_that_are_links_or_of_another_kind_are_refused() {
 }
 
 #[test]
-fn limits_are_errors_with_numbers_and_leave_nothing() {
+fn exceeded_limit_is_error_with_numbers_and_leaves_no_files() {
     let scene = Scene::new();
     for n in 0..50 {
         scene.write(format!("uploads/{n}"), vec![1; 100]);
@@ -285,7 +285,7 @@ fn second_capture_at_once_and_second_use_of_an_id_are_refused() {
 }
 
 #[test]
-fn cancelled_capture_leaves_nothing() {
+fn cancelled_capture_leaves_no_files() {
     let scene = Scene::new();
     scene.write("uploads/f", "x");
     let cancel = AtomicBool::new(true);
@@ -295,7 +295,7 @@ fn cancelled_capture_leaves_nothing() {
 }
 
 #[test]
-fn store_that_others_can_read_is_refused() {
+fn store_that_other_users_can_read_is_refused() {
     let scene = Scene::new();
     fs::set_permissions(scene.store.path(), Permissions::from_mode(0o750)).unwrap();
     assert!(matches!(Store::open(scene.store.path()), Err(PointError::UnsafeStore { .. })));

@@ -73,7 +73,7 @@ fn hostile_entries_are_refused() {
 }
 
 #[test]
-fn counts_that_lie_and_newer_versions_are_refused() {
+fn wrong_counts_and_newer_versions_are_refused() {
     let bytes = encode_index(&[directory(b"up")]).unwrap();
     for count in [0_u64, 2, 1000, u64::MAX, 1 << 40] {
         let mut lying = bytes.clone();

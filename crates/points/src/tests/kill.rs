@@ -66,7 +66,7 @@ fn child_removes() {
     opened(&directory()).1.remove("one").unwrap();
 }
 
-/// Kills a child at step 1, 2, … until it ends by itself. Returns the number of kills.
+/// Kills a child at step 1, 2, … until the child exits by itself. Returns the number of kills.
 fn each_kill(test: &str, check: impl Fn(&Scene)) -> u64 {
     for at in 1.. {
         let scene = prepared();

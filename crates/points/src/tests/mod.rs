@@ -71,7 +71,7 @@ impl Scene {
         self.store.point(id)?.restore_into(parent.as_fd(), OsStr::new(name), &restore_options())
     }
 
-    /// Restores into a new directory and returns what is there.
+    /// Restores into a new directory and returns the content of this directory.
     pub fn restored(&self, id: &str) -> BTreeMap<PathBuf, Node> {
         let name = format!("restored-{id}");
         self.restore_into(id, &name).unwrap();
@@ -100,7 +100,7 @@ pub fn capture(
     store.capture(id, &json!({"project": "shop"}), base.as_fd(), sources, previous.as_ref(), options)
 }
 
-/// Without the sync of the sources, which would wait for other tests.
+/// Returns options without the sync of the sources, which would wait for other tests.
 pub fn options() -> CaptureOptions<'static> {
     CaptureOptions { limits: limits(), threads: 3, sync_sources: false, ..CaptureOptions::default() }
 }
@@ -113,7 +113,7 @@ pub fn limits() -> Limits {
     Limits { free_bytes: 0, ..Limits::default() }
 }
 
-/// All that a restore has to bring back of one file, found without the code under test.
+/// The properties of one file that a restore must reproduce, read without the code under test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     pub mode: u32,
@@ -125,7 +125,7 @@ pub struct Node {
     pub same_as: PathBuf,
 }
 
-/// Everything below a directory, which itself is not part of it.
+/// Returns all files below a directory, without the directory itself.
 pub fn tree(top: &Path) -> BTreeMap<PathBuf, Node> {
     let mut nodes = BTreeMap::new();
     add(top, Path::new(""), &mut nodes);

@@ -1,4 +1,4 @@
-//! Random trees, random edits, and points that share files: each restores to exactly what was there.
+//! Random trees, random edits, and restore points that share files: each restore must reproduce the captured tree.
 
 use std::{
     fs::{self, File, Permissions},
@@ -57,7 +57,7 @@ fn edits() -> impl Strategy<Value = Vec<Edit>> {
     prop::collection::vec(edit, 1..25)
 }
 
-/// Applies an edit. One that does not fit the tree does nothing.
+/// Applies an edit. An edit that does not fit the tree has no effect.
 fn apply(scene: &Scene, edit: &Edit) -> std::io::Result<()> {
     let real = |at: usize| scene.path(path(at));
     let ready = |at: usize| {

@@ -1,4 +1,4 @@
-//! Restores: in place, beside, again, and what is refused.
+//! Tests of restores: in place, beside the live files, repeated, and refused.
 
 use std::{
     fs::{self, File},

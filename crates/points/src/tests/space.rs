@@ -47,7 +47,7 @@ fn child_fills_its_file_system() {
 }
 
 #[test]
-fn full_file_system_is_an_error_that_leaves_everything_as_it_was() {
+fn full_file_system_is_error_and_changes_no_files() {
     if !is_root() {
         eprintln!("SKIPPED: a file system of its own needs root");
         return;
