@@ -1,4 +1,5 @@
-//! The built-in buildpacks: files of `buildpacks/`, embedded in the binary. The keeper writes them to a directory that build workers see.
+//! The built-in buildpacks: files of `buildpacks/`, embedded in the binary. The keeper writes these files to a directory that
+//! build workers can read.
 
 use std::sync::LazyLock;
 
@@ -17,7 +18,7 @@ pub struct BuiltinFile {
     pub executable: bool,
 }
 
-/// All files, sorted by path. `build.rs` writes the list.
+/// All files below `buildpacks/`, sorted by path. `build.rs` writes this list.
 pub const FILES: &[BuiltinFile] = include!(concat!(env!("OUT_DIR"), "/buildpacks.rs"));
 
 /// A built-in buildpack.

@@ -127,7 +127,7 @@ pub(super) fn run<W: Write + Send + 'static>(script: &ScriptCommand<'_>, output:
     };
     command.stderr(OwnedFd::from(writer));
     let spawned = command.spawn();
-    // The command holds write ends of the pipes. Without dropping them, the readers would never see the end of file.
+    // The command holds write ends of the pipes. The readers would never reach the end of file if the command were not dropped.
     drop(command);
     let mut child = spawned?;
 
@@ -184,7 +184,7 @@ fn forward<W: Write>(mut from: impl Read, output: Option<&Mutex<W>>, tail: &Mute
                 tail.lock().push(bytes);
                 if let Some(output) = output {
                     let mut output = output.lock();
-                    // The script runs to its end even if the reader is gone.
+                    // A write error is ignored: the script must run to its end even if the reader is gone.
                     drop(output.write_all(bytes).and_then(|()| output.flush()));
                 }
             }

@@ -12,7 +12,8 @@ use super::{
 };
 
 impl<W: Write + Send + 'static> BuildWorker<W> {
-    /// Runs `bin/compile` of each buildpack. A buildpack also gets the variables that the buildpacks before it exported.
+    /// Runs `bin/compile` of each buildpack. The environment of a buildpack also has the variables that earlier buildpacks
+    /// exported.
     pub(super) fn compile(&mut self) -> Result<(), BuildStop> {
         let selected = self.select()?;
         let temporary = self.temporary()?;
@@ -52,7 +53,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         Ok(())
     }
 
-    /// Writes one file per variable, as buildpacks expect them.
+    /// Writes one file per variable, in the format of Heroku's `ENV_DIR`.
     fn write_variables(&self, directory: &Path) -> std::io::Result<()> {
         fs::create_dir_all(directory)?;
         for (name, value) in self.job.configuration.iter().filter(|(name, _)| is_variable(name)) {

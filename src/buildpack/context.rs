@@ -131,13 +131,13 @@ impl BuildStop {
     }
 }
 
-/// A job in progress. Its output goes to `W`.
+/// A job in progress, which writes its output to `W`.
 pub(super) struct BuildWorker<W> {
     pub job: BuildJob,
     pub paths: BuildPaths,
     pub output: Arc<Mutex<W>>,
     pub report: BuildReport,
-    /// The buildpacks, once they are selected.
+    /// The selected buildpacks; `None` before the selection.
     pub selected: Option<Vec<SelectedBuildpack>>,
     temporary: Option<TempDir>,
 }

@@ -16,7 +16,7 @@ pub enum BuildpackError {
     /// The build worker cannot be started or followed.
     #[error("cannot run the build worker")]
     Launch(#[from] LaunchError),
-    /// The worker ended without a report.
+    /// The worker exited without a report.
     #[error("the build {0}")]
     Ended(Exit),
     /// The pipe for the build's output cannot be created.

@@ -86,7 +86,7 @@ pub struct BuildFailure {
     pub blame: Blame,
     /// The next action for the pusher; may be empty.
     pub hint: String,
-    /// The script's exit status, unless a signal ended it.
+    /// The script's exit status; `None` if a signal ended the script.
     pub code: Option<i32>,
     /// The last lines of the script's output.
     pub tail: Vec<String>,
@@ -115,7 +115,7 @@ impl std::fmt::Display for BuildFailure {
 pub struct Built {
     /// The finished steps in order.
     pub steps: Vec<DoneStep>,
-    /// The buildpacks that took part, in order.
+    /// The buildpacks that were used, in order.
     pub buildpacks: Vec<BuildpackUse>,
     /// The process types that the buildpacks provide. The process types of the Procfile take precedence.
     pub processes: Vec<(ProcessType, String)>,

@@ -42,7 +42,7 @@ pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(gone)?;
     let metadata = file.metadata().map_err(gone)?;
     if !metadata.is_file() {
-        return Err(String::from("the script replaced the file by something else"));
+        return Err(String::from("the script replaced the file with another kind of file"));
     }
     let size = metadata.len();
     let mut text = String::new();

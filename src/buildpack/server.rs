@@ -19,7 +19,7 @@ use super::{
     job::{BuildJob, BuildReport, Built},
 };
 
-/// The channel for the lines of a build's output, without line ends. It is bounded, so a slow reader slows the build.
+/// The channel for the lines of a build's output, without line ends. The channel is bounded, so a slow reader slows the build.
 pub type BuildOutput = mpsc::Sender<String>;
 
 /// The maximum size of a report in bytes.

@@ -82,7 +82,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         }
         let wrong = |why: String| {
             let hint = "write a complete JSON object to $LARDER_VARIABLES, or leave the file unchanged";
-            BuildStop::new(&what, format!("{what} left invalid variables: {why}"), Blame::Pusher, hint)
+            BuildStop::new(&what, format!("{what} wrote invalid variables: {why}"), Blame::Pusher, hint)
         };
         let after = script::read_back(&variables).map_err(wrong)?;
         if script::parse(&before).ok().as_ref() != Some(&after) {
