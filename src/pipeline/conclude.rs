@@ -1,4 +1,4 @@
-//! The end of a deployment. [`Pipeline::conclude`] is the only place where one ends, whatever its outcome.
+//! The end of a deployment. [`Pipeline::conclude`] is the only function that ends a deployment, whatever its outcome.
 
 use tokio::sync::{OwnedMutexGuard, watch};
 
@@ -16,39 +16,39 @@ use super::{
 };
 use crate::model::{DeploymentId, Event, Fault, Outcome, UserName};
 
-/// The age up to which a later server tells observers of an ending.
+/// The maximum age of an ending that a later server still announces to the observers.
 const NEWS_AGE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 
-/// A deployment that is about to end, by the way it came to its end.
+/// A deployment that is about to end. Each variant is a cause of the end.
 #[allow(clippy::large_enum_variant)] // One value per deployment, never stored.
 pub(super) enum Ended {
-    /// Its plan was walked to its end or unwound, or its journal failed on the way.
+    /// The plan was executed to its end or unwound, or the journal failed meanwhile.
     Walked(Walk),
-    /// Its journal could not be begun; nothing was done.
+    /// The journal could not be created, so no step has run.
     Unopened { deployment: Deployment, fault: Fault, verdict: watch::Sender<Option<Outcome>> },
-    /// It waited, and was superseded or may not start any more.
+    /// The deployment was still queued, and was superseded or may not start any more.
     NeverBegan { pending: Pending, fault: Fault },
-    /// A server that started cannot use its journal. The environment is frozen.
+    /// A starting server cannot use the journal of the deployment. The environment is frozen.
     Unusable { id: DeploymentId, error: JournalError },
 }
 
-/// A deployment whose plan was walked to its end or unwound.
+/// A deployment whose plan was executed to its end or unwound.
 pub(super) struct Walk {
     pub deployment: Deployment,
     pub journal: Journal,
-    /// The outcome, or the failure of the journal that ended the walk.
+    /// The outcome, or the journal error that stopped the execution.
     pub outcome: Result<Outcome, JournalError>,
-    /// True if a later server or a person has taken the deployment over.
+    /// True if a later server or a person has taken over the deployment.
     pub recovered: bool,
-    /// The receiver of the verdict; `None` if the server that accepted the push has died.
+    /// The channel to which the verdict is sent; `None` if the server that accepted the push has exited.
     pub verdict: Option<watch::Sender<Option<Outcome>>>,
-    /// The queue's lock, released when the verdict is given.
+    /// The guard of the queue's lock, which is released before the verdict is sent.
     pub work: Option<OwnedMutexGuard<()>>,
 }
 
 impl Pipeline {
-    /// Ends a deployment: records the outcome in the journal, the history and what is live; gives the verdict; then starts the
-    /// follow-ups and tells the observers. Returns the outcome that counts.
+    /// Ends a deployment. Records the outcome in the journal and the history, updates the live release, sends the verdict,
+    /// notifies the observers and starts the follow-ups. Returns the outcome that was recorded or announced.
     pub(super) async fn conclude(&self, queue: &Queue, ended: Ended) -> Outcome {
         match ended {
             Ended::Walked(walk) => self.conclude_walk(queue, walk).await,
@@ -101,19 +101,21 @@ impl Pipeline {
     async fn conclude_walk(&self, queue: &Queue, walk: Walk) -> Outcome {
         let Walk { deployment, mut journal, outcome, recovered, verdict, work } = walk;
         let recorded = outcome.and_then(|outcome| {
-            // Before the end: a server that is killed in between leaves a deployment without an end, which has its follow-ups again.
+            // The mark of the follow-ups is written before the end. If the server is killed in between, the deployment has no
+            // recorded end, and the next server writes the mark again.
             followups::are_due(&deployment);
             run_blocking(|| journal.append(Event::Ended { outcome: outcome.clone() }))?;
             Ok(outcome)
         });
-        // The id of the announcement says which end it is: a stuck deployment ends again when its environment is released.
+        // The id of the announcement contains the number of the end, because a stuck deployment ends again when its environment
+        // is unfrozen.
         let ending = recorded.is_ok().then_some(journal.state().endings);
         let id = ending.map_or_else(|| format!("{}.unrecorded", journal.state().endings), |ending| ending.to_string());
         let outcome = recorded.unwrap_or_else(|error| runner::lost_journal(&error));
         self.remember(queue, &deployment, &journal, &outcome);
         let live = queue.state.lock().live.clone().filter(|_| matches!(outcome, Outcome::Live { .. }));
         if let (false, Some(live)) = (recovered, &live) {
-            // Before a person can know of the release and change a file by hand.
+            // The scan runs before a person can know of the release and change a file by hand.
             drift::expect(&deployment, live).await;
         }
         verdict::print(&deployment, &outcome);
@@ -124,19 +126,20 @@ impl Pipeline {
         }
         let announcement = deployment.announcement(&id, News::Ended(outcome.clone()));
         self.announce(queue, announcement, ending.map(|ending| (journal, ending)));
-        // A recovered deployment's follow-ups wait until the live state is known: see `take_up_followups`.
+        // The follow-ups of a recovered deployment wait until the live state is known: see `take_up_followups`.
         if !recovered {
             self.follow_up(queue, deployment, live);
         }
         outcome
     }
 
-    /// Enters an end into the history, and into what is live.
+    /// Records an end in the history, and updates the live release.
     fn remember(&self, queue: &Queue, deployment: &Deployment, journal: &Journal, outcome: &Outcome) {
         let state = journal.state();
         let mut queue = queue.state.lock();
         if let Some(mut summary) = Summary::of(state) {
-            // If the journal failed, the state may have no end, or an end that is not on the disk. The verdict counts.
+            // If the journal failed, its state may have no end, or an end that is not on the disk. The outcome of the verdict is
+            // recorded instead.
             summary.outcome = Some(outcome.clone());
             if summary.went_live() || state.is_committed() {
                 queue.live = Some(deployment.spec.live());
@@ -146,8 +149,8 @@ impl Pipeline {
         queue.in_progress = None;
     }
 
-    /// Tells the observers of an ending in the background, and records in its journal that they know. A server that dies in
-    /// between tells them again; the announcement has the same id then.
+    /// Notifies the observers of an ending in the background, and records the delivery in the journal. If the server is killed in
+    /// between, the next server announces the ending again with the same id.
     pub(super) fn announce(&self, queue: &Queue, announcement: Announcement, recorded_in: Option<(Journal, u32)>) {
         let (services, announcing) = (self.services().clone(), queue.announcing.clone());
         self.0.tasks.spawn(async move {
@@ -156,18 +159,21 @@ impl Pipeline {
             let delivered = services.observers.ending(announcement).await;
             fault::delivered();
             if !delivered {
-                return tracing::warn!(id, "an observer has not taken an ending; the next server tells it again");
+                return tracing::warn!(id, "observer did not accept an ending; the next server announces the ending again");
             }
             if let Some((mut journal, ending)) = recorded_in
                 && let Err(error) = journal.note(Event::Announced { ending })
             {
-                tracing::warn!(error = chain(&error), "observers may be told of this ending again");
+                tracing::warn!(
+                    error = chain(&error),
+                    "cannot record an announcement; the next server may repeat the announcement"
+                );
             }
         });
     }
 
-    /// Tells the observers of the endings of earlier servers that they may not know of, unless these are too old to be news: an observer
-    /// that always fails must not be asked about ever more endings.
+    /// Announces the endings of earlier servers that the observers may not know of. Endings older than `NEWS_AGE` are skipped,
+    /// because the number of announcements to an observer that always fails would grow without limit.
     pub(super) fn announce_missed(&self, queue: &Queue) {
         let environment = queue.environment();
         let paths = self.services().root.environment(&environment.project, &environment.name);
@@ -188,12 +194,12 @@ impl Pipeline {
             };
             match Journal::open(&paths.deployment(deployment)) {
                 Ok(journal) => self.announce(queue, announcement, Some((journal, ending))),
-                Err(error) => tracing::warn!(error = chain(&error), "an ending is not announced"),
+                Err(error) => tracing::warn!(error = chain(&error), "cannot announce an ending"),
             }
         }
     }
 
-    /// Tells the observers that a person has released an environment.
+    /// Notifies the observers that a person has unfrozen an environment.
     pub(super) fn announce_release(&self, queue: &Queue, deployment: DeploymentId, ending: u32, by: &UserName) {
         let announcement = Announcement {
             id: format!("{deployment}.{ending}.released"),

@@ -1,4 +1,4 @@
-//! The context of a step: the deployment's specification, the subsystems, and what earlier steps found out.
+//! The context of a step: the deployment's specification, the subsystems, and the results of earlier steps.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -34,23 +34,23 @@ use crate::{
 
 /// The subsystems and limits that all deployments of this server share.
 pub struct Services {
-    /// The server's directory.
+    /// The paths below the server's root directory.
     pub root: Root,
     /// The server file.
     pub config: ServerConfig,
-    /// The key that signs deliverables made here.
+    /// The key that signs the deliverables of this server.
     pub signing: SigningKey,
-    /// Starts workers through the keeper.
+    /// The launcher, which starts workers through the keeper.
     pub launcher: Launcher,
     /// The git repositories.
     pub repositories: Repositories,
-    /// Opens the remotes that deliverables are pulled from.
+    /// The remotes from which deliverables are pulled.
     pub places: DeliverableStores,
     /// The application processes.
     pub runtime: Runtime,
     /// The HTTP proxy.
     pub proxy: Proxy,
-    /// The numbers of environments' users, if each environment has users of its own.
+    /// The numbers of the environments' users; `None` if all environments run as the same user.
     pub users: Option<UserNumbers>,
     /// The address of the SSH server.
     pub ssh: SocketAddr,
@@ -62,7 +62,7 @@ pub struct Services {
     pub numbers: BuildNumbers,
     /// The scans for drift.
     pub drift: DriftScans,
-    /// Told of every ending and milestone.
+    /// The observers, which are notified of every ending and milestone.
     pub observers: Observers,
     /// The proxy's route to each environment.
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
@@ -72,7 +72,7 @@ pub struct Services {
 const THREADS: usize = 2;
 
 impl Services {
-    /// Returns the context in which a release of `environment` is made, brought or installed.
+    /// Returns the context for a worker that creates, accepts or installs a release of `environment`.
     pub fn release_context<'s>(&'s self, environment: &Environment, paths: &'s EnvironmentPaths) -> release::WorkerContext<'s> {
         release::WorkerContext {
             launcher: &self.launcher,
@@ -86,7 +86,8 @@ impl Services {
         }
     }
 
-    /// Returns the route to an environment. The first call makes it and adds the environment's hosts.
+    /// Returns the route to an environment. The first call creates the route; every call adds the environment's hosts to the
+    /// proxy.
     pub fn route(&self, environment: &Environment) -> Arc<Route> {
         let mut routes = self.routes.lock();
         let route = routes.entry(environment.id).or_insert_with(|| Route::new(&environment.title()));
@@ -98,34 +99,35 @@ impl Services {
         route.clone()
     }
 
-    /// Returns the web processes of an environment as an upstream of the proxy.
+    /// Returns a proxy upstream with the addresses of an environment's web processes.
     pub fn target(&self, environment: &Environment, addresses: Vec<SocketAddr>) -> RouteTarget {
         RouteTarget::new(addresses, self.connector(environment))
     }
 
-    /// Returns the connector to the processes of an environment, and to no others.
+    /// Returns the connector to the processes of an environment. If environments have users of their own, the connector rejects
+    /// the processes of other users.
     pub fn connector(&self, environment: &Environment) -> Arc<dyn Connector> {
         Arc::new(TcpConnector::new(self.users.map(|users| users.run(environment.id))))
     }
 
-    /// Returns the environment that has the host name, if it is not this one.
+    /// Returns the name of another environment that has the host name `host`, if there is such an environment.
     pub fn taken(&self, environment: &Environment, host: &str) -> Option<String> {
         let own = self.route(environment);
         self.proxy.route(host).filter(|route| !Arc::ptr_eq(route, &own)).map(|route| route.name().to_owned())
     }
 
-    /// Removes the route to an environment, with all its hosts.
+    /// Removes the route to an environment and all hosts of this route.
     pub fn close_route(&self, environment: EnvId) {
         let Some(route) = self.routes.lock().remove(&environment) else { return };
         for (host, _) in self.proxy.routes().into_iter().filter(|(_, other)| Arc::ptr_eq(other, &route)) {
             self.proxy.remove_route(&host);
         }
-        // A connection that still holds the route must not reach a port that is given to another environment.
+        // A connection that still holds the route must not reach a port that another environment uses later.
         drop(route.set(RouteState::Empty));
     }
 
-    /// Routes the domains of a recipe to an environment, and removes every other domain but its own hosts. A domain that another
-    /// environment has taken meanwhile stays there.
+    /// Adds the domains of a recipe to an environment's route. Removes all other domains from the route, except the environment's
+    /// own hosts. A domain that another environment has taken meanwhile keeps its route.
     pub fn open_domains(&self, environment: &Environment, settings: &Settings) {
         let route = self.route(environment);
         let own = environment.hosts(self.config.domain.as_str());
@@ -146,14 +148,14 @@ impl Services {
     }
 }
 
-/// A deployment as its steps see it: specification, facts and memory. [`Pipeline::revive`](super::Pipeline) is the only place that
-/// makes one, for a new deployment as well as for one that a journal describes.
+/// A deployment as passed to its steps: specification, facts and memory. [`Pipeline::revive`](super::Pipeline) is the only
+/// function that creates a `Deployment`, both for a new deployment and for a deployment that a journal describes.
 pub struct Deployment {
-    /// Everything that was decided before the first step.
+    /// The specification, which contains all decisions that precede the first step.
     pub spec: DeploymentSpec,
     /// The results of the steps so far.
     pub facts: Facts,
-    /// The environment as it is registered now, with the mode of the specification.
+    /// The environment as registered now, with the mode of the specification.
     pub environment: Environment,
     /// The subsystems.
     pub services: Arc<Services>,
@@ -161,37 +163,40 @@ pub struct Deployment {
     pub paths: EnvironmentPaths,
     /// The output for the pusher.
     pub transcript: Transcript,
-    /// The handles of this process.
+    /// The state that exists only in this process.
     pub memory: Memory,
 }
 
-/// The state of a deployment in this process only. It is never journalled; a revived deployment gets a new one.
+/// The state of a deployment that exists only in this process. The state is never journalled; a revived deployment starts with
+/// new state.
 pub struct Memory {
-    /// Cancelled when a person wants the deployment to end.
+    /// The token that cancels the deployment.
     pub cancelled: CancellationToken,
     /// The settings of the previous release.
     pub previous_settings: Option<Settings>,
-    /// The health record of the release in the environment of this server that built it. It is kept with the release.
+    /// The health record of the release from the sibling environment that built the release. The record is stored with the
+    /// release.
     pub sibling_record: Option<HealthRecord>,
     /// The use of the environment's slots.
     pub(super) slots: Slots,
-    /// The upstream that the switch replaced, to be drained. Its requests do not survive the server either.
+    /// The upstream that the switch replaced, for the drain. The field is not journalled, because the requests of the upstream
+    /// end with the server.
     pub retired: Option<Retired>,
     /// The route's state before the switch, if visitors were shown a page of larder's own.
     pub replaced_state: Option<RouteState>,
-    /// A copy of a tree that the installation may begin with.
+    /// The store of the spare tree, from which the installation may start.
     pub(super) spare: SpareTree,
-    /// The number of entries of the installed tree, once it is installed.
+    /// The number of entries of the installed tree; 0 before the installation.
     pub entries: u64,
 }
 
 impl Deployment {
-    /// Returns the project's settings for this environment; the defaults before they are read.
+    /// Returns the project's settings for this environment, or the defaults before the recipe is read.
     pub fn settings(&self) -> Settings {
         self.facts.settings.clone().unwrap_or_default()
     }
 
-    /// Returns the settings of the previous release; the defaults if nothing was live.
+    /// Returns the settings of the previous release, or the defaults if no release was live.
     pub fn previous_settings(&self) -> Settings {
         self.memory.previous_settings.clone().unwrap_or_default()
     }
@@ -201,7 +206,7 @@ impl Deployment {
         self.facts.settings.as_ref().map_or(Duration::from_secs(600), |settings| settings.timeout(phase).get())
     }
 
-    /// Returns a worker for this deployment that ends with its step.
+    /// Returns the request to start a worker for this deployment. The worker is not restarted when it exits.
     pub fn worker(&self, role: Role, limits: LimitClass) -> Launch {
         Launch {
             role,
@@ -214,13 +219,13 @@ impl Deployment {
         }
     }
 
-    /// Fails while `current` names the release that this deployment has brought: the undo of the switch did not get through, and
-    /// what `current` names must stay complete.
+    /// Returns an error if `current` names the release of this deployment. In this case the undo of the switch has failed, and
+    /// the release that `current` names must stay complete.
     pub fn is_not_current(&self) -> Result<(), Failure> {
         let release = self.spec.release.to_string();
         match std::fs::read_link(self.paths.current()) {
             Ok(target) if self.previous_release() != Some(self.spec.release) && target.as_os_str() == release.as_str() => {
-                Err(Failure::blameless(format!("`current` still names {release}, which therefore stays")))
+                Err(Failure::blameless(format!("cannot remove release {release}: `current` still names this release")))
             }
             _ => Ok(()),
         }
@@ -231,7 +236,7 @@ impl Deployment {
         self.spec.previous.as_ref().map(|live| live.release)
     }
 
-    /// Returns an announcement about this deployment. The id must be the same for every delivery of the same event.
+    /// Returns an announcement about this deployment. `id` must be the same for every delivery of one event.
     pub fn announcement(&self, id: &str, news: News) -> Announcement {
         Announcement {
             id: format!("{}.{id}", self.spec.id),

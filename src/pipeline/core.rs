@@ -24,16 +24,16 @@ use crate::{
     model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ReleaseId, SlotTable},
 };
 
-/// Checks again, when a deployment starts, what was checked when it was submitted. It may have waited for a long time.
+/// The checks of a submission, repeated when the deployment starts. The deployment may have waited for a long time.
 pub trait StartCheck: Send + Sync {
-    /// Returns the environment as it is registered now, or the reason why the request may not start any more.
+    /// Returns the environment as registered now, or the reason why the request may not start any more.
     fn check(&self, request: &DeployRequest) -> Result<Environment, String>;
 }
 
 pub(super) struct PipelineState {
     pub(super) services: Arc<Services>,
     pub(super) queues: Mutex<HashMap<EnvId, Queue>>,
-    /// The environments that are still to be attached since the server started.
+    /// The environments that the starting server has yet to attach.
     pub(super) awaited: Mutex<HashSet<EnvId>>,
     pub(super) start_check: OnceLock<Arc<dyn StartCheck>>,
     pub(super) tasks: TaskTracker,
@@ -57,7 +57,7 @@ impl Pipeline {
         }))
     }
 
-    /// Sets the check of deployments that start. Only the first call has an effect.
+    /// Sets the check that runs before each deployment starts. Only the first call has an effect.
     pub fn check_starts(&self, check: Arc<dyn StartCheck>) {
         let _ = self.0.start_check.set(check);
     }
@@ -71,12 +71,13 @@ impl Pipeline {
         self.0.queues.lock().get(&environment).cloned()
     }
 
-    /// Announces which environments are going to be attached: until then requests for them are refused as "recovering".
+    /// Registers the environments that will be attached. Until an environment is attached, requests for this environment are
+    /// refused as "recovering".
     pub fn await_all<'e>(&self, environments: impl IntoIterator<Item = &'e Environment>) {
         self.0.awaited.lock().extend(environments.into_iter().map(|environment| environment.id));
     }
 
-    /// Returns the queue of an environment, or the reason why there is none.
+    /// Returns the queue of an environment, or an error that states why the queue does not exist.
     pub(super) fn queue_of(&self, environment: &Environment) -> Result<Queue, PipelineError> {
         let missing = || match self.0.awaited.lock().contains(&environment.id) {
             true => PipelineError::Recovering(environment.title()),
@@ -85,12 +86,13 @@ impl Pipeline {
         self.queue(environment.id).ok_or_else(missing)
     }
 
-    /// Waits until no release of an environment is being removed; none is removed while the guard is held.
+    /// Waits until no release of an environment is being removed. No release is removed while the caller holds the returned
+    /// guard.
     pub async fn settled(&self, environment: EnvId) -> Option<tokio::sync::OwnedMutexGuard<()>> {
         Some(self.queue(environment)?.store.lock_owned().await)
     }
 
-    /// Returns what is live in an environment.
+    /// Returns the live release of an environment.
     pub fn live(&self, environment: EnvId) -> Option<Live> {
         self.queue(environment)?.state.lock().live.clone()
     }
@@ -105,7 +107,7 @@ impl Pipeline {
         self.queue(environment).map(|queue| queue.state.lock().history.clone()).unwrap_or_default()
     }
 
-    /// Returns the deployment that runs in an environment, and the one that waits.
+    /// Returns the running deployment of an environment, and the waiting deployment.
     pub fn under_way(&self, environment: EnvId) -> (Option<Ticket>, Option<Ticket>) {
         let Some(queue) = self.queue(environment) else { return (None, None) };
         let state = queue.state.lock();
@@ -121,13 +123,13 @@ impl Pipeline {
         }
     }
 
-    /// Returns the settings with which a release was deployed.
+    /// Returns the settings with which a live release was deployed, or the defaults if these settings cannot be read.
     pub(super) fn settings_of(&self, environment: &Environment, live: &Live) -> Settings {
         self.facts(environment, live.release).ok().and_then(|facts| facts.settings).unwrap_or_default()
     }
 
-    /// Makes a deployment from its specification and facts: a new one, or one that a journal describes. Whatever is neither in the
-    /// specification nor in the facts is rebuilt here.
+    /// Creates a deployment from its specification and facts: a new deployment, or a deployment that a journal describes. All
+    /// values that are neither in the specification nor in the facts are rebuilt here.
     pub(super) fn revive(
         &self,
         queue: &Queue,
@@ -152,8 +154,8 @@ impl Pipeline {
         Deployment { spec, facts, environment, services, paths, transcript, memory }
     }
 
-    /// Returns the settings of the release that was live before. The queue is asked and not the map of queues: while the server
-    /// recovers an environment, its queue is not there yet.
+    /// Returns the settings of the previous release. This function reads `queue` and not the map of queues, because the map lacks
+    /// the queue of an environment that is being recovered.
     fn previous_settings(&self, queue: &Queue, environment: &Environment, live: &Live) -> Settings {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
         let made = queue.state.lock().history.of_release(live.release).map(|summary| summary.deployment);
@@ -161,7 +163,7 @@ impl Pipeline {
         state.and_then(|state| state.facts.settings).unwrap_or_default()
     }
 
-    /// Returns what another environment of the project reports about the release that is taken over from it.
+    /// Returns the health record of a release that comes from another environment of the project; `None` for other origins.
     fn sibling_record(&self, environment: &Environment, spec: &DeploymentSpec) -> Option<HealthRecord> {
         let Origin::Environment(name) = &spec.origin else { return None };
         let is_it = |other: &Environment| other.project_id == environment.project_id && other.name == *name;
@@ -169,13 +171,13 @@ impl Pipeline {
         self.health(&siblings.into_iter().find(is_it)?, spec.release)
     }
 
-    /// Returns the reason in git's own line for an outcome; `None` for a success.
+    /// Returns the reason that git prints for an outcome; `None` for a success.
     pub fn reason(&self, outcome: &Outcome, environment: EnvId) -> Option<String> {
         verdict::reason(outcome, self.live(environment).as_ref())
     }
 
-    /// Accepts no further request, and waits for the deployments under way, at most `limit`. The next server finishes or unwinds
-    /// those that are not done by then.
+    /// Refuses further requests, and waits at most `limit` for the deployments under way. The next server finishes or unwinds the
+    /// deployments that are still under way.
     pub async fn drain(&self, limit: Duration) {
         self.0.stopping.cancel();
         self.0.tasks.close();

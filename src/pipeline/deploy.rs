@@ -1,4 +1,4 @@
-//! The way of a request: submitted, queued, specified, walked, concluded.
+//! The course of a deployment request: submission, queue, specification, execution, end.
 
 use std::panic::AssertUnwindSafe;
 
@@ -21,11 +21,11 @@ use super::{
 use crate::model::{DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, StepName};
 
 impl Pipeline {
-    /// Queues a deployment. It runs even if the caller goes away.
+    /// Queues a deployment. The deployment runs even if the caller drops the ticket.
     ///
     /// # Errors
     /// The environment is frozen, unknown, being recovered or being removed; the request is a dry run and a deployment is under
-    /// way; the server is stopping; or the deployment's directory cannot be made.
+    /// way; the server is stopping; or the deployment's directory cannot be created.
     pub fn submit(&self, request: DeployRequest) -> Result<Ticket, PipelineError> {
         if self.0.stopping.is_cancelled() {
             return Err(PipelineError::Stopping);
@@ -65,7 +65,7 @@ impl Pipeline {
         Ok(ticket)
     }
 
-    /// Returns the plan for a push to `environment`.
+    /// Returns the plan for a push to `environment`, cut to the phases in `only`.
     pub fn plan(&self, environment: &Environment, only: &[Phase]) -> Plan {
         let steps = registry::steps(environment.mode, &registry::usual_origin(environment.mode));
         Plan::known(&steps).only(only)
@@ -75,7 +75,7 @@ impl Pipeline {
         let mut next = Some(first);
         while let Some(pending) = next {
             let title = pending.ticket.request.environment.title();
-            // Steps that panic are caught by the runner. This is for everything around them: the queue goes on in any case.
+            // The runner catches panics of steps. This line catches panics outside of steps, so that the queue always continues.
             if AssertUnwindSafe(self.deploy(&queue, pending)).catch_unwind().await.is_err() {
                 tracing::error!(environment = title, "deployment panicked outside of a step; the next start recovers it");
             }
@@ -109,7 +109,7 @@ impl Pipeline {
                 let (verdict, work) = (Some(verdict), Some(work));
                 Ended::Walked(Walk { deployment, journal, outcome, recovered: false, verdict, work })
             }
-            // Nothing was done yet, so there is nothing to revert.
+            // No step has run yet, so nothing needs to be reverted.
             Err(error) => {
                 queue.state.lock().in_progress = None;
                 Ended::Unopened { deployment, fault: runner::no_journal(&error), verdict }
@@ -118,8 +118,8 @@ impl Pipeline {
         self.conclude(queue, ended).await;
     }
 
-    /// Checks everything again that was checked when the request was submitted, and takes over changes of the environment, such as
-    /// its scale. Returns the reason why the deployment may not start any more.
+    /// Repeats the checks of the submission, and adopts changes of the environment, such as its scale. Returns the reason if the
+    /// deployment may not start any more.
     fn may_start(&self, queue: &Queue, request: &DeployRequest) -> Result<(), String> {
         queue.is_thawed().map_err(|error| error.to_string())?;
         let environment = match self.0.start_check.get() {
@@ -130,9 +130,9 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Fixes everything about a deployment at the moment at which it begins.
+    /// Returns the specification of a deployment, which fixes all decisions that precede the first step.
     async fn specify(&self, queue: &Queue, ticket: &Ticket) -> DeploymentSpec {
-        // Old releases may be in removal, and this deployment may be about one of them.
+        // An old release may be in removal, and this deployment may need this release.
         let _settled = queue.store.lock().await;
         let request = &ticket.request;
         let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
@@ -143,8 +143,8 @@ impl Pipeline {
             Goal::Cook => (ReleaseId::new(jiff::Timestamp::now()), Origin::Commit, None, false),
             Goal::Release { release, origin, overriding, newest } => (release, origin, overriding, newest),
         };
-        // A tree gets its name when it is complete, and loses it before any of it is removed; a tree that a failed or interrupted
-        // deployment has left is removed by that deployment's own unwinding.
+        // A tree gets its final name after it is complete, and loses this name before its files are removed. The unwinding of a
+        // failed or interrupted deployment removes the tree of that deployment.
         let recorded = state.history.of_release(release).map(|summary| summary.deployment);
         let again = recorded.is_some() && paths.tree(release).is_dir();
         state.in_progress = Some(release);

@@ -1,5 +1,5 @@
-//! Changes that were made by hand in a running release (drift): found before a deployment, saved as a patch before a slot is emptied, and
-//! applied to the next release if the recipe says so.
+//! Changes that were made by hand in a running release (drift). Drift is found before a deployment, saved as a patch before a
+//! slot is emptied, and applied to the next release if the recipe requests this.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -29,15 +29,15 @@ use crate::{
 const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The size limit of `expected-drift.json`, in bytes.
 const MAX_EXPECTED: u64 = 64 << 20;
-/// The most changes that are listed on the pusher's screen.
+/// The maximum number of changes that are listed on the pusher's screen.
 const MAX_NAMED: usize = 10;
-/// The age up to which a scan counts as current in an overview.
+/// The maximum age of a scan that an overview shows without a new scan.
 const MAX_AGE: Duration = Duration::from_secs(60);
-/// The most environments that an overview scans again, and the time that it waits for them.
+/// The maximum number of environments that an overview scans again, and the maximum time that the overview waits for the scans.
 const AT_ONCE: (usize, Duration) = (8, Duration::from_millis(300));
 
-/// The changes that releases had in their slots when they went live: scripts of the deployment, the release command and starting
-/// processes write there. Without this file more drift is shown, and nothing is lost.
+/// The changes that releases already had in their slots when they went live. Scripts of the deployment, the release command and
+/// starting processes make such changes. If this file is missing, larder shows more drift, but no change is lost.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 struct Expected(BTreeMap<ReleaseId, Vec<KnownEntry>>);
@@ -48,7 +48,7 @@ impl Expected {
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
-    /// Stores what is expected for `release`; entries of releases other than `other` are dropped.
+    /// Stores the expected changes of `release`. Drops the entries of all other releases except `other`.
     fn write(mut self, paths: &EnvironmentPaths, release: ReleaseId, known: Vec<KnownEntry>, other: Option<ReleaseId>) {
         self.0.retain(|known, _| Some(*known) == other);
         self.0.insert(release, known);
@@ -59,11 +59,11 @@ impl Expected {
     }
 }
 
-/// Stores the content of a slot that has just gone live as expected. Changes that a patch has made are still drift.
+/// Stores the changes in a slot that has just gone live as expected changes. Changes that a patch made still count as drift.
 pub(super) async fn expect(deployment: &Deployment, live: &Live) {
     let environment = &deployment.environment;
     let (paths, settings) = (&deployment.paths, deployment.settings());
-    // Earlier expectations are dropped before the scan: a process that starts again writes again.
+    // Earlier expectations are dropped before the scan, because a process that starts again writes its files again.
     let mut expected = Expected::read(paths);
     if expected.0.remove(&live.release).is_some() {
         Expected(expected.0).write(paths, live.release, Vec::new(), deployment.previous_release());
@@ -85,7 +85,7 @@ pub(super) async fn expect(deployment: &Deployment, live: &Live) {
     }
 }
 
-/// A release that is or was live in an environment.
+/// The slot of a release that is or was live in an environment.
 struct LiveSlot<'a> {
     services: &'a Services,
     environment: &'a Environment,
@@ -94,7 +94,7 @@ struct LiveSlot<'a> {
 }
 
 impl LiveSlot<'_> {
-    /// Works in the slot, which is not emptied meanwhile.
+    /// Runs `act` on the slot. The slot is not emptied meanwhile.
     async fn act<T>(&self, act: impl AsyncFnOnce(DriftTarget<'_>) -> Result<T, ReleaseError>) -> Result<T, ReleaseError> {
         let paths = self.services.root.environment(&self.environment.project, &self.environment.name);
         let _held = self.services.drift.hold(self.environment.id).await;
@@ -120,7 +120,7 @@ impl LiveSlot<'_> {
         Ok(drift)
     }
 
-    /// Returns whether the slot's scratch layer is empty, so that no worker is needed. Nothing in it is opened here.
+    /// Returns true if the slot's scratch layer is empty, so that no worker is needed. This function opens no file in the layer.
     async fn is_untouched(&self) -> bool {
         let _held = self.services.drift.hold(self.environment.id).await;
         let paths = self.services.root.environment(&self.environment.project, &self.environment.name);
@@ -139,7 +139,7 @@ impl LiveSlot<'_> {
     }
 }
 
-/// Scans the live release, before a deployment has changed anything.
+/// Scans the live release for drift before the deployment changes anything.
 pub async fn before(deployment: &Deployment) -> Result<Option<Drift>, ReleaseError> {
     let Some(live) = &deployment.spec.previous else { return Ok(None) };
     let settings = deployment.previous_settings();
@@ -160,7 +160,7 @@ pub async fn decide(
     let changed = match found {
         Ok(None) => return Ok(()),
         Ok(Some(drift)) => drift.counts().0,
-        // Only a project that refuses to lose changes is stopped by a scan that failed.
+        // A failed scan stops the deployment only under the policy `refuse`.
         Err(error) if policy == DriftPolicy::Refuse => return Err(Failure::host(&error)),
         Err(error) => {
             deployment.transcript.error(&format!("cannot compare {} with its release: {}", live.number, chain(&error)));
@@ -180,17 +180,17 @@ pub async fn decide(
     match policy {
         DriftPolicy::Refuse if patch.by.is_none() => {
             return Err(Failure::pusher(what).hint(format!(
-                "commit the changes that are right; `larder drift {title}` shows all, and `larder drift {title} --save` keeps them as a patch and lets the next push through"
+                "commit the right changes, or run `larder drift {title} --save` to save all changes as a patch and allow the next push; `larder drift {title}` shows all changes"
             )));
         }
         DriftPolicy::Refuse | DriftPolicy::Keep => {
             deployment.transcript.detail(&format!(
-                "this release is without these changes; they are kept: larder drift {title} --show {}",
+                "the new release does not contain these changes; show them with: larder drift {title} --show {}",
                 patch.id
             ));
         }
         DriftPolicy::Reapply => {
-            deployment.transcript.detail(&format!("kept as patch {}, which is put onto this release", patch.id));
+            deployment.transcript.detail(&format!("saved as patch {}, which will be applied to the new release", patch.id));
             deployment.facts.patch = Some(patch.id);
         }
     }
@@ -201,7 +201,7 @@ fn files(number: u64) -> String {
     format!("{number} {}", if number == 1 { "file" } else { "files" })
 }
 
-/// Lists the changes; those that cannot be saved as errors.
+/// Lists the changes in the transcript. Changes that cannot be saved are listed as errors.
 fn list(transcript: &Transcript, drift: &Drift) {
     for change in drift.real().take(MAX_NAMED) {
         let odd = change.odd.as_ref().map(|odd| format!(" ({odd})")).unwrap_or_default();
@@ -214,11 +214,11 @@ fn list(transcript: &Transcript, drift: &Drift) {
         transcript.detail(&format!("... and {rest} more"));
     }
     if odd.saturating_add(drift.left_out) > 0 {
-        transcript.error(&format!("{} of these cannot be kept", files(odd.saturating_add(drift.left_out))));
+        transcript.error(&format!("{} of these cannot be saved", files(odd.saturating_add(drift.left_out))));
     }
 }
 
-/// Applies the patch of this deployment to its release, if there is one.
+/// Applies the patch of this deployment to the deployment's release, if there is a patch.
 pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
     let Some(id) = &deployment.facts.patch else { return Ok(()) };
     let spec = &deployment.spec;
@@ -228,7 +228,7 @@ pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
         LiveSlot { services: &deployment.services, environment: &deployment.environment, live: &live, settings: &settings };
     let title = deployment.environment.title();
     let patch = Patches::of(&deployment.paths.archives()).find(id);
-    let patch = patch.ok_or_else(|| Failure::pusher(format!("the patch {id} no longer exists")).hint("push again"))?;
+    let patch = patch.ok_or_else(|| Failure::pusher(format!("cannot find patch {id}")).hint("push again"))?;
     match target.apply(&patch).await.map_err(|error| Failure::host(&error))? {
         Applied::Done { changed, merged, there } => {
             let mut parts = vec![format!("{} changed", files(changed.len() as u64))];
@@ -236,9 +236,9 @@ pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
                 parts.push(format!("of these merged: {}", merged.join(", ")));
             }
             if there > 0 {
-                parts.push(format!("{there} were so already"));
+                parts.push(format!("{} already contained the change", files(there)));
             }
-            deployment.transcript.detail(&format!("patch {id} put onto the release: {}", parts.join("; ")));
+            deployment.transcript.detail(&format!("applied patch {id} to the release: {}", parts.join("; ")));
             Ok(())
         }
         Applied::Conflicts(conflicts) => {
@@ -248,8 +248,8 @@ pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
             let first = conflicts.first().map(|(path, why)| format!("{path}: {why}")).unwrap_or_default();
             let rest = conflicts.len().saturating_sub(1);
             let more = if rest == 0 { String::new() } else { format!(" (and {rest} more)") };
-            Err(Failure::pusher(format!("the patch {id} does not fit this release: {first}{more}")).hint(format!(
-                "`larder drift {title} --show {id}` shows it; commit its changes, or write `drift: keep` to deploy without them"
+            Err(Failure::pusher(format!("cannot apply patch {id} to this release: {first}{more}")).hint(format!(
+                "show the patch with `larder drift {title} --show {id}`; commit its changes, or set `drift: keep` to deploy without them"
             )))
         }
     }
@@ -282,7 +282,8 @@ pub(super) async fn keep(deployment: &Deployment, live: &Live, settings: &Settin
     }
 }
 
-/// Saves the changes in the live release's slot before a restart empties it, and marks them to be applied again if the recipe says so.
+/// Saves the changes in the live release's slot before a restart empties the slot. If the recipe requests this, the restart
+/// applies the changes again.
 pub(super) async fn over_a_restart(deployment: &mut Deployment, live: &Live) {
     let settings = deployment.settings();
     let patch = keep(deployment, live, &settings).await;
@@ -316,7 +317,7 @@ impl Pipeline {
         Ok((live, found))
     }
 
-    /// Saves the drift of the live release as a patch by a user; no patch where no change matters.
+    /// Saves the drift of the live release as a patch of the user `by`. Returns no patch if no change counts as drift.
     pub async fn save_drift(&self, environment: &Environment, by: UserName) -> Result<(Live, Drift, Option<Patch>), DriftError> {
         let (live, settings) = self.live_with_settings(environment)?;
         let target = LiveSlot { services: self.services(), environment, live: &live, settings: &settings };
@@ -325,8 +326,8 @@ impl Pipeline {
         Ok((live, drift, patch))
     }
 
-    /// Compares the live release's installed tree, byte by byte, with its manifest. Returns paths with their differences, and the number
-    /// of further ones.
+    /// Compares the live release's installed tree, byte by byte, with its manifest. Returns paths with their differences, and the
+    /// number of differences that were left out.
     pub async fn verify_live(&self, environment: &Environment) -> Result<(Vec<(String, String)>, u64), DriftError> {
         let (live, _) = self.live_with_settings(environment)?;
         let services = self.services();
@@ -347,7 +348,7 @@ impl Pipeline {
         self.services().drift.last(environment).filter(|last| last.live == live)
     }
 
-    /// Scans environments whose last scan is old. The wait is short: a result that comes later is shown by the next overview.
+    /// Scans the environments whose last scan is old. The wait for the scans is short; the next overview shows later results.
     pub async fn refresh_drift(&self, environments: &[Environment]) {
         let stale = |environment: &&Environment| {
             self.live(environment.id).is_some()

@@ -1,4 +1,4 @@
-//! The reasons for which the pipeline does not take a request.
+//! The errors with which the pipeline refuses a request.
 
 use std::{io, path::PathBuf};
 
@@ -8,7 +8,7 @@ use crate::model::DeploymentId;
 /// The reason why a deployment was not queued.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// The environment is not served here (any more).
+    /// The environment does not exist on this server, or was removed.
     #[error("there is no environment {0} on this server")]
     NoEnvironment(String),
     /// An earlier deployment could not be reverted.
@@ -24,7 +24,7 @@ pub enum PipelineError {
     /// The server has just started, and the environment is not recovered yet.
     #[error("{0} is still being recovered after the last start of the server; try again in a moment")]
     Recovering(String),
-    /// Another operation decides what runs in the environment.
+    /// Another operation is in progress in the environment.
     #[error("{environment} is {doing}")]
     Busy {
         /// The environment as `project/environment`.
@@ -35,8 +35,8 @@ pub enum PipelineError {
     /// The server is stopping.
     #[error("the server is stopping; push again in a moment")]
     Stopping,
-    /// The deployment's directory could not be made.
-    #[error("cannot begin the record of the deployment at {path}")]
+    /// The deployment's directory could not be created.
+    #[error("cannot create the deployment directory {path}")]
     Record {
         /// The directory of the deployment.
         path: PathBuf,
@@ -49,7 +49,7 @@ pub enum PipelineError {
 /// The reason why an environment stays frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum ThawError {
-    /// Another operation is under way there.
+    /// Another operation is under way in the environment.
     #[error(transparent)]
     NotNow(#[from] PipelineError),
     /// A journal cannot be read or written.
@@ -59,6 +59,6 @@ pub enum ThawError {
     #[error("the record of the slots still cannot be used: {0}")]
     Slots(String),
     /// The deployment was reverted once more, and got stuck again.
-    #[error("it still cannot be reverted: {0}")]
+    #[error("the deployment still cannot be reverted: {0}")]
     Still(String),
 }

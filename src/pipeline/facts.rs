@@ -1,4 +1,4 @@
-//! The facts of a deployment: what its steps find out and what later steps, an undo or a recovery need of it.
+//! The facts of a deployment: the results of its steps that later steps, an undo or a recovery need.
 
 use std::collections::BTreeMap;
 
@@ -15,10 +15,10 @@ use crate::{
 /// The version of the format of facts in journals. Facts without a version are of version 1.
 const VERSION: u64 = 1;
 
-/// The most bytes that the facts of a deployment may take, so that an event with them fits a line of the journal.
+/// The maximum size of a deployment's facts in bytes. An event with the facts must fit in one line of the journal.
 const MAX_BYTES: usize = 768 * 1024;
 
-/// The facts so far. They are journalled whole with every step that changed them.
+/// The facts so far. Every step that changes a fact journals all facts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Facts {
@@ -36,13 +36,13 @@ pub struct Facts {
     pub patch: Option<String>,
     /// The number of the build; from `bundle.archive`.
     pub build: Option<u64>,
-    /// The buildpacks that took part; from `build.compile`.
+    /// The buildpacks that built the release; from `build.compile`.
     pub buildpacks: Vec<BuildpackUse>,
-    /// The processes that buildpacks named; from `build.compile`.
+    /// The processes that the buildpacks defined; from `build.compile`.
     pub buildpack_processes: Vec<(ProcessType, String)>,
     /// The digest of the built tree; from `bundle.archive`.
     pub tree: Option<Digest>,
-    /// Size of the archive in bytes; from `bundle.archive`.
+    /// The size of the archive in bytes; from `bundle.archive`.
     pub archive_bytes: u64,
     /// The processes that will run; from `deploy.slot`.
     pub processes: Vec<Process>,
@@ -51,11 +51,11 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Reads the facts of a journal's event; `None` where the step found out nothing new.
+    /// Reads the facts of a journal event; `None` if the step changed no fact.
     ///
     /// # Errors
-    /// A version that this program does not know, or a value that does not fit its type. A default in place of either would be
-    /// wrong: with no processes, for instance, recovery would stop what is live.
+    /// The facts have a version that this program does not support, or a value that does not fit its type. A default instead of
+    /// such a value would be wrong: without processes, for example, recovery would stop the live release.
     pub fn from_journal(value: &Value) -> Result<Option<Facts>, String> {
         if value.is_null() {
             return Ok(None);
@@ -68,7 +68,7 @@ impl Facts {
         serde_json::from_value(value.clone()).map(Some).map_err(|error| error.to_string())
     }
 
-    /// Returns what the journal keeps of a step that turned the facts `before` into these: null if it changed nothing.
+    /// Returns the journal value for a step that changed the facts from `before` to `self`: null if the step changed no fact.
     pub fn changed_facts(&self, before: &Facts) -> Result<Value, Failure> {
         if self == before {
             return Ok(Value::Null);
@@ -80,7 +80,9 @@ impl Facts {
         let bytes = serde_json::to_vec(&value).map_or(0, |bytes| bytes.len());
         if bytes > MAX_BYTES {
             let why = format!("variables and settings take {} KiB in all (at most {} KiB)", bytes >> 10, MAX_BYTES >> 10);
-            return Err(Failure::pusher(why).hint("make `env:` smaller, and what phase scripts leave in $LARDER_VARIABLES"));
+            return Err(
+                Failure::pusher(why).hint("reduce `env:`, and the variables that phase scripts write to $LARDER_VARIABLES")
+            );
         }
         Ok(value)
     }
@@ -104,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_of_unknown_version_or_type_are_no_defaults() {
+    fn facts_of_unknown_version_or_type_are_rejected() {
         let mut facts = Facts { build: Some(7), ..Facts::default() };
         let written = facts.changed_facts(&Facts::default()).unwrap();
         assert_eq!(Facts::from_journal(&written), Ok(Some(facts.clone())));

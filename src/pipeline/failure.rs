@@ -51,7 +51,7 @@ impl Failure {
         self
     }
 
-    /// Adds the phase.
+    /// Converts the failure into a fault of `phase`.
     pub fn in_phase(self, phase: Phase) -> Fault {
         Fault { phase, blame: self.blame, why: self.why, hints: self.hints }
     }

@@ -1,5 +1,5 @@
-//! Failpoints, which tests use to make any step fail, and to kill the server after any event of a journal. `docs/testing.md` describes
-//! their use. In other builds than test builds, these functions do nothing.
+//! Failpoints. Tests use failpoints to make any step fail, and to kill the server after any event of a journal. `docs/testing.md`
+//! describes their use. Outside of test builds, these functions do nothing.
 
 use crate::model::Event;
 

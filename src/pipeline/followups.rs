@@ -1,6 +1,6 @@
-//! Follow-ups: the work after the verdict. The old slot is drained and stopped, old releases and records are pruned, the release is
-//! published, and the repository is packed. A follow-up cannot fail the deployment and may run twice. If the server dies, the next
-//! server continues it.
+//! Follow-ups: the work after the verdict. The old slot is drained and stopped, old releases and records are pruned, the release
+//! is published, and the repository is packed. A follow-up cannot fail the deployment and may run twice. If the server is killed,
+//! the next server continues the follow-ups.
 
 use std::fs;
 
@@ -33,14 +33,14 @@ const PACK_EVERY: u32 = 25;
 /// The age at which the partial files of an interrupted pull are removed.
 const ABANDONED: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
 
-/// The number of entries from which a spare tree is worth its making: a smaller tree is linked in less time than a spare one is
-/// checked.
+/// The minimum number of entries of a tree for which a spare tree is made. A smaller tree is linked in less time than a spare
+/// tree is checked.
 const WORTH_A_SPARE: u64 = 500;
 
-/// The file that says that a deployment has follow-ups left. larder 0.1 wrote it only for deployments that went live.
+/// The file that marks a deployment with unfinished follow-ups. larder 0.1 wrote the file only for deployments that went live.
 const DUE: &str = "due";
 
-/// Marks a deployment as having follow-ups. A power cut may lose the mark; the next deployment has the same follow-ups.
+/// Marks a deployment as having follow-ups. A power failure may lose the mark; the next deployment runs the same follow-ups.
 pub(super) fn are_due(deployment: &Deployment) {
     let note = deployment.paths.deployment(deployment.spec.id).join(DUE);
     if let Err(error) = files::append(&note, 0o600) {
@@ -48,14 +48,14 @@ pub(super) fn are_due(deployment: &Deployment) {
     }
 }
 
-/// Returns true if follow-ups of a deployment are left.
+/// Returns true if a deployment has unfinished follow-ups.
 pub(super) fn are_left(services: &Services, environment: &Environment, deployment: DeploymentId) -> bool {
     services.root.environment(&environment.project, &environment.name).deployment(deployment).join(DUE).exists()
 }
 
 impl Pipeline {
-    /// Starts the follow-ups of a deployment that has ended. `live` is what it has made live, if it has; the slot that drains then
-    /// becomes idle, and the queue does not wait for that.
+    /// Starts the follow-ups of a deployment that has ended. `live` is the release that the deployment made live, if any. If a
+    /// release went live, a follow-up makes the draining slot idle; the queue does not wait for this follow-up.
     pub(super) fn follow_up(&self, queue: &Queue, mut deployment: Deployment, live: Option<Live>) {
         if live.is_some() {
             tokio::spawn(post_install::watch(&deployment));
@@ -70,7 +70,7 @@ impl Pipeline {
         });
     }
 
-    /// Starts the follow-ups that earlier servers have left, and empties the slot that drains.
+    /// Starts the follow-ups that earlier servers did not finish, and empties the draining slot.
     pub(super) fn take_up_followups(&self, queue: &Queue) {
         let (live, history) = queue.snapshot();
         let environment = queue.environment();
@@ -87,11 +87,11 @@ impl Pipeline {
             let reopen = |id| match this.reopen(&queue, id) {
                 Ok((deployment, _)) => Some(deployment),
                 Err(error) => {
-                    tracing::warn!(error = chain(&error), "follow-ups of a deployment are not taken up");
+                    tracing::warn!(error = chain(&error), "cannot continue the follow-ups of a deployment");
                     None
                 }
             };
-            // Both, if nothing is live.
+            // Each call empties one slot. If no release is live, both slots may be draining.
             for _ in Slot::ALL.into_iter().filter(|_| draining) {
                 empty_draining_slot(&this.0.services, &queue, made.and_then(reopen).as_ref(), None).await;
             }
@@ -102,7 +102,7 @@ impl Pipeline {
         });
     }
 
-    /// Runs the follow-ups that do not concern the slots. `live` is what this deployment has made live, if it has.
+    /// Runs the follow-ups that do not concern the slots. `live` is the release that this deployment made live, if any.
     async fn settle(&self, deployment: &Deployment, queue: &Queue, live: Option<&Live>) {
         if live.is_some() {
             complete(deployment).await;
@@ -113,13 +113,13 @@ impl Pipeline {
             if deployment.memory.entries >= WORTH_A_SPARE {
                 make_spare(deployment, queue, live).await;
             }
-            // Last: it may take long, and what this server needs does not wait for others.
+            // Publishing is last: it may take long, and local follow-ups must not wait for remotes.
             publish::everywhere(deployment, live, self.health_record(deployment)).await;
         }
         let _ = fs::remove_file(deployment.paths.deployment(deployment.spec.id).join(DUE));
     }
 
-    /// Returns the signed health record of a release for other places; `None` if the environment publishes nothing.
+    /// Returns the signed health record of a release for remotes; `None` if the environment publishes to no remote.
     fn health_record(&self, deployment: &Deployment) -> Option<Vec<u8>> {
         let environment = &deployment.environment;
         let published = environment.remotes.iter().any(|remote| remote.publish);
@@ -128,20 +128,21 @@ impl Pipeline {
     }
 }
 
-/// Makes the archive of a release that came as a delta, so that the release does not depend on the delta's base any longer.
+/// Rebuilds the archive of a release that arrived as a delta, so that the release no longer depends on the delta's base.
 async fn complete(deployment: &Deployment) {
     let release = deployment.spec.release;
     if !deployment.paths.delta(release).is_file() {
         return;
     }
     if let Err(error) = release::rebuild(&bundle::context(deployment), release).await {
-        tracing::warn!(%release, error = chain(&error), "cannot make the archive of a release that came as a delta; the delta stays");
+        tracing::warn!(%release, error = chain(&error), "cannot rebuild the archive of a release that arrived as a delta; the delta stays");
     }
 }
 
-/// Empties the slot that drains, as the recipe of its own release says, and makes it idle. `successor` is the deployment that took its
-/// place. Workers end at once, because two releases must not work side by side for long; web processes first answer the requests that
-/// they have begun. Changes that were made by hand since the deployment looked for them are kept before the slot is idle.
+/// Empties the draining slot and makes the slot idle, with the time limits of the slot's own release. `successor` is the
+/// deployment that replaced this release. Workers are stopped at once, because workers of two releases must not run side by side
+/// for long. Web processes first answer their open requests. Changes by hand since the deployment's scan for drift are saved
+/// before the slot becomes idle.
 async fn empty_draining_slot(services: &Services, queue: &Queue, successor: Option<&Deployment>, retired: Option<Retired>) {
     let table = queue.slots.table();
     let Some((slot, occupant)) = table.draining() else { return };
@@ -168,14 +169,15 @@ async fn empty_draining_slot(services: &Services, queue: &Queue, successor: Opti
     queue.slots.release(slot, occupant.deployment);
 }
 
-/// Returns the file that names the spare tree.
+/// Returns the path of the file that names the spare tree.
 fn spare_note(paths: &EnvironmentPaths) -> std::path::PathBuf {
     paths.deploy().join(".spare")
 }
 
-/// Makes the tree that the next installation begins with. If that fails, the next installation only takes longer.
+/// Makes the spare tree from which the next installation starts. If this fails, the next installation only takes longer.
 async fn make_spare(deployment: &Deployment, queue: &Queue, live: &Live) {
-    // One at a time, because the note names one. The next installation discards a spare tree that is outdated by then.
+    // Only one spare tree is made at a time, because the note names one tree. The next installation discards an outdated spare
+    // tree.
     let Ok(_in_progress) = queue.spare.in_progress.try_lock() else { return };
     if queue.spare.take().is_some() {
         remove_spare(&deployment.services, &deployment.environment).await;
@@ -195,7 +197,7 @@ async fn make_spare(deployment: &Deployment, queue: &Queue, live: &Live) {
     }
 }
 
-/// Removes the spare tree that `deploy/.spare` names. An earlier server may have made only a part of it.
+/// Removes the spare tree that `deploy/.spare` names. The tree may be incomplete, because an earlier server may have been killed.
 pub(super) async fn remove_spare(services: &Services, environment: &Environment) {
     let note = spare_note(&services.root.environment(&environment.project, &environment.name));
     let Some(name) = fs::read_to_string(&note).ok().and_then(|name| name.parse::<ReleaseId>().ok()) else { return };
@@ -206,33 +208,34 @@ pub(super) async fn remove_spare(services: &Services, environment: &Environment)
     let _ = fs::remove_file(note);
 }
 
-/// Removes old releases and records. The live release and its predecessor are never pruned, and failed ones do not count.
+/// Removes old releases and records. The live release and its predecessor are never pruned. Failed releases do not count towards
+/// the limits.
 async fn prune(deployment: &Deployment, queue: &Queue) {
     let services = &deployment.services;
     fault::delay("followups.prune").await;
     // No request may choose a release that is being removed.
     let settled = queue.store.lock().await;
-    // Read only now: other deployments may have ended since this one did.
+    // The history is read after the lock is acquired, because other deployments may have ended since this deployment ended.
     let (live, history) = queue.snapshot();
     let Some(live) = live else {
-        // No release went live yet, so none is pruned; but the records of failed attempts are.
+        // No release went live yet, so no release is pruned. The records of failed attempts are pruned.
         return prune_records(&deployment.paths, queue, &history, services.config.keep.deployments as usize);
     };
     let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);
     let pinned = match Pins::read(&deployment.paths.pins()) {
         Ok(pins) => pins.releases(),
         Err(error) => {
-            tracing::error!(%error, "nothing is pruned: cannot read the pins");
+            tracing::error!(%error, "cannot read the pins; no release is pruned");
             return;
         }
     };
-    // The limits are those of the live release: not those of a recipe that failed or of a dry run, and not the defaults.
+    // The limits are the settings of the live release, not those of a failed recipe or a dry run, and not the defaults.
     let made =
         history.of_release(live.release).map(|summary| JournalState::read(&deployment.paths.deployment(summary.deployment)));
     let settings = match made {
         Some(Ok(state)) => state.facts.settings.unwrap_or_default(),
         Some(Err(error)) => {
-            tracing::error!(error = chain(&error), "nothing is pruned: cannot read the journal of the live release");
+            tracing::error!(error = chain(&error), "cannot read the journal of the live release; no release is pruned");
             return;
         }
         None => return,
@@ -245,15 +248,15 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
         now: jiff::Timestamp::now(),
     };
     let mut doomed = prune_plan(&prunable(deployment, queue, &history, &live), Some(live.release), previous, &pinned, &keep);
-    // The refs first: once the files of a release are gone, no later pruning comes across it, and its ref would stay for ever. No
-    // branch is named here: deployments alone decide where the deploy branch points.
+    // The refs are removed first: after the files of a release are removed, no later pruning finds the release, and its ref would
+    // stay. `forget` names no branch, because only deployments move the deploy branch.
     let environment = deployment.environment.id;
     let forget: Vec<_> = doomed.iter().map(|release| ReleaseRef { environment, release: *release }).collect();
     if let Some((first, rest)) = forget.split_first() {
         let change =
             MoveRef { refname: first.refname(), expected: Expected::Anything, new: None, keep: None, forget: rest.to_vec() };
         if let Err(error) = services.repositories.move_ref(deployment.environment.project_id, change).await {
-            tracing::warn!(error = chain(&error), "no release is pruned: cannot remove the refs of old releases");
+            tracing::warn!(error = chain(&error), "cannot remove the refs of old releases; no release is pruned");
             doomed.clear();
         }
     }
@@ -266,7 +269,7 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
             continue;
         }
         let paths = &deployment.paths;
-        // The manifest first: it is what makes a release exist.
+        // The manifest is removed first, because a release without a manifest does not count as stored.
         let [manifest, index, archive] = [paths.manifest(release), paths.index(release), paths.archive(release)];
         for file in [manifest, index, archive, paths.health(release), paths.ran(release)] {
             if let Err(error) = fs::remove_file(&file)
@@ -288,11 +291,12 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
     }
 }
 
-/// The age up to which a release that was brought here is never pruned: a deployment of it may follow.
+/// The age up to which a release from another environment or server is never pruned, because a deployment of this release may
+/// follow.
 const FRESH: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// Returns the releases that retention considers: those that went live, and unused ones that were brought here and are older than
-/// the live one. A newer one may be about to become live.
+/// Returns the releases that retention considers: releases that went live, and unused releases from other environments or servers
+/// that are older than the live release. A newer unused release may be about to go live.
 fn prunable(deployment: &Deployment, queue: &Queue, history: &History, live: &Live) -> Vec<ReleaseSummary> {
     let paths = &deployment.paths;
     let size = |release| fs::metadata(paths.archive(release)).map_or(0, |found| found.len());
@@ -305,11 +309,11 @@ fn prunable(deployment: &Deployment, queue: &Queue, history: &History, live: &Li
         !tried.contains(release) && *release < live.release && !fresh
     };
     let stored = release::store::list(&paths.releases()).unwrap_or_default();
-    // A release that was made live twice counts once.
+    // A release that went live twice counts once.
     let all: std::collections::BTreeSet<_> =
         history.releases().map(|summary| summary.release).chain(stored.into_iter().filter(unused)).collect();
     let all = all.into_iter().filter(|release| Some(*release) != in_progress);
-    // A release that was never live here pushes out none that was.
+    // A release that never went live here does not displace a release that did.
     let went_live: std::collections::BTreeSet<_> = history.releases().map(|summary| summary.release).collect();
     let info = |id| ReleaseSummary { id, good: went_live.contains(&id), bytes: size(id) };
     all.map(info).filter(|info| on_disk(paths, info.id)).collect()

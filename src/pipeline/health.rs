@@ -1,5 +1,5 @@
-//! The health record of a release: the periods in which it served, the checks that it passed, and the exits of its processes. It is not
-//! stored itself but computed from the journals and from the list of exits, `restarts.jsonl`.
+//! The health record of a release: the periods in which the release served, the checks that the release passed, and the exits of
+//! its processes. The record is not stored, but computed from the journals and from the list of exits, `restarts.jsonl`.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use crate::{
     runtime::Label,
 };
 
-/// The size in bytes above which the older half of the list is dropped.
+/// The maximum size of the list of exits in bytes. A longer list loses its older half.
 const MAX_LIST: u64 = 256 * 1024;
 
 /// A line of `restarts.jsonl`.
@@ -37,7 +37,7 @@ struct Ended {
 }
 
 impl Pipeline {
-    /// Appends an exit that larder did not request to the list.
+    /// Appends an exit that larder did not request to the list of exits.
     pub fn process_ended(&self, label: &Label, exit: Exit) {
         let Some(queue) = self.queue(label.environment) else { return };
         let environment = queue.environment();
@@ -48,8 +48,8 @@ impl Pipeline {
         }
     }
 
-    /// Returns the signed health record of `release` in `environment`; nothing if it never went live there. Reads files, so it must not be
-    /// called on the threads of the asynchronous runtime.
+    /// Returns the signed health record of `release` in `environment`; `None` if the release never went live there. This function
+    /// reads files, so asynchronous code must call it on a blocking thread.
     pub fn health(&self, environment: &Environment, release: ReleaseId) -> Option<HealthRecord> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
         let mut record = fold(environment, &paths, &self.history(environment.id), release, Timestamp::now())?;
@@ -58,7 +58,7 @@ impl Pipeline {
     }
 }
 
-/// Computes the record from the journals and the list.
+/// Computes the record from the journals and the list of exits.
 fn fold(
     environment: &Environment,
     paths: &EnvironmentPaths,
@@ -68,7 +68,7 @@ fn fold(
 ) -> Option<HealthRecord> {
     let live: Vec<&Summary> = history.releases().collect();
     let story = |summary: &Summary| JournalState::read(&paths.deployment(summary.deployment)).unwrap_or_default();
-    // A release serves from its switch until the next one's.
+    // A release serves from its own switch until the switch of the next release.
     let switched = |story: &JournalState, summary: &Summary| story.moments.get("deploy.switch").copied().or(summary.ended);
     let (mut served, mut checks, mut tree, mut number) = (Vec::new(), BTreeMap::new(), None, None);
     for (at, summary) in live.iter().enumerate().filter(|(_, summary)| summary.release == release) {
@@ -99,7 +99,8 @@ fn fold(
     })
 }
 
-/// Adds the checks that a deployment passed, each with its time. A check that the project does not have does not count as passed.
+/// Adds the checks that a deployment passed, each with its time. A check that the project does not define does not count as
+/// passed.
 fn passed(story: &JournalState, checks: &mut BTreeMap<&'static str, Timestamp>) {
     let Some(settings) = &story.facts.settings else { return };
     let tests = story.facts.scripts.iter().any(|script| script == "post_build");
@@ -115,11 +116,11 @@ fn passed(story: &JournalState, checks: &mut BTreeMap<&'static str, Timestamp>) 
     }
 }
 
-/// Appends to the list, and drops the older half when it has grown too long.
+/// Appends to the list of exits. Drops the older half if the list is longer than `MAX_LIST`.
 fn note(path: &Path, ended: &Ended) -> io::Result<()> {
     let mut line = serde_json::to_vec(ended)?;
     line.push(b'\n');
-    // A single write: a server that is killed leaves whole lines.
+    // The line is written with one system call, so that a killed server leaves only whole lines.
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)?.write_all(&line)?;
     if std::fs::metadata(path)?.len() > MAX_LIST {
         let all = read(path);
@@ -133,7 +134,7 @@ fn note(path: &Path, ended: &Ended) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the list, oldest first; lines that cannot be parsed are skipped.
+/// Reads the list of exits, oldest first. Lines that cannot be parsed are skipped.
 fn read(path: &Path) -> Vec<Ended> {
     let Ok(file) = File::open(path) else { return Vec::new() };
     let lines = BufReader::new(io::Read::take(file, MAX_LIST.saturating_mul(2))).split(b'\n');

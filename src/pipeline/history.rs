@@ -1,4 +1,4 @@
-//! The deployments of an environment, as their journals tell it.
+//! The deployments of an environment, as recorded in their journals.
 
 use std::{fs, io, path::Path};
 
@@ -14,22 +14,22 @@ use crate::{
     model::{BranchName, CommitId, DeploymentId, Live, Outcome, ReleaseId, ReleaseNumber, Slot, Trigger},
 };
 
-/// One deployment in short.
+/// The summary of one deployment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The deployment.
     pub deployment: DeploymentId,
-    /// The request that started it.
+    /// The request that started the deployment.
     pub trigger: Trigger,
     /// The branch that was deployed.
     pub branch: BranchName,
     /// The commit that was deployed.
     pub commit: CommitId,
-    /// The release that it made or would have made.
+    /// The release that the deployment made or would have made.
     pub release: ReleaseId,
     /// The number of the release.
     pub number: ReleaseNumber,
-    /// The number of the build, once it was packed.
+    /// The number of the build; `None` before the release is packed.
     #[serde(default)]
     pub build: Option<u64>,
     /// The version tag of the commit at the time of the deployment.
@@ -39,28 +39,28 @@ pub struct Summary {
     pub slot: Slot,
     /// The moment at which the deployment began.
     pub opened: Timestamp,
-    /// The moment at which it ended; `None` while it runs.
+    /// The moment at which the deployment ended; `None` while it runs.
     pub ended: Option<Timestamp>,
-    /// The outcome; `None` while it runs.
+    /// The outcome; `None` while the deployment runs.
     pub outcome: Option<Outcome>,
     /// True if a person has unfrozen the environment after the deployment got stuck.
     pub cleared: bool,
     /// True for a dry run.
     #[serde(rename = "trial")]
     pub dry_run: bool,
-    /// The release that was live when it began.
+    /// The release that was live when the deployment began.
     #[serde(skip)]
     pub previous: Option<Live>,
-    /// The last end, if observers may not know of it.
+    /// The number of the last end, if the observers may not know of this end.
     #[serde(skip)]
     pub ending: Option<u32>,
 }
 
 impl Summary {
-    /// Returns the summary of a journal; `None` if it was cut before its first event.
+    /// Returns the summary of a journal; `None` if the journal has no first event.
     pub fn of(state: &JournalState) -> Option<Summary> {
         let (spec, opened) = (state.spec.as_ref()?, state.opened?);
-        // Before version 2 there were no observers.
+        // Deployments of version 1 are older than observers.
         let missed = spec.version > 1 && state.announced < state.endings;
         Some(Summary {
             deployment: spec.id,
@@ -82,7 +82,7 @@ impl Summary {
         })
     }
 
-    /// Returns the last end that observers may not know of: the deployment, the number of the end, and the outcome.
+    /// Returns the last end that the observers may not know of: the deployment, the number of the end, and the outcome.
     pub fn unannounced(&self) -> Option<(DeploymentId, u32, Outcome)> {
         Some((self.deployment, self.ending?, self.outcome.clone()?))
     }
@@ -97,7 +97,7 @@ impl Summary {
         matches!(self.outcome, Some(Outcome::Stuck { .. })) && !self.cleared
     }
 
-    /// Returns its release as what is live, if it is.
+    /// Returns the deployment's release as a `Live` value. The caller must ensure that the release is live.
     pub fn live(&self) -> Live {
         Live { release: self.release, number: self.number, commit: self.commit.clone(), slot: self.slot }
     }
@@ -108,15 +108,15 @@ impl Summary {
 pub struct History {
     /// The deployments, oldest first.
     pub deployments: Vec<Summary>,
-    /// The deployments whose journals cannot be used, with the reasons. Their effects are unknown, so the environment is
-    /// frozen.
+    /// The deployments whose journals cannot be used, with the reasons. The effects of these deployments are unknown, so the
+    /// environment is frozen.
     pub unreadable: Vec<(DeploymentId, String)>,
-    /// The reason why the record of the slots cannot be used. The environment is frozen then.
+    /// The reason why the record of the slots cannot be used. If there is such a reason, the environment is frozen.
     pub slots: Option<String>,
 }
 
 impl History {
-    /// Reads all journals.
+    /// Reads all journals of an environment.
     pub fn read(paths: &EnvironmentPaths) -> History {
         let (mut deployments, mut unreadable) = (Vec::new(), Vec::new());
         for id in ids(&paths.deployments()) {
@@ -134,7 +134,7 @@ impl History {
         history
     }
 
-    /// Notes that the journal of a deployment cannot be used; this freezes the environment.
+    /// Records that the journal of a deployment cannot be used, which freezes the environment.
     pub fn cannot_use(&mut self, id: DeploymentId, why: String) {
         self.deployments.retain(|known| known.deployment != id);
         self.unreadable.retain(|(known, _)| *known != id);
@@ -151,8 +151,8 @@ impl History {
         self.deployments.iter().filter(|summary| summary.went_live())
     }
 
-    /// Returns the release that went live and has this name: its number, its id, or the first digits of its commit. If several
-    /// match, the newest is returned.
+    /// Returns the deployment whose release went live and has the name `name`: the release's number, its id, or at least four
+    /// digits of its commit. If several deployments match, returns the newest.
     pub fn named(&self, name: &str) -> Option<&Summary> {
         let number = name.parse::<ReleaseNumber>().ok();
         let id = name.parse::<ReleaseId>().ok();
@@ -163,18 +163,19 @@ impl History {
         self.releases().rev().find(by_name).or_else(|| self.releases().rev().find(by_commit))
     }
 
-    /// Returns the last deployment that was no dry run, if it did not go live.
+    /// Returns the last deployment that was not a dry run, if this deployment did not go live.
     pub fn last_failed(&self) -> Option<&Summary> {
         self.deployments.iter().rev().find(|summary| !summary.dry_run).filter(|summary| !summary.went_live())
     }
 
-    /// Returns the number for the next release. A failed deployment uses none up.
+    /// Returns the number for the next release. A failed deployment does not use up a number.
     pub fn next_number(&self) -> ReleaseNumber {
         let last = self.releases().map(|summary| summary.number.0).max().unwrap_or(0);
         ReleaseNumber(last.saturating_add(1))
     }
 
-    /// Returns the highest build number of any record. Before there were build numbers, manifests had the release's.
+    /// Returns the highest build number of all records. Before build numbers existed, manifests contained the release number
+    /// instead.
     pub fn last_build(&self) -> u64 {
         let builds = self.deployments.iter().map(|summary| summary.build.unwrap_or(0).max(u64::from(summary.number.0)));
         builds.max().unwrap_or(0)
@@ -190,23 +191,23 @@ impl History {
         stuck.or_else(|| self.unreadable.last().cloned()).or_else(slots)
     }
 
-    /// Adds a deployment, or replaces its entry.
+    /// Adds a deployment, or replaces the entry of the same deployment.
     pub fn record(&mut self, summary: Summary) {
         self.deployments.retain(|known| known.deployment != summary.deployment);
         self.deployments.push(summary);
         self.sort();
     }
 
-    /// Sorts by numbers, which rise even if the clock is put back.
+    /// Sorts by release number, because the numbers rise even if the clock is set back.
     fn sort(&mut self) {
         self.deployments.sort_by_key(|summary| (summary.number, summary.opened, summary.deployment));
     }
 
-    /// Returns what is live according to the links on disk.
+    /// Returns the live release according to the links on disk.
     pub fn live(&self, paths: &EnvironmentPaths) -> Option<Live> {
         let release: ReleaseId = named_by(&paths.current())?.parse().ok()?;
-        // A release can be live more than once, so its last successful deployment counts. A link that names a release which never
-        // went live could not be reverted: then the release before it serves.
+        // A release can go live more than once, so its last successful deployment counts. If the link names a release that never
+        // went live, the undo of the switch has failed, and the previous release serves.
         let Some(made) = self.of_release(release) else {
             return self.deployments.iter().rev().find(|summary| summary.release == release)?.previous.clone();
         };
@@ -215,8 +216,8 @@ impl History {
         Some(live)
     }
 
-    /// Returns the records that may be removed: the oldest beyond `keep`, without those whose release is in `releases` and those
-    /// that are unfinished or stuck.
+    /// Returns the records that may be removed: the oldest records beyond `keep`. Excludes unfinished and stuck deployments, and
+    /// deployments of the releases in `releases`.
     pub fn prunable(&self, keep: usize, releases: &[ReleaseId]) -> Vec<DeploymentId> {
         let spare = self.deployments.len().saturating_sub(keep);
         let free = |summary: &&Summary| summary.ended.is_some() && !summary.is_stuck() && !releases.contains(&summary.release);
@@ -234,8 +235,8 @@ pub fn active_slot(paths: &EnvironmentPaths) -> Option<Slot> {
     Slot::ALL.into_iter().find(|slot| slot.as_str() == name)
 }
 
-/// Removes the directories of deployments that an earlier server queued and never began: their journals have no complete line. To be called
-/// only while no deployment runs.
+/// Removes the directories of deployments that an earlier server queued and never began: the journals of such deployments have no
+/// complete line. Call this function only while no deployment runs.
 pub fn remove_unopened(paths: &EnvironmentPaths) {
     for id in ids(&paths.deployments()) {
         let directory = paths.deployment(id);

@@ -1,7 +1,7 @@
-//! The decision about each ref of a push, before anything runs: it is deployed, stored, or refused. And the checks of a push to a deploy
-//! branch that need no deployment: frozen environments and malformed recipes.
+//! The decision about each ref of a push, before any step runs: the ref is deployed, stored, or refused. This file also checks a
+//! push to a deploy branch for errors that need no deployment: a frozen environment or a malformed recipe.
 //!
-//! A push is refused in the same words whether pre-receive finds the error or, later, the step `gather.source`.
+//! A refusal has the same text if pre-receive finds the error and if the step `gather.source` finds the error.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,9 +20,9 @@ use crate::{
 pub struct RefUpdate {
     /// The full name, such as `refs/heads/main`.
     pub name: String,
-    /// The commit before; zero for a new ref.
+    /// The commit before the push; zero for a new ref.
     pub old: CommitId,
-    /// The commit after; zero to delete the ref.
+    /// The commit after the push; zero if the push deletes the ref.
     pub new: CommitId,
 }
 
@@ -37,7 +37,7 @@ pub enum RefDecision {
         branch: BranchName,
         /// The commit to deploy.
         commit: CommitId,
-        /// The commit at which the pusher saw the branch; zero for a branch that did not exist.
+        /// The commit of the branch when the pusher's client read the branch; zero for a new branch.
         seen: CommitId,
     },
     /// Git stores the ref, and nothing is deployed.
@@ -47,14 +47,14 @@ pub enum RefDecision {
     },
     /// The ref is refused.
     Refuse {
-        /// The reason in git's line.
+        /// The reason in git's line about the ref.
         reason: String,
         /// An instruction for the pusher's screen.
         hint: Option<String>,
     },
 }
 
-/// Decides about every ref of a push to a project with `environments`, in the order of the updates.
+/// Returns the decision about every ref of a push to a project with `environments`, in the order of `updates`.
 pub fn decide(environments: &[Environment], updates: &[RefUpdate], atomic: bool) -> Vec<RefDecision> {
     let mut decisions: Vec<_> = updates.iter().map(|update| decide_one(environments, update)).collect();
     let deployments = decisions.iter().filter(|decision| matches!(decision, RefDecision::Deploy { .. })).count();
@@ -75,15 +75,16 @@ pub fn decide(environments: &[Environment], updates: &[RefUpdate], atomic: bool)
     decisions
 }
 
-/// Returns the first of `updates` that git would not store in a repository that has the refs `existing`, and the reason. An atomic push
-/// is checked with this first: git stores its other refs only after the deployment, which cannot be undone then.
+/// Returns the first of `updates` that git would not store in a repository with the refs `existing`, and the reason. An atomic
+/// push must pass this check first, because git stores the other refs only after the deployment, which cannot be reverted at that
+/// time.
 pub fn unstorable<'u>(updates: &'u [RefUpdate], existing: &BTreeMap<String, CommitId>) -> Option<(&'u RefUpdate, String)> {
     let made = updates.iter().filter(|update| !update.new.is_zero()).map(|update| update.name.as_str());
     let names: BTreeSet<&str> = existing.keys().map(String::as_str).chain(made).collect();
     updates.iter().find_map(|update| {
         let name = update.name.as_str();
         if existing.get(name).map_or(!update.old.is_zero(), |id| *id != update.old) {
-            return Some((update, String::from("another push has moved it; fetch first")));
+            return Some((update, String::from("another push has moved this ref; fetch first")));
         }
         if update.new.is_zero() {
             return None;
@@ -92,7 +93,7 @@ pub fn unstorable<'u>(updates: &'u [RefUpdate], existing: &BTreeMap<String, Comm
         let inside = format!("{name}/");
         let below = || names.range(inside.as_str()..).next().copied().filter(|below| below.starts_with(&inside));
         let other = above.or_else(below)?;
-        Some((update, format!("{other} exists, and one ref cannot be inside another")))
+        Some((update, format!("{other} exists, and a ref cannot be inside another ref")))
     })
 }
 
@@ -101,7 +102,7 @@ fn decide_one(environments: &[Environment], update: &RefUpdate) -> RefDecision {
     if let Some(branch) = update.name.strip_prefix("refs/heads/") {
         let Ok(branch) = branch.parse::<BranchName>() else {
             return RefDecision::Refuse {
-                reason: String::from("this branch name is not allowed here"),
+                reason: String::from("this branch name is not allowed"),
                 hint: branch.parse::<BranchName>().err().map(|error| error.to_string()),
             };
         };
@@ -109,7 +110,7 @@ fn decide_one(environments: &[Environment], update: &RefUpdate) -> RefDecision {
             Some(environment) if deletes => RefDecision::Refuse {
                 reason: format!("{} deploys this branch", environment.title()),
                 hint: Some(format!(
-                    "deleting it would not stop the application; `larder project destroy {}` does",
+                    "run `larder project destroy {}` to stop the application; deleting the branch would not stop the application",
                     environment.project
                 )),
             },
@@ -134,7 +135,7 @@ fn decide_one(environments: &[Environment], update: &RefUpdate) -> RefDecision {
     }
 }
 
-/// Lists which branches deploy to which environments, for messages.
+/// Returns a list of the deploy branches and their environments, for messages.
 pub fn deploying(environments: &[Environment]) -> String {
     let pairs: Vec<_> =
         environments.iter().map(|environment| format!("{} deploys to {}", environment.branch, environment.name)).collect();
@@ -144,9 +145,9 @@ pub fn deploying(environments: &[Environment]) -> String {
 /// The errors of a recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecipeErrors {
-    /// Every error with file, line, the expected value and a hint; for the pusher's screen.
+    /// Every error with file, line, expected value and hint, for the pusher's screen.
     pub lines: Vec<String>,
-    /// The first error and the number of others; fits git's own line.
+    /// The first error and the number of further errors. This text fits git's own line.
     pub why: String,
 }
 
@@ -166,7 +167,7 @@ pub fn load_recipe(files: RecipeFiles) -> Result<ProjectConfig, RecipeErrors> {
     })
 }
 
-/// The part of an error that fits git's own line: place and problem. The screen has the rest.
+/// Returns the part of an error that fits git's own line: place and problem. The pusher's screen shows the complete error.
 fn short(problem: &ConfigError) -> String {
     let line = problem.line.map(|line| format!(":{line}")).unwrap_or_default();
     format!("{}{line}: {}", problem.file, problem.problem)
@@ -182,8 +183,8 @@ pub struct PushRejection {
 }
 
 impl Pipeline {
-    /// Checks a push to `environment` before any of its objects are kept: the environment is not frozen, and the recipe, if it could be
-    /// read, has no errors. No deployment begins, and none that waits is superseded.
+    /// Checks a push to `environment` before its objects are stored. The environment must not be frozen, and a readable recipe
+    /// must have no errors. This check starts no deployment and supersedes no waiting deployment.
     pub fn reject_early(&self, environment: &Environment, recipe: Option<RecipeFiles>) -> Option<PushRejection> {
         if let Err(frozen) = self.queue(environment.id)?.is_thawed() {
             return Some(PushRejection { lines: Vec::new(), reason: chain(&frozen) });
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn ref_that_git_would_not_store_is_found_before() {
+    fn ref_that_git_would_not_store_is_found_before_deployment() {
         let id = |digit: &str| digit.repeat(40).parse::<CommitId>().unwrap();
         let existing: BTreeMap<_, _> =
             ["refs/heads/main", "refs/heads/topic", "refs/tags/v1/a"].map(|name| (name.to_owned(), id("0"))).into();

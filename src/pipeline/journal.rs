@@ -1,6 +1,7 @@
-//! The journal of a deployment: `journal.jsonl`, one event a line, on the disk before anything durable follows from it.
+//! The journal of a deployment: `journal.jsonl`, one event per line. Each event is synced to the disk before an action with a
+//! durable effect follows.
 //!
-//! There is no other status file: the state of a deployment, [`JournalState`], is the fold of its events.
+//! No other file records the status of a deployment: [`JournalState`] is computed from the events.
 
 use std::{
     collections::BTreeMap,
@@ -19,18 +20,18 @@ use crate::model::{DeploymentSpec, Event, Fault, Outcome, Record, SpecError, Ste
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// An operation on the file failed.
-    #[error("the journal {path} could not be {doing}")]
+    #[error("cannot {doing} the journal {path}")]
     File {
         /// The path of the journal.
         path: PathBuf,
-        /// The operation as a participle: "read", "written".
+        /// The operation as a verb: "read", "write".
         doing: &'static str,
         /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A complete line is not an event that this program knows.
-    #[error("{path}:{line}: this is not an event: {why}")]
+    /// A complete line is not an event that this program supports.
+    #[error("{path}:{line}: cannot parse the event: {why}")]
     Line {
         /// The path of the journal.
         path: PathBuf,
@@ -40,11 +41,11 @@ pub enum JournalError {
         why: String,
     },
     /// The facts of a step cannot be read.
-    #[error("{path}: the facts of step {step} cannot be read: {why}")]
+    #[error("{path}: cannot read the facts of step {step}: {why}")]
     Facts {
         /// The path of the journal.
         path: PathBuf,
-        /// The step that found them out.
+        /// The step that recorded the facts.
         step: String,
         /// The parser's reason.
         why: String,
@@ -65,15 +66,15 @@ pub enum JournalError {
         path: PathBuf,
     },
     /// The recorded plan has a step that this program does not have.
-    #[error("{path}: the recorded plan has the step {step}, which this version of larder does not know")]
+    #[error("{path}: the recorded plan has the step {step}, which this version of larder does not support")]
     UnknownStep {
         /// The path of the journal.
         path: PathBuf,
         /// The name of the step.
         step: String,
     },
-    /// An event is longer than a line may be.
-    #[error("{path}: an event of {bytes} bytes is longer than a line may be ({MAX_LINE} bytes)")]
+    /// An event exceeds the maximum length of a line.
+    #[error("{path}: the event has {bytes} bytes (expected at most {MAX_LINE} bytes)")]
     Long {
         /// The path of the journal.
         path: PathBuf,
@@ -92,10 +93,10 @@ pub enum JournalError {
     },
 }
 
-/// The longest line, in bytes; a longer one was not written by larder.
+/// The maximum length of a line in bytes. larder never writes a longer line.
 const MAX_LINE: usize = 1024 * 1024;
 
-/// An open journal; the only writer of its file.
+/// An open journal, which is the only writer of its file.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -105,7 +106,7 @@ pub struct Journal {
     new: bool,
 }
 
-/// The fold of a journal's events.
+/// The state of a deployment, computed from the events of its journal.
 #[derive(Debug, Clone, Default)]
 pub struct JournalState {
     /// The specification in the first event.
@@ -124,9 +125,9 @@ pub struct JournalState {
     pub undo_failed: Option<String>,
     /// The last end: its moment and outcome.
     pub ended: Option<(Timestamp, Outcome)>,
-    /// The number of ends: a stuck deployment ends once more when a person releases its environment.
+    /// The number of ends: a stuck deployment ends once more when a person unfreezes its environment.
     pub endings: u32,
-    /// The last end that observers were told of; 0 for none.
+    /// The number of the last end that was announced to the observers; 0 if no end was announced.
     pub announced: u32,
     /// True if a person has unfrozen the environment after the deployment got stuck.
     pub cleared: bool,
@@ -215,11 +216,12 @@ impl JournalState {
         self.is_committed() && !self.is_unwinding() && self.fault.is_none()
     }
 
-    /// Reads the journal in `directory`. A last line that was cut by a power failure counts as not written: it was not yet synced,
-    /// so nothing followed from it.
+    /// Reads the journal in `directory`. A power failure may leave an incomplete last line. This line is ignored: it was not yet
+    /// synced, so no action followed from it.
     ///
     /// # Errors
-    /// Any complete line that is not an event of a known version, with facts of a known version, in a possible order.
+    /// A complete line is not an event of a supported version with facts of a supported version, or the events are in an
+    /// impossible order.
     pub fn read(directory: &Path) -> Result<JournalState, JournalError> {
         let path = directory.join(Journal::FILE);
         let unreadable = |source| JournalError::File { path: path.clone(), doing: "read", source };
@@ -232,8 +234,8 @@ impl JournalState {
             let wrong = |why| JournalError::Line { path: path.clone(), line: number, why };
             let text = match line.split_last() {
                 Some((b'\n', text)) => text,
-                // Not the end of the file: the lines after this one count as well.
-                _ if line.len() >= MAX_LINE => return Err(wrong(format!("it is longer than {MAX_LINE} bytes"))),
+                // A line of the maximum length is an error, not an incomplete last line: more lines may follow.
+                _ if line.len() >= MAX_LINE => return Err(wrong(format!("the line is longer than {MAX_LINE} bytes"))),
                 _ => break,
             };
             let record: Record = serde_json::from_slice(text).map_err(|error| wrong(error.to_string()))?;
@@ -247,36 +249,37 @@ impl Journal {
     /// The name of the file in the deployment's directory.
     pub const FILE: &str = "journal.jsonl";
 
-    /// Opens the journal in `directory`, which is made if it is missing, and continues where it ends.
+    /// Opens the journal in `directory`, and creates the directory if it is missing. New events follow the last complete line.
     pub fn open(directory: &Path) -> Result<Journal, JournalError> {
         let path = directory.join(Journal::FILE);
         let failed = |doing, source| JournalError::File { path: path.clone(), doing, source };
-        make_directory(directory).map_err(|source| failed("made", source))?;
+        make_directory(directory).map_err(|source| failed("create", source))?;
         let new = !path.exists();
         let state = if new { JournalState::default() } else { JournalState::read(directory)? };
-        // The facts hold the values of all variables.
+        // Only the owner may read the file, because the facts contain the values of all variables.
         let mut options = OpenOptions::new();
         let mut file =
-            options.create(true).read(true).append(true).mode(0o600).open(&path).map_err(|source| failed("opened", source))?;
-        cut_partial_line(&mut file).map_err(|source| failed("repaired", source))?;
+            options.create(true).read(true).append(true).mode(0o600).open(&path).map_err(|source| failed("open", source))?;
+        cut_partial_line(&mut file).map_err(|source| failed("repair", source))?;
         Ok(Journal { path, file, state, new })
     }
 
-    /// The fold of the events so far.
+    /// Returns the state after the events so far.
     pub fn state(&self) -> &JournalState {
         &self.state
     }
 
-    /// Appends an event; when this returns, it and all before it survive a power failure.
+    /// Appends an event and syncs the file. After this function returns, this event and all earlier events survive a power
+    /// failure.
     pub fn append(&mut self, event: Event) -> Result<(), JournalError> {
         self.write(&event)?;
-        self.sync().map_err(|source| JournalError::File { path: self.path.clone(), doing: "synced", source })?;
+        self.sync().map_err(|source| JournalError::File { path: self.path.clone(), doing: "sync", source })?;
         super::fault::after_event(&event);
         Ok(())
     }
 
-    /// Appends an event from which nothing durable follows. It survives the end of this process, and a power failure once
-    /// another event was appended with [`Journal::append`].
+    /// Appends an event from which no durable effect follows. The event survives the end of this process. The event survives a
+    /// power failure only after a later event is appended with [`Journal::append`].
     pub fn note(&mut self, event: Event) -> Result<(), JournalError> {
         self.write(&event)?;
         super::fault::after_event(&event);
@@ -286,7 +289,7 @@ impl Journal {
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
         if self.new {
-            // The names themselves must survive a power failure: file, directory, and the directory's own entry.
+            // The directory entries of the file and of its directory must survive a power failure, too.
             for directory in self.path.ancestors().skip(1).take(2) {
                 sync_directory(directory)?;
             }
@@ -296,7 +299,7 @@ impl Journal {
     }
 
     fn write(&mut self, event: &Event) -> Result<(), JournalError> {
-        let failed = |source| JournalError::File { path: self.path.clone(), doing: "written", source };
+        let failed = |source| JournalError::File { path: self.path.clone(), doing: "write", source };
         super::fault::record_fails(event).map_err(failed)?;
         let record = Record { at: Timestamp::now(), event: event.clone() };
         let mut line = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
@@ -309,17 +312,18 @@ impl Journal {
     }
 }
 
-/// Makes the directory of a deployment, which only the server and its group may enter.
+/// Creates the directory of a deployment, which only the server and its group may enter.
 pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o750).create(directory)
 }
 
-/// Removes the directory of a deployment that never began: there is no journal to keep, and readers of its output have it open.
+/// Removes the directory of a deployment that never began. The directory contains no journal, and readers of the transcript have
+/// their file open.
 pub(super) fn remove(directory: &Path) {
     let _ = fs::remove_dir_all(directory);
 }
 
-/// Takes away rights that larder 0.1 gave: its journals could be read by every user of the machine.
+/// Restricts the modes of files that larder 0.1 created, because every user of the machine could read these files.
 pub(super) fn restrict(directory: &Path) {
     let restricted = [(directory.join(Journal::FILE), 0o600), (directory.join("log"), 0o640), (directory.to_owned(), 0o750)];
     for (path, mode) in restricted {
@@ -421,7 +425,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         drop(Journal::open(&record).unwrap());
         assert_eq!((mode(&record.join(Journal::FILE)), mode(&record) & 0o007), (0o600, 0));
-        // As larder 0.1 left it.
+        // The modes that larder 0.1 set.
         fs::set_permissions(record.join(Journal::FILE), Permissions::from_mode(0o644)).unwrap();
         fs::set_permissions(&record, Permissions::from_mode(0o755)).unwrap();
         restrict(&record);

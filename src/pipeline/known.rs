@@ -24,17 +24,17 @@ pub struct KnownRelease {
     pub commit: CommitId,
     /// The highest version tag of the commit, else the tag in the manifest.
     pub tag: Option<String>,
-    /// All tags of the commit, and the one in the manifest.
+    /// All tags of the commit, and the tag in the manifest.
     pub tags: Vec<String>,
-    /// The user who deployed it, if it went live.
+    /// The user who deployed the release; `None` if the release never went live here.
     pub by: Option<UserName>,
-    /// The time at which it went live.
+    /// The time at which the release went live.
     pub since: Option<Timestamp>,
     /// True for the live release.
     pub live: bool,
     /// True if the release is never pruned.
     pub pinned: bool,
-    /// True if its tree is installed, so that a rollback needs no installation.
+    /// True if the tree of the release is installed, so that a rollback needs no installation.
     pub installed: bool,
     /// The size of the archive in bytes; `None` if the archive was pruned.
     pub archive_bytes: Option<u64>,
@@ -56,7 +56,7 @@ pub enum ReleaseNameError {
     Ambiguous {
         /// The name.
         text: String,
-        /// The releases that it may mean.
+        /// The releases that match the name.
         names: Vec<String>,
     },
 }
@@ -73,7 +73,7 @@ impl KnownRelease {
 }
 
 /// Finds a release by number (`v42`), tag, id or commit; the first four or more characters of an id or commit are enough. If several
-/// releases of one commit match, returns the newest one. A name such as `v3` is always a number; `refs/tags/v3` is the tag. `releases` is
+/// releases of one commit match, returns the newest release. A name such as `v3` is always a number; `refs/tags/v3` is the tag. `releases` is
 /// newest first.
 pub fn find<'k>(
     releases: &'k [KnownRelease],
@@ -102,7 +102,7 @@ fn has_tag(known: &KnownRelease, tag: &str) -> bool {
     known.tags.iter().any(|other| other == tag)
 }
 
-/// Returns the first of `found`, if all of them have the same commit.
+/// Returns the first release in `found`, if all releases in `found` have the same commit.
 fn one<'k>(
     mut found: impl Iterator<Item = &'k KnownRelease>,
     text: &str,
@@ -168,7 +168,7 @@ impl Pipeline {
                     archive_bytes: size(&paths.archive(release)),
                 }
             };
-        // A release that was live more than once is listed with its last deployment.
+        // Each number with which a release went live has one entry.
         let mut all: Vec<KnownRelease> = Vec::new();
         for made in history.releases().rev() {
             if all.iter().all(|known| known.release != made.release || known.number != Some(made.number)) {

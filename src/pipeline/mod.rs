@@ -1,9 +1,10 @@
-//! The pipeline: everything that happens to a push.
+//! The pipeline, which deploys pushes, from the decision about each ref to the verdict.
 //!
-//! The way of a push through the files: [`intake`] decides ref by ref; a deploy branch becomes a [`DeployRequest`], which `deploy.rs` puts
-//! into its environment's queue; when its turn comes, a `DeploymentSpec` fixes everything about the deployment, with the names of
-//! its steps; the runner walks that plan and journals each move; `conclude.rs` ends the deployment, and the [`Ticket`]'s outcome is
-//! the verdict on the ref. After a crash `recover.rs` goes on from the journal. [`Pipeline`] is the type to read first.
+//! A push passes through these files: [`intake`] decides about each ref. A deploy branch becomes a [`DeployRequest`], which
+//! `deploy.rs` adds to the queue of its environment. When the deployment starts, a `DeploymentSpec` fixes all decisions and the
+//! names of the steps. `runner.rs` executes this plan and journals each event. `conclude.rs` ends the deployment, and the outcome
+//! in the [`Ticket`] is the verdict on the ref. After a crash, `recover.rs` continues from the journal. [`Pipeline`] is the type
+//! to read first.
 
 mod conclude;
 mod context;

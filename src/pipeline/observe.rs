@@ -1,4 +1,5 @@
-//! Observers: told of every ending of a deployment and of its milestones, without being able to fail or delay it.
+//! Observers, which are notified of every ending and milestone of a deployment. An observer can neither fail nor delay a
+//! deployment.
 //!
 //! The observers of the server are listed in `src/server/observers.rs`.
 
@@ -13,19 +14,19 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::model::{DeploymentId, Outcome, UserName};
 
-/// The time that one observer has for one announcement.
+/// The time limit of one observer for one announcement.
 const OBSERVER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The number of announcements that wait for one observer.
+/// The maximum number of announcements that wait for one observer.
 const MAX_WAITING: usize = 1024;
 
-/// The waits before an announcement is tried again.
+/// The waits before an announcement is retried.
 #[cfg(not(test))]
 const RETRIES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 #[cfg(test)]
 const RETRIES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(1)];
 
-/// An event that observers are told of.
+/// An event that is announced to the observers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
     /// The first step is about to run.
@@ -34,14 +35,15 @@ pub enum News {
     Committed,
     /// The deployment has ended.
     Ended(Outcome),
-    /// A person has released the environment that the deployment had frozen.
+    /// A person has unfrozen the environment that the deployment had frozen.
     Released(UserName),
 }
 
-/// One announcement.
+/// An announcement of one event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Announcement {
-    /// The same for every delivery of one event, also by a later server. An observer that must not act twice remembers it.
+    /// The id of the event, which is the same for every delivery, also by a later server. An observer that must not act twice
+    /// must remember the id.
     pub id: String,
     /// The moment at which this delivery was made.
     pub at: Timestamp,
@@ -53,26 +55,28 @@ pub struct Announcement {
     pub news: News,
 }
 
-/// A part of larder, or of something around it, that follows deployments.
+/// A component that is notified of deployments.
 pub trait Observer: Send + Sync {
-    /// The name for logs.
+    /// Returns the name for logs.
     fn name(&self) -> &'static str;
 
-    /// Takes an announcement. Endings are delivered at least once: after a crash of the server the same id may come again.
-    /// Milestones are delivered at most once. An error has no effect on the deployment: an ending is tried three times, and again after
-    /// each start of the server for a week.
+    /// Handles an announcement. Endings are delivered at least once: after a crash of the server, the same id may be delivered
+    /// again. Milestones are delivered at most once. An error has no effect on the deployment. An ending is tried three times,
+    /// and again after each start of the server for a week.
     fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>>;
 }
 
-/// Tells an observer's task of one announcement. The task sends when the observer has it, and drops the sender when it has failed.
+/// A delivery to an observer's task. The task sends a message after the observer has accepted the announcement, and drops the
+/// sender if the observer fails.
 type Delivery = (Arc<Announcement>, Option<oneshot::Sender<()>>);
 
-/// All observers of this server. Each has a task and a bounded queue of its own, so that a slow one delays no other.
+/// All observers of this server. Each observer has its own task and bounded queue, so that a slow observer does not delay other
+/// observers.
 #[derive(Debug)]
 pub struct Observers(Vec<(&'static str, mpsc::Sender<Delivery>)>);
 
 impl Observers {
-    /// Starts a task for each observer; needs the runtime.
+    /// Starts a task for each observer. The caller must run in the Tokio runtime.
     pub fn start(observers: impl IntoIterator<Item = Arc<dyn Observer>>) -> Observers {
         let start = |observer: Arc<dyn Observer>| {
             let (sender, deliveries) = mpsc::channel(MAX_WAITING);
@@ -83,7 +87,7 @@ impl Observers {
         Observers(observers.into_iter().map(start).collect())
     }
 
-    /// Tells of a milestone. An observer whose queue is full misses it.
+    /// Announces a milestone. An observer whose queue is full misses the milestone.
     pub fn milestone(&self, announcement: Announcement) {
         let announcement = Arc::new(announcement);
         for (name, sender) in &self.0 {
@@ -93,7 +97,7 @@ impl Observers {
         }
     }
 
-    /// Tells of an ending, all observers at the same time. Returns true if every observer has it.
+    /// Announces an ending to all observers at the same time. Returns true if every observer has accepted the announcement.
     pub async fn ending(&self, announcement: Announcement) -> bool {
         let announcement = Arc::new(announcement);
         let deliveries = self.0.iter().map(|(_, sender)| {
@@ -116,7 +120,7 @@ async fn serve(observer: Arc<dyn Observer>, mut deliveries: mpsc::Receiver<Deliv
     }
 }
 
-/// Returns true if the observer has taken the announcement.
+/// Delivers an announcement, with retries if `again` is true. Returns true if the observer has accepted the announcement.
 async fn deliver(observer: &dyn Observer, announcement: &Announcement, again: bool) -> bool {
     let retries: &[Duration] = if again { &RETRIES } else { &[] };
     let mut retries = retries.iter();
@@ -125,8 +129,8 @@ async fn deliver(observer: &dyn Observer, announcement: &Announcement, again: bo
         let why = match tokio::time::timeout(OBSERVER_TIMEOUT, observing).await {
             Ok(Ok(Ok(()))) => return true,
             Ok(Ok(Err(why))) => why,
-            Ok(Err(_)) => String::from("it panicked"),
-            Err(_) => format!("it took longer than {} s", OBSERVER_TIMEOUT.as_secs()),
+            Ok(Err(_)) => String::from("the observer panicked"),
+            Err(_) => format!("the observer took longer than {} s", OBSERVER_TIMEOUT.as_secs()),
         };
         tracing::warn!(observer = observer.name(), id = announcement.id, why, "observer failed");
         match retries.next() {
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ending_that_one_observer_does_not_take_is_not_delivered() {
+    async fn ending_that_one_observer_rejects_is_not_delivered() {
         let calls = Arc::new(Mutex::new(2));
         let observers = Observers::start([Arc::new(FailsAlways) as Arc<dyn Observer>, Arc::new(Fails(calls.clone()))]);
         let announcement = Announcement {
@@ -220,6 +224,6 @@ mod tests {
             news: News::Ended(Outcome::Tried),
         };
         assert!(!observers.ending(announcement).await);
-        assert_eq!(*calls.lock(), 3, "the other observer was not told");
+        assert_eq!(*calls.lock(), 3, "the other observer was not notified");
     }
 }

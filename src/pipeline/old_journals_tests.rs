@@ -1,4 +1,4 @@
-//! Tests that journals of earlier versions are read, and recovered the right way, wherever they were cut.
+//! Tests that journals of earlier versions are read and recovered correctly after a cut at any line.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -22,7 +22,7 @@ fn fixtures(version: &str) -> Vec<(String, Vec<String>)> {
     files.map(fixture).collect()
 }
 
-/// The state of a journal, told from its lines alone.
+/// The state of a journal, computed from its lines alone.
 #[derive(Default)]
 struct Expected {
     plan: Vec<String>,

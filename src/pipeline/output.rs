@@ -87,7 +87,7 @@ impl Cause {
 }
 
 /// Finds the cause in the last lines of a process's output: larder's own line about a command that could not be started, else the last line
-/// that reads like an error, else the last line with text. A line that ends in a colon is not a cause, because it only announces one. A
+/// that reads like an error, else the last line with text. A line that ends in a colon is not a cause, because the cause follows it. A
 /// line of a stack trace is not a cause either.
 pub fn cause<'l>(lines: impl IntoIterator<Item = &'l str>) -> Cause {
     let lines: Vec<&str> = lines.into_iter().collect();

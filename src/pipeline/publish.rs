@@ -10,11 +10,11 @@ use crate::{
     remote::{self, Blob, DeliverableStores, Offer, Publication},
 };
 
-/// The time limit for publishing a release to one remote. A transfer that stalls ends much sooner.
+/// The time limit for publishing a release to one remote. A transfer that stalls fails much sooner.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
-/// Publishes the release that has just become live to every remote of its environment with `publish`. A failure is only logged:
-/// `larder promote` and `larder pull` report a missing release themselves.
+/// Publishes the release that has just gone live to every remote of its environment that has `publish`. A failure is only logged,
+/// because `larder promote` and `larder pull` report a missing release themselves.
 pub(super) async fn everywhere(deployment: &Deployment, live: &Live, record: Option<Vec<u8>>) {
     let environment = &deployment.environment;
     if environment.mode != Mode::Cooking {
@@ -24,7 +24,7 @@ pub(super) async fn everywhere(deployment: &Deployment, live: &Live, record: Opt
     for remote in environment.remotes.iter().filter(|remote| remote.publish) {
         let places = &deployment.services.places;
         let published = publish(places, environment, &deployment.paths, &state, record.clone(), remote);
-        let late = || Err(format!("it took longer than {} hours", PUBLISH_TIMEOUT.as_secs() / 3600));
+        let late = || Err(format!("publishing took longer than {} hours", PUBLISH_TIMEOUT.as_secs() / 3600));
         match tokio::time::timeout(PUBLISH_TIMEOUT, published).await.unwrap_or_else(|_| late()) {
             Ok(bytes) => tracing::info!(remote = %remote.name, release = %live.release, bytes, "published"),
             Err(why) => tracing::error!(remote = %remote.name, release = %live.release, why, "cannot publish"),
@@ -33,8 +33,8 @@ pub(super) async fn everywhere(deployment: &Deployment, live: &Live, record: Opt
 }
 
 impl Pipeline {
-    /// Publishes a release that was live here to one remote. A release that is there already is published again, with its current health
-    /// record.
+    /// Publishes a release that was live in this environment to one remote. A release that is already on the remote is published
+    /// again, with its current health record.
     pub async fn publish(&self, environment: &Environment, release: &Summary, remote: &Remote) -> Result<u64, String> {
         let paths = self.services().root.environment(&environment.project, &environment.name);
         let (this, its, id) = (self.clone(), environment.clone(), release.release);

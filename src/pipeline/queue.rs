@@ -1,4 +1,4 @@
-//! The queue of one environment: one deployment at a time, and at most one that waits.
+//! The queue of one environment: one running deployment, and at most one waiting deployment.
 
 use std::sync::Arc;
 
@@ -16,21 +16,21 @@ pub struct DeployRequest {
     pub trigger: Trigger,
     /// The environment.
     pub environment: Environment,
-    /// The branch whose ref carries the verdict.
+    /// The deploy branch, whose ref git accepts or rejects with the outcome.
     pub branch: BranchName,
     /// The commit to deploy.
     pub commit: CommitId,
-    /// The commit that the pusher saw the branch at; for a push only.
+    /// The commit of the branch when the pusher's client read the branch; `None` if the request is not a push.
     pub seen: Option<CommitId>,
-    /// Tags that come in the same push: name and object. Git stores them only after the deployment.
+    /// The tags of the same push: name and object. Git stores these tags only after the deployment.
     pub tags: Vec<(String, CommitId)>,
     /// The release that becomes live.
     pub goal: Goal,
-    /// The phases of a dry run; empty for a deployment that shall go live.
+    /// The phases of a dry run; empty if the release shall go live.
     pub dry_run: Vec<Phase>,
 }
 
-/// The release that a request wants live.
+/// The release that a request makes live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Goal {
     /// A release that is built from the commit.
@@ -39,39 +39,39 @@ pub enum Goal {
     Release {
         /// The release.
         release: ReleaseId,
-        /// The place that has it.
+        /// The source of the release.
         origin: Origin,
         /// True if the request asked for the newest release, not for this release by name.
         newest: bool,
-        /// The reason for which the promotion policy does not apply.
+        /// The reason to override the promotion policy; `None` if the policy applies.
         overriding: Option<String>,
     },
 }
 
-/// A deployment as its clients see it; cheap to clone. Dropping it has no effect on the deployment.
+/// The handle of a deployment for its clients; cheap to clone. Dropping a ticket has no effect on the deployment.
 #[derive(Debug, Clone)]
 pub struct Ticket {
     /// The deployment.
     pub deployment: DeploymentId,
     /// The request that was submitted.
     pub request: DeployRequest,
-    /// The output.
+    /// The output of the deployment.
     pub transcript: Transcript,
-    /// The outcome, once there is one.
+    /// The outcome; `None` until the deployment has ended.
     pub outcome: watch::Receiver<Option<Outcome>>,
-    /// Cancelling it ends and unwinds the deployment.
+    /// The token that stops and unwinds the deployment when it is cancelled.
     pub cancel: CancellationToken,
 }
 
 impl Ticket {
-    /// Waits for the outcome; `None` if the server stops first, and the next one decides.
+    /// Waits for the outcome. Returns `None` if the server stops first; the next server then decides the outcome.
     pub async fn outcome(&mut self) -> Option<Outcome> {
         let ended = self.outcome.wait_for(Option::is_some).await.ok()?;
         ended.clone()
     }
 }
 
-/// A deployment in the queue, with the sending end of its outcome.
+/// A deployment in the queue, with the sender of its outcome.
 pub(super) struct Pending {
     pub(super) ticket: Ticket,
     pub(super) verdict: watch::Sender<Option<Outcome>>,
@@ -79,7 +79,7 @@ pub(super) struct Pending {
 
 /// The state of an environment's queue.
 pub(super) struct QueueState {
-    /// The environment as it was registered last.
+    /// The environment as registered last.
     pub(super) environment: Environment,
     pub(super) running: Option<Ticket>,
     pub(super) waiting: Option<Pending>,
@@ -87,7 +87,7 @@ pub(super) struct QueueState {
     pub(super) live: Option<Live>,
     /// The release of the running deployment, which is never pruned.
     pub(super) in_progress: Option<ReleaseId>,
-    /// True while the environment is being removed; no deployment enters then.
+    /// True while the environment is being removed. No deployment enters then.
     pub(super) closed: bool,
 }
 
@@ -95,7 +95,7 @@ pub(super) struct QueueState {
 pub(super) enum Entered {
     /// The deployment can start at once.
     First(Pending),
-    /// The deployment waits, and replaced the one that waited before.
+    /// The deployment waits. The value is the superseded deployment that waited before.
     Waits(Option<Pending>),
     /// The deployment is a dry run, which never waits, and another deployment is under way.
     Busy(DeploymentId),
@@ -109,16 +109,16 @@ pub(super) struct Queue {
     /// The environment's number.
     pub(super) id: EnvId,
     pub(super) state: Arc<Mutex<QueueState>>,
-    /// Held by every operation that decides what runs here: a deployment from its specification to its verdict, a restart, a
-    /// removal. Each of them begins with what is live, and would otherwise act on a release that is not live any more.
+    /// The lock of every operation that decides what runs in the environment: a deployment from its specification to its verdict,
+    /// a restart, a removal. Each operation begins with the live release, and must not act on a release that is no longer live.
     pub(super) work: Arc<tokio::sync::Mutex<()>>,
     /// The use of the two slots.
     pub(super) slots: Slots,
-    /// The tree that the next installation begins with.
+    /// The store of the spare tree, from which the next installation starts.
     pub(super) spare: SpareTree,
-    /// Held while releases are removed, and while a request chooses one.
+    /// The lock that is held while releases are removed, and while a request chooses a release.
     pub(super) store: Arc<tokio::sync::Mutex<()>>,
-    /// Held while observers are told of an ending, so that they hear of one after the other.
+    /// The lock that is held while an ending is announced, so that the observers receive endings in order.
     pub(super) announcing: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -137,23 +137,23 @@ impl Queue {
         }
     }
 
-    /// Returns the environment as it was registered last.
+    /// Returns the environment as registered last.
     pub(super) fn environment(&self) -> Environment {
         self.state.lock().environment.clone()
     }
 
-    /// Takes over a change of the environment's registration.
+    /// Adopts a change of the environment's registration.
     pub(super) fn set_environment(&self, environment: Environment) {
         self.state.lock().environment = environment;
     }
 
-    /// Returns what is live, and the history.
+    /// Returns the live release and the history.
     pub(super) fn snapshot(&self) -> (Option<Live>, History) {
         let state = self.state.lock();
         (state.live.clone(), state.history.clone())
     }
 
-    /// Puts `pending` in the queue.
+    /// Adds `pending` to the queue.
     pub(super) fn enter(&self, pending: Pending) -> Entered {
         let mut state = self.state.lock();
         if state.closed {
@@ -170,7 +170,8 @@ impl Queue {
         Entered::Waits(state.waiting.replace(pending))
     }
 
-    /// Lets no deployment in any more, unless one is under way.
+    /// Closes the queue for new deployments. If a deployment is under way, leaves the queue open and returns this deployment as
+    /// the error.
     pub(super) fn close(&self) -> Result<(), DeploymentId> {
         let mut state = self.state.lock();
         match &state.running {
@@ -193,7 +194,7 @@ impl Queue {
         PipelineError::Busy { environment: self.environment().title(), doing }
     }
 
-    /// Fails if a stuck deployment has frozen the environment.
+    /// Returns an error if the environment is frozen.
     pub(super) fn is_thawed(&self) -> Result<(), PipelineError> {
         let state = self.state.lock();
         match state.history.frozen() {

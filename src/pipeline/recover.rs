@@ -27,8 +27,8 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Takes an environment into service: recovers its unfinished deployments, then boots what is live and does not run, stops
-    /// what runs and is not live, and opens the route.
+    /// Attaches an environment: recovers its unfinished deployments, starts the processes of the live release that do not run,
+    /// stops all other processes, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
         let services = self.services().clone();
         let paths = services.root.environment(&environment.project, &environment.name);
@@ -84,7 +84,7 @@ impl Pipeline {
                 }
             }
         }
-        // Before a deployment can enter, which would empty the idle slot.
+        // The follow-ups are taken up before a deployment can enter the queue, because a deployment would empty the idle slot.
         self.take_up_followups(&queue);
         self.0.queues.lock().insert(environment.id, queue.clone());
         self.announce_missed(&queue);
@@ -92,8 +92,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Removes environments from service, all or none of them; the caller removes their processes and files. Refused while one of
-    /// them is deployed; a restart is waited for.
+    /// Removes environments from service, either all of them or none. The caller removes their processes and files. Returns an
+    /// error if an environment is being deployed. Waits until a running restart ends.
     pub async fn detach(&self, environments: &[Environment]) -> Result<(), PipelineError> {
         let queues: Vec<_> = environments.iter().filter_map(|environment| self.queue(environment.id)).collect();
         for (at, queue) in queues.iter().enumerate() {
@@ -125,11 +125,12 @@ impl Pipeline {
         }
     }
 
-    /// Finishes a deployment that has passed its commit point, and unwinds any other, by the plan in its journal.
+    /// Finishes the deployment if it has passed its commit point, or else unwinds it. The plan comes from the deployment's
+    /// journal.
     ///
     /// # Errors
     /// The journal cannot be used: it cannot be read, belongs to another environment, or names a step that this version does not
-    /// have. Nothing was done then.
+    /// have. In these cases, no step has run.
     async fn finish_or_unwind(&self, queue: &Queue, id: DeploymentId, why: &str) -> Result<Outcome, JournalError> {
         let (mut deployment, mut journal) = self.reopen(queue, id)?;
         let plan = Plan::of(&deployment.spec.plan).map_err(|unknown| JournalError::UnknownStep {
@@ -151,9 +152,9 @@ impl Pipeline {
     ) -> Result<Outcome, JournalError> {
         journal.append(Event::Recovered)?;
         let runs = match journal.state().is_to_be_finished() {
-            // The next steps ask for pages through the front door.
+            // The next steps request pages through the proxy.
             true => {
-                deployment.transcript.title(&format!("{why}; this deployment goes on"));
+                deployment.transcript.title(&format!("{why}; this deployment continues"));
                 deployment.services.open_domains(&deployment.environment, &deployment.settings());
                 let runs = run_in_slot(deployment, ProcessType::is_web).await;
                 runs.map_err(|failure| failure.in_phase(Phase::Deploy))
@@ -169,7 +170,7 @@ impl Pipeline {
         }
     }
 
-    /// Revives a deployment as its journal left it.
+    /// Revives a deployment from its journal.
     pub(super) fn reopen(&self, queue: &Queue, id: DeploymentId) -> Result<(Deployment, Journal), JournalError> {
         let environment = queue.environment();
         let directory = self.services().root.environment(&environment.project, &environment.name).deployment(id);
@@ -178,14 +179,14 @@ impl Pipeline {
         let spec = journal.state().spec.clone().ok_or_else(|| JournalError::NotOpened { path: path.clone() })?;
         let spec = spec.for_environment(&environment).map_err(|source| JournalError::Spec { path, source })?;
         let transcript = Transcript::open(&directory);
-        let transcript = transcript.map_err(|source| JournalError::File { path: directory, doing: "opened", source })?;
+        let transcript = transcript.map_err(|source| JournalError::File { path: directory, doing: "open", source })?;
         let facts = journal.state().facts.clone();
         Ok((self.revive(queue, spec, facts, transcript, CancellationToken::new()), journal))
     }
 
-    /// Releases an environment that is frozen, and returns the number of deployments that had frozen it. Each of them is finished
-    /// or unwound first, now that a person has made that possible: otherwise the branch might name a commit that is not live, and
-    /// the next start would unwind a deployment without an end over what is live by then.
+    /// Unfreezes an environment, and returns the number of deployments that had frozen the environment. Each of these deployments
+    /// is finished or unwound first, because a person has now made this possible. Otherwise the branch might name a commit that
+    /// is not live, and the next start would revert a newer live release with the unwinding of an old deployment.
     pub async fn thaw(&self, environment: &Environment, by: &UserName) -> Result<usize, ThawError> {
         let queue = self.queue_of(environment)?;
         let Ok(_work) = queue.work.clone().try_lock_owned() else {
@@ -195,7 +196,7 @@ impl Pipeline {
         let paths = self.services().root.environment(&environment.project, &environment.name);
         let unreadable = queue.state.lock().history.unreadable.clone();
         for (id, _) in &unreadable {
-            // The person has mended the journal, or moved it away.
+            // The person has repaired the journal, or moved it away.
             let summary = match JournalState::read(&paths.deployment(*id)) {
                 Ok(state) => Summary::of(&state),
                 Err(JournalError::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
@@ -216,7 +217,7 @@ impl Pipeline {
         let frozen: Vec<_> = queue.state.lock().history.deployments.iter().filter(frozen).cloned().collect();
         for summary in &frozen {
             let id = summary.deployment;
-            match self.finish_or_unwind(&queue, id, "A person has looked at it").await {
+            match self.finish_or_unwind(&queue, id, "A person has unfrozen the environment").await {
                 Ok(Outcome::Stuck { undo, .. }) => return Err(ThawError::Still(undo)),
                 Ok(_) => {}
                 Err(error) => {
@@ -236,7 +237,7 @@ impl Pipeline {
         Ok(cleared)
     }
 
-    /// Makes sure that the release which the links on disk name serves.
+    /// Ensures that the release named by the links on disk serves.
     async fn serve_again(&self, queue: &Queue, paths: &EnvironmentPaths) {
         let (live, history) = {
             let mut state = queue.state.lock();
@@ -257,7 +258,7 @@ fn restarted() -> Fault {
     Fault {
         phase: Phase::Gather,
         blame: Blame::Host,
-        why: String::from("the server was restarted in the middle of it"),
+        why: String::from("the server was restarted during the deployment"),
         hints: vec![String::from("push again")],
     }
 }

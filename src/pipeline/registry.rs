@@ -6,19 +6,21 @@ use super::{
 };
 use crate::model::{Mode, Origin, Phase, StepName};
 
-/// The step after which a deployment is finished rather than unwound: its code serves, and visitors have seen it.
+/// The step after which a deployment is finished instead of unwound, because visitors have seen the new release.
 pub const COMMIT_POINT: &str = "deploy.switch";
 
-/// The plans, by the way in which the deployment gets its release. From `deploy.install` on, all plans serve a complete release in the same
-/// way.
+/// The plans, one for each way in which a deployment gets its release. From `deploy.install` on, all plans have the same steps,
+/// except that `Recall` omits `post_deploy.first`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PlanKind {
-    /// Builds a release from its commit and packs it into an archive. The installed tree is unpacked from that archive.
+    /// The plan that builds a release from its commit and packs the release into an archive. The installed tree is unpacked from
+    /// that archive.
     Build,
-    /// Finds a release that was built elsewhere and verifies it. Never builds.
+    /// The plan that finds and verifies a release that another environment or server built. This plan never builds.
     Deliver,
-    /// Takes a release that was live before. Its settings and processes come from the record of that deployment, and its tree, if it still
-    /// exists, is used as it is. The duration of a step therefore does not depend on the size of the release.
+    /// The plan that takes a release that was live before. The settings and processes come from the record of that deployment.
+    /// The tree is used as it is, if it still exists. The duration of a step therefore does not depend on the size of the
+    /// release.
     Recall,
 }
 

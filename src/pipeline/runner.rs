@@ -142,8 +142,8 @@ pub async fn unwind(
     })
 }
 
-/// Reverts, in reverse order, every step that was begun and is not reverted yet. Returns true if a step after the phase pre_install was
-/// among them, and the first step that could not be reverted, with the reason.
+/// Reverts, in reverse order, every step that was begun and is not reverted yet. Returns true if one of these steps is after the
+/// phase pre_install, and the first step that could not be reverted, with the reason.
 async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal) -> Result<(bool, Option<String>), JournalError> {
     let mut changed = false;
     let mut broken = None;
@@ -175,7 +175,7 @@ async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal)
     Ok((changed, broken))
 }
 
-/// Returns the steps that were begun and are not reverted yet, last one first.
+/// Returns the steps that were begun and are not reverted yet, in reverse order.
 pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator<Item = &'p dyn Step> {
     plan.steps().rev().filter(|step| !matches!(state.status(step.name()), StepStatus::Waiting | StepStatus::Undone))
 }
@@ -191,7 +191,8 @@ pub fn no_journal(error: &JournalError) -> Fault {
     Failure::host(error).hint("check the server's disk, then push again").in_phase(Phase::Gather)
 }
 
-/// Returns the outcome of a deployment whose journal failed. It freezes the environment until a person has inspected it.
+/// Returns the outcome of a deployment whose journal failed. This outcome freezes the environment until a person has inspected
+/// the journal.
 pub fn lost_journal(error: &JournalError) -> Outcome {
     let fault = Fault {
         phase: Phase::Gather,

@@ -1,5 +1,5 @@
-//! Makes the live release run and routes requests to it: after a start of the server, after a requested restart, and when a deployment
-//! resumes.
+//! Starts the live release and routes requests to its processes: after a start of the server, after a requested restart, and when
+//! a deployment resumes.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Makes the live release run, and stops all other processes of the environment.
+    /// Ensures that the live release runs, and stops all other processes of the environment.
     pub(super) async fn serve(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
         let served = self.serve_live(queue, history, live).await;
         let route = self.0.services.route(&queue.environment());
@@ -47,7 +47,7 @@ impl Pipeline {
         spec.slot = live.slot;
         processes::rescale(&mut facts, environment);
         let mut deployment = self.revive(queue, spec, facts, recorded.transcript, CancellationToken::new());
-        // Processes of a slot that drains are stopped by its follow-up.
+        // Processes in a draining slot are stopped by the follow-up of that slot.
         if !queue.slots.are_unknown() {
             let stopped = services.runtime.stop_where(environment.id, Duration::ZERO, queue.slots.strays()).await;
             stopped.map_err(|error| Failure::host(&error))?;
@@ -56,15 +56,15 @@ impl Pipeline {
         run_in_slot(&mut deployment, |process| !process.is_release()).await
     }
 
-    /// Restarts all processes of the live release, with the current scale of `environment`. Refused while a deployment or another restart
-    /// runs.
+    /// Restarts all processes of the live release, with the current scale of `environment`. Returns an error while a deployment
+    /// or another restart runs.
     pub async fn restart(&self, environment: &Environment) -> Result<(), RestartError> {
         let queue = self.queue_of(environment)?;
         let Ok(_work) = queue.work.clone().try_lock_owned() else {
             let running = queue.state.lock().running.as_ref().map(|running| running.deployment);
             return Err(queue.busy(running).into());
         };
-        // Read only now: a deployment may have replaced the live release before the lock was taken.
+        // The live release is read after the lock is acquired, because a deployment may have replaced it before.
         let (live, history) = {
             let mut state = queue.state.lock();
             if state.closed {
@@ -96,9 +96,9 @@ pub enum RestartError {
     Failed(String),
 }
 
-/// Makes the processes of a release for which `which` holds run in its slot, and routes requests to them. If they do not run already, the
-/// slot is emptied first. Requests are routed to started processes even if they are not healthy: they may become so later, and until
-/// then the proxy shows its error page.
+/// Ensures that the processes for which `which` returns true run in the release's slot, and routes requests to these processes.
+/// If these processes do not run yet, the slot is emptied first. Requests are routed to started processes even if they are not
+/// healthy: they may become healthy later, and until then the proxy shows its error page.
 pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&ProcessType) -> bool) -> Result<(), Failure> {
     let services = deployment.services.clone();
     let (environment, slot) = (deployment.environment.clone(), deployment.spec.slot);
@@ -112,7 +112,7 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
         drop(route.set(RouteState::Starting));
         let spec = &deployment.spec;
         let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot };
-        // The layer of a slot does not survive its mount.
+        // The slot's layer does not survive a new mount, so changes made by hand are saved first.
         drift::over_a_restart(deployment, &live).await;
         slot::empty(deployment).await?;
         let limit = deployment.time_limit(Phase::Deploy);

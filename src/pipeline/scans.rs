@@ -1,4 +1,4 @@
-//! The locks and last results of drift scans, one of each per environment.
+//! The locks and last results of drift scans. Each environment has one lock and one result.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,9 +19,9 @@ pub struct LastScan {
     pub live: Live,
     /// The time of the scan.
     pub at: Timestamp,
-    /// The number of changes that matter.
+    /// The number of changes that count as drift.
     pub changes: u64,
-    /// The number of changes that are expected.
+    /// The number of expected changes.
     pub noise: u64,
 }
 
@@ -31,7 +31,7 @@ struct ScanState {
     last: Mutex<Option<LastScan>>,
 }
 
-/// The scans of all environments: one at a time in each, and its last result.
+/// The drift scans of all environments. Each environment has at most one running scan, and keeps its last result.
 #[derive(Debug, Default)]
 pub struct DriftScans(Mutex<HashMap<EnvId, Arc<ScanState>>>);
 
@@ -40,7 +40,7 @@ impl DriftScans {
         self.0.lock().entry(environment).or_default().clone()
     }
 
-    /// Waits until no scan of an environment's slots runs; none starts while the guard is held.
+    /// Waits until no scan of an environment's slots runs. No scan starts while the caller holds the returned guard.
     pub async fn hold(&self, environment: EnvId) -> OwnedMutexGuard<()> {
         self.state(environment).busy.clone().lock_owned().await
     }
@@ -50,12 +50,12 @@ impl DriftScans {
         self.state(environment).last.lock().clone()
     }
 
-    /// Drops the result of a slot that is emptied.
+    /// Drops the result for a slot that is being emptied.
     pub fn forget(&self, environment: EnvId, slot: Slot) {
         self.state(environment).last.lock().take_if(|last| last.live.slot == slot);
     }
 
-    /// Stores a result.
+    /// Stores the result of a scan.
     pub(super) fn note(&self, environment: EnvId, live: &Live, drift: &Drift) {
         let (changes, noise) = drift.counts();
         let scan = LastScan { live: live.clone(), at: Timestamp::now(), changes, noise };

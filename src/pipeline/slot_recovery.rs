@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Reads the record of the slots before the environment is recovered. Without one, it is made from the journals. A record that
-    /// cannot be used freezes the environment.
+    /// Reads the record of the slots before the environment is recovered. If the file is missing, creates the record from the
+    /// journals. A record that cannot be used freezes the environment.
     pub(super) fn load_slots(&self, queue: &Queue, paths: &EnvironmentPaths) {
         let loaded = queue.slots.load();
         let (live, mut history) = queue.snapshot();
@@ -27,9 +27,9 @@ impl Pipeline {
                 self.make_record(queue, &history, live, paths);
             }
             Err(error) => {
-                let why = format!("{}; use the larder that wrote it, or remove the file", chain(&error));
+                let why = format!("{}; use the version of larder that wrote the record, or remove the file", chain(&error));
                 tracing::error!(environment = queue.environment().title(), why, "cannot use the record of the slots");
-                // In memory only: the file stays as it is.
+                // The record is created in memory only; the file does not change.
                 self.make_record(queue, &history, live, paths);
                 history.slots = Some(why);
             }
@@ -37,7 +37,7 @@ impl Pipeline {
         queue.state.lock().history.slots = history.slots;
     }
 
-    /// Makes the record of an environment that has none: early versions of larder 0.1 did not write one.
+    /// Creates the record of an environment without a record: early versions of larder 0.1 did not write the file.
     fn make_record(&self, queue: &Queue, history: &History, live: Option<Live>, paths: &EnvironmentPaths) {
         let states = history.deployments.iter().filter(|summary| summary.ended.is_none());
         let states =
@@ -70,7 +70,8 @@ impl Pipeline {
         self.reconcile(queue, history, live.as_ref(), paths, true);
     }
 
-    /// Makes the record agree with the live release. With `unfinished`, ready slots belong to deployments that are recovered later.
+    /// Makes the record agree with the live release. If `unfinished` is true, ready slots stay ready, because their deployments
+    /// are recovered later.
     fn reconcile(&self, queue: &Queue, history: &History, live: Option<&Live>, paths: &EnvironmentPaths, unfinished: bool) {
         let slots: &Slots = &queue.slots;
         let mut table = slots.table();
@@ -101,7 +102,8 @@ impl Pipeline {
         self.reconcile(queue, &history, live.as_ref(), paths, false);
     }
 
-    /// Returns the occupant of a slot as the journal of its deployment tells it: `made`, or the last one of the release.
+    /// Returns the occupant of a slot, with the limits from the journal of its deployment: `made`, or the last deployment of the
+    /// release.
     fn occupant(&self, history: &History, paths: &EnvironmentPaths, release: ReleaseId, made: Option<&Summary>) -> Occupant {
         let last = || history.deployments.iter().rev().find(|summary| summary.release == release);
         let made = made.or_else(|| history.of_release(release)).or_else(last);

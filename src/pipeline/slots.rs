@@ -1,7 +1,7 @@
-//! The slots of one environment as the pipeline uses them: a [`SlotTable`] on disk (`slots.json`) and in memory, where steps wait for it.
+//! The slots of one environment: a [`SlotTable`] on disk (`slots.json`) and in memory, where steps wait for changes of the table.
 //!
-//! The links `current` and `run` and the journals decide which release is live; each start reconciles the table with them. The table adds
-//! the release that still runs in the other slot, and the limits of its own recipe for stopping it.
+//! The links `current` and `run` and the journals decide which release is live; each start reconciles the table with them. The
+//! table adds the release that still runs in the other slot, and the time limits for stopping this release.
 
 use std::{
     io,
@@ -24,11 +24,11 @@ use crate::{
 /// The size limit of the record, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The longest grace of processes whose deployment is reverted. It is far below the time limit of an undo, at which the environment would
-/// freeze.
+/// The maximum grace of processes whose deployment is reverted. This maximum is far below the time limit of an undo, at which the
+/// environment would freeze.
 pub(super) const UNDO_GRACE: Duration = Duration::from_secs(60);
 
-/// The time limit of the work between the drain and idle: changes made by hand are found and saved.
+/// The time limit of the work between the end of a drain and the idle slot: changes made by hand are found and saved.
 const KEEP_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// An error of the record of the slots.
@@ -65,22 +65,24 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Record {
     Usable,
-    /// The file cannot be used, and stays as it is until a person has looked.
+    /// The file cannot be used, and stays unchanged until a person has inspected the file.
     Unusable,
     /// The environment is removed.
     Closed,
 }
 
 impl Slots {
-    /// Creates the slots of an environment whose record is at `path`; [`Slots::load`] reads it.
+    /// Creates the slots of an environment whose record is at `path`. [`Slots::load`] reads the record.
     pub fn new(path: PathBuf) -> Slots {
         Slots(Arc::new(Inner { path, table: watch::Sender::new(SlotTable::default()), disk: Mutex::new(Record::Usable) }))
     }
 
-    /// Reads the record. Returns false if there is none: an earlier version of larder served the environment, or none did.
+    /// Reads the record. Returns false if the file does not exist: the environment is new, or was served by an early version of
+    /// larder.
     ///
     /// # Errors
-    /// The record cannot be read, is damaged, or was written by a newer larder. It is not written again until a later call succeeds.
+    /// The record cannot be read, is damaged, or was written by a newer larder. The file is not written again until a later call
+    /// succeeds.
     pub fn load(&self) -> Result<bool, SlotsError> {
         let mut disk = self.0.disk.lock();
         *disk = Record::Unusable;
@@ -107,12 +109,12 @@ impl Slots {
         self.0.table.borrow().clone()
     }
 
-    /// Returns true if the record cannot be used: then no process may be stopped that another release may own.
+    /// Returns true if the record cannot be used. In this case, no process may be stopped that another release may own.
     pub fn are_unknown(&self) -> bool {
         *self.0.disk.lock() == Record::Unusable
     }
 
-    /// Changes the table on disk, then in memory. If the record cannot be written, nothing changes.
+    /// Changes the table on disk, then in memory. If the record cannot be written, the table in memory does not change.
     pub fn change<E>(&self, change: impl FnOnce(&mut SlotTable) -> Result<(), E>) -> Result<(), SlotsError>
     where
         SlotsError: From<E>,
@@ -127,15 +129,15 @@ impl Slots {
         Ok(())
     }
 
-    /// Changes the table in memory even if the record cannot be written; the next start reconciles the record. For work that has
-    /// happened already.
+    /// Changes the table in memory even if the record cannot be written; the next start reconciles the record. This function is
+    /// for changes that have already happened.
     pub fn note(&self, change: impl FnOnce(&mut SlotTable)) {
         let disk = self.0.disk.lock();
         let (old, mut new) = (self.table(), self.table());
         change(&mut new);
         if new != old {
             if let Err(error) = self.write(*disk, &new) {
-                tracing::warn!(%error, "the use of the slots is not recorded");
+                tracing::warn!(%error, "cannot record the use of the slots");
             }
             self.0.table.send_replace(new);
         }
@@ -143,19 +145,20 @@ impl Slots {
 
     fn write(&self, disk: Record, table: &SlotTable) -> Result<(), FileError> {
         match disk {
-            // The name is durable with the next sync of the directory; an older record is reconciled like a newer one.
+            // The directory entry becomes durable with the next sync of the directory. The next start reconciles an older record
+            // in the same way as a newer record.
             Record::Usable => run_blocking(|| files::place_file(&self.0.path, &table.to_bytes(), 0o600)),
             Record::Unusable | Record::Closed => Ok(()),
         }
     }
 
-    /// Writes no more records: the environment is removed, and its path may be given to another one.
+    /// Stops writing the record: the environment is removed, and its path may be given to another environment.
     pub fn close(&self) {
         *self.0.disk.lock() = Record::Closed;
     }
 
-    /// Waits until a slot is not draining any more. The wait is limited by what its occupant's recipe allows; after that, the deployment
-    /// that needs the slot empties it itself.
+    /// Waits until a slot is no longer draining. The wait is limited by the time limits of the occupant's recipe. After the wait,
+    /// the deployment that needs the slot empties the slot itself.
     pub async fn drained(&self, slot: Slot) {
         self.drained_within(slot, KEEP_TIMEOUT).await;
     }
@@ -168,7 +171,7 @@ impl Slots {
         let mut table = self.0.table.subscribe();
         let idle = table.wait_for(|table| !matches!(table.get(slot), SlotUse::Draining(_)));
         if tokio::time::timeout(limit, idle).await.is_err() {
-            tracing::warn!(%slot, "a slot is not drained within its limits; the next deployment empties it");
+            tracing::warn!(%slot, "a slot is not drained within its limits; the next deployment empties the slot");
         }
     }
 
@@ -181,18 +184,18 @@ impl Slots {
         }
     }
 
-    /// Stops the processes of a release that is reverted. Its recipe cannot stretch the undo.
+    /// Stops the processes of a release that is reverted. The recipe of the release cannot extend the grace beyond `UNDO_GRACE`.
     pub async fn stop_reverted(&self, runtime: &Runtime, environment: EnvId, slot: Slot) -> Result<(), RuntimeError> {
         let grace = self.grace_in(slot);
         runtime.stop_each(environment, |label| grace(label).map(|grace| grace.min(UNDO_GRACE))).await
     }
 
-    /// Stops all processes in a slot as the recipe of their own release says.
+    /// Stops all processes in a slot, with the grace that the recipe of their own release sets.
     pub async fn stop(&self, runtime: &Runtime, environment: EnvId, slot: Slot) -> Result<(), RuntimeError> {
         runtime.stop_each(environment, self.grace_in(slot)).await
     }
 
-    /// Returns a filter for processes that occupy a slot without being the release that the table has for the slot.
+    /// Returns a filter for processes of releases that do not occupy their slot according to the table.
     pub fn strays(&self) -> impl Fn(&Label) -> bool + use<> {
         let table = self.table();
         move |label| table.get(label.slot).occupant().is_none_or(|occupant| occupant.release != label.release)

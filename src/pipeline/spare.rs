@@ -1,5 +1,5 @@
-//! The spare tree: a copy of the live release's installed tree by hard links, made after a verdict, so that the next installation
-//! costs only what changed.
+//! The spare tree: a copy of the live release's installed tree by hard links, made after a verdict. The next installation starts
+//! from this copy, so its cost depends only on the changed files.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 
 use crate::model::{Digest, ReleaseId};
 
-/// The spare tree of an environment, if there is one. It stands in `deploy/` under a name of its own, which the file
-/// `deploy/.spare` holds: a server that starts removes the spare tree of the server before it.
+/// The spare tree of an environment, if there is one. The tree is in `deploy/` under a separate name, which the file
+/// `deploy/.spare` contains. A server that starts removes the spare tree of the previous server.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SpareTree {
     ready: Arc<Mutex<Option<TreeCopy>>>,
@@ -23,12 +23,12 @@ pub(super) struct TreeCopy {
     pub(super) name: ReleaseId,
     /// The release that was copied.
     pub(super) of: ReleaseId,
-    /// The fingerprint of the tree, which tells whether a file in it was changed.
+    /// The fingerprint of the tree, which changes if a file in the tree is changed.
     pub(super) seal: Digest,
 }
 
 impl SpareTree {
-    /// Takes the tree out; the next caller gets none.
+    /// Removes the tree from this store and returns the tree. The next caller gets `None`.
     pub(super) fn take(&self) -> Option<TreeCopy> {
         self.ready.lock().take()
     }

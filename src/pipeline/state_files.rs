@@ -17,7 +17,7 @@ use crate::{
     model::{DeploymentId, ProjectName, ReleaseId, UserName},
 };
 
-/// The maximum size of such a file, in bytes.
+/// The maximum size of each of these files, in bytes.
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Reads a JSON file. Returns `None` if the file does not exist.

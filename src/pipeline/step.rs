@@ -13,10 +13,11 @@ use crate::model::{Origin, Phase};
 /// The boxed future that [`Step::run`] and [`Step::undo`] return.
 pub type Work<'a> = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send + 'a>>;
 
-/// The boxed future that [`Step::acquire`] returns. Its output is the permits and locks that the step holds while it works.
+/// The boxed future that [`Step::acquire`] returns. The output of the future is the permits and locks that the step holds while
+/// it works.
 pub type Acquired<'a> = Pin<Box<dyn Future<Output = Result<Vec<Box<dyn Send>>, Failure>> + Send + 'a>>;
 
-/// Returns the permit of a resource, for [`Step::acquire`]. A rollback needs none.
+/// Returns the permit of a resource, for [`Step::acquire`]. A rollback needs no permit.
 pub fn permit(deployment: &Deployment, resource: Resource) -> Acquired<'_> {
     Box::pin(async move {
         if deployment.spec.origin == Origin::Previous {
@@ -50,8 +51,8 @@ pub trait Step: Send + Sync {
         true
     }
 
-    /// Waits for the permits and locks that the step holds while it works. The wait does not count towards the time limit. A cancel ends
-    /// the wait.
+    /// Waits for the permits and locks that the step holds while it works. The wait does not count towards the time limit. A
+    /// cancel stops the wait.
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
         let _ = deployment;
         Box::pin(async { Ok(Vec::new()) })

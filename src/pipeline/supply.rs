@@ -1,4 +1,5 @@
-//! Finds the release for a deployment: by commit or by name; in the own store, in sibling environments and at remotes.
+//! Finds the release for a deployment, by commit or by name: in the environment's own store, in sibling environments, and at
+//! remotes.
 
 use super::{
     core::Pipeline,
@@ -58,7 +59,7 @@ impl ReleaseCandidate {
     }
 }
 
-/// The reason why a remote could not be asked for its releases.
+/// The reason why the releases of a remote could not be listed.
 #[derive(Debug)]
 pub struct UnreachableRemote {
     why: String,
@@ -85,10 +86,10 @@ pub enum SupplyError {
         wanted: String,
         /// Titles of the releases on offer, newest first.
         offered: Vec<String>,
-        /// The remotes that could not be asked.
+        /// The remotes that could not be reached.
         unreachable: Vec<UnreachableRemote>,
     },
-    /// The name is not a release of this environment, or not one that can be used.
+    /// The name does not identify a release of this environment, or not a release that can be used.
     #[error("{0}")]
     Named(String),
     /// The environment has no such remote.
@@ -111,21 +112,22 @@ impl SupplyError {
         let mut hints: Vec<_> = unreachable.iter().flat_map(|remote| remote.hints.clone()).collect();
         match offered.as_slice() {
             [] if unreachable.is_empty() => {
-                hints.push(String::from("push to the staging environment first: nothing was cooked yet"));
+                hints.push(String::from("push to the staging environment first: no release was cooked yet"));
                 hints.push(String::from("if staging is on another server, add it with `larder remote add`"));
             }
             [] => {}
             offered => {
-                hints.push(format!("on offer: {}", offered.join(", ")));
-                hints
-                    .push(String::from("push the commit to the staging environment first, or bring one of these: `larder pull`"));
+                hints.push(format!("choose an offered release: {}", offered.join(", ")));
+                hints.push(String::from(
+                    "push the commit to the staging environment first, or deploy an offered release with `larder pull`",
+                ));
             }
         }
         hints
     }
 }
 
-/// The most offers that a refusal lists.
+/// The maximum number of offers that a refusal lists.
 const MAX_NAMED: usize = 5;
 
 /// The offers of remotes, and the remotes that could not be reached.
@@ -136,7 +138,7 @@ struct RemoteOffers {
 }
 
 impl Pipeline {
-    /// Returns what a push or a redeployment of `commit` makes live in `environment`.
+    /// Returns the goal of a push or a redeployment of `commit`: the release that will go live in `environment`.
     pub async fn goal(&self, environment: &Environment, commit: &CommitId) -> Result<Goal, SupplyError> {
         match environment.mode {
             Mode::Editable | Mode::Cooking => Ok(Goal::Cook),
@@ -153,7 +155,8 @@ impl Pipeline {
         let tree = self.0.services.repositories.tree(environment.project_id, commit.clone()).await.ok();
         let fits = |candidate: &&ReleaseCandidate| candidate.commit == *commit || (tree.is_some() && candidate.source == tree);
         let mut all = self.stored(environment).await?;
-        // A release that was live here before is taken as it is; others may have newer builds or health records at their source.
+        // A release that was live here before is used as it is. For other releases, siblings and remotes may have newer builds or
+        // health records.
         let history = self.history(environment.id);
         let was_live = |candidate: &&ReleaseCandidate| history.of_release(candidate.release).is_some();
         if let Some(found) = newest(all.iter().filter(fits).filter(was_live)) {
@@ -172,7 +175,8 @@ impl Pipeline {
         Err(none(format!("commit {}", commit.short()), all, unreachable))
     }
 
-    /// Returns the release with a name, or the newest: from the remote `from`, or from any source.
+    /// Returns the release with the name `name`, or the newest release. Searches only the remote `from` if it is given. Otherwise
+    /// searches the sibling environments and all remotes, and for a name also the environment's own store.
     pub async fn wanted(
         &self,
         environment: &Environment,
@@ -193,7 +197,7 @@ impl Pipeline {
         let Some(name) = name else {
             return newest(all.iter()).ok_or_else(|| none(String::from("this project"), all, unreachable));
         };
-        // A name may also mean a release in the own store: imported, or live before.
+        // A name may also identify a release in the environment's own store, which was imported or was live before.
         if from.is_none() {
             all.extend(self.stored(environment).await?);
         }
@@ -228,7 +232,8 @@ impl Pipeline {
         Ok(candidates)
     }
 
-    /// Lists the offers of an environment's remotes that have trusted keys; of `from` only, if it is given.
+    /// Lists the offers of an environment's remotes that have trusted keys. If `from` is given, lists only the offers of this
+    /// remote.
     async fn remote_offers(&self, environment: &Environment, from: Option<&RemoteName>) -> RemoteOffers {
         let mut found = RemoteOffers::default();
         let meant = |name: &RemoteName| from.is_none_or(|from| from == name);
@@ -250,8 +255,9 @@ impl Pipeline {
         found
     }
 
-    /// Returns the release to which a rollback of an environment goes: the named one, or the one that was live before the live release
-    /// first became live, so that two rollbacks go back further. It served here before, and its files still exist.
+    /// Returns the release to which a rollback of an environment goes: the release named `name`, or the release that was live
+    /// before the live release first went live. A second rollback therefore goes back further. The returned release was live in
+    /// this environment, and its files still exist.
     pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<(ReleaseId, CommitId), SupplyError> {
         let queue =
             self.queue(environment).ok_or_else(|| SupplyError::Named(String::from("the environment is not in service")))?;
@@ -284,14 +290,14 @@ impl Pipeline {
     }
 }
 
-/// Returns the newest build; of one release with several sources, the nearest that has a current health record.
+/// Returns the newest build. If several sources have the same release, returns the nearest source with a current health record.
 fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<ReleaseCandidate> {
     let nearness = |origin: &Origin| match origin {
         Origin::Environment(_) => 2,
         Origin::Remote(_) => 1,
         Origin::Store | Origin::Previous | Origin::Commit => 0,
     };
-    // Two builds can have the same second.
+    // Two builds can start in the same second.
     let age = |candidate: &ReleaseCandidate| (candidate.release.created(), candidate.build, candidate.release);
     candidates.max_by_key(|candidate| (age(candidate), nearness(&candidate.origin))).cloned()
 }

@@ -1,10 +1,11 @@
-//! The transcript of a deployment: kept in its `log`, and followed from there by the pusher, by `--follow`, by any number of readers.
+//! The transcript of a deployment. The transcript is stored in the file `log`. The pusher, `--follow` and any number of readers
+//! follow this file.
 //!
-//! A follower reads the file, not a queue. So a slow one costs no memory and delays nothing, and one that comes late, or again, sees
-//! everything from the beginning.
+//! A follower reads the file, not a queue. Therefore a slow follower costs no memory and delays nothing, and a late follower
+//! reads everything from the beginning.
 //!
-//! The output of workers is limited to [`MAX_OUTPUT`]; what comes after that is left out, which the transcript says, except for its
-//! last lines. larder's own lines are always written.
+//! The output of workers is limited to [`MAX_OUTPUT`]. Output beyond the limit is left out, except for its last lines, and the
+//! transcript contains a note about this. larder's own lines are written beyond this limit.
 
 use std::{
     collections::VecDeque,
@@ -20,18 +21,18 @@ use tokio::sync::watch;
 
 use crate::{host::files, model::sanitise_line};
 
-/// The size in bytes above which output of workers is left out; a build that prints for ever must not fill the disk.
+/// The size in bytes above which output of workers is left out, so that a build that prints without end cannot fill the disk.
 const MAX_OUTPUT: u64 = 8 * 1024 * 1024;
-/// The size in bytes that no transcript exceeds. larder's own lines of one deployment are far fewer.
+/// The maximum size of a transcript in bytes. larder's own lines of one deployment need far less space.
 const MAX_BYTES: u64 = 2 * MAX_OUTPUT;
-/// The most that is shown of the end of output that was left out, in bytes.
+/// The maximum number of bytes that are shown from the end of the left-out output.
 const MAX_TAIL: usize = 16 * 1024;
 
 #[derive(Debug)]
 struct Shared {
     path: PathBuf,
     log: Mutex<Log>,
-    /// Bytes written, and whether this was all.
+    /// The number of bytes written, and true if the transcript is complete.
     state: watch::Sender<(u64, bool)>,
 }
 
@@ -41,14 +42,14 @@ struct Log {
     left_out: LeftOut,
 }
 
-/// Output that came after the limit.
+/// Output beyond the limit.
 #[derive(Debug, Default)]
 struct LeftOut {
-    /// True once readers were told that output is left out.
+    /// True after the note about left-out output was written.
     told: bool,
-    /// Lines that came since larder's last own line.
+    /// The number of lines that were left out since larder's last own line.
     lines: u64,
-    /// The last of them, at most [`MAX_TAIL`] bytes.
+    /// The last left-out lines, at most [`MAX_TAIL`] bytes.
     tail: VecDeque<String>,
     bytes: usize,
 }
@@ -66,7 +67,7 @@ impl LeftOut {
         }
     }
 
-    /// The end of what was left out, and how much is missing before it.
+    /// Returns the end of the left-out output, after the number of the lines before this end.
     fn take(&mut self) -> String {
         let missing = self.lines.saturating_sub(self.tail.len() as u64);
         let mut text = match missing {
@@ -85,7 +86,7 @@ impl LeftOut {
 pub struct Transcript(Arc<Shared>);
 
 impl Transcript {
-    /// Opens the `log` in the deployment's directory, and continues where it ends.
+    /// Opens the file `log` in the deployment's directory. New lines are appended.
     pub fn open(directory: &Path) -> io::Result<Transcript> {
         let path = directory.join("log");
         let file = files::append(&path, 0o640)?;
@@ -109,14 +110,14 @@ impl Transcript {
         self.line(&format!(" !     {text}"));
     }
 
-    /// Writes a line of larder's own as it is, without the newline. Control sequences other than colours are taken out.
+    /// Writes one of larder's own lines, and adds the newline. Control sequences other than colours are removed.
     pub fn line(&self, text: &str) {
         let mut log = self.0.log.lock();
         let tail = log.left_out.take();
         self.write(&mut log, &format!("{tail}{}\n", sanitise_line(text)), MAX_BYTES);
     }
 
-    /// Writes a line of a worker's output, within the limit.
+    /// Writes a line of a worker's output. A line beyond the limit is left out.
     pub fn output(&self, text: &str) {
         let line = format!("{}\n", sanitise_line(text));
         let mut log = self.0.log.lock();
@@ -134,13 +135,13 @@ impl Transcript {
         log.left_out.push(line);
     }
 
-    /// Returns false where the file would become longer than `limit`.
+    /// Appends `text` to the file. Returns false, and writes nothing, if the file would become longer than `limit`.
     fn write(&self, log: &mut Log, text: &str, limit: u64) -> bool {
         let (bytes, _) = *self.0.state.borrow();
         if bytes.saturating_add(text.len() as u64) > limit {
             return false;
         }
-        // The transcript is for people; a full disk must not decide about the deployment here.
+        // The transcript is for people, so a full disk must not fail the deployment here.
         if log.file.write_all(text.as_bytes()).is_ok() {
             self.0.state.send_modify(|(bytes, _)| *bytes = bytes.saturating_add(text.len() as u64));
         }
@@ -152,7 +153,7 @@ impl Transcript {
         self.0.state.send_modify(|(_, closed)| *closed = true);
     }
 
-    /// Returns a reader from the beginning.
+    /// Returns a reader that starts at the beginning of the transcript.
     pub fn follow(&self) -> io::Result<Follower> {
         Ok(Follower { file: File::open(&self.0.path)?, offset: 0, state: self.0.state.subscribe() })
     }
@@ -167,7 +168,8 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Returns the next whole lines, at most 32 KiB unless a single line is longer; `None` at the end of a closed transcript.
+    /// Returns the next whole lines, at most 32 KiB unless a single line is longer. Returns `None` at the end of a closed
+    /// transcript.
     pub async fn next(&mut self) -> Option<String> {
         let offset = self.offset;
         let (bytes, _) = *self.state.wait_for(|(bytes, closed)| *bytes > offset || *closed).await.ok()?;
@@ -189,7 +191,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn late_follower_sees_everything() {
+    async fn late_follower_reads_from_the_beginning() {
         let directory = tempfile::tempdir().unwrap();
         let transcript = Transcript::open(directory.path()).unwrap();
         transcript.title("Building");
@@ -223,7 +225,7 @@ mod tests {
         assert_eq!(last, ["-----> v1 is live", "more", " !     build: exited 1", "the reason"]);
         assert!(kept.lines().rev().nth(4).unwrap().starts_with("4999 x"));
         assert_eq!(kept.matches("lines are left out\n").count(), 1);
-        // Another server goes on with it, and its own lines are written.
+        // The next server continues the transcript and writes its own lines.
         let transcript = Transcript::open(directory.path()).unwrap();
         transcript.output("lost");
         transcript.title("The server was restarted");

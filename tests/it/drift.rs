@@ -102,7 +102,7 @@ fn hotfix_is_applied_to_next_release(world: &World) {
     let push = repo.push();
     push.accepted()
         .says("4 files of v1 were changed by hand")
-        .says("3 files changed; of these merged: index.html; 1 were so already");
+        .says("3 files changed; of these merged: index.html; 1 file already contained the change");
     let page = world.get("shop", "/").body;
     assert!(page.contains("FIXED") && page.contains("second"), "{page}");
     assert_eq!(world.get("shop", "/lib/old.txt").status, 404);
@@ -117,15 +117,13 @@ fn hotfix_is_applied_to_next_release(world: &World) {
     // A contradicting change is refused before anything has changed for users.
     let live = repo.live();
     repo.write("index.html", PAGE.replace("one", "another")).commit("four");
-    repo.push()
-        .rejected_with("does not fit this release: index.html: this release has changed the same lines")
-        .says("drift: keep");
+    repo.push().rejected_with("to this release: index.html: this release has changed the same lines").says("drift: keep");
     assert_eq!(repo.live(), live);
     world.get("shop", "/").holds("FIXED");
     // A patch whose changes were committed causes no conflict.
     repo.write("index.html", PAGE.replace("one", "FIXED").replace("last", "second")).remove("lib/old.txt");
     repo.write("extra.txt", "new\n").commit("five");
-    repo.push().accepted().says("3 were so already");
+    repo.push().accepted().says("3 files already contained the change");
     assert_eq!(changes(world), []);
     repo.commit("six");
     repo.push().accepted().0.keeps_quiet_about("by hand");
@@ -146,7 +144,7 @@ fn drift_policy_refuse_stops_push_until_saved(world: &World) {
     // The patch was saved automatically, and no user has acknowledged it.
     assert_eq!((patches(world).len(), &patches(world)[0]["by"]), (1, &Value::Null));
     world.ssh("alice", &["drift", "shop", "--save"]).exits(0).says("Saved as patch");
-    repo.push().accepted().says("this release is without these changes");
+    repo.push().accepted().says("the new release does not contain these changes");
     world.get("shop", "/").holds("one");
     assert_eq!((patches(world).len(), &patches(world)[0]["by"]), (1, &"alice".into()));
 }

@@ -100,7 +100,7 @@ fn journal_write_failure_rejects_push_or_freezes_environment(world: &World) {
     world.restart(&[("FAILPOINTS", "record.opened=1*return;record.ended=1*return")]);
     let commit = repo.page("version two");
     // Nothing was begun, so the environment is not frozen.
-    repo.push().rejected_with("could not be written").says("Nothing was changed");
+    repo.push().rejected_with("cannot write the journal").says("Nothing was changed");
     world.larder(&["deploy", "shop", "--unfreeze"]).exits(4);
     // The release serves, but its record would not survive a power cut.
     repo.push().rejected_with("frozen");

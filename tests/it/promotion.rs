@@ -84,7 +84,7 @@ fn commit_that_was_not_cooked_is_refused(world: &World) {
     production(&repo).accepted();
     repo.page("version two");
     let push = production(&repo);
-    push.rejected_with("there is no deliverable of commit").says("on offer: v1");
+    push.rejected_with("there is no deliverable of commit").says("choose an offered release: v1");
     world.serves("shop", "version one");
     assert_eq!(world.outcomes("shop").len(), 1, "nothing was begun");
     // A release that failed on staging cannot be promoted.

@@ -494,7 +494,7 @@ fn ending_that_an_observer_did_not_take_is_told_by_the_next_server(world: &World
     repo.page("version two");
     repo.push().accepted();
     until("the observer has failed for good", || {
-        crate::harness::server::log_tail(world.directory()).contains("an observer has not taken an ending")
+        crate::harness::server::log_tail(world.directory()).contains("observer did not accept an ending")
     });
     assert!(!all_announced(world, "shop"));
     fs::create_dir(&directory).unwrap();

@@ -127,7 +127,7 @@ fn invalid_delta_falls_back_to_the_archive(world: &World) {
     bytes[end / 2..].fill(0x55);
     fs::write(&path, &bytes).unwrap();
     let said = pair.pull();
-    said.says("No delta (").says("bringing the whole archive.").says("v2 is live");
+    said.says("No delta (").says("pulling the whole archive.").says("v2 is live");
     world.serves("shop", "version two");
     assert!(!pair.releases().join(".no-deltas").exists());
     pair.are_alike();
@@ -147,7 +147,7 @@ fn error_unrelated_to_the_delta_ends_the_pull(world: &World) {
     added.ok();
     let before = world.snapshot("shop");
     let said = pair.pull();
-    said.exits(1).says("which is not trusted for shop").keeps_quiet_about("bringing the whole archive");
+    said.exits(1).says("which is not trusted for shop").keeps_quiet_about("pulling the whole archive");
     assert_eq!(said.stdout.matches("KiB pulled").count(), 1, "it was pulled again: {said}");
     assert_eq!(world.snapshot("shop"), before);
     world.serves("shop", "version one");

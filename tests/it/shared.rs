@@ -80,7 +80,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     let refused = world.larder(&["pull", "shop"]);
     refused
         .exits(1)
-        .says("the repository here does not have the commit")
+        .says("the repository on this server does not have the commit")
         .says("push the commit to any branch of this project first");
     let here = Repo::new(world, "shop");
     let fetch = || here.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "HEAD"]);

@@ -56,7 +56,7 @@ impl Step for PrepareLayer {
     }
 }
 
-/// Empties the build layer. Its files are removed in the background.
+/// Empties the build layer. The files of the layer are removed in the background.
 async fn reset(deployment: &Deployment) -> Result<(), Failure> {
     let environment = deployment.environment.id;
     let reset = deployment.services.launcher.reset_area(environment, Area::Build, None, None).await;
@@ -153,7 +153,7 @@ impl Step for Compile {
     }
 
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
-        // Builds slow down the sites that are served from the same machine.
+        // Builds are limited, because they slow down the sites on the same machine.
         step::permit(deployment, Resource::Build)
     }
 

@@ -1,4 +1,4 @@
-//! The step that makes the release archive.
+//! The step that creates the release archive.
 
 use crate::{
     host::files,
@@ -10,8 +10,8 @@ use crate::{
     release::{self, ReleaseError},
 };
 
-/// Packs the build's result into `releases/<id>.tar.zst` with its manifest. Frames of the previous archive that did not change are copied
-/// as they are.
+/// The step that packs the build's result into `releases/<id>.tar.zst` with its manifest. Unchanged frames of the previous
+/// archive are copied without recompression.
 pub struct WriteArchive;
 
 impl Step for WriteArchive {
@@ -35,7 +35,7 @@ impl Step for WriteArchive {
         Box::pin(async {
             let spec = &deployment.spec;
             let services = deployment.services.clone();
-            // Drawn once, even if this step runs twice.
+            // The number is drawn once, even if this step runs twice.
             let build = *deployment.facts.build.get_or_insert_with(|| services.numbers.draw(&deployment.environment.project));
             let head = release::manifest::Head {
                 project: deployment.environment.project.clone(),
@@ -51,7 +51,8 @@ impl Step for WriteArchive {
                 created: spec.release.created(),
             };
             let previous = deployment.previous_release();
-            // The number is durable before the manifest that has it can be read; both are written at the same time.
+            // The number is saved while the archive is written. This step succeeds only after both, so no later step uses a
+            // number that is not durable.
             let saved = tokio::task::spawn_blocking(move || services.numbers.save());
             let context = context(deployment);
             let (bundled, saved) = tokio::join!(release::bundle(&context, head, previous), saved);
@@ -78,7 +79,7 @@ impl Step for WriteArchive {
         Box::pin(async {
             deployment.is_not_current()?;
             let paths = &deployment.paths;
-            // The manifest first, because it makes the release exist.
+            // The manifest is removed first, because a release without a manifest does not count as stored.
             let release = deployment.spec.release;
             for path in [paths.manifest(release), paths.index(release), paths.archive(release)] {
                 files::remove_if_present(&path).map_err(|error| Failure::host(&error))?;
@@ -88,17 +89,17 @@ impl Step for WriteArchive {
     }
 }
 
-/// Returns the context in which a release is made or installed.
+/// Returns the context for a worker that creates or installs a release.
 pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::WorkerContext<'_> {
     deployment.services.release_context(&deployment.environment, &deployment.paths)
 }
 
-/// Blames the pusher for errors in the built tree, and the machine for all others.
+/// Returns a failure that blames the pusher for errors in the built tree, and the machine for all other errors.
 pub(super) fn failure(error: ReleaseError) -> Failure {
     if error.is_for_the_pusher() { Failure::pusher(crate::pipeline::chain(&error)) } else { Failure::host(&error) }
 }
 
-/// Removes the installed tree of a release; its files go in the background.
+/// Removes the installed tree of a release. The files are deleted in the background.
 pub(super) async fn remove_tree(deployment: &Deployment, release: ReleaseId) -> Result<(), Failure> {
     let environment = deployment.environment.id;
     let removed = deployment.services.launcher.reset_area(environment, crate::model::Area::Tree, Some(release), None).await;

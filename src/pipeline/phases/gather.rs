@@ -1,4 +1,5 @@
-//! The steps that collect what a deployment is made of: source, recipe and variables; for a rollback, the record of an earlier deployment.
+//! The steps that collect the inputs of a deployment: source, recipe and variables. For a rollback, the input is the record of an
+//! earlier deployment.
 
 use serde_json::{Map, Value, json};
 
@@ -21,7 +22,7 @@ use crate::{
     },
 };
 
-/// Checks the commit's tree, exports it, and reads the recipe.
+/// The step that checks the commit's tree, exports the tree, and reads the recipe.
 pub struct ExportSource;
 
 impl Step for ExportSource {
@@ -70,7 +71,7 @@ impl Step for ExportSource {
                 spec.branch,
                 deployment.environment.title()
             ));
-            // Both run at the same time.
+            // The export and the scan for drift run at the same time.
             let exporting = services.repositories.source(deployment.environment.project_id, deployment.environment.id, job);
             let (exported, drifted) = tokio::join!(exporting, drift::before(deployment));
             let source = exported.map_err(failure)?;
@@ -95,8 +96,8 @@ impl Step for ExportSource {
     }
 }
 
-/// Fails if a push that waited while another one went live does not contain that commit: it would silently revert it. Git's own check was
-/// made before, against the branch as the pusher saw it.
+/// Returns an error if another push went live while this push waited, and this push does not contain the live commit. Such a push
+/// would silently revert that commit. Git's own check ran earlier, against the branch as the pusher's client had read it.
 async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
     let spec = &deployment.spec;
     let (Some(seen), Some(live)) = (&deployment.spec.seen, &spec.previous) else { return Ok(()) };
@@ -111,7 +112,7 @@ async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
     }
     let why = format!("{} went live in the meantime, and this push does not contain {}", live.number, live.commit.short());
     Err(Failure { blame: Blame::Nobody, ..Failure::pusher(why) }
-        .hint("fetch, merge, and push again; to revert it on purpose, just push again"))
+        .hint("fetch, merge, and push again; to revert the live commit on purpose, push again without a merge"))
 }
 
 fn failure(error: GitError) -> Failure {
@@ -125,7 +126,7 @@ fn failure(error: GitError) -> Failure {
     }
 }
 
-/// Refuses settings that this environment does not support, and adds generated values for required variables.
+/// Returns an error for settings that this environment does not support, and adds generated values for required variables.
 fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings, Failure> {
     if settings.strategy == Some(config::Strategy::InPlace) {
         return Err(Failure::pusher("the strategy in-place is not supported in this version")
@@ -135,7 +136,7 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
     for domain in &settings.domains {
         if let Some(other) = deployment.services.taken(environment, domain.as_str()) {
             return Err(Failure::pusher(format!("the domain {domain} belongs to {other}"))
-                .hint("remove it from `domains:` of one of the two environments"));
+                .hint("remove the domain from `domains:` of one of the two environments"));
         }
     }
     let secrets = Secrets::open(&deployment.paths.secrets()).map_err(|error| Failure::host(&error))?;
@@ -149,18 +150,18 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
             let names: Vec<_> = missing.iter().map(|required| required.name.to_string()).collect();
             let what = first.description.as_ref().map(|text| format!(" ({}: {text})", first.name)).unwrap_or_default();
             Err(Failure::pusher(format!("app.json requires a value for {}{what}", names.join(", ")))
-                .hint("set it under `env:` in larder.yml or in the server file"))
+                .hint("set the value under `env:` in larder.yml or in the server file"))
         }
     }
 }
 
-/// Shows all errors of a recipe to the pusher; the first becomes the reason.
+/// Shows all errors of a recipe to the pusher. The first error becomes the reason of the failure.
 fn refused(deployment: &Deployment, errors: &RecipeErrors) -> Failure {
     errors.lines.iter().for_each(|line| deployment.transcript.error(line));
     Failure::pusher(&errors.why)
 }
 
-/// Returns the mapping that every phase reads and may change.
+/// Returns the mapping of variables that every phase reads and may change.
 fn variables(deployment: &Deployment, settings: &Settings) -> Map<String, Value> {
     let spec = &deployment.spec;
     let mut map = Map::new();
@@ -190,7 +191,7 @@ pub(super) fn about(deployment: &Deployment) -> Value {
     })
 }
 
-/// Loads the settings and processes of a release that was live here before from the record of its deployment.
+/// The step that loads the settings and processes of an earlier live release from the record of its deployment.
 pub struct LoadRelease;
 
 impl Step for LoadRelease {
@@ -228,7 +229,7 @@ impl Step for LoadRelease {
                 let without = format!("deploy its commit without the patch: larder deploy {title} --ref {}", spec.commit);
                 return Err(Failure::blameless(why).hint(without));
             }
-            // The variables about this deployment are new; all others are as they were.
+            // The variables about this deployment are new; all other variables are unchanged.
             let mut variables = known.variables;
             variables.insert(String::from("deployment"), about(deployment));
             deployment.facts = Facts { settings: Some(settings), variables, processes: Vec::new(), ..known };

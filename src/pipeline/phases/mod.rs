@@ -1,4 +1,5 @@
-//! The steps of each phase. A step calls one or two subsystems and passes their results to the next; the subsystems do not know each other.
+//! The steps of each phase. A step calls one or two subsystems and passes their results to the next step. The subsystems do not
+//! depend on each other.
 
 pub mod build;
 pub mod bundle;

@@ -1,5 +1,5 @@
-//! The steps after the switch: the other processes, smoke checks through the proxy, and the postdeploy script. If one fails, the switch is
-//! undone.
+//! The steps after the switch: the other processes, smoke checks through the proxy, and the postdeploy script. If a step fails,
+//! the switch is reverted.
 
 use std::{io, time::Duration};
 
@@ -19,8 +19,8 @@ use crate::{
 /// The time that a worker must stay up to count as started.
 const STAYS_UP: Duration = Duration::from_secs(1);
 
-/// Starts the processes that do not serve requests. They start after the switch, so that old and new code run side by side for as short a
-/// time as possible; those of the old release are stopped when its slot is retired.
+/// The step that starts the processes that do not serve requests. These processes start after the switch, so that old and new code run side
+/// by side for as short a time as possible. The workers of the old release are stopped when their slot is emptied.
 pub struct Workers;
 
 impl Step for Workers {
@@ -51,7 +51,7 @@ impl Step for Workers {
             tokio::time::sleep(STAYS_UP).await;
             for instance in &instances {
                 let exits = *instance.exits.borrow();
-                // A process that exited with status 0, a one-off for instance, is no failure.
+                // A process that exited with status 0, such as a one-off task, is not a failure.
                 if let Some(exit) = exits.last.filter(|exit| !exit.success()) {
                     return Err(boot::exited_early(deployment, instance, Some(exit), "right after its start").await);
                 }
@@ -72,10 +72,10 @@ async fn stop(deployment: &Deployment) -> Result<(), Failure> {
     stopped.await.map_err(|error| Failure::host(&error))
 }
 
-/// The most bytes of a smoke page that are read.
+/// The maximum number of bytes of a smoke page that are read.
 const MAX_PAGE: usize = 1 << 20;
 
-/// Requests the pages under `smoke:` of the recipe through the proxy, as a visitor would.
+/// The step that requests the pages under `smoke:` of the recipe through the proxy, as a visitor would.
 pub struct SmokeChecks;
 
 impl Step for SmokeChecks {
@@ -88,7 +88,7 @@ impl Step for SmokeChecks {
     }
 
     fn about(&self) -> &'static str {
-        "request the smoke pages through the front door"
+        "request the smoke pages through the proxy"
     }
 
     fn is_durable(&self, _: &Deployment) -> bool {
@@ -110,14 +110,18 @@ impl Step for SmokeChecks {
                     let failure = Failure::pusher(format!("smoke check {path} answered {status} (expected {wanted})"));
                     return Err(match processes::any_web(deployment) {
                         true => failure,
-                        false => failure.hint("start a web process with `larder ps --scale web=1`: none runs here"),
+                        false => failure.hint("start a web process with `larder ps --scale web=1`: no web process runs"),
                     });
                 }
                 let Some(text) = &smoke.contains else { continue };
                 if !page.windows(text.len()).any(|window| window == text.as_bytes()) {
                     let text: String = text.chars().take(60).collect();
                     return Err(Failure::pusher(format!("smoke check {path}: the answer does not contain {text:?}")).hint(
-                        format!("it answered {status} with {} bytes; the first {} KiB are searched", page.len(), MAX_PAGE >> 10),
+                        format!(
+                            "check the page: it answered {status} with {} bytes, of which the first {} KiB are searched",
+                            page.len(),
+                            MAX_PAGE >> 10
+                        ),
                     ));
                 }
             }
@@ -126,8 +130,9 @@ impl Step for SmokeChecks {
     }
 }
 
-/// Runs `scripts.postdeploy` of app.json, once in the life of an environment: in its first deployment. The record of it is on the disk
-/// before the script starts and after it has ended, so that neither a kill nor a later failure of the deployment makes it run twice.
+/// The step that runs `scripts.postdeploy` of app.json once, in the first deployment of an environment. The record of the run is
+/// written to the disk before the script starts and after it has ended. Therefore neither a kill nor a later failure of the
+/// deployment makes the script run twice.
 pub struct First;
 
 impl Step for First {
@@ -157,21 +162,21 @@ impl Step for First {
                     let transcript = &deployment.transcript;
                     transcript.error(&format!("The postdeploy script of deployment {by} was interrupted and is not run again."));
                     transcript.error(&format!(
-                        "hint: check what it has done; to run it once more: larder run {} -- {command}",
+                        "hint: check the effects of the script; to run the script again: larder run {} -- {command}",
                         deployment.environment.target()
                     ));
                     return Ok(());
                 }
             }
             let record = Postdeploy::start(&path, deployment.spec.id).map_err(failed)?;
-            // If the script did not end by itself, or its end is not known, the record stays: it is unknown what the script has done.
+            // If the script was killed, or its exit is unknown, the record stays, because the effects of the script are unknown.
             let what = "the postdeploy script";
             let end = processes::run_to_end(deployment, what, command.to_string()).await?;
             let killed = end.exit.code.is_none() || end.exit.out_of_memory;
             match end.success(what) {
                 Ok(_) => record.succeed(&path).map_err(failed),
                 Err(failure) if killed => Err(failure.hint(format!(
-                    "check what the script has done; larder does not run it again, you can: larder run {} -- {command}",
+                    "check the effects of the script; larder does not run it again. To run the script again: larder run {} -- {command}",
                     deployment.environment.target()
                 ))),
                 Err(failure) => {

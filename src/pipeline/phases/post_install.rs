@@ -1,4 +1,4 @@
-//! The last check before the verdict, and the first one after it: web processes must not exit.
+//! The last check before the verdict, and the first check after the verdict: web processes must not exit.
 
 use std::{future::Future, time::Duration};
 
@@ -12,11 +12,12 @@ use crate::{
     runtime::{Exits, Instance},
 };
 
-/// The time for which web processes are watched after their release has gone live. The push does not wait for it.
+/// The time for which web processes are watched after their release has gone live. The push does not wait for the end of this
+/// time.
 const WATCHED: Duration = Duration::from_secs(5);
 
-/// Checks that no web process has exited since it was started. The check does not wait: a later exit is reported and not undone, because
-/// waiting would make every push slower.
+/// The step that checks that no web process has exited since its start. The check does not wait: a later exit is reported but not
+/// reverted, because a wait would make every push slower.
 pub struct Alive;
 
 impl Step for Alive {
@@ -57,8 +58,8 @@ fn describe(exits: Exits) -> String {
     exits.last.map_or_else(|| String::from("exited"), |exit| exit.to_string())
 }
 
-/// Watches a release that has just gone live, and reports in its transcript and the server's log if a web process exits. The list of
-/// exits, and with it the health record of the release, has it anyway.
+/// Watches a release that has just gone live. If a web process exits, reports the exit in the transcript and in the server's log.
+/// The list of exits and the health record contain the exit in any case.
 pub fn watch(deployment: &Deployment) -> impl Future<Output = ()> + Send + use<> {
     let (transcript, number) = (deployment.transcript.clone(), deployment.spec.number);
     let title = deployment.environment.title();

@@ -13,7 +13,8 @@ use crate::{
     runtime::RunJob,
 };
 
-/// Runs the script of one phase: before the release is installed in the build's sandbox, afterwards in the release's slot.
+/// The step that runs the script of one phase. Before the release is installed, the script runs in the build's sandbox, and
+/// afterwards in the release's slot.
 pub struct Script(pub Phase);
 
 impl Script {
@@ -50,7 +51,8 @@ impl Step for Script {
     }
 
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
-        // Visitors are served by then, and the old release runs beside the new one until the plan ends.
+        // After the switch, a script does not wait for a permit: visitors are already served, and the old release runs until the
+        // plan ends.
         let before_switch = self.0 <= Phase::Deploy;
         match self.is_there(deployment) && before_switch {
             true => step::permit(deployment, Resource::Script),
@@ -91,6 +93,6 @@ async fn in_slot(phase: Phase, deployment: &Deployment) -> Result<Option<Map<Str
     match left.map(|left| buildpack::parse_variables(&left)) {
         None => Ok(None),
         Some(Ok(variables)) => Ok(Some(variables)),
-        Some(Err(why)) => Err(Failure::pusher(format!(".larder/{phase} left unusable variables: {why}"))),
+        Some(Err(why)) => Err(Failure::pusher(format!(".larder/{phase} wrote invalid variables: {why}"))),
     }
 }

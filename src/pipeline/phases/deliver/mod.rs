@@ -1,4 +1,5 @@
-//! Releases that are not built here: found in the environment's own store, taken over from a sibling, or pulled from a remote.
+//! The step for releases that are not built in this environment. The release is in the environment's own store, is taken from a
+//! sibling environment, or is pulled from a remote.
 
 mod promotion;
 mod remote;
@@ -21,8 +22,8 @@ use crate::{
 /// The time limit for the transfer of a release.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
-/// Makes sure that the release is in the environment's own store and that its signature and digests are valid. Later steps need no other
-/// environment or server.
+/// The step that makes sure that the release is in the environment's own store and that its signature and digests are valid.
+/// Later steps need no other environment or server.
 pub struct SupplyDeliverable;
 
 impl Step for SupplyDeliverable {
@@ -39,7 +40,8 @@ impl Step for SupplyDeliverable {
     }
 
     fn limit(&self, _: &Deployment) -> (Duration, Failure) {
-        // The recipe is not known yet, and the bandwidth is not up to the project. A transfer that stalls ends sooner.
+        // The recipe, which sets other time limits, is not known yet, and the project cannot change the bandwidth. A transfer
+        // that stalls fails sooner.
         let why = format!("took longer than {}", seconds(TRANSFER_TIMEOUT));
         (TRANSFER_TIMEOUT, Failure::blameless(why).hint("try again: the next attempt resumes the transfer"))
     }
@@ -47,7 +49,7 @@ impl Step for SupplyDeliverable {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let spec = &deployment.spec;
-            deployment.transcript.title(&format!("Bringing {} from {}", spec.commit.short(), spec.origin));
+            deployment.transcript.title(&format!("Fetching {} from {}", spec.commit.short(), spec.origin));
             let manifest = match spec.origin.clone() {
                 Origin::Environment(name) => bring_from_sibling(deployment, &name).await?,
                 Origin::Remote(name) => remote::bring(deployment, &name).await?,
@@ -71,7 +73,7 @@ impl Step for SupplyDeliverable {
         })
     }
 
-    // No undo: a release that was accepted is complete, and the next attempt need not fetch it again.
+    // This step has no undo: an accepted release is complete, and the next attempt need not fetch it again.
 }
 
 /// Reads the manifest from the environment's own store.
@@ -81,8 +83,8 @@ async fn read(deployment: &Deployment) -> Result<Manifest, Failure> {
     read.map_err(Failure::blameless)?.map_err(|error| Failure::host(&error))
 }
 
-/// Returns what the release must be: of this project, with the requested id, made of the deployed commit or of one with the same tree;
-/// and no older than the last accepted one, where the newest was requested.
+/// Returns the expected properties of the release: this project, the requested id, and the deployed commit or a commit with the
+/// same tree. If the newest release was requested, the release must not be older than the last accepted release.
 async fn expectation(deployment: &Deployment) -> Expectation {
     let spec = &deployment.spec;
     let source = deployment.services.repositories.tree(deployment.environment.project_id, spec.commit.clone()).await.ok();
@@ -96,8 +98,8 @@ async fn expectation(deployment: &Deployment) -> Expectation {
     }
 }
 
-/// Fails unless the release was made of the deployed commit, or of one with the same tree. The list that offered the release is not
-/// signed; the manifest is.
+/// Returns an error unless the release was built from the deployed commit, or from a commit with the same tree. The list that
+/// offered the release is not signed, so this check uses the signed manifest.
 async fn is_of_commit(deployment: &Deployment, manifest: &Manifest) -> Result<(), Failure> {
     let spec = &deployment.spec;
     if manifest.commit == spec.commit {
@@ -109,7 +111,7 @@ async fn is_of_commit(deployment: &Deployment, manifest: &Manifest) -> Result<()
         deployment.transcript.detail(&same);
         return Ok(());
     }
-    let why = format!("release {} was made of {} (expected {})", spec.release, manifest.commit.short(), spec.commit.short());
+    let why = format!("release {} was built from {} (expected {})", spec.release, manifest.commit.short(), spec.commit.short());
     Err(Failure::blameless(why)
         .hint("run `larder remote check`: the remote that offered the release is misconfigured or dishonest"))
 }
@@ -120,7 +122,7 @@ fn refused(error: ReleaseError) -> Failure {
     hint.into_iter().fold(failure, Failure::hint)
 }
 
-/// Takes over a release that another environment of the project on this server has cooked.
+/// Accepts a release that another environment of the project on this server has cooked.
 async fn bring_from_sibling(deployment: &Deployment, name: &EnvironmentName) -> Result<Manifest, Failure> {
     let spec = &deployment.spec;
     let sibling = deployment.services.root.environment(&deployment.environment.project, name);
@@ -138,12 +140,12 @@ async fn bring_from_sibling(deployment: &Deployment, name: &EnvironmentName) -> 
     let taken = release::accept(&bundle::context(deployment), incoming, &expect, &trust, VerifyLevel::Digests).await;
     let _ = fs::remove_dir_all(directory);
     let manifest = taken.map_err(refused)?;
-    // Only now: nothing of a refused release stays.
+    // The record is stored last, so that no file of a refused release stays.
     keep_record(deployment)?;
     Ok(manifest)
 }
 
-/// Stores the current health record of the other environment for the release.
+/// Stores the current health record of the sibling environment with the release.
 fn keep_record(deployment: &Deployment) -> Result<(), Failure> {
     let told = deployment.memory.sibling_record.as_ref().and_then(|record| serde_json::to_vec(record).ok());
     let Some(record) = told else { return Ok(()) };
@@ -151,8 +153,8 @@ fn keep_record(deployment: &Deployment) -> Result<(), Failure> {
     files::write_atomic(&path, &record, 0o640).map_err(|error| Failure::host(&error))
 }
 
-/// Links the files of a sibling's release into this environment's incoming directory. They are never written again, so hard links are
-/// enough where the file system supports them.
+/// Links the files of a sibling's release into this environment's incoming directory. These files are never written again, so
+/// hard links are safe. If the file system does not support hard links, the files are copied.
 fn share(from: &EnvironmentPaths, to: &EnvironmentPaths, release: ReleaseId) -> Result<Body, files::FileError> {
     let directory = to.incoming().join(release.to_string());
     files::ensure_dir(&directory, 0o750).map_err(|error| files::FileError::io("create", &directory, error))?;

@@ -10,8 +10,8 @@ use crate::{
     release::{self, promotable, trust},
 };
 
-/// Checks the release's health record against `promote:` of the recipe: how long it served, which checks it passed, how often its
-/// processes exited.
+/// The step that checks the release's health record against `promote:` of the recipe: the time that the release served, the
+/// checks that it passed, and the number of exits of its processes.
 pub struct PromotionCheck;
 
 impl Step for PromotionCheck {
@@ -42,7 +42,7 @@ impl Step for PromotionCheck {
             let Some(reason) = &deployment.spec.overriding else {
                 return Err(Failure::blameless(format!("not fit for promotion: {what}"))
                     .hint("wait until the release meets the policy, then try again")
-                    .hint(format!("in an emergency: larder pull {environment} {release} --override \"why\"")));
+                    .hint(format!("in an emergency, run `larder pull {environment} {release} --override \"why\"`")));
             };
             deployment.transcript.error(&format!("promoted against the policy ({what}): {reason}"));
             let by = deployment.spec.trigger.by();
@@ -52,7 +52,8 @@ impl Step for PromotionCheck {
     }
 }
 
-/// Reads the health record that came with the release. Its signature was checked then.
+/// Reads the stored health record of the release. The signature of a record from a remote was checked before the record was
+/// stored.
 fn record(deployment: &Deployment) -> Result<Option<HealthRecord>, Failure> {
     match files::read_limited(&deployment.paths.health(deployment.spec.release), release::MAX_RECORD) {
         Ok(bytes) => trust::read_record(&bytes).map(Some).map_err(|refusal| super::refused(refusal.into())),

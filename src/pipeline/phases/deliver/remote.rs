@@ -14,7 +14,7 @@ use crate::{
     remote::{self, ManifestCheck, RemoteError},
 };
 
-/// Pulls a release from a remote, and the commit as well where the repository does not have it.
+/// Pulls a release from a remote. If the repository lacks the commit, pulls the commit as well.
 pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<Manifest, Failure> {
     let gone = || Failure::blameless(format!("the remote {name} was removed in the meantime"));
     let remote = deployment.environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(gone)?;
@@ -27,7 +27,7 @@ pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<
             false => pull(deployment, &place, &remote.trust).await,
             true => match pull(deployment, &place.clone().with_deltas(), &remote.trust).await {
                 Err(error) if error.is_of_a_delta() => {
-                    deployment.transcript.detail(&format!("No delta ({error}); bringing the whole archive."));
+                    deployment.transcript.detail(&format!("No delta ({error}); pulling the whole archive."));
                     pull(deployment, &place, &remote.trust).await
                 }
                 other => other,
@@ -54,8 +54,8 @@ enum PullError {
 }
 
 impl PullError {
-    /// Returns whether pulling the whole archive may succeed. An unreachable remote, a full disk and an untrusted release fail with it,
-    /// too.
+    /// Returns true if a pull of the whole archive may succeed. An unreachable remote, a full disk or an untrusted release would
+    /// fail this pull, too.
     fn is_of_a_delta(&self) -> bool {
         use ReleaseError::{Delta, Manifest, Unknown};
         match self {
@@ -91,7 +91,7 @@ async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: 
     let judge = judge(deployment, expect.clone(), trust);
     let pulled = remote::pull_checked(place, &offer, &held, &deployment.paths, &progress, &judge).await?;
     deployment.transcript.detail(&format!(
-        "{} KiB pulled, {} KiB were here already",
+        "{} KiB pulled, {} KiB were already present",
         pulled.fetched.div_ceil(1024),
         pulled.reused.div_ceil(1024)
     ));
@@ -105,7 +105,7 @@ async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: 
             let (context, incoming) = (bundle::context(deployment), Incoming { body, record: None });
             release::accept(&context, incoming, &expect, trust, VerifyLevel::Digests).await.map_err(PullError::from)
         }
-        // The release is here already; its health record may be newer.
+        // The release is already in the store, but the pulled health record may be newer than the stored record.
         None => read(deployment).await.map_err(PullError::Other),
     };
     if let (Ok(manifest), Some(record)) = (&taken, record)
@@ -117,7 +117,7 @@ async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: 
     taken
 }
 
-/// Makes a check that refuses a release by its manifest, before the archive is fetched.
+/// Returns a check that refuses a release by its manifest, before the archive is fetched.
 fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> ManifestCheck {
     let (paths, trust) = (deployment.paths.clone(), trust.to_vec());
     Arc::new(move |manifest| match release::accept_manifest(&paths, manifest, &expect, &trust) {
@@ -127,7 +127,7 @@ fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> M
     })
 }
 
-/// Fetches the commit if the repository does not have it: the deploy branch is going to name it.
+/// Fetches the commit if the repository lacks it, because the deploy branch will name this commit.
 async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Result<(), Failure> {
     let spec = &deployment.spec;
     let repositories = &deployment.services.repositories;
@@ -136,9 +136,14 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
         return Ok(());
     }
     if !place.is_server() {
-        return Err(Failure::blameless(format!("the repository here does not have the commit {}", spec.commit.short())).hint(
-            format!("{} has releases only; push the commit to any branch of this project first, then pull again", place.title()),
-        ));
+        return Err(Failure::blameless(format!(
+            "the repository on this server does not have the commit {}",
+            spec.commit.short()
+        ))
+        .hint(format!(
+            "push the commit to any branch of this project first, then pull again: {} has releases only",
+            place.title()
+        )));
     }
     let haves: Vec<CommitId> = spec.previous.iter().map(|live| live.commit.clone()).collect();
     let limit = deployment.services.config.limits.push_bytes.bytes();
@@ -152,7 +157,7 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
         pack.discard();
         match imported {
             Ok(()) => break,
-            // The pack came in two requests, between which the other repository changed: the halves do not fit.
+            // The pack was fetched in two requests. The remote repository changed in between, so the two parts do not fit.
             Err(error) if resumed && another => tracing::warn!(%error, "resumed pack is not usable; fetching it again"),
             Err(error) => return Err(Failure::host(&error)),
         }

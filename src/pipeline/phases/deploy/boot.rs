@@ -1,4 +1,4 @@
-//! The step that starts the web processes of the new release beside the old ones and waits until they are healthy.
+//! The step that starts the web processes of the new release beside the old processes and waits until the new processes are healthy.
 
 use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
@@ -16,17 +16,17 @@ use crate::{
     runtime::{Instance, Logs, RunJob, tail},
 };
 
-/// The first pause between two checks. It doubles up to the recipe's interval, so that a fast start is noticed at once and a slow one
-/// is not disturbed.
+/// The first pause between two checks. The pause doubles up to the recipe's interval, so that a fast start is noticed at once and
+/// a slow start is not disturbed.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
-/// The number of lines of a failed process's log that the pusher sees.
+/// The maximum number of log lines of a failed process that the pusher sees.
 const MAX_LOG_LINES: usize = 20;
 /// The time limit of one health request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The remedy for a process that listens on no port or on a port of its own.
+/// The hint for a process that listens on no port, or not on `$PORT`.
 const LISTEN: &str = "listen on 127.0.0.1:$PORT or 0.0.0.0:$PORT";
 
-/// Starts the web processes and waits until they are healthy.
+/// The step that starts the web processes and waits until they are healthy.
 pub struct BootWeb;
 
 impl Step for BootWeb {
@@ -54,7 +54,7 @@ impl Step for BootWeb {
         Box::pin(async {
             let runtime = deployment.services.runtime.clone();
             let spec = &deployment.spec;
-            // Running twice must not mean twice the processes.
+            // If this step runs twice, the processes of the first run must not stay.
             runtime.stop(deployment.environment.id, spec.slot, Duration::ZERO).await.map_err(|error| Failure::host(&error))?;
             let boot = processes::boot(deployment, |process| process.is_web());
             let instances = runtime.boot(&boot).await.map_err(|error| Failure::host(&error))?;
@@ -71,7 +71,8 @@ impl Step for BootWeb {
     }
 }
 
-/// Waits until all `instances` are healthy. Fails as soon as one exits, or when one is not healthy within the recipe's limit.
+/// Waits until all `instances` are healthy. Returns an error if an instance exits, or is not healthy within the recipe's time
+/// limit.
 pub async fn healthy(deployment: &Deployment, instances: &[Instance]) -> Result<(), Failure> {
     let settings = deployment.settings();
     for instance in instances {
@@ -105,12 +106,12 @@ enum Answer {
     /// Another project's process listens on the port.
     Foreign,
     Status(u16),
-    /// A connection, but no HTTP response.
+    /// The process accepted a connection but did not send an HTTP response, or the check itself failed.
     Error(String),
     Exited(Exit),
 }
 
-/// Describes an instance that was not healthy in time by its last answer.
+/// Returns the failure of an instance that was not healthy in time, described by its last answer.
 fn unhealthy(instance: &Instance, check: &HealthCheck, last: &Answer, limit: Duration) -> Failure {
     let name = instance.label.name();
     let port = instance.label.port.unwrap_or_default();
@@ -131,19 +132,19 @@ fn unhealthy(instance: &Instance, check: &HealthCheck, last: &Answer, limit: Dur
             Failure::pusher(format!("the health command `{command}` {exit} (expected 0 {within})"))
         }
         (_, HealthCheck::Http { path, .. }) => Failure::pusher(format!("{name} did not answer GET {path} {within}")),
-        (_, HealthCheck::Command(command)) => Failure::pusher(format!("the health command `{command}` did not end {within}")),
+        (_, HealthCheck::Command(command)) => Failure::pusher(format!("the health command `{command}` did not exit {within}")),
         (_, HealthCheck::Tcp | HealthCheck::None) => Failure::pusher(format!("{name} did not start {within}")),
     }
 }
 
-/// The host that health and smoke checks ask for: the first domain of the project's own, if it has one, because many applications reject every
-/// other host (Django's `ALLOWED_HOSTS`, Rails' `config.hosts`).
+/// Returns the host name for health and smoke checks: the first domain of the project, if the project has domains of its own.
+/// Many applications reject every other host (Django's `ALLOWED_HOSTS`, Rails' `config.hosts`).
 pub fn health_host(environment: &Environment, settings: &Settings, domain: &str) -> String {
     let own = settings.domains.first().map(|own| own.as_str().to_owned()).or_else(|| environment.domains.first().cloned());
     own.or_else(|| environment.hosts(domain).into_iter().next()).unwrap_or_default()
 }
 
-/// Checks until the instance is healthy, and keeps the last answer in `last`.
+/// Repeats the check until the instance is healthy, and stores the last answer in `last`.
 async fn check_until_healthy(deployment: &Deployment, settings: &Settings, instance: &Instance, last: &mut Answer) {
     let Some(address) = instance.address() else { return };
     let host = health_host(&deployment.environment, settings, deployment.services.config.domain.as_str());
@@ -160,7 +161,7 @@ async fn check_until_healthy(deployment: &Deployment, settings: &Settings, insta
             HealthCheck::Command(command) => command_answer(deployment, command.as_str(), address.port()).await,
         };
         if matches!(last, Answer::Healthy) {
-            // All projects share the machine's ports: a process of another project that has taken this one answers, too.
+            // All projects share the machine's ports, so a process of another project may have taken the port and may answer.
             if !connector.is_foreign(address) {
                 return;
             }
@@ -206,8 +207,8 @@ async fn command_answer(deployment: &Deployment, command: &str, port: u16) -> An
     }
 }
 
-/// Describes a process that exited although it should run, with the cause that its log names; `when` completes the sentence. The
-/// pusher sees the end of the log.
+/// Returns the failure of a process that exited although it should run, with the cause that its log names. `when` completes the
+/// sentence. The pusher sees the end of the log.
 pub async fn exited_early(deployment: &Deployment, instance: &Instance, exit: Option<Exit>, when: &str) -> Failure {
     let name = instance.label.name();
     let cause = show_log(deployment, &name).await;
@@ -219,24 +220,22 @@ pub async fn exited_early(deployment: &Deployment, instance: &Instance, exit: Op
     };
     let hint = match &cause.sentence {
         Some(sentence) if port_taken(sentence) => Some(LISTEN.to_owned()),
-        _ if exit.is_some_and(|exit| exit.success()) => {
-            Some(format!("keep {name} in the foreground: it may not start itself as a daemon"))
-        }
+        _ if exit.is_some_and(|exit| exit.success()) => Some(format!("run {name} in the foreground, not as a daemon")),
         _ => cause.hint,
     };
     hint.into_iter().fold(failure, Failure::hint)
 }
 
-/// Shows the pusher the last lines of a process that failed, and looks for the cause in them.
+/// Shows the pusher the last log lines of a process that failed, and returns the cause in these lines.
 async fn show_log(deployment: &Deployment, process: &str) -> Cause {
-    // The last output may still be on its way through the pipe.
+    // The last output may still be in the pipe.
     tokio::time::sleep(Duration::from_millis(50)).await;
     let lines = tail(&Logs::file(&deployment.paths.log(), process), MAX_LOG_LINES).unwrap_or_default();
     let since = deployment.spec.id.created().to_string();
     let since = since.get(..19).unwrap_or_default();
     let lines: Vec<_> = lines.iter().filter(|line| line.get(..19).is_some_and(|moment| moment >= since)).collect();
     lines.iter().for_each(|line| deployment.transcript.detail(line));
-    // After the moment and the name of the process.
+    // The text of a line follows the time and the name of the process.
     output::cause(lines.iter().map(|line| line.splitn(3, ' ').nth(2).unwrap_or_default()))
 }
 

@@ -103,17 +103,17 @@ async fn renew_times(deployment: &Deployment) {
     }
 }
 
-/// The file whose time is the last failure of a delta in this environment.
+/// The file whose modification time is the time of the last delta failure in this environment.
 const DISTRUST: &str = ".no-deltas";
 
-/// The time after such a failure in which no deltas are requested.
+/// The time after a delta failure in which no deltas are requested.
 const DISTRUST_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// Returns the failure of an installation, and removes a fetched release or delta that is unusable.
 fn discard(deployment: &Deployment, error: ReleaseError) -> Failure {
     let (paths, spec) = (&deployment.paths, &deployment.spec);
     if matches!(error, ReleaseError::Failed { .. }) {
-        // An error of this machine, such as a full disk, says nothing about the release.
+        // An error of this machine, such as a full disk, does not mean that the release is unusable.
         return bundle::failure(error);
     }
     let release = spec.release;
@@ -124,7 +124,8 @@ fn discard(deployment: &Deployment, error: ReleaseError) -> Failure {
         remove(paths, release, paths.delta(release));
         return bundle::failure(error);
     }
-    // The worker refused the archive's content. A release that served here before is kept for a person to inspect.
+    // The worker refused the archive's content. A release that was live in this environment before is kept for a person to
+    // inspect.
     let brought = matches!(spec.origin, Origin::Environment(_) | Origin::Remote(_) | Origin::Store) && spec.recorded.is_none();
     match error {
         ReleaseError::Refused { why } if brought => {
@@ -136,7 +137,8 @@ fn discard(deployment: &Deployment, error: ReleaseError) -> Failure {
     }
 }
 
-/// Removes a release from the store. The manifest is removed first, because a release exists as long as its manifest exists.
+/// Removes a release from the store. The manifest is removed first, because a release without a manifest does not count as
+/// stored.
 fn remove(paths: &EnvironmentPaths, release: ReleaseId, content: PathBuf) {
     for path in [paths.manifest(release), paths.index(release), content, paths.health(release)] {
         log_failure(files::remove_if_present(&path));

@@ -1,4 +1,4 @@
-//! From the archive to live: install, fill the idle slot, boot, check, switch.
+//! The steps from the archive to the live release: install, fill the idle slot, boot, check, switch.
 
 pub mod boot;
 pub mod install;

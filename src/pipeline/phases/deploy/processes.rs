@@ -25,7 +25,7 @@ pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
     if let Some(Value::Object(scripted)) = deployment.facts.variables.get("env") {
         for (name, value) in scripted {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            // Scripts can write any names and values. Those that are not valid in an environment are left out.
+            // Scripts can write any names and values. Names and values that are not valid in an environment are left out.
             if !name.is_empty() && !name.contains(['=', '\0']) && !text.contains('\0') {
                 env.insert(name.clone(), text);
             }
@@ -93,7 +93,7 @@ pub fn rescale(facts: &mut Facts, environment: &Environment) {
     }
 }
 
-/// Returns the boot of the processes of the release for which `which` returns true.
+/// Returns the boot request for the processes of the release for which `which` returns true.
 pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
     let spec = &deployment.spec;
     Boot {

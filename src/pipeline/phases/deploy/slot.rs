@@ -1,4 +1,4 @@
-//! The steps that make the idle slot ready for the release: empty it, link the persistent paths, run the release command.
+//! The steps that prepare the idle slot for the release: empty the slot, link the persistent paths, run the release command.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::{
     runtime::{DataJob, RunJob},
 };
 
-/// The time that a deployment waits for its slot before the pusher is told.
+/// The time that a deployment waits for its slot before the transcript shows the wait.
 const QUIET_WAIT: Duration = Duration::from_secs(1);
 
-/// The time limit for the removal of seeded data. It is far below the time limit of an undo.
+/// The time limit for the removal of seeded data. This limit is far below the time limit of an undo.
 const UNSEED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Empties the slot, decides what runs in it, and links the persistent paths.
+/// The step that empties the slot, fixes the processes that will run in the slot, and links the persistent paths.
 pub struct PrepareSlot;
 
 impl Step for PrepareSlot {
@@ -37,12 +37,12 @@ impl Step for PrepareSlot {
     }
 
     fn is_durable(&self, deployment: &Deployment) -> bool {
-        // A new path gets its first content in data/.
+        // The first content of a new path is stored in data/.
         !deployment.settings().data.is_empty()
     }
 
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
-        // Requests of the release before last may still be answered there.
+        // The release before the live release may still answer requests in this slot.
         Box::pin(async {
             let slot = deployment.spec.slot;
             let mut drained = std::pin::pin!(deployment.memory.slots.drained(slot));
@@ -71,10 +71,10 @@ impl Step for PrepareSlot {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            // Like the tree, the slot stays while `current` names its release.
+            // Like the tree, the slot stays while `current` names the release of this deployment.
             deployment.is_not_current()?;
             let spec = &deployment.spec;
-            // If this step did not fill the slot, what drains there is not its own.
+            // If this step did not fill the slot, the draining release in the slot belongs to another deployment.
             if matches!(deployment.memory.slots.table().get(spec.slot), SlotUse::Draining(old) if old.deployment != spec.id) {
                 return Ok(());
             }
@@ -89,7 +89,7 @@ impl Step for PrepareSlot {
     }
 }
 
-/// Stops what runs in the slot and gives it a new layer.
+/// Stops the processes in the slot and gives the slot a new layer.
 pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     stop(deployment).await?;
     reset(deployment).await
@@ -102,14 +102,14 @@ async fn stop(deployment: &Deployment) -> Result<(), Failure> {
 
 async fn reset(deployment: &Deployment) -> Result<(), Failure> {
     let (environment, slot) = (deployment.environment.id, deployment.spec.slot);
-    // A drift scan that ran meanwhile would record what the slot had.
+    // A drift scan at the same time would record the old content of the slot.
     let _unwatched = deployment.services.drift.hold(environment).await;
     deployment.services.drift.forget(environment, slot);
     let reset = deployment.services.launcher.reset_area(environment, Area::Slot, None, Some(slot)).await;
     reset.map_err(|error| Failure::host(&error))
 }
 
-/// Links the persistent paths.
+/// Links the persistent paths to data/.
 pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
     let paths: Vec<_> = deployment.settings().data.iter().map(|path| path.to_string()).collect();
     if paths.is_empty() {
@@ -124,8 +124,9 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
     }
 }
 
-/// Removes what this deployment began in data/. All of it in the first deployment of an environment, unless its postdeploy script has
-/// run, which is not repeated; otherwise only what has not changed since, because visitors may have written there.
+/// Removes the content that this deployment created in data/. In the first deployment of an environment, all of this content is
+/// removed, unless the postdeploy script has run, because the script is not repeated. In later deployments, only unchanged
+/// content is removed, because the application may have changed the rest for its visitors.
 async fn unseed(deployment: &Deployment) {
     if deployment.settings().data.is_empty() {
         return;
@@ -135,19 +136,21 @@ async fn unseed(deployment: &Deployment) {
     let ran_here = postdeploy.as_ref().map_or(true, |record| record.as_ref().is_some_and(|record| record.deployment == id));
     let data = DataJob::Unseed { deployment: id, all: deployment.spec.previous.is_none() && !ran_here };
     let job = RunJob { data: Some(data), ..processes::job(deployment) };
-    // Data that stays does no harm; freezing the environment because of it would be worse.
-    let late = || Err(Failure::blameless(format!("it took longer than {}", seconds(UNSEED_TIMEOUT))));
+    // Data that stays does no harm. A frozen environment would be worse.
+    let late = || Err(Failure::blameless(format!("the removal took longer than {}", seconds(UNSEED_TIMEOUT))));
     let removed = tokio::time::timeout(UNSEED_TIMEOUT, processes::task(deployment, &job)).await.unwrap_or_else(|_| late());
     match removed.and_then(|ended| ended.success("removing seeded data").map(drop)) {
         Ok(()) => {}
         Err(failure) => {
-            deployment.transcript.error(&format!("data/ keeps what this deployment put there: {}", failure.why));
+            deployment
+                .transcript
+                .error(&format!("cannot remove the content that this deployment created in data/: {}", failure.why));
             tracing::warn!(deployment = %id, why = failure.why, "seeded data stays");
         }
     }
 }
 
-/// Runs the project's release command, once, in the slot. If it fails, the release never serves.
+/// The step that runs the project's release command once in the slot. If the command fails, the release never serves.
 pub struct ReleaseCommand;
 
 impl Step for ReleaseCommand {
@@ -182,7 +185,7 @@ impl Step for ReleaseCommand {
     }
 }
 
-/// The command of the recipe or the Procfile, else of the buildpack.
+/// Returns the release command of the recipe or the Procfile, or else of the buildpack.
 fn release_command(deployment: &Deployment) -> Option<String> {
     let given = || {
         let mut defaults = deployment.facts.buildpack_processes.iter();

@@ -1,4 +1,4 @@
-//! The step that makes the new release the live one.
+//! The step that makes the new release live.
 
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc, time::Duration};
 
@@ -16,11 +16,12 @@ use crate::{
     proxy::RouteState,
 };
 
-/// The most time that an undo waits for requests in flight. It leaves the rest of the undo's own time limit to the moves.
+/// The maximum time that an undo waits for requests in flight. The rest of the undo's own time limit remains for the other
+/// changes.
 const UNDO_DRAIN: Duration = Duration::from_secs(120);
 
-/// Points the links, the ref and the route to the new release. The ref is part of the step because a deploy branch names the live commit:
-/// both move in one journalled step.
+/// The step that points the links, the ref and the route to the new release. The ref moves in the same journalled step, because a
+/// deploy branch must name the live commit.
 pub struct Switch;
 
 impl Step for Switch {
@@ -33,11 +34,11 @@ impl Step for Switch {
     }
 
     fn about(&self) -> &'static str {
-        "point `current`, the branch and the front door at the new release"
+        "point `current`, the branch and the proxy's route at the new release"
     }
 
     fn interruptible(&self) -> bool {
-        // A git that is killed while it moves the branch leaves its lock, and then the branch cannot be restored either.
+        // A git process that is killed while it moves the branch leaves its lock. The undo could then not restore the branch.
         false
     }
 
@@ -46,12 +47,14 @@ impl Step for Switch {
             let spec = &deployment.spec;
             let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot: spec.slot };
             links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
-            // After the links, which decide what is live, and before their sync, which makes this record durable, too.
+            // The slots change after the links, which decide what is live, and before the sync of the links, which makes this
+            // record durable, too.
             let switched = deployment.memory.slots.change(|table| table.switch(spec.slot, spec.id));
             switched.map_err(|error| Failure::host(&error))?;
             fault::delay("deploy.switch").await;
             move_ref(deployment, Some(&live)).await?;
-            // After the ref: on most file systems its sync has written the links, too, and this returns at once.
+            // The sync follows the ref: on most file systems, the sync of the ref has already written the links, so this call
+            // returns at once.
             sync(deployment).map_err(|error| Failure::host(&error))?;
             let addresses = addresses(deployment, spec.slot);
             let route = deployment.services.route(&deployment.environment);
@@ -87,7 +90,8 @@ impl Step for Switch {
                     match addresses.is_empty() {
                         // All web processes were lost in a restart; the recovery boots them next.
                         true if matches!(route.state(), RouteState::Starting) => None,
-                        // The release has no web process, or it did not start, and the old reason still applies.
+                        // The release has no web process, or its web process did not start. The page that explains this is shown
+                        // again.
                         true => route.set(deployment.memory.replaced_state.take().unwrap_or(RouteState::Stopped)),
                         false if there => None,
                         false => route.switch(deployment.services.target(&deployment.environment, addresses)),
@@ -97,14 +101,14 @@ impl Step for Switch {
             };
             let settings = previous.as_ref().map(|_| deployment.previous_settings());
             deployment.services.open_domains(&deployment.environment, &settings.unwrap_or_default());
-            // The links first, and each even if another fails: the tree that `current` names must never be removed, and the steps that would
-            // remove it are undone next.
+            // The links are reverted first, and each change is reverted even if another fails. The next undos remove the new
+            // tree, and the tree that `current` names must never be removed.
             let linked = links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error));
             deployment.memory.slots.note(|table| table.revert(deployment.spec.slot, deployment.spec.id));
             let moved = move_ref(deployment, previous.as_ref()).await;
             let synced = sync(deployment).map_err(|error| Failure::host(&error));
             if let Some(new) = new {
-                // The new release finishes its requests in flight: the next undo stops it.
+                // The new release finishes its requests in flight, because the next undo stops its processes.
                 let report = new.drain(deployment.previous_settings().drain().get().min(UNDO_DRAIN)).await;
                 if report.cut > 0 {
                     tracing::warn!(cut = report.cut, "requests of a reverted release cut at the drain limit");
@@ -120,7 +124,7 @@ fn addresses(deployment: &Deployment, slot: Slot) -> Vec<std::net::SocketAddr> {
     instances.iter().filter(|instance| instance.label.process.is_web()).filter_map(|instance| instance.address()).collect()
 }
 
-/// Writes `deploy/current`, `run` and `metadata.yml`. Each is one atomic rename, durable after [`sync`].
+/// Writes `deploy/current`, `run` and `metadata.yml`. Each write is one atomic rename, which is durable after [`sync`].
 fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
     let paths = &deployment.paths;
     match live {
