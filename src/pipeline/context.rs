@@ -12,7 +12,7 @@ use super::{
     permits::Permits,
     scans::DriftScans,
     slots::Slots,
-    spare::SpareTree,
+    spare::{RenewedTree, SpareTree},
     state_files::BuildNumbers,
     transcript::Transcript,
 };
@@ -186,6 +186,8 @@ pub struct Memory {
     pub replaced_state: Option<RouteState>,
     /// The store of the spare tree, from which the installation may start.
     pub(super) spare: SpareTree,
+    /// The last renewal of the times of a release's files.
+    pub(super) renewed: RenewedTree,
     /// The number of entries of the installed tree; 0 before the installation.
     pub entries: u64,
 }

@@ -149,6 +149,7 @@ impl Pipeline {
             retired: None,
             replaced_state: None,
             spare: queue.spare.clone(),
+            renewed: queue.renewed.clone(),
             entries: 0,
         };
         Deployment { spec, facts, environment, services, paths, transcript, memory }

@@ -10,7 +10,7 @@ use super::{
     drift, fault,
     history::{History, Summary},
     journal::JournalState,
-    phases::{bundle, post_install},
+    phases::{bundle, deploy::install, post_install},
     publish,
     queue::Queue,
     spare::TreeCopy,
@@ -110,6 +110,7 @@ impl Pipeline {
         remote::sweep(&deployment.paths, ABANDONED);
         prune(deployment, queue).await;
         if let Some(live) = live {
+            renew_predecessor(deployment, live).await;
             if deployment.memory.entries >= WORTH_A_SPARE {
                 make_spare(deployment, queue, live).await;
             }
@@ -125,6 +126,15 @@ impl Pipeline {
         let published = environment.remotes.iter().any(|remote| remote.publish);
         let record = published.then(|| run_blocking(|| self.health(environment, deployment.spec.release)))??;
         serde_json::to_vec(&record).ok()
+    }
+}
+
+/// Renews the times of the files of the predecessor, the most likely target of a rollback, so that the rollback does not wait for this
+/// work. Before the spare tree is made: a file may be shared with the live release, and a new time changes the fingerprint of the spare.
+async fn renew_predecessor(deployment: &Deployment, live: &Live) {
+    let predecessor = deployment.previous_release().filter(|release| deployment.paths.tree(*release).is_dir());
+    if let Some(predecessor) = predecessor {
+        install::renew_times(deployment, predecessor, live.release).await;
     }
 }
 

@@ -6,7 +6,13 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{error::PipelineError, history::History, slots::Slots, spare::SpareTree, transcript::Transcript};
+use super::{
+    error::PipelineError,
+    history::History,
+    slots::Slots,
+    spare::{RenewedTree, SpareTree},
+    transcript::Transcript,
+};
 use crate::model::{BranchName, CommitId, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId, Trigger};
 
 /// A request to deploy.
@@ -116,6 +122,8 @@ pub(super) struct Queue {
     pub(super) slots: Slots,
     /// The store of the spare tree, from which the next installation starts.
     pub(super) spare: SpareTree,
+    /// The last renewal of the times of a release's files.
+    pub(super) renewed: RenewedTree,
     /// The lock that is held while releases are removed, and while a request chooses a release.
     pub(super) store: Arc<tokio::sync::Mutex<()>>,
     /// The lock that is held while an ending is announced, so that the observers receive endings in order.
@@ -132,6 +140,7 @@ impl Queue {
             work: Arc::default(),
             slots,
             spare: SpareTree::default(),
+            renewed: RenewedTree::default(),
             store: Arc::default(),
             announcing: Arc::default(),
         }

@@ -38,3 +38,30 @@ impl SpareTree {
         *self.ready.lock() = Some(copy);
     }
 }
+
+/// The installed release whose files are newer than those of the live release already, so that a rollback to it renews no times.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RenewedTree(Arc<Mutex<Option<Renewal>>>);
+
+/// A renewal of the times of a release's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Renewal {
+    /// The release whose files have new times.
+    pub(super) release: ReleaseId,
+    /// The live release at the time of the renewal.
+    pub(super) live: ReleaseId,
+    /// The time of the switch to the live release, in seconds since 1970.
+    pub(super) since: u64,
+}
+
+impl RenewedTree {
+    /// Records a renewal, and forgets the renewal before.
+    pub(super) fn put(&self, renewal: Renewal) {
+        *self.0.lock() = Some(renewal);
+    }
+
+    /// Returns true if `renewal` is the last recorded renewal.
+    pub(super) fn is(&self, renewal: Renewal) -> bool {
+        *self.0.lock() == Some(renewal)
+    }
+}

@@ -15,6 +15,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         phases::bundle,
+        spare::Renewal,
         step::{self, Acquired, Failure, Resource, Step, Work, chain},
     },
     release::{self, Installed, Refusal, ReleaseError},
@@ -51,7 +52,9 @@ impl Step for Install {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             if deployment.spec.again {
-                renew_times(deployment).await;
+                if let Some(live) = deployment.previous_release() {
+                    renew_times(deployment, deployment.spec.release, live).await;
+                }
                 return Ok(());
             }
             let begun = spare(deployment).await;
@@ -93,13 +96,19 @@ fn live_since(deployment: &Deployment) -> Option<u64> {
     switched.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-/// Renews the times of an installed release's files that differ from the live release, so that browsers do not keep the files of the live
-/// release. A failure is only logged, and the deployment continues.
-async fn renew_times(deployment: &Deployment) {
-    let (release, live, since) = (deployment.spec.release, deployment.previous_release(), live_since(deployment));
-    let (Some(live), Some(since)) = (live.filter(|live| *live != release), since) else { return };
-    if let Err(error) = release::renew_times(&bundle::context(deployment), release, live, since).await {
-        tracing::warn!(%release, error = chain(&error), "cannot renew the times of files; browsers may keep the files of the live release");
+/// Renews the times of the files of `release`, which is installed, that differ from the release `live`, so that browsers do not keep the
+/// files of the live release. A renewal that was made already, after the switch to `live`, is not repeated. A failure is only logged.
+pub async fn renew_times(deployment: &Deployment, release: ReleaseId, live: ReleaseId) {
+    let Some(since) = live_since(deployment).filter(|_| live != release) else { return };
+    let renewal = Renewal { release, live, since };
+    if deployment.memory.renewed.is(renewal) {
+        return;
+    }
+    match release::renew_times(&bundle::context(deployment), release, live, since).await {
+        Ok(()) => deployment.memory.renewed.put(renewal),
+        Err(error) => {
+            tracing::warn!(%release, error = chain(&error), "cannot renew the times of files; browsers may keep the files of the live release");
+        }
     }
 }
 
