@@ -117,7 +117,8 @@ impl Repositories {
         }
     }
 
-    /// Returns the names of tags without `refs/tags/`, each with its commit. The second value is true if there are more tags.
+    /// Returns the names of tags, each with the tag's commit. The names do not contain the prefix `refs/tags/`. The second value is true if
+    /// there are more tags.
     pub async fn tags(&self, project: ProjectId) -> Result<(Vec<(String, CommitId)>, bool), GitError> {
         let doing = "read the tags";
         match self.ask(project, GitJob::Tags, doing).await? {

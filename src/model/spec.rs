@@ -125,10 +125,11 @@ impl EnvironmentIdentity {
 }
 
 /// The part of a deployment that is fixed before its first step. The specification is the first event of the deployment's journal. A server
-/// that continues the deployment after a restart restores the deployment from this specification alone.
+/// that continues the deployment after a restart uses the decisions of this specification and does not make them again.
 ///
 /// There are two versions of the format. This program writes version 2. Version 1 is the `opened` event of larder 0.1, which has no field
-/// `version`. The fields that version 1 lacks get the values that were the same in all deployments of larder 0.1.
+/// `version`. [`DeploymentSpec::for_environment`] supplies the environment and the mode, which version 1 also lacks. All other fields that
+/// version 1 lacks get the values that were the same in all deployments of larder 0.1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct DeploymentSpec {
@@ -149,7 +150,8 @@ pub struct DeploymentSpec {
     pub branch: BranchName,
     /// The commit that is deployed.
     pub commit: CommitId,
-    /// The release that the deployment builds or fetches. The id is fixed before the first step, so that a repeated step uses the same id.
+    /// The release that the deployment builds, fetches or makes live again. The id is fixed before the first step, so that a repeated step
+    /// uses the same id.
     pub release: ReleaseId,
     /// The number of the release.
     pub number: ReleaseNumber,
@@ -302,8 +304,8 @@ impl DeploymentSpec {
     /// The version of the format that this program writes.
     pub const VERSION: u32 = 2;
 
-    /// Checks that the deployment belongs to `environment`. Returns the specification, in which `environment` supplies the fields that
-    /// version 1 lacks.
+    /// Checks that the deployment belongs to `environment`, and returns the specification. A specification of version 1 gets its
+    /// environment and its mode from `environment`.
     ///
     /// # Errors
     /// [`SpecError::Environment`] if the number of the environment or of the project differs.

@@ -40,7 +40,8 @@ const WORTH_A_SPARE: u64 = 500;
 /// The file that marks a deployment with unfinished follow-ups. larder 0.1 wrote the file only for deployments that went live.
 const DUE: &str = "due";
 
-/// Marks a deployment as having follow-ups. A power failure may lose the mark; the next deployment runs the same follow-ups.
+/// Marks a deployment as having follow-ups. A power failure may lose the mark. The next deployment then repeats the pruning, but not the
+/// publishing of this deployment's release.
 pub(super) fn are_due(deployment: &Deployment) {
     let note = deployment.paths.deployment(deployment.spec.id).join(DUE);
     if let Err(error) = files::append(&note, 0o600) {
@@ -110,6 +111,8 @@ impl Pipeline {
         remote::sweep(&deployment.paths, ABANDONED);
         prune(deployment, queue).await;
         if let Some(live) = live {
+            // The times are renewed before the spare tree is made. The predecessor, the live release and the spare tree may share a
+            // file through hard links, and a new time of the file would change the fingerprint of the spare tree.
             renew_predecessor(deployment, live).await;
             if deployment.memory.entries >= WORTH_A_SPARE {
                 make_spare(deployment, queue, live).await;
@@ -129,8 +132,8 @@ impl Pipeline {
     }
 }
 
-/// Renews the times of the files of the predecessor, the most likely target of a rollback, so that the rollback does not wait for this
-/// work. Before the spare tree is made: a file may be shared with the live release, and a new time changes the fingerprint of the spare.
+/// Renews the times of files of the live release's predecessor. The predecessor is the most likely target of a rollback. The rollback then
+/// does not wait for this work.
 async fn renew_predecessor(deployment: &Deployment, live: &Live) {
     let predecessor = deployment.previous_release().filter(|release| deployment.paths.tree(*release).is_dir());
     if let Some(predecessor) = predecessor {
@@ -150,9 +153,9 @@ async fn complete(deployment: &Deployment) {
 }
 
 /// Empties the draining slot and makes the slot idle, with the time limits of the slot's own release. `successor` is the
-/// deployment that replaced this release. Workers are stopped at once, because workers of two releases must not run side by side
-/// for long. Web processes first answer their open requests. Changes by hand since the deployment's scan for drift are saved
-/// before the slot becomes idle.
+/// deployment that replaced this release. Processes other than web processes are stopped at once, because such processes of two
+/// releases must not run side by side for long. Web processes first answer their open requests. Changes by hand since the
+/// successor's scan for drift are saved before the slot becomes idle.
 async fn empty_draining_slot(services: &Services, queue: &Queue, successor: Option<&Deployment>, retired: Option<Retired>) {
     let table = queue.slots.table();
     let Some((slot, occupant)) = table.draining() else { return };
