@@ -42,7 +42,7 @@ pub struct KeeperConfig {
     pub namespaces: bool,
     /// False if `/app` is a copy of its tree, even on a machine that allows overlays.
     pub overlays: bool,
-    /// The size of a worker's `/tmp` in bytes. Files in `/tmp` use memory and count towards the worker's memory limit.
+    /// The size of a process's `/tmp`, and of its `/var/tmp`, in bytes. Files in both use memory and count towards its memory limit.
     pub temporary: u64,
 }
 

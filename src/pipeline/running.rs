@@ -1,5 +1,5 @@
-//! Starts the live release and routes requests to its processes: after a start of the server, after a requested restart, and when
-//! a deployment resumes.
+//! Starts the live release and routes requests to its processes: after a start of the server, after a requested restart or an
+//! unfreeze, and when a deployment resumes.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -23,7 +23,8 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Ensures that the live release runs, and stops all other processes of the environment.
+    /// Ensures that the live release runs. Stops the processes of releases that do not occupy their slot, unless the use of the
+    /// slots is unknown.
     pub(super) async fn serve(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
         let served = self.serve_live(queue, history, live).await;
         let route = self.0.services.route(&queue.environment());
@@ -78,7 +79,7 @@ impl Pipeline {
     }
 
     async fn reboot(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
-        // Processes in the other slot are stopped by the deployment that left them.
+        // Processes in the other slot are stopped by a follow-up of the deployment that replaced their release.
         let stopped = queue.slots.stop(&self.0.services.runtime, queue.id, live.slot).await;
         stopped.map_err(|error| Failure::host(&error))?;
         self.serve(queue, history, live).await
@@ -120,7 +121,7 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
         tokio::time::timeout(limit, slot::link(deployment)).await.unwrap_or_else(|_| late())?;
         // A patch that cannot be applied to its own release stays saved, and does not keep the release from starting.
         if let Err(failure) = drift::reapply(deployment).await {
-            tracing::error!(environment = environment.title(), why = failure.why, "cannot apply changes made by hand again");
+            tracing::error!(environment = environment.title(), why = failure.why, "cannot reapply changes made by hand");
             // A failed write leaves a part of the patch in the slot, and no release may run with a part.
             slot::empty(deployment).await?;
             slot::link(deployment).await?;

@@ -97,7 +97,8 @@ impl RouteTarget {
             loop {
                 let quiet = self.shared.quiet.notified();
                 tokio::pin!(quiet);
-                // The notification is enabled before the count is read, so that the end of a request between the two calls is not missed.
+                // The notification is enabled before the count is read, so that a request that ends between the read and the `await` is
+                // not missed.
                 quiet.as_mut().enable();
                 if self.in_flight() == 0 {
                     return;

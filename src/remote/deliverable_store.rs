@@ -14,7 +14,7 @@ use super::{
 };
 use crate::model::{CommitId, EnvironmentName, ProjectName, ReleaseId, Remote, sanitise_line};
 
-/// The maximum length of the list of ranges in one command, in bytes. A larder server accepts commands of at most 1024 bytes.
+/// The maximum length of the list of ranges in one command, in bytes. The SSH client sends commands of at most 1024 bytes.
 const MAX_RANGES_BYTES: usize = 600;
 /// The time limit for a list of offers, which a push may wait for.
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -155,7 +155,8 @@ impl DeliverableStore {
         tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Returns the offers of the project and environment, newest first, at most `MAX_OFFERS`.
+    /// Returns the offers of the project, newest first, at most `MAX_OFFERS`. If the address names an environment, returns only the offers of
+    /// this environment.
     pub async fn list(&self) -> Result<Vec<Offer>, RemoteError> {
         self.within(LIST_TIMEOUT, "list of deliverables", self.listed()).await
     }

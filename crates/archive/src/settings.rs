@@ -1,5 +1,6 @@
 //! The compression settings. A change of these settings, or of the version of zstd, changes the bytes of archives and must change [`NUMBER`].
-//! Otherwise the bytes of an archive would depend on the version of larder that wrote the previous archive.
+//! A new archive copies frames only from a previous archive with the same number. Otherwise the bytes of the new archive would depend on
+//! the version of larder that wrote the previous archive.
 
 use std::io::{self, Write};
 
@@ -11,12 +12,13 @@ use crate::ArchiveInfo;
 /// The number of these settings, which the manifest of each archive contains.
 pub(super) const NUMBER: u32 = 1;
 
-/// The binary logarithm of the window in bytes. Back-references reach through a whole frame; level 3 alone would stop at 2 MiB.
+/// The binary logarithm of the window in bytes. Back-references reach through a whole frame, unless the frame contains a single larger
+/// file. The window of level 3 is only 2 MiB.
 const WINDOW_LOG: u32 = frames::MAX.ilog2();
 
-/// The binary logarithm of the size of the table of long matches, for frames of more than [`SMALL`] bytes. The table has half the size of
-/// level 3, so that it stays in the cache together with the table of short matches, which saves 7 % of the time. The wider window saves
-/// more bytes than the smaller table costs.
+/// The binary logarithm of the number of entries in the table of long matches, for frames of more than [`SMALL`] bytes. The table is half
+/// as large as the table of level 3, so that the table stays in the cache together with the table of short matches. The smaller table saves
+/// 7 % of the time. The wider window saves more bytes than the smaller table costs.
 const HASH_LOG: u32 = 16;
 
 /// The size of the part of a streamed file that one thread compresses, in bytes.

@@ -30,7 +30,7 @@ pub(crate) const NO_SETUID: u64 = libc::MOUNT_ATTR_NOSUID;
 /// The mount attribute with which device files cannot be opened.
 pub(crate) const NO_DEVICES: u64 = libc::MOUNT_ATTR_NODEV;
 
-/// The names at the top of every view that neither the host nor the caller provides.
+/// The top-level directories that every view has in addition to the directories of the host and of the caller.
 const RESERVED: [&str; 4] = ["tmp", "proc", "run", "dev"];
 
 /// Adds the path to the error of a mount.
@@ -150,7 +150,8 @@ impl BaseView {
     }
 }
 
-/// Covers `directory` of the host with an empty mount if the view at `base` shows the directory, such as a root below `/opt`.
+/// Covers `directory` of the host with an empty mount if the view at `base` shows `directory`. A view that shows `/opt`, for example, also
+/// shows every directory below `/opt`.
 fn hide(directory: &Path, base: &Path) -> io::Result<()> {
     let shown = base.join(directory.strip_prefix("/").unwrap_or(directory));
     if !shown.exists() {
@@ -168,7 +169,7 @@ pub struct BindMount {
     pub target: &'static str,
     /// True if the process can write to the directory.
     pub writable: bool,
-    /// True if mounts inside the directory are bound, too.
+    /// True if mounts inside the directory are bound, too. Ignored for [`BindSource::Own`].
     pub recursive: bool,
 }
 
@@ -192,7 +193,7 @@ pub struct RootView {
     pub etc: Vec<(&'static str, String)>,
     /// A program that is shown at [`BaseSpec::binary`].
     pub binary: PathBuf,
-    /// The size of `/tmp` in bytes. Files in `/tmp` use memory and count towards the memory limit.
+    /// The size of `/tmp`, and of `/var/tmp`, in bytes. Files in both directories use memory and count towards the memory limit.
     pub temporary: u64,
 }
 

@@ -41,10 +41,11 @@ impl<'fd, T> Readiness<'fd, T> {
         self.values.push(value);
     }
 
-    /// Waits until any of the descriptors is ready, or until `deadline`. Returns the values of the descriptors that are ready.
+    /// Waits until any of the descriptors is ready, or until `deadline`. Returns the values of the descriptors that are ready. A signal may
+    /// interrupt the wait; the method then returns no values before the deadline.
     pub fn wait(mut self, deadline: Option<Instant>) -> io::Result<Vec<T>> {
         let timeout = deadline.map(|at| {
-            // The timeout is rounded up, so that the deadline has passed after the wait.
+            // The timeout is one millisecond longer than the time left, so that the deadline has passed when the wait times out.
             let left = at.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
         });

@@ -131,8 +131,8 @@ impl Step for SmokeChecks {
 }
 
 /// The step that runs `scripts.postdeploy` of app.json once, in the first deployment of an environment. The record of the run is
-/// written to the disk before the script starts and after it has ended. Therefore neither a kill nor a later failure of the
-/// deployment makes the script run twice.
+/// written to the disk before the script starts and after the script has succeeded. Therefore neither a kill nor a later failure
+/// of the deployment makes the script run twice. The next deployment repeats only a script that failed.
 pub struct First;
 
 impl Step for First {

@@ -30,7 +30,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 /// The maximum number of requests on one connection. The other server allows 32 requests.
 const MAX_REQUESTS: usize = 24;
-/// The maximum length of a command that the other server accepts, in bytes.
+/// The maximum length of a command that is sent to the other server, in bytes. Every version of larder accepts commands of this length.
 const MAX_COMMAND: usize = 1024;
 /// The maximum size of the standard error that is kept for messages, in bytes.
 const MAX_WORDS: usize = 4096;

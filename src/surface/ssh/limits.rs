@@ -25,7 +25,8 @@ pub struct SshLimits {
     pub connections_per_user: usize,
     /// The maximum number of simultaneous connections that have not logged in yet.
     pub unauthenticated: usize,
-    /// The number of unauthenticated connections from which on the server drops new connections at random, with rising probability.
+    /// The number of unauthenticated connections at which the server begins to drop new connections at random. The probability rises from
+    /// 30 % at this number to 100 % at `unauthenticated`.
     pub early_drop: usize,
     /// The maximum number of simultaneous connections of one source that have not logged in yet.
     pub unauthenticated_per_source: usize,
@@ -141,7 +142,8 @@ impl Offence {
     }
 }
 
-// Penalties add up. A source is blocked once the sum of its penalties reaches `MIN_PENALTY`, and never for longer than `MAX_PENALTY`.
+// Penalties add up. A source is blocked once its remaining penalties reach `MIN_PENALTY`, until all of its penalties have ended. The
+// remaining penalties never exceed `MAX_PENALTY`.
 const MIN_PENALTY: Duration = Duration::from_secs(15);
 const MAX_PENALTY: Duration = Duration::from_secs(600);
 
@@ -149,7 +151,7 @@ struct Source {
     unauthenticated: usize,
     tokens: f64,
     seen: Instant,
-    /// The time at which the sum of all penalties ends. This time may be in the past.
+    /// The time at which all penalties have ended; each penalty begins after the previous one. This time may be in the past.
     penalty_ends: Instant,
     blocked: bool,
 }
@@ -268,7 +270,7 @@ pub(super) struct ConnectionPermit {
 }
 
 impl ConnectionPermit {
-    /// Marks the connection as logged in. A logged-in connection counts only against the total number of connections.
+    /// Marks the connection as logged in. In this limiter, a logged-in connection counts only against the total number of connections.
     pub(super) fn logged_in(&mut self) {
         if std::mem::take(&mut self.waiting) {
             self.limiter.logged_in(self.source, self.exempt);

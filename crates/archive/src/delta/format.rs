@@ -25,7 +25,7 @@ const MAX_OUTLINE: usize = 4096;
 /// The maximum size of a section after decompression, in bytes: enough for the lists of a million entries.
 const MAX_SECTION: u64 = 120 << 20;
 
-/// A section of the file, which is read as a whole.
+/// A section of the file. Each section is read as a whole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DeltaSection {
     /// The size in the file, in bytes.
@@ -39,7 +39,7 @@ pub(super) struct DeltaSection {
 }
 
 /// The outline of a delta. The length of an outline does not depend on the sizes in the outline, so that the patches can be written
-/// first.
+/// before the outline is complete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Outline {
     /// The id of the release that the delta starts from.
@@ -111,7 +111,7 @@ impl Outline {
         let (length, digest) = head.split_at_checked(4).unwrap_or_default();
         let length = u32::from_le_bytes(length.try_into().unwrap_or_default()) as usize;
         if length > MAX_OUTLINE {
-            return Err(refused("its outline is too long"));
+            return Err(refused(format!("its outline has {length} bytes (expected at most {MAX_OUTLINE})")));
         }
         let bytes = read(file, HEAD as u64, length)?;
         if Digest::of(&bytes).as_bytes() != digest {
@@ -127,7 +127,7 @@ impl Outline {
         if (self.base.as_str(), &self.base_tree) == (id, tree.as_bytes()) {
             return Ok(());
         }
-        Err(refused(format!("it starts from release {} (expected {})", self.base, id)))
+        Err(refused(format!("it starts from release {} (expected {id} with the tree {tree})", self.base)))
     }
 
     /// Returns the offset of the patches.
@@ -190,7 +190,8 @@ pub(super) fn plain(bytes: &[u8]) -> DeltaSection {
 
 fn packed_section(file: &File, at: u64, section: &DeltaSection, reference: &[u8], what: &str) -> Result<Vec<u8>, DeltaError> {
     if section.raw > MAX_SECTION {
-        return Err(refused(format!("its list of {what} is too long")));
+        let size = section.raw;
+        return Err(refused(format!("its list of {what} has {size} bytes (expected at most {MAX_SECTION})")));
     }
     let packed = self::section(file, at, section, what)?;
     let mut raw = Vec::new();
@@ -200,7 +201,8 @@ fn packed_section(file: &File, at: u64, section: &DeltaSection, reference: &[u8]
 
 fn section(file: &File, at: u64, section: &DeltaSection, what: &str) -> Result<Vec<u8>, DeltaError> {
     if section.bytes > MAX_SECTION {
-        return Err(refused(format!("its list of {what} is too long")));
+        let size = section.bytes;
+        return Err(refused(format!("its list of {what} has {size} bytes (expected at most {MAX_SECTION})")));
     }
     let bytes = read(file, at, section.bytes as usize)?;
     if *Digest::of(&bytes).as_bytes() == section.digest {
@@ -214,14 +216,15 @@ fn section(file: &File, at: u64, section: &DeltaSection, what: &str) -> Result<V
 fn read(file: &File, at: u64, length: usize) -> Result<Vec<u8>, DeltaError> {
     let size = file.metadata().map_err(|e| failed("read the metadata of", e))?.len();
     if size.saturating_sub(at) < length as u64 {
-        return Err(refused(format!("it is cut off: it has only {size} bytes")));
+        let expected = at.saturating_add(length as u64);
+        return Err(refused(format!("it is cut off: it has {size} bytes (expected at least {expected})")));
     }
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, at).map_err(|e| failed("read", e))?;
     Ok(bytes)
 }
 
-/// Decodes a list. Bytes after the list are an error.
+/// Decodes the outline or a list. Bytes after the end are an error.
 pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, DeltaError> {
     match postcard::take_from_bytes(bytes) {
         Ok((decoded, [])) => Ok(decoded),
