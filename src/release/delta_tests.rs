@@ -378,7 +378,7 @@ fn delta_with_a_damaged_base_file_is_refused_with_its_name() {
     let size = std::fs::metadata(world.old.tree.join("a")).unwrap().len() as usize;
     std::fs::write(world.old.tree.join("a"), "x".repeat(size)).unwrap();
     let refused = world.apply(&world.delta, false).unwrap_err().to_string();
-    assert!(refused.contains(&format!("\"a\" of release {} is not what", world.old.manifest.release)), "{refused}");
+    assert!(refused.contains(&format!("\"a\" of release {} differs from the manifest", world.old.manifest.release)), "{refused}");
     // Making a delta from the damaged tree fails as well.
     assert!(matches!(world.make(&tempfile::tempfile().unwrap(), 2), Err(ReleaseError::Delta(DeltaError::Damaged { .. }))));
     let world = changed();
@@ -395,8 +395,8 @@ fn delta_with_a_contradictory_head_is_refused() {
     for (text, lie, why) in [
         ("\"format\":1", "\"format\":0", "its manifest has the format 0"),
         ("\"format\":1", "\"format\":2", "its manifest has the format 2"),
-        (&release, &other, "of another release than its outline"),
-        (&tree, &tree.chars().rev().collect::<String>(), "of another release than its outline"),
+        (&release, &other, "are of different releases"),
+        (&tree, &tree.chars().rev().collect::<String>(), "are of different releases"),
         ("\"entries\":[]", "\"entries\":[{\"path\":\"a\",\"type\":\"dir\"}]", "its manifest contains entries or frames"),
         ("\"format\":1", "\"format\":one", "its manifest cannot be read"),
     ] {
