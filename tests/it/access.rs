@@ -34,7 +34,7 @@ fn rights_allow_and_refuse_commands(world: &World) {
     bob.page("version two");
     let push = bob.push();
     assert_ne!(push.0.status, 0, "{}", push.0);
-    push.says("push to it");
+    push.says("bob may not push to shop");
     world.serves("shop", "version one");
     world.ssh("bob", &["releases", "shop"]).exits(0).says("v1");
     world.ssh("bob", &["deploy", "shop"]).exits(3);
