@@ -149,7 +149,7 @@ async fn delta_installs_a_release_of_another_environment() {
         for other in [larger, otherwise] {
             fs::write(production.manifest(new.release), serde_json::to_vec(&other).unwrap()).unwrap();
             let refused = release::rebuild(&serve_side, new.release).await.unwrap_err().to_string();
-            assert!(refused.contains("gives other bytes than the archive that its manifest names"), "{refused}");
+            assert!(refused.contains("the new archive differs from the archive in its manifest"), "{refused}");
             assert_eq!(names(&production.releases()), before);
         }
         fs::write(production.manifest(new.release), serde_json::to_vec(&told).unwrap()).unwrap();
