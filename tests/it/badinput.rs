@@ -27,7 +27,12 @@ fn malformed_file_is_refused_with_its_line(world: &World) {
         ),
         ("larder.yml", "scale:\n  web: many\n", "gather: larder.yml:2: ", "expected"),
         ("larder.yml", "env: [1\n", "gather: larder.yml:1: this is not YAML", "check the indentation"),
-        ("larder.yml", "env:\n  A: 1\nenv:\n  B: 2\n", "gather: larder.yml:3: the key \"env\" is repeated", "remove this key or the same key on line 1"),
+        (
+            "larder.yml",
+            "env:\n  A: 1\nenv:\n  B: 2\n",
+            "gather: larder.yml:3: the key \"env\" is repeated",
+            "remove this key or the same key on line 1",
+        ),
         ("larder.yml", "env:\n  A: &x 1\n", "gather: larder.yml:2: ", "aliases are not supported"),
         ("Procfile", "web: ./run\nthis is no process\n", "gather: Procfile:2: ", "expected a line such as `web: python app.py`"),
         (
