@@ -16,6 +16,7 @@ pub mod pipeline;
 
 pub mod drift;
 
+pub mod backup;
 pub mod buildpack;
 pub mod git;
 pub mod layout;

@@ -209,9 +209,30 @@ impl EnvironmentPaths {
         self.0.join("data")
     }
 
-    /// Returns the directory that contains the saved patches in `patches/`. Other names in this directory are reserved.
+    /// Returns the directory of saved patches, restore points and restored copies.
     pub fn archives(&self) -> PathBuf {
         self.0.join("archives")
+    }
+
+    /// Returns the store of the restore points. Processes of the application do not see it.
+    pub fn points(&self) -> PathBuf {
+        self.archives().join("points")
+    }
+
+    /// Returns the directory of copies that were restored beside the live data.
+    pub fn restored(&self) -> PathBuf {
+        self.archives().join("restored")
+    }
+
+    /// Returns the directory in which the data of a restore point is completed before it is exchanged with [`Self::data`]. Both have the
+    /// same parent, so the server can exchange them without a right on their content.
+    pub fn restoring(&self) -> PathBuf {
+        self.0.join("restoring")
+    }
+
+    /// Returns the path of the record of the last restore of the live data.
+    pub fn restore_record(&self) -> PathBuf {
+        self.0.join("restore.json")
     }
 
     /// Returns the directory of the records of all deployments.

@@ -132,6 +132,16 @@ impl Assignment {
                     ),
                 }
             }
+            // No process of the application has one of these roles, so none can reach the restore points.
+            Role::Dump => Assignment::new(run).reads("LARDER_DATA", "/data", paths.data()).writes(
+                "LARDER_POINTS",
+                "/points",
+                paths.points(),
+            ),
+            Role::Restore => Assignment::new(run)
+                .reads("LARDER_POINTS", "/points", paths.points())
+                .writes("LARDER_RESTORED", "/restored", paths.restored())
+                .writes("LARDER_RESTORING", "/restoring", paths.restoring()),
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
                 // In a scratch layer, the files of its user are in `upper`.

@@ -99,8 +99,13 @@ impl Directories {
         self.make(paths.path(), SystemUser::Server, 0o755)?;
         self.make(paths.deploy(), SystemUser::Server, 0o755)?;
         // These directories contain code, values of variables and output of processes, so other users cannot read them.
-        for path in [paths.releases(), paths.archives(), paths.deployments(), paths.log()] {
+        for path in [paths.releases(), paths.deployments(), paths.log()] {
             self.make(path, SystemUser::Server, 0o750)?;
+        }
+        // The directories in it are private. It can be listed, so that the run user can delete its files in a discarded environment.
+        self.make(paths.archives(), SystemUser::Server, 0o755)?;
+        for path in [paths.points(), paths.restored(), paths.restoring()] {
+            self.make(path, SystemUser::Run(*env), 0o700)?;
         }
         self.make(paths.source(), SystemUser::Git, 0o755)?;
         self.make(paths.cache(), SystemUser::Build(*env), 0o755)?;

@@ -16,6 +16,8 @@ const HOST: [&str; 11] =
 /// Directories of every view. A directory is empty if the role does not use it.
 const MOUNT_POINTS: [&str; 11] =
     ["app", "lower", "cache", "source", "repo", "hooks", "deploy", "upper", "data", "area", "buildpacks"];
+/// Directories of every view for restore points, empty in a process of an application.
+const POINT_MOUNT_POINTS: [&str; 3] = ["points", "restored", "restoring"];
 /// Directories of every view for files of larder and its operator.
 const OWN_MOUNT_POINTS: [&str; 2] = ["larder/etc/buildpacks", "larder/bin"];
 
@@ -28,7 +30,7 @@ pub fn prepare(config: &KeeperConfig) -> io::Result<BaseView> {
         host: &HOST,
         additional: &config.host_paths,
         hidden: &config.root,
-        mount_points: &[&MOUNT_POINTS[..], &OWN_MOUNT_POINTS].concat(),
+        mount_points: &[&MOUNT_POINTS[..], &POINT_MOUNT_POINTS, &OWN_MOUNT_POINTS].concat(),
         binary: BINARY,
     })?;
     // A skipped directory is not fatal: workers get a view without this directory.

@@ -118,6 +118,11 @@ moment_id!(
     DeploymentId,
     "deployment"
 );
+moment_id!(
+    /// The id of a restore point, `<DATETIME>-<UUID>`, with the time at which it was requested.
+    PointId,
+    "restore point"
+);
 
 /// The number of a release within its environment: `v1`, `v2`, ...
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -37,6 +37,11 @@ pub enum Role {
     Sweep(Area),
     /// Packs installed trees into archives and deltas, as the environment's unpack user. The trees are read-only.
     Pack,
+    /// Captures the persistent data as a restore point, and reads the restore points, as the environment's run user. The data is
+    /// read-only.
+    Dump,
+    /// Writes the files of a restore point beside the live data, as the environment's run user. Does not see the live data.
+    Restore,
 }
 
 impl Role {
@@ -55,6 +60,8 @@ impl Role {
             Role::Patch => "patch",
             Role::Sweep(_) => "sweep",
             Role::Pack => "pack",
+            Role::Dump => "dump",
+            Role::Restore => "restore",
         }
     }
 

@@ -23,7 +23,7 @@ pub(crate) use checked::{checked_text, text_form};
 pub use environment::{Environment, Live, Project, Remote, Strategy};
 pub use event::{Blame, Event, Fault, Outcome, Record, StepStatus};
 pub use health::{HealthRecord, PassedCheck, Period, ProcessRestart};
-pub use id::{CommitId, DeploymentId, EnvId, ProjectId, ReleaseId, ReleaseNumber, UserNumbers};
+pub use id::{CommitId, DeploymentId, EnvId, PointId, ProjectId, ReleaseId, ReleaseNumber, UserNumbers};
 pub use larder_archive::{ArchiveInfo, Digest, Entry, EntryKind, Frame, bounded};
 pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, StopSignal, Supervision};
 pub use manifest::{BuildpackUse, Manifest};

@@ -8,7 +8,7 @@ mod sweep;
 use std::{fs::File, io, process::ExitCode};
 
 use crate::{
-    buildpack, drift, git,
+    backup, buildpack, drift, git,
     host::launch::{WorkerInput, read_job, write_report},
     release::{bundle, check, install, pack},
     runtime,
@@ -46,6 +46,8 @@ fn work(role: &str) -> io::Result<u8> {
         "run" | "task" => run(input),
         "drift" => look(input),
         "patch" => patch(input),
+        "dump" => dump(input),
+        "restore" => restore(input),
         _ => Err(io::Error::other("there is no worker of this role")),
     }
 }
@@ -112,6 +114,18 @@ fn patch(mut input: WorkerInput) -> io::Result<u8> {
     let text = files.next().ok_or_else(missing)?;
     let archive = files.next();
     write_report(&mut input.report, &drift::apply_work(&job, &drift::DriftPaths::from_environment(), &text, archive.as_ref()))?;
+    Ok(0)
+}
+
+fn dump(mut input: WorkerInput) -> io::Result<u8> {
+    let job: backup::DumpJob = read_job(&mut input.job)?;
+    write_report(&mut input.report, &backup::dump_work(&job, &backup::DumpPaths::from_environment()))?;
+    Ok(0)
+}
+
+fn restore(mut input: WorkerInput) -> io::Result<u8> {
+    let job: backup::RestoreJob = read_job(&mut input.job)?;
+    write_report(&mut input.report, &backup::restore_work(&job, &backup::RestorePaths::from_environment(), sweep::empty))?;
     Ok(0)
 }
 

@@ -1,0 +1,262 @@
+//! The dump worker: captures the data, and reads, compares, verifies and removes restore points. It runs as the environment's run user,
+//! with the data read-only.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::File,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use larder_points::{
+    CaptureOptions, ChangeKind, Diff, LookOptions, Manifest, Point, SkipReason, Source, Store, Usage, VerifyOptions, diff,
+    diff_live, usage,
+};
+
+use super::{
+    DATA, DataChange, DataDiff, DumpJob, DumpReport, MAX_LISTED, PointCounts, PointInfo, PointLabel, PointState,
+    error::{BackupFailure, FailureKind},
+};
+use crate::model::PointId;
+
+/// The number of threads that read files.
+const THREADS: usize = 2;
+
+/// The fewest characters of an id that name a restore point.
+const MIN_NAME: usize = 4;
+
+/// The directories of the dump worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DumpPaths {
+    /// The live data.
+    pub data: PathBuf,
+    /// The store.
+    pub points: PathBuf,
+}
+
+impl DumpPaths {
+    /// Reads `LARDER_DATA` and `LARDER_POINTS`.
+    pub fn from_environment() -> DumpPaths {
+        DumpPaths { data: directory("LARDER_DATA", "/data"), points: directory("LARDER_POINTS", "/points") }
+    }
+
+    /// Opens the directory above the live data, relative to which a restore point names its files.
+    fn base(&self) -> Result<File, BackupFailure> {
+        let base = self.data.parent().unwrap_or(Path::new("/"));
+        if self.data.file_name() != Some(OsStr::new(DATA)) {
+            return Err(BackupFailure::new(FailureKind::Machine, format!("{} is not a directory `{DATA}`", self.data.display())));
+        }
+        File::open(base).map_err(|e| BackupFailure::io(&format!("open {}", base.display()), &e))
+    }
+}
+
+/// Returns the path in a variable.
+pub(super) fn directory(variable: &str, default: &str) -> PathBuf {
+    env::var_os(variable).filter(|path| !path.is_empty()).map_or_else(|| PathBuf::from(default), PathBuf::from)
+}
+
+/// Runs the dump worker.
+pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailure> {
+    let store = Store::open(&paths.points)?;
+    match job {
+        DumpJob::Take { id, label, exact } => take(&store, paths, *id, label, *exact),
+        DumpJob::List => list(&store),
+        DumpJob::Show { point } => Ok(DumpReport::Point(Box::new(described(&named(&store, point)?)?), Vec::new())),
+        DumpJob::Verify { point } => verify(&store, point),
+        DumpJob::Remove { point } => {
+            let id = resolve(&store, point)?;
+            store.remove(&id)?;
+            Ok(DumpReport::Removed(id))
+        }
+        DumpJob::Diff { from, to } => {
+            let from = named(&store, from)?;
+            let found = match to {
+                Some(to) => {
+                    let to = named(&store, to)?;
+                    compared(&from, Some(to.id()), &diff(&from, &to, MAX_LISTED)?)
+                }
+                None => {
+                    let options =
+                        LookOptions { threads: THREADS, cross_mounts: true, listed: MAX_LISTED, ..LookOptions::default() };
+                    compared(&from, None, &diff_live(&from, paths.base()?.as_fd(), &options)?)
+                }
+            };
+            Ok(DumpReport::Diff(found))
+        }
+    }
+}
+
+fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact: bool) -> Result<DumpReport, BackupFailure> {
+    // What killed captures left would otherwise use space until a person looks.
+    store.sweep()?;
+    let base = paths.base()?;
+    let data = File::open(&paths.data).map_err(|e| BackupFailure::io("open the data", &e))?;
+    // The file system of the data, which is not that of the base: writes through shared mappings get their change times now.
+    rustix::fs::syncfs(&data).map_err(|e| BackupFailure::io("sync the file system of the data", &e.into()))?;
+    let ids = store.list()?;
+    let previous = ids.iter().rev().find_map(|id| store.point(id).ok());
+    let options = CaptureOptions {
+        threads: THREADS,
+        // The data is a mount point in this worker's view, and an operator may have mounted another disk inside of it.
+        cross_mounts: true,
+        skip_unreadable: true,
+        sync_sources: false,
+        ..CaptureOptions::default()
+    };
+    let label = serde_json::to_value(label).map_err(|e| BackupFailure::new(FailureKind::Machine, e.to_string()))?;
+    let id = id.to_string();
+    let captured = store.capture(&id, &label, base.as_fd(), &[Source::directory(DATA)], previous.as_ref(), &options)?;
+    if exact && !captured.is_exact() {
+        let (missed, torn) = (captured.missed, captured.manifest.totals.torn);
+        let first = skipped(&captured.manifest).into_iter().find(|(_, why)| why == UNREADABLE || why == CHANGED);
+        let first = first.map(|(path, why)| format!(", first {path}: {why}")).unwrap_or_default();
+        store.remove(&id)?;
+        let why =
+            format!("files that a restore point would lack: {missed} (and {torn} that changed while they were read){first}");
+        return Err(BackupFailure::new(FailureKind::Refused, why));
+    }
+    Ok(DumpReport::Point(Box::new(described(&store.point(&id)?)?), Vec::new()))
+}
+
+fn list(store: &Store) -> Result<DumpReport, BackupFailure> {
+    let mut all = Vec::new();
+    let mut points = Vec::new();
+    for id in store.list()?.into_iter().rev() {
+        match store.point(&id) {
+            Ok(point) => points.push(point),
+            Err(error) => all.push(unusable(&id, error.into())),
+        }
+    }
+    let (mut used, mut total) = (Usage::default(), 0);
+    if let Ok(found) = usage(&points.iter().collect::<Vec<_>>()) {
+        total = found.total;
+        used = found;
+    }
+    for point in &points {
+        let space = used.points.iter().find(|space| space.id == point.id());
+        all.push(info(point, space.map_or((0, 0), |space| (space.bytes, space.unique))));
+    }
+    all.sort_by(|a, b| b.id.cmp(&a.id));
+    Ok(DumpReport::List(all, total))
+}
+
+fn verify(store: &Store, name: &str) -> Result<DumpReport, BackupFailure> {
+    let mut point = named(store, name)?;
+    let report = point.verify(&VerifyOptions { threads: THREADS, ..VerifyOptions::default() })?;
+    let damages = report.damages.iter().take(MAX_LISTED).map(|damage| format!("{}: {}", damage.path, damage.fault));
+    let damages = damages.collect();
+    Ok(DumpReport::Point(Box::new(described(&point)?), damages))
+}
+
+/// Opens the restore point that a name means.
+pub(super) fn named(store: &Store, name: &str) -> Result<Point, BackupFailure> {
+    Ok(store.point(&resolve(store, name)?)?)
+}
+
+/// Returns the id that a name means: an id, the beginning of exactly one id, or `latest`.
+fn resolve(store: &Store, name: &str) -> Result<String, BackupFailure> {
+    let ids = store.list()?;
+    let missing = |why: &str| BackupFailure {
+        hint: Some(String::from("`larder backup list` shows the restore points; four characters of an id are enough")),
+        ..BackupFailure::new(FailureKind::NotFound, why)
+    };
+    let name = name.trim();
+    if name == "latest" {
+        return ids.last().cloned().ok_or_else(|| missing("there is no restore point yet"));
+    }
+    let shown: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+    // The beginning of an id is its date, which many have. Its end is different in each.
+    let fits = |id: &&String| *id == name || (name.len() >= MIN_NAME && (id.starts_with(name) || id.ends_with(name)));
+    let mut found = ids.iter().filter(fits);
+    match (found.next(), found.next()) {
+        (Some(id), None) => Ok(id.clone()),
+        (None, _) => Err(missing(&format!("there is no restore point {shown}"))),
+        (Some(_), Some(_)) => Err(missing(&format!("{shown} means more than one restore point"))),
+    }
+}
+
+fn described(point: &Point) -> Result<PointInfo, BackupFailure> {
+    let space = usage(&[point])?.points.first().map_or((0, 0), |space| (space.bytes, 0));
+    let mut info = info(point, space);
+    info.skipped = skipped(&point.manifest);
+    Ok(info)
+}
+
+fn info(point: &Point, (stored, unique): (u64, u64)) -> PointInfo {
+    let totals = &point.manifest.totals;
+    PointInfo {
+        id: point.id().to_owned(),
+        taken: Some(point.manifest.taken),
+        label: serde_json::from_value(point.manifest.label.clone()).ok(),
+        state: match point.verified {
+            None => PointState::Unverified,
+            Some(verified) if verified.damaged == 0 => PointState::Verified(verified.at.seconds),
+            Some(verified) => PointState::Damaged(verified.damaged, verified.at.seconds),
+        },
+        counts: PointCounts {
+            entries: totals.entries,
+            files: totals.files,
+            bytes: totals.bytes,
+            shared_files: totals.shared_files,
+            copied_bytes: totals.copied_bytes,
+            torn: totals.torn,
+            skipped: totals.skipped,
+            stored,
+            unique,
+        },
+        skipped: Vec::new(),
+    }
+}
+
+fn unusable(id: &str, failure: BackupFailure) -> PointInfo {
+    PointInfo {
+        id: id.to_owned(),
+        taken: None,
+        label: None,
+        state: PointState::Unusable(failure.why),
+        counts: PointCounts::default(),
+        skipped: Vec::new(),
+    }
+}
+
+const UNREADABLE: &str = "it cannot be read";
+const CHANGED: &str = "it disappeared or changed its kind meanwhile";
+
+fn skipped(manifest: &Manifest) -> Vec<(String, String)> {
+    let reason = |reason: SkipReason| match reason {
+        SkipReason::Socket => "a socket",
+        SkipReason::Fifo => "a FIFO",
+        SkipReason::Device => "a device",
+        SkipReason::Mount => "on another file system",
+        SkipReason::Unreadable => UNREADABLE,
+        SkipReason::Changed => CHANGED,
+        _ => "left out",
+    };
+    manifest.skipped.iter().take(MAX_LISTED).map(|skipped| (skipped.path.clone(), reason(skipped.reason).to_owned())).collect()
+}
+
+fn compared(from: &Point, to: Option<&str>, diff: &Diff) -> DataDiff {
+    let change = |kind: ChangeKind| match kind {
+        ChangeKind::Added => "added",
+        ChangeKind::Removed => "removed",
+        ChangeKind::Metadata => "metadata",
+        _ => "changed",
+    };
+    let changes = diff.changes.iter().map(|found| DataChange {
+        path: String::from_utf8_lossy(&found.path).into_owned(),
+        change: change(found.kind).to_owned(),
+        before: found.size_before,
+        after: found.size_after,
+    });
+    DataDiff {
+        from: from.id().to_owned(),
+        to: to.map(str::to_owned),
+        added: diff.added,
+        removed: diff.removed,
+        changed: diff.changed,
+        metadata: diff.metadata,
+        new_bytes: diff.new_bytes,
+        changes: changes.collect(),
+    }
+}

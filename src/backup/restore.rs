@@ -1,0 +1,141 @@
+//! The restore worker: writes the files of a restore point into a directory that is not live. It runs as the environment's run user and
+//! does not see the live data, so nothing that it does, or does not finish, can harm the live data.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use larder_points::{Point, RestoreOptions, Store};
+
+use super::{
+    DATA, Filled, PointOwner, RestoreJob,
+    dump::{directory, named},
+    error::{BackupFailure, FailureKind},
+};
+
+/// The number of threads that write files.
+const THREADS: usize = 2;
+
+/// The longest name of a restored copy.
+const MAX_NAME: usize = 64;
+
+/// The directories of the restore worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorePaths {
+    /// The store.
+    pub points: PathBuf,
+    /// The directory of restored copies.
+    pub restored: PathBuf,
+    /// The directory that is exchanged with the live data.
+    pub restoring: PathBuf,
+}
+
+impl RestorePaths {
+    /// Reads `LARDER_POINTS`, `LARDER_RESTORED` and `LARDER_RESTORING`.
+    pub fn from_environment() -> RestorePaths {
+        RestorePaths {
+            points: directory("LARDER_POINTS", "/points"),
+            restored: directory("LARDER_RESTORED", "/restored"),
+            restoring: directory("LARDER_RESTORING", "/restoring"),
+        }
+    }
+}
+
+/// Runs the restore worker. `empty` deletes everything in a directory.
+pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Result<()>) -> Result<Filled, BackupFailure> {
+    match job {
+        RestoreJob::Beside { point, owner, name } => beside(paths, point, owner, name),
+        RestoreJob::Fill { point, owner } => {
+            clear(paths, empty)?;
+            let filled = fill(paths, point, owner);
+            if filled.is_err() {
+                // The first error matters; the next restore empties the directory again.
+                let _ = clear(paths, empty);
+            }
+            filled
+        }
+        RestoreJob::Clear => clear(paths, empty).map(|()| Filled::default()),
+    }
+}
+
+fn clear(paths: &RestorePaths, empty: fn(&Path) -> io::Result<()>) -> Result<(), BackupFailure> {
+    empty(&paths.restoring).map_err(|e| BackupFailure::io("delete the replaced files", &e))?;
+    let mode = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(&paths.restoring, mode).map_err(|e| BackupFailure::io("set the mode of the restored data", &e))
+}
+
+fn opened(path: &Path) -> Result<File, BackupFailure> {
+    File::open(path).map_err(|e| BackupFailure::io(&format!("open {}", path.display()), &e))
+}
+
+fn beside(paths: &RestorePaths, point: &str, owner: &PointOwner, name: &str) -> Result<Filled, BackupFailure> {
+    check_copy_name(name)?;
+    let point = named(&Store::open(&paths.points)?, point)?;
+    let parent = opened(&paths.restored)?;
+    let report = point.restore_into(parent.as_fd(), OsStr::new(name), &options(owner)?)?;
+    Ok(filled(&point, &report))
+}
+
+/// Checks the name of a restored copy.
+fn check_copy_name(name: &str) -> Result<(), BackupFailure> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME || name.starts_with('.') || !name.chars().all(is_good) {
+        let shown: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+        let why =
+            format!("cannot restore into {shown:?}: expected 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -, not starting with a dot");
+        return Err(BackupFailure::new(FailureKind::Refused, why));
+    }
+    Ok(())
+}
+
+fn options(owner: &PointOwner) -> Result<RestoreOptions<'static>, BackupFailure> {
+    let expect = serde_json::to_value(owner).map_err(|e| BackupFailure::new(FailureKind::Machine, e.to_string()))?;
+    Ok(RestoreOptions { expect, threads: THREADS, ..RestoreOptions::default() })
+}
+
+fn filled(point: &Point, report: &larder_points::RestoreReport) -> Filled {
+    Filled { point: point.id().to_owned(), files: report.files, bytes: report.bytes, lost_owners: report.lost_owners }
+}
+
+/// Restores into `restoring/` and moves the data to its top, because exactly this directory is exchanged with the live one.
+fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner) -> Result<Filled, BackupFailure> {
+    let point = named(&Store::open(&paths.points)?, point)?;
+    let is_usual = matches!(point.manifest.sources.as_slice(), [one] if one.source.path == DATA && one.is_present);
+    if !is_usual {
+        let why = format!("restore point {} holds other directories than `{DATA}`", point.id());
+        return Err(BackupFailure::new(FailureKind::Refused, why));
+    }
+    let parent = opened(&paths.restoring)?;
+    let name = format!(".larder-{}", point.id());
+    let report = point.restore_into(parent.as_fd(), OsStr::new(&name), &options(owner)?)?;
+    let tree = paths.restoring.join(&name);
+    let moved = raise(&tree.join(DATA), &paths.restoring)
+        .and_then(|()| fs::remove_dir(tree.join(DATA)))
+        .and_then(|()| fs::remove_dir(&tree))
+        .and_then(|()| parent.sync_all());
+    moved.map_err(|e| BackupFailure::io("move the restored files", &e))?;
+    Ok(filled(&point, &report))
+}
+
+/// Moves everything in `from` to `to`.
+fn raise(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let Err(error) = fs::rename(entry.path(), &target) else { continue };
+        // A directory that its owner may not write cannot be moved: its entry `..` would change.
+        let found = fs::symlink_metadata(entry.path())?;
+        if error.kind() != io::ErrorKind::PermissionDenied || !found.is_dir() {
+            return Err(error);
+        }
+        let mode = found.permissions();
+        fs::set_permissions(entry.path(), fs::Permissions::from_mode(mode.mode() | 0o700))?;
+        fs::rename(entry.path(), &target)?;
+        fs::set_permissions(&target, mode)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! The server side of restore points: starts the dump and restore workers and waits for their reports.
+
+use std::time::Duration;
+
+use super::{BackupError, DumpJob, DumpReport, Filled, RestoreJob, error::BackupFailure};
+use crate::{
+    host::launch::{Launcher, Stdio},
+    model::{EnvId, Launch, LimitClass, ProjectId, Role, Supervision},
+};
+
+/// The largest report of a worker, in bytes.
+const MAX_REPORT: usize = 16 << 20;
+
+/// The longest time of a job that reads or writes all files.
+const FILES_LIMIT: Duration = Duration::from_secs(6 * 3600);
+
+/// The longest time of a job that reads the store's records only.
+const RECORDS_LIMIT: Duration = Duration::from_secs(600);
+
+/// The environment whose restore points are used, and the means to start workers.
+#[derive(Debug, Clone)]
+pub struct BackupContext {
+    /// The launcher that starts the workers.
+    pub launcher: Launcher,
+    /// The project.
+    pub project: ProjectId,
+    /// The environment.
+    pub environment: EnvId,
+}
+
+/// Runs a job of the dump worker.
+pub async fn dump(context: &BackupContext, job: &DumpJob) -> Result<DumpReport, BackupError> {
+    let limit = match job {
+        DumpJob::Take { .. } | DumpJob::Verify { .. } | DumpJob::Diff { .. } => FILES_LIMIT,
+        DumpJob::List | DumpJob::Show { .. } | DumpJob::Remove { .. } => RECORDS_LIMIT,
+    };
+    run(context, Role::Dump, job, limit).await
+}
+
+/// Runs a job of the restore worker.
+pub async fn restore(context: &BackupContext, job: &RestoreJob) -> Result<Filled, BackupError> {
+    run(context, Role::Restore, job, FILES_LIMIT).await
+}
+
+async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
+    context: &BackupContext,
+    role: Role,
+    job: &J,
+    limit: Duration,
+) -> Result<R, BackupError> {
+    let name = role.as_str();
+    let failed = |source| BackupError::Launch { role: name, source };
+    let launch = Launch {
+        role,
+        project: context.project,
+        environment: Some(context.environment),
+        release: None,
+        slot: None,
+        limits: LimitClass::Service,
+        supervision: Supervision::Once,
+    };
+    let mut child = context.launcher.launch(launch, job, Stdio::default()).await.map_err(failed)?;
+    let ended = async {
+        let report: Option<Result<R, BackupFailure>> = child.report(MAX_REPORT).await.map_err(failed)?;
+        // A worker that still runs holds locks of the store.
+        Ok::<_, BackupError>((report, child.wait().await.map_err(failed)?))
+    };
+    // The worker is killed when its handle is dropped.
+    let late = |_| BackupError::Late { role: name, seconds: limit.as_secs() };
+    let (report, exit) = tokio::time::timeout(limit, ended).await.map_err(late)??;
+    match report {
+        Some(report) => Ok(report?),
+        None => Err(BackupError::Died { role: name, exit }),
+    }
+}

@@ -1,0 +1,146 @@
+//! Tests of the workers' functions, in one process and without a sandbox.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+};
+
+use jiff::Timestamp;
+
+use super::*;
+
+struct Place {
+    directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["data", "points", "restored", "restoring"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+            fs::set_permissions(directory.path().join(name), fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        Place { directory }
+    }
+
+    fn at(&self, path: &str) -> std::path::PathBuf {
+        self.directory.path().join(path)
+    }
+
+    fn dump(&self, job: &DumpJob) -> Result<DumpReport, BackupFailure> {
+        dump_work(job, &DumpPaths { data: self.at("data"), points: self.at("points") })
+    }
+
+    fn take(&self) -> PointInfo {
+        match self.dump(&DumpJob::Take { id: PointId::new(Timestamp::now()), label: label("shop"), exact: true }).unwrap() {
+            DumpReport::Point(info, _) => *info,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn restore(&self, job: &RestoreJob) -> Result<Filled, BackupFailure> {
+        let paths = RestorePaths { points: self.at("points"), restored: self.at("restored"), restoring: self.at("restoring") };
+        let empty = |path: &Path| {
+            for entry in fs::read_dir(path)? {
+                let path = entry?.path();
+                if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path)? } else { fs::remove_file(path)? }
+            }
+            Ok(())
+        };
+        restore_work(job, &paths, empty)
+    }
+}
+
+fn label(project: &str) -> PointLabel {
+    PointLabel {
+        project: project.parse().unwrap(),
+        environment: "production".parse().unwrap(),
+        release: None,
+        number: None,
+        commit: None,
+        by: "ann".parse().unwrap(),
+        reason: String::from("asked"),
+    }
+}
+
+fn owner(project: &str) -> PointOwner {
+    PointOwner { project: project.parse().unwrap(), environment: "production".parse().unwrap() }
+}
+
+#[test]
+fn data_is_restored_at_the_top_of_the_directory_with_links_and_modes() {
+    let place = Place::new();
+    fs::write(place.at("data/top"), "top").unwrap();
+    symlink("/etc/shadow", place.at("data/link")).unwrap();
+    fs::create_dir(place.at("data/closed")).unwrap();
+    fs::write(place.at("data/closed/inside"), "x").unwrap();
+    fs::set_permissions(place.at("data/closed"), fs::Permissions::from_mode(0o500)).unwrap();
+    let point = place.take();
+    fs::write(place.at("restoring/left"), "of a killed restore").unwrap();
+    let filled = place.restore(&RestoreJob::Fill { point: String::from("latest"), owner: owner("shop") }).unwrap();
+    assert_eq!((filled.point.as_str(), filled.files), (point.id.as_str(), 2));
+    let mut names: Vec<_> = fs::read_dir(place.at("restoring")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["closed", "link", "top"]);
+    assert_eq!(fs::read_link(place.at("restoring/link")).unwrap(), Path::new("/etc/shadow"));
+    assert_eq!(fs::metadata(place.at("restoring/closed")).unwrap().permissions().mode() & 0o7777, 0o500);
+    assert_eq!(fs::read(place.at("restoring/closed/inside")).unwrap(), b"x");
+    place.restore(&RestoreJob::Clear).unwrap();
+    assert_eq!(fs::read_dir(place.at("restoring")).unwrap().count(), 0);
+}
+
+#[test]
+fn restore_point_of_another_project_is_refused_and_leaves_nothing() {
+    let place = Place::new();
+    fs::write(place.at("data/a"), "a").unwrap();
+    place.take();
+    let job = RestoreJob::Fill { point: String::from("latest"), owner: owner("blog") };
+    let failure = place.restore(&job).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+    assert!(failure.why.contains("blog"), "{failure}");
+    assert_eq!(fs::read_dir(place.at("restoring")).unwrap().count(), 0);
+    let job = RestoreJob::Beside { point: String::from("latest"), owner: owner("blog"), name: String::from("copy") };
+    assert_eq!(place.restore(&job).unwrap_err().kind, FailureKind::Refused);
+    assert_eq!(fs::read_dir(place.at("restored")).unwrap().count(), 0);
+}
+
+#[test]
+fn name_of_a_restored_copy_cannot_leave_its_directory() {
+    let place = Place::new();
+    place.take();
+    for name in ["", ".", "..", ".x", "a/b", "/etc", "a\n", &"x".repeat(65)] {
+        let job = RestoreJob::Beside { point: String::from("latest"), owner: owner("shop"), name: name.to_owned() };
+        assert_eq!(place.restore(&job).unwrap_err().kind, FailureKind::Refused, "{name:?}");
+    }
+}
+
+#[test]
+fn point_is_named_by_id_beginning_end_or_latest() {
+    let place = Place::new();
+    let (first, second) = (place.take(), place.take());
+    let show = |name: &str| match place.dump(&DumpJob::Show { point: name.to_owned() }) {
+        Ok(DumpReport::Point(info, _)) => Ok(info.id),
+        Ok(other) => panic!("{other:?}"),
+        Err(failure) => Err(failure.kind),
+    };
+    assert_eq!(show("latest").unwrap(), second.id);
+    assert_eq!(show(&first.id).unwrap(), first.id);
+    assert_eq!(show(first.id.get(first.id.len() - 6..).unwrap()).unwrap(), first.id);
+    for name in ["", "x", "202", "../data", "lock", first.id.get(..4).unwrap()] {
+        assert_eq!(show(name).unwrap_err(), FailureKind::NotFound, "{name:?}");
+    }
+}
+
+#[test]
+fn full_disk_and_newer_format_have_their_own_kinds() {
+    let full = larder_points::PointError::Io {
+        doing: "write",
+        path: "data/x".into(),
+        source: std::io::Error::from_raw_os_error(libc::ENOSPC),
+    };
+    assert_eq!(BackupFailure::from(full).kind, FailureKind::NoSpace);
+    let newer = larder_points::PointError::Version { what: "the manifest", id: String::from("x"), found: 9, supported: 1 };
+    let failure = BackupFailure::from(newer);
+    assert_eq!((failure.kind, failure.hint.as_deref()), (FailureKind::Refused, Some("update larder")));
+}
