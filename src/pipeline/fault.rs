@@ -39,6 +39,12 @@ pub fn in_followups(name: &'static str) {
     let _ = name;
 }
 
+/// Ends the process at one of the points of a restore of live data (`restore.NAME`).
+pub fn in_restore(name: &'static str) {
+    fail::fail_point!(&format!("restore.{name}"), |marks| die(&format!("restore.{name}"), marks));
+    let _ = name;
+}
+
 /// Returns true if a failpoint makes the step `name` fail before (`step.NAME`) or after (`step.NAME.late`) its work.
 pub fn step_fails(name: &str) -> bool {
     fail::fail_point!(&format!("step.{name}"), |_| true);

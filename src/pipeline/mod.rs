@@ -28,10 +28,13 @@ mod output;
 mod permits;
 mod phases;
 mod plan;
+mod points;
 mod publish;
 mod queue;
 mod recover;
 mod registry;
+mod restore;
+mod restore_record;
 mod runner;
 mod running;
 mod scans;
@@ -56,7 +59,10 @@ pub use self::{
     known::{KnownRelease, ReleaseNameError, find},
     permits::Permits,
     plan::Plan,
+    points::PointsError,
     queue::{DeployRequest, Goal, Ticket},
+    restore::Restored,
+    restore_record::{RestoreEnd, RestoreRecord},
     running::RestartError,
     scans::{DriftScans, LastScan},
     state_files::{BuildNumbers, Pin, Pins},

@@ -1,6 +1,9 @@
 //! The queue of one environment: one running deployment, and at most one waiting deployment.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -126,6 +129,10 @@ pub(super) struct Queue {
     pub(super) renewed: RenewedTree,
     /// The lock that is held while releases are removed, and while a request chooses a release.
     pub(super) store: Arc<tokio::sync::Mutex<()>>,
+    /// The lock that is held while a restore point is taken or removed, and during a restore. Operations that need both take `work` first.
+    pub(super) points: Arc<tokio::sync::Mutex<()>>,
+    /// True during a restore of the live data, which holds `work`.
+    pub(super) restoring: Arc<AtomicBool>,
     /// The lock that is held while an ending is announced, so that the observers receive endings in order.
     pub(super) announcing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -142,6 +149,8 @@ impl Queue {
             spare: SpareTree::default(),
             renewed: RenewedTree::default(),
             store: Arc::default(),
+            points: Arc::default(),
+            restoring: Arc::default(),
             announcing: Arc::default(),
         }
     }
@@ -199,7 +208,11 @@ impl Queue {
 
     /// Returns the error for a request that cannot be served while the deployment `running`, or a restart, is under way.
     pub(super) fn busy(&self, running: Option<DeploymentId>) -> PipelineError {
-        let doing = running.map_or_else(|| String::from("being restarted"), |id| format!("being deployed ({id})"));
+        let doing = match running {
+            Some(id) => format!("being deployed ({id})"),
+            None if self.restoring.load(Relaxed) => String::from("having its data restored"),
+            None => String::from("being restarted"),
+        };
         PipelineError::Busy { environment: self.environment().title(), doing }
     }
 

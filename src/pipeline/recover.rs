@@ -51,6 +51,7 @@ impl Pipeline {
         let live = history.live(&paths);
         let queue = Queue::new(environment.clone(), history, live, Slots::new(paths.slots_record()));
         self.load_slots(&queue, &paths);
+        self.settle_restore(&queue, &paths);
         for summary in unfinished {
             self.recover(&queue, summary.deployment).await;
         }
@@ -156,7 +157,7 @@ impl Pipeline {
             true => {
                 deployment.transcript.title(&format!("{why}; this deployment continues"));
                 deployment.services.open_domains(&deployment.environment, &deployment.settings());
-                let runs = run_in_slot(deployment, ProcessType::is_web).await;
+                let runs = run_in_slot(deployment, ProcessType::is_web, async || {}).await;
                 runs.map_err(|failure| failure.in_phase(Phase::Deploy))
             }
             false => Err(journal.state().fault.clone().unwrap_or_else(restarted)),

@@ -26,7 +26,18 @@ impl Pipeline {
     /// Ensures that the live release runs. Stops the processes of releases that do not occupy their slot, unless the use of the
     /// slots is unknown.
     pub(super) async fn serve(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
-        let served = self.serve_live(queue, history, live).await;
+        self.serve_after(queue, history, live, async || {}).await
+    }
+
+    /// Like [`Pipeline::serve`]. If processes have to be started, calls `before_boot` while none runs and the slot is empty.
+    pub(super) async fn serve_after(
+        &self,
+        queue: &Queue,
+        history: &History,
+        live: &Live,
+        before_boot: impl AsyncFnOnce(),
+    ) -> Result<(), Failure> {
+        let served = self.serve_live(queue, history, live, before_boot).await;
         let route = self.0.services.route(&queue.environment());
         if let Err(failure) = &served
             && !matches!(route.state(), RouteState::Live(_))
@@ -36,7 +47,13 @@ impl Pipeline {
         served
     }
 
-    async fn serve_live(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
+    async fn serve_live(
+        &self,
+        queue: &Queue,
+        history: &History,
+        live: &Live,
+        before_boot: impl AsyncFnOnce(),
+    ) -> Result<(), Failure> {
         let services = self.0.services.clone();
         let environment = &queue.environment();
         let id = history.of_release(live.release).map(|summary| summary.deployment);
@@ -54,7 +71,7 @@ impl Pipeline {
             stopped.map_err(|error| Failure::host(&error))?;
         }
         services.open_domains(environment, &deployment.settings());
-        run_in_slot(&mut deployment, |process| !process.is_release()).await
+        run_in_slot(&mut deployment, |process| !process.is_release(), before_boot).await
     }
 
     /// Restarts all processes of the live release, with the current scale of `environment`. Returns an error while a deployment
@@ -98,9 +115,13 @@ pub enum RestartError {
 }
 
 /// Ensures that the processes for which `which` returns true run in the release's slot, and routes requests to these processes.
-/// If these processes do not run yet, the slot is emptied first. Requests are routed to started processes even if they are not
-/// healthy: they may become healthy later, and until then the proxy shows its error page.
-pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&ProcessType) -> bool) -> Result<(), Failure> {
+/// If these processes do not run yet, the slot is emptied first, and then `before_boot` is called. Requests are routed to started
+/// processes even if they are not healthy: they may become healthy later, and until then the proxy shows its error page.
+pub(super) async fn run_in_slot(
+    deployment: &mut Deployment,
+    which: impl Fn(&ProcessType) -> bool,
+    before_boot: impl AsyncFnOnce(),
+) -> Result<(), Failure> {
     let services = deployment.services.clone();
     let (environment, slot) = (deployment.environment.clone(), deployment.spec.slot);
     let wanted = processes::boot(deployment, &which);
@@ -116,6 +137,7 @@ pub(super) async fn run_in_slot(deployment: &mut Deployment, which: impl Fn(&Pro
         // The slot's layer does not survive a new mount, so changes made by hand are saved first.
         drift::over_a_restart(deployment, &live).await;
         slot::empty(deployment).await?;
+        before_boot().await;
         let limit = deployment.time_limit(Phase::Deploy);
         let late = || Err(Failure::pusher(format!("linking the persistent paths took longer than {}", seconds(limit))));
         tokio::time::timeout(limit, slot::link(deployment)).await.unwrap_or_else(|_| late())?;

@@ -1,0 +1,182 @@
+//! Restore points of an environment: taken, listed, verified, compared, removed, and restored beside the live data. `restore.rs` replaces the
+//! live data.
+
+use jiff::Timestamp;
+
+use super::{core::Pipeline, error::PipelineError, queue::Queue, restore_record::RestoreRecord};
+use crate::{
+    backup::{
+        self, BackupContext, BackupError, BackupFailure, DataDiff, DumpJob, DumpReport, FailureKind, PointInfo, PointLabel,
+        PointOwner, RestoreJob,
+    },
+    host::files::FileError,
+    model::{Environment, PointId, UserName},
+};
+
+/// The reason that a restore point has if its request names none.
+const REQUESTED: &str = "requested";
+
+/// An error of an operation on restore points.
+#[derive(Debug, thiserror::Error)]
+pub enum PointsError {
+    /// Another operation is under way, or the environment is frozen.
+    #[error(transparent)]
+    NotNow(#[from] PipelineError),
+    /// A worker failed. The live data is unchanged.
+    #[error(transparent)]
+    Worker(#[from] BackupError),
+    /// The exchange or its record failed. The live data is unchanged.
+    #[error("cannot exchange the data of {environment} with the restored data")]
+    Exchange {
+        /// The environment, as `project/environment`.
+        environment: String,
+        /// The cause.
+        #[source]
+        source: FileError,
+    },
+    /// The live data is as before, and the live release may not run.
+    #[error("cannot restore the data of {environment}, which is unchanged: {why}")]
+    Stopped {
+        /// The environment, as `project/environment`.
+        environment: String,
+        /// The cause.
+        why: String,
+    },
+}
+
+impl PointsError {
+    pub(super) fn refused(why: String) -> PointsError {
+        BackupError::Failed(BackupFailure { kind: FailureKind::Refused, why, hint: None }).into()
+    }
+}
+
+fn confused() -> PointsError {
+    BackupError::Confused { role: "dump" }.into()
+}
+
+impl Pipeline {
+    pub(super) fn backup(&self, environment: &Environment) -> BackupContext {
+        let launcher = self.services().launcher.clone();
+        BackupContext { launcher, project: environment.project_id, environment: environment.id }
+    }
+
+    /// Returns the queue of an environment with the lock of its restore points, or the reason why the store is in use.
+    pub(super) fn lock_points(
+        &self,
+        environment: &Environment,
+    ) -> Result<(Queue, tokio::sync::OwnedMutexGuard<()>), PipelineError> {
+        let queue = self.queue_of(environment)?;
+        if queue.state.lock().closed {
+            return Err(PipelineError::NoEnvironment(environment.title()));
+        }
+        let busy = || PipelineError::Busy {
+            environment: environment.title(),
+            doing: String::from("being restored, or has a restore point taken or removed"),
+        };
+        let locked = queue.points.clone().try_lock_owned().map_err(|_| busy())?;
+        Ok((queue, locked))
+    }
+
+    /// Takes a restore point of the live data while the application serves.
+    pub async fn take_point(
+        &self,
+        environment: &Environment,
+        by: UserName,
+        reason: Option<String>,
+    ) -> Result<PointInfo, PointsError> {
+        let (queue, _locked) = self.lock_points(environment)?;
+        let reason = reason.unwrap_or_else(|| String::from(REQUESTED));
+        self.take(&queue, environment, by, reason, false).await
+    }
+
+    pub(super) async fn take(
+        &self,
+        queue: &Queue,
+        environment: &Environment,
+        by: UserName,
+        reason: String,
+        exact: bool,
+    ) -> Result<PointInfo, PointsError> {
+        let live = queue.state.lock().live.clone();
+        let label = PointLabel {
+            project: environment.project.clone(),
+            environment: environment.name.clone(),
+            release: live.as_ref().map(|live| live.release),
+            number: live.as_ref().map(|live| live.number),
+            commit: live.map(|live| live.commit),
+            by,
+            reason,
+        };
+        let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact };
+        match backup::dump(&self.backup(environment), &job).await? {
+            DumpReport::Point(info, _) => Ok(*info),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Returns the restore points, newest first, the bytes that they use together, and the last restore of the live data.
+    pub async fn points(&self, environment: &Environment) -> Result<(Vec<PointInfo>, u64, Option<RestoreRecord>), PointsError> {
+        let paths = self.services().root.environment(&environment.project, &environment.name);
+        match backup::dump(&self.backup(environment), &DumpJob::List).await? {
+            DumpReport::List(points, bytes) => Ok((points, bytes, RestoreRecord::read(&paths))),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Describes a restore point.
+    pub async fn point(&self, environment: &Environment, point: String) -> Result<PointInfo, PointsError> {
+        match backup::dump(&self.backup(environment), &DumpJob::Show { point }).await? {
+            DumpReport::Point(info, _) => Ok(*info),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Reads a restore point back. Returns it with the damaged files.
+    pub async fn verify_point(&self, environment: &Environment, point: String) -> Result<(PointInfo, Vec<String>), PointsError> {
+        match backup::dump(&self.backup(environment), &DumpJob::Verify { point }).await? {
+            DumpReport::Point(info, damages) => Ok((*info, damages)),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Removes a restore point, and returns its id.
+    pub async fn remove_point(&self, environment: &Environment, point: String) -> Result<String, PointsError> {
+        let (_queue, _locked) = self.lock_points(environment)?;
+        match backup::dump(&self.backup(environment), &DumpJob::Remove { point }).await? {
+            DumpReport::Removed(id) => Ok(id),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Compares a restore point with another one, or with the live data.
+    pub async fn diff_points(
+        &self,
+        environment: &Environment,
+        from: String,
+        to: Option<String>,
+    ) -> Result<DataDiff, PointsError> {
+        match backup::dump(&self.backup(environment), &DumpJob::Diff { from, to }).await? {
+            DumpReport::Diff(diff) => Ok(diff),
+            _ => Err(confused()),
+        }
+    }
+
+    /// Restores into a new directory beside the live data, and returns its path with the numbers of files and bytes.
+    pub async fn restore_beside(
+        &self,
+        environment: &Environment,
+        point: String,
+        name: String,
+    ) -> Result<(std::path::PathBuf, backup::Filled), PointsError> {
+        let (_queue, _locked) = self.lock_points(environment)?;
+        let paths = self.services().root.environment(&environment.project, &environment.name);
+        let job = RestoreJob::Beside { point, owner: owner(environment), name: name.clone() };
+        let filled = backup::restore(&self.backup(environment), &job).await?;
+        Ok((paths.restored().join(name), filled))
+    }
+}
+
+/// Returns the owner that restore points of an environment must have.
+pub(super) fn owner(environment: &Environment) -> PointOwner {
+    PointOwner { project: environment.project.clone(), environment: environment.name.clone() }
+}

@@ -1,0 +1,91 @@
+//! The record of the last restore of an environment's live data, `restore.json`.
+
+use std::{os::unix::fs::MetadataExt, path::Path};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::util::{chain, run_blocking};
+use crate::{
+    host::{
+        files::{self, FileError},
+        root::EnvironmentPaths,
+    },
+    model::{Environment, UserName},
+};
+
+/// The size limit of the record, in bytes.
+const MAX_RECORD: u64 = 64 << 10;
+
+/// The record of the last restore of the live data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRecord {
+    version: u32,
+    /// The id of the restore point.
+    pub point: String,
+    /// The user who requested the restore.
+    pub by: UserName,
+    /// The time at which the restore began.
+    pub begun: Timestamp,
+    /// The restore point of the data that was replaced, once it is taken.
+    pub before: Option<String>,
+    /// The inode of `data/` before the exchange.
+    inode: u64,
+    /// The end; absent while the restore is in flight.
+    pub end: Option<RestoreEnd>,
+}
+
+/// The end of a restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestoreEnd {
+    /// The data of the restore point is live.
+    Restored,
+    /// The live data is what it was before.
+    Unchanged,
+}
+
+impl RestoreRecord {
+    const VERSION: u32 = 1;
+
+    /// Creates the record of a restore that is about to begin.
+    pub(super) fn begin(point: String, by: UserName, paths: &EnvironmentPaths) -> Result<RestoreRecord, FileError> {
+        let inode = inode(&paths.data())?;
+        let begun = Timestamp::now();
+        Ok(RestoreRecord { version: RestoreRecord::VERSION, point, by, begun, before: None, inode, end: None })
+    }
+
+    /// Reads the record; `None` if there is none that this larder can use.
+    pub(super) fn read(paths: &EnvironmentPaths) -> Option<RestoreRecord> {
+        let bytes = files::read_limited(&paths.restore_record(), MAX_RECORD).ok()?;
+        let record: Option<RestoreRecord> = serde_json::from_slice(&bytes).ok();
+        record.filter(|record| record.version <= RestoreRecord::VERSION)
+    }
+
+    /// Writes the record durably.
+    pub(super) fn write(&self, paths: &EnvironmentPaths) -> Result<(), FileError> {
+        let bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
+        run_blocking(|| files::write_atomic(&paths.restore_record(), &bytes, 0o600))
+    }
+
+    /// Returns the end by the state on disk. The exchange has happened if another inode than the recorded one is live.
+    pub(super) fn end_by(&self, paths: &EnvironmentPaths) -> RestoreEnd {
+        match inode(&paths.data()) {
+            Ok(found) if found != self.inode => RestoreEnd::Restored,
+            _ => RestoreEnd::Unchanged,
+        }
+    }
+
+    /// Records the end.
+    pub(super) fn close(&mut self, environment: &Environment, paths: &EnvironmentPaths) {
+        self.end = Some(self.end_by(paths));
+        if let Err(error) = self.write(paths) {
+            tracing::warn!(environment = environment.title(), error = chain(&error), "the end of a restore is not recorded");
+        }
+    }
+}
+
+/// Returns the inode of a directory.
+fn inode(path: &Path) -> Result<u64, FileError> {
+    std::fs::symlink_metadata(path).map(|found| found.ino()).map_err(|e| FileError::io("look at", path, e))
+}
