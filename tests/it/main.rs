@@ -4,6 +4,7 @@
 
 mod access;
 mod architecture;
+mod backup;
 mod badinput;
 mod cli;
 mod clients;

@@ -32,6 +32,9 @@ fn path_owners_and_modes_match_the_layout(world: &World) {
     world.larder(&["run", "shop", "--", "sh", "-c", "echo x > media/upload; echo changed >> index.html"]).ok();
     world.larder(&["drift", "shop", "--save"]);
     world.larder(&["release", "pin", "shop", "v1"]);
+    world.larder(&["backup", "take", "shop"]).ok();
+    world.larder(&["backup", "restore", "shop", "latest", "--yes"]).ok();
+    world.larder(&["backup", "restore", "shop", "latest", "--into", "copy"]).ok();
     world.larder(&["restart", "shop"]).ok();
     let layout = Layout::standard().unwrap();
     // Drafts of unfinished writes and discarded directories are removed later.

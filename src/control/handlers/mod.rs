@@ -1,5 +1,6 @@
 //! The requests that the server carries out. Each request has fields, a needed right, a handler and a view.
 
+mod backup;
 mod deliverables;
 mod deployments;
 mod doctor;
@@ -16,6 +17,6 @@ mod status;
 mod users;
 
 pub use self::{
-    deliverables::*, deployments::*, doctor::*, drift::*, exports::*, keys::*, logs::*, processes::*, projects::*, promotion::*,
-    releases::*, remotes::*, status::*, users::*,
+    backup::*, deliverables::*, deployments::*, doctor::*, drift::*, exports::*, keys::*, logs::*, processes::*, projects::*,
+    promotion::*, releases::*, remotes::*, status::*, users::*,
 };

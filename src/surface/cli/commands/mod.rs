@@ -3,6 +3,7 @@
 //! with several verbs, such as `user add` and `user list`, is one file with one [`Command`](super::command::Command) for each verb.
 
 mod arguments;
+mod backup;
 mod deliverable;
 mod deploy;
 mod doctor;
@@ -57,6 +58,8 @@ pub enum Verb {
     #[command(subcommand)]
     Release(release::ReleaseVerb),
     Drift(drift::DriftArgs),
+    #[command(subcommand)]
+    Backup(backup::BackupVerb),
     Ps(ps::PsArgs),
     Restart(restart::RestartArgs),
     Logs(logs::LogsArgs),
@@ -85,6 +88,7 @@ impl Verb {
             Verb::Releases(command) => asking.ask(command).await,
             Verb::Release(noun) => noun.ask(asking).await,
             Verb::Drift(command) => asking.ask(command).await,
+            Verb::Backup(noun) => noun.ask(asking).await,
             Verb::Ps(command) => command.ask(asking).await,
             Verb::Restart(command) => asking.ask(command).await,
             Verb::Logs(command) => asking.ask(command).await,

@@ -1,0 +1,433 @@
+//! Requests about restore points. To take, list and compare them needs the right to push; to remove and restore them needs the right to
+//! operate, because both can lose data that users have written.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::deployments::of_pipeline;
+use crate::{
+    backup::{BackupError, DataDiff, FailureKind, PointCounts, PointInfo, PointState},
+    control::{
+        error::{CommandError, ErrorKind, not_found, refused, usage},
+        registry::Target,
+        request::{Context, Reply, Request},
+    },
+    model::{Access, CommitId, Environment, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_line},
+    pipeline::{PointsError, RestoreRecord},
+};
+
+/// The longest reason of a restore point, in bytes.
+const MAX_REASON: usize = 300;
+
+/// Takes a restore point.
+#[derive(Debug)]
+pub struct BackupTake {
+    /// The environment.
+    pub target: Target,
+    /// The reason, as one line.
+    pub reason: Option<String>,
+}
+
+/// Lists the restore points.
+#[derive(Debug)]
+pub struct BackupList {
+    /// The environment.
+    pub target: Target,
+}
+
+/// Describes a restore point.
+#[derive(Debug)]
+pub struct BackupShow {
+    /// The environment.
+    pub target: Target,
+    /// The id, its beginning or end, or `latest`.
+    pub point: String,
+}
+
+/// Reads a restore point back.
+#[derive(Debug)]
+pub struct BackupVerify {
+    /// The environment.
+    pub target: Target,
+    /// The id, its beginning or end, or `latest`.
+    pub point: String,
+}
+
+/// Removes a restore point.
+#[derive(Debug)]
+pub struct BackupRemove {
+    /// The environment.
+    pub target: Target,
+    /// The id, or its beginning or end.
+    pub point: String,
+}
+
+/// Compares a restore point with another one or with the live data.
+#[derive(Debug)]
+pub struct BackupDiff {
+    /// The environment.
+    pub target: Target,
+    /// The older restore point.
+    pub from: String,
+    /// The newer restore point; the live data if absent.
+    pub to: Option<String>,
+}
+
+/// Restores a restore point.
+#[derive(Debug)]
+pub struct BackupRestore {
+    /// The environment.
+    pub target: Target,
+    /// The id, its beginning or end, or `latest`.
+    pub point: String,
+    /// The target of the restore.
+    pub way: RestoreWay,
+}
+
+/// The target of a restore.
+#[derive(Debug)]
+pub enum RestoreWay {
+    /// A new directory beside the live data.
+    Beside(String),
+    /// The live data; only a preview unless confirmed.
+    Live {
+        /// True to replace the live data.
+        confirmed: bool,
+    },
+}
+
+/// A restore point.
+#[derive(Debug, Clone, Serialize)]
+pub struct PointView {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The id.
+    pub id: String,
+    /// The time of the capture.
+    pub taken: Option<Timestamp>,
+    /// `ok` (read back without a difference), `unverified`, `damaged` or `unusable`.
+    pub state: &'static str,
+    /// The time of the last verification.
+    pub verified: Option<Timestamp>,
+    /// The defect of a damaged or unusable restore point.
+    pub defect: Option<String>,
+    /// The release that was live.
+    pub release: Option<ReleaseId>,
+    /// The number of that release.
+    pub number: Option<ReleaseNumber>,
+    /// The commit of that release.
+    pub commit: Option<CommitId>,
+    /// The user who requested the restore point.
+    pub by: Option<UserName>,
+    /// The reason, as one line.
+    pub reason: Option<String>,
+    /// Numbers of files and bytes.
+    #[serde(flatten)]
+    pub counts: PointCounts,
+    /// The first live files that are not part of the restore point, as pairs of path and reason.
+    pub left_out: Vec<(String, String)>,
+}
+
+impl PointView {
+    fn new(environment: &Environment, info: PointInfo) -> PointView {
+        let at = |second: i64| Timestamp::from_second(second).ok();
+        let (state, verified, defect) = match info.state {
+            PointState::Unverified => ("unverified", None, None),
+            PointState::Verified(time) => ("ok", at(time), None),
+            PointState::Damaged(1, time) => ("damaged", at(time), Some(String::from("1 stored file differs"))),
+            PointState::Damaged(count, time) => ("damaged", at(time), Some(format!("{count} stored files differ"))),
+            PointState::Unusable(why) => ("unusable", None, Some(sanitise_line(&why))),
+        };
+        let label = info.label.as_ref();
+        PointView {
+            environment: environment.title(),
+            id: info.id,
+            taken: info.taken.and_then(at),
+            state,
+            verified,
+            defect,
+            release: label.and_then(|label| label.release),
+            number: label.and_then(|label| label.number),
+            commit: label.and_then(|label| label.commit.clone()),
+            by: label.map(|label| label.by.clone()),
+            reason: label.map(|label| sanitise_line(&label.reason)),
+            counts: info.counts,
+            left_out: info.skipped,
+        }
+    }
+}
+
+/// The restore points of an environment.
+#[derive(Debug, Clone, Serialize)]
+pub struct PointList {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The restore points, newest first.
+    pub points: Vec<PointView>,
+    /// The bytes that all of them use together.
+    pub bytes: u64,
+    /// The last restore of the live data.
+    pub last_restore: Option<RestoreRecord>,
+}
+
+/// A verified restore point.
+#[derive(Debug, Clone, Serialize)]
+pub struct VerifyView {
+    /// The restore point.
+    #[serde(flatten)]
+    pub point: PointView,
+    /// The first damaged files, with their faults.
+    pub damages: Vec<String>,
+}
+
+/// A restore point that was removed.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackupRemoved {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The id.
+    pub removed: String,
+}
+
+/// The answer to [`BackupRestore`].
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum RestoreView {
+    /// The restore point was restored beside the live data.
+    Beside {
+        /// The environment, as `project/environment`.
+        environment: String,
+        /// The restore point.
+        point: String,
+        /// The new directory, on the server.
+        path: String,
+        /// The number of restored files.
+        files: u64,
+        /// The bytes of these files.
+        bytes: u64,
+    },
+    /// The live data was replaced.
+    Live(LiveRestored),
+    /// Nothing was changed, because the request was not confirmed.
+    Preview(Box<RestorePreview>),
+}
+
+/// A restore of the live data.
+#[derive(Debug, Clone, Serialize)]
+pub struct LiveRestored {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The restore point.
+    pub restored: String,
+    /// The restore point of the data that was replaced.
+    pub before: String,
+    /// The number of restored files.
+    pub files: u64,
+    /// The bytes of these files.
+    pub bytes: u64,
+    /// The number of entries whose owner could not be restored.
+    pub lost_owners: u64,
+    /// The time for which the application did not serve, in milliseconds.
+    pub interrupted_ms: u64,
+    /// The reason why the live release does not run, if it does not.
+    pub not_running: Option<String>,
+}
+
+/// The changes that a restore would lose.
+#[derive(Debug, Clone, Serialize)]
+pub struct RestorePreview {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The restore point.
+    pub point: PointView,
+    /// The differences between the restore point and the live data.
+    pub would_lose: DataDiff,
+}
+
+fn of_points(error: &PointsError) -> CommandError {
+    let failure = match error {
+        PointsError::NotNow(why) => return of_pipeline(why),
+        PointsError::Stopped { .. } => return CommandError::new(ErrorKind::Deployment, error.to_string()),
+        PointsError::Worker(BackupError::Failed(failure)) => failure,
+        PointsError::Worker(other) => return CommandError::internal(other),
+        PointsError::Exchange { .. } => return CommandError::internal(error),
+    };
+    let why = sanitise_line(&failure.why);
+    let error = match failure.kind {
+        FailureKind::NotFound => not_found(why),
+        FailureKind::Refused => refused(why),
+        FailureKind::Damaged => refused(why).hint("choose another restore point; `larder backup verify` reads one back"),
+        FailureKind::NoSpace => refused(why).hint("free disk space, or remove a restore point with `larder backup remove`"),
+        FailureKind::Machine => CommandError::new(ErrorKind::Internal, why),
+    };
+    match &failure.hint {
+        Some(hint) => error.hint(hint.clone()),
+        None => error,
+    }
+}
+
+/// Checks the name of a restore point, which appears in messages.
+fn point_name(name: &str) -> Result<(), CommandError> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > 128 || !name.chars().all(is_good) {
+        return Err(usage("this is not the name of a restore point")
+            .hint("name its id, four or more characters at the beginning or end of its id, or `latest`"));
+    }
+    Ok(())
+}
+
+impl Request for BackupTake {
+    type View = PointView;
+    const NAME: &'static str = "backup take";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<PointView>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        if self.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON || reason.chars().any(char::is_control)) {
+            return Err(usage(format!("the reason must be one line of at most {MAX_REASON} bytes")));
+        }
+        let taken = control.pipeline().take_point(&environment, caller.name(), self.reason).await;
+        Ok(PointView::new(&environment, taken.map_err(|error| of_points(&error))?).into())
+    }
+}
+
+impl Request for BackupList {
+    type View = PointList;
+    const NAME: &'static str = "backup list";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<PointList>, CommandError> {
+        let environment = control.environment(&self.target)?;
+        let (points, bytes, last_restore) = control.pipeline().points(&environment).await.map_err(|error| of_points(&error))?;
+        let points = points.into_iter().map(|info| PointView::new(&environment, info)).collect();
+        Ok(PointList { environment: environment.title(), points, bytes, last_restore }.into())
+    }
+}
+
+impl Request for BackupShow {
+    type View = PointView;
+    const NAME: &'static str = "backup show";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<PointView>, CommandError> {
+        point_name(&self.point)?;
+        let environment = control.environment(&self.target)?;
+        let info = control.pipeline().point(&environment, self.point).await.map_err(|error| of_points(&error))?;
+        Ok(PointView::new(&environment, info).into())
+    }
+}
+
+impl Request for BackupVerify {
+    type View = VerifyView;
+    const NAME: &'static str = "backup verify";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<VerifyView>, CommandError> {
+        point_name(&self.point)?;
+        let environment = control.environment(&self.target)?;
+        let verified = control.pipeline().verify_point(&environment, self.point).await;
+        let (info, damages) = verified.map_err(|error| of_points(&error))?;
+        Ok(VerifyView { point: PointView::new(&environment, info), damages }.into())
+    }
+}
+
+impl Request for BackupRemove {
+    type View = BackupRemoved;
+    const NAME: &'static str = "backup remove";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Operate)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<BackupRemoved>, CommandError> {
+        point_name(&self.point)?;
+        let environment = control.environment(&self.target)?;
+        let removed = control.pipeline().remove_point(&environment, self.point).await.map_err(|error| of_points(&error))?;
+        Ok(BackupRemoved { environment: environment.title(), removed }.into())
+    }
+}
+
+impl Request for BackupDiff {
+    type View = DataDiff;
+    const NAME: &'static str = "backup diff";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<DataDiff>, CommandError> {
+        point_name(&self.from)?;
+        self.to.as_deref().map(point_name).transpose()?;
+        let environment = control.environment(&self.target)?;
+        let diff = control.pipeline().diff_points(&environment, self.from, self.to).await;
+        Ok(diff.map_err(|error| of_points(&error))?.into())
+    }
+}
+
+impl Request for BackupRestore {
+    type View = RestoreView;
+    const NAME: &'static str = "backup restore";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Operate)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<RestoreView>, CommandError> {
+        point_name(&self.point)?;
+        let environment = control.environment(&self.target)?;
+        let (pipeline, title) = (control.pipeline(), environment.title());
+        let view = match self.way {
+            RestoreWay::Beside(name) => {
+                let restored = pipeline.restore_beside(&environment, self.point, name).await;
+                let (path, filled) = restored.map_err(|error| of_points(&error))?;
+                RestoreView::Beside {
+                    environment: title,
+                    point: filled.point,
+                    path: path.display().to_string(),
+                    files: filled.files,
+                    bytes: filled.bytes,
+                }
+            }
+            RestoreWay::Live { confirmed: false } => {
+                let info = pipeline.point(&environment, self.point).await.map_err(|error| of_points(&error))?;
+                let diff = pipeline.diff_points(&environment, info.id.clone(), None).await;
+                let would_lose = diff.map_err(|error| of_points(&error))?;
+                RestoreView::Preview(Box::new(RestorePreview {
+                    environment: title,
+                    point: PointView::new(&environment, info),
+                    would_lose,
+                }))
+            }
+            RestoreWay::Live { confirmed: true } => {
+                let restored = pipeline.restore_live(&environment, self.point, caller.name()).await;
+                let restored = restored.map_err(|error| of_points(&error))?;
+                let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                RestoreView::Live(LiveRestored {
+                    environment: title,
+                    restored: restored.point,
+                    before: restored.before,
+                    files: restored.files,
+                    bytes: restored.bytes,
+                    lost_owners: restored.lost_owners,
+                    interrupted_ms: millis(restored.interrupted),
+                    not_running: restored.not_running,
+                })
+            }
+        };
+        Ok(view.into())
+    }
+}
