@@ -1,5 +1,5 @@
-//! The dump worker: captures the data, and reads, compares, verifies and removes restore points. It runs as the environment's run user,
-//! with the data read-only.
+//! The dump worker: captures the data, and reads, compares, verifies and removes restore points. The worker runs as the environment's run
+//! user and has only read access to the data.
 
 use std::{
     env,
@@ -23,7 +23,7 @@ use crate::model::PointId;
 /// The number of threads that read files.
 const THREADS: usize = 2;
 
-/// The fewest characters of an id that name a restore point.
+/// The minimum number of characters at the beginning or end of an id that name a restore point.
 const MIN_NAME: usize = 4;
 
 /// The directories of the dump worker.
@@ -31,7 +31,7 @@ const MIN_NAME: usize = 4;
 pub struct DumpPaths {
     /// The live data.
     pub data: PathBuf,
-    /// The store.
+    /// The store of the restore points.
     pub points: PathBuf,
 }
 
@@ -41,17 +41,20 @@ impl DumpPaths {
         DumpPaths { data: directory("LARDER_DATA", "/data"), points: directory("LARDER_POINTS", "/points") }
     }
 
-    /// Opens the directory above the live data, relative to which a restore point names its files.
+    /// Opens the parent directory of the live data. The paths in a restore point are relative to this directory.
     fn base(&self) -> Result<File, BackupFailure> {
         let base = self.data.parent().unwrap_or(Path::new("/"));
         if self.data.file_name() != Some(OsStr::new(DATA)) {
-            return Err(BackupFailure::new(FailureKind::Machine, format!("{} is not a directory `{DATA}`", self.data.display())));
+            return Err(BackupFailure::new(
+                FailureKind::Machine,
+                format!("cannot use {} as the live data: expected the name `{DATA}`", self.data.display()),
+            ));
         }
         File::open(base).map_err(|e| BackupFailure::io(&format!("open {}", base.display()), &e))
     }
 }
 
-/// Returns the path in a variable.
+/// Returns the path in an environment variable, or the default path if the variable is unset or empty.
 pub(super) fn directory(variable: &str, default: &str) -> PathBuf {
     env::var_os(variable).filter(|path| !path.is_empty()).map_or_else(|| PathBuf::from(default), PathBuf::from)
 }
@@ -88,11 +91,12 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
 }
 
 fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact: bool) -> Result<DumpReport, BackupFailure> {
-    // What killed captures left would otherwise use space until a person looks.
+    // Partial restore points of killed captures would otherwise use disk space until a person deletes them.
     store.sweep()?;
     let base = paths.base()?;
     let data = File::open(&paths.data).map_err(|e| BackupFailure::io("open the data", &e))?;
-    // The file system of the data, which is not that of the base: writes through shared mappings get their change times now.
+    // Writes through shared mappings may update a file's times only when the file system is synced. The data is a mount point, so its own
+    // directory is synced instead of the parent directory.
     rustix::fs::syncfs(&data).map_err(|e| BackupFailure::io("sync the file system of the data", &e.into()))?;
     let ids = store.list()?;
     let previous = ids.iter().rev().find_map(|id| store.point(id).ok());
@@ -110,10 +114,11 @@ fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact
     if exact && !captured.is_exact() {
         let (missed, torn) = (captured.missed, captured.manifest.totals.torn);
         let first = skipped(&captured.manifest).into_iter().find(|(_, why)| why == UNREADABLE || why == CHANGED);
-        let first = first.map(|(path, why)| format!(", first {path}: {why}")).unwrap_or_default();
+        let first = first.map(|(path, why)| format!("; first missing file: {path} ({why})")).unwrap_or_default();
         store.remove(&id)?;
-        let why =
-            format!("files that a restore point would lack: {missed} (and {torn} that changed while they were read){first}");
+        let why = format!(
+            "cannot take an exact restore point: missing files: {missed}, files that changed while they were read: {torn}{first}"
+        );
         return Err(BackupFailure::new(FailureKind::Refused, why));
     }
     Ok(DumpReport::Point(Box::new(described(&store.point(&id)?)?), Vec::new()))
@@ -149,16 +154,16 @@ fn verify(store: &Store, name: &str) -> Result<DumpReport, BackupFailure> {
     Ok(DumpReport::Point(Box::new(described(&point)?), damages))
 }
 
-/// Opens the restore point that a name means.
+/// Opens a restore point by its name.
 pub(super) fn named(store: &Store, name: &str) -> Result<Point, BackupFailure> {
     Ok(store.point(&resolve(store, name)?)?)
 }
 
-/// Returns the id that a name means: an id, the beginning of exactly one id, or `latest`.
+/// Returns the id of a restore point. The name is an id, the beginning or end of exactly one id, or `latest`.
 fn resolve(store: &Store, name: &str) -> Result<String, BackupFailure> {
     let ids = store.list()?;
     let missing = |why: &str| BackupFailure {
-        hint: Some(String::from("`larder backup list` shows the restore points; four characters of an id are enough")),
+        hint: Some(String::from("name a restore point that `larder backup list` shows, or four characters at the end of its id")),
         ..BackupFailure::new(FailureKind::NotFound, why)
     };
     let name = name.trim();
@@ -166,13 +171,13 @@ fn resolve(store: &Store, name: &str) -> Result<String, BackupFailure> {
         return ids.last().cloned().ok_or_else(|| missing("there is no restore point yet"));
     }
     let shown: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
-    // The beginning of an id is its date, which many have. Its end is different in each.
+    // An id begins with its date, which many ids have in common. The end of each id is different.
     let fits = |id: &&String| *id == name || (name.len() >= MIN_NAME && (id.starts_with(name) || id.ends_with(name)));
     let mut found = ids.iter().filter(fits);
     match (found.next(), found.next()) {
         (Some(id), None) => Ok(id.clone()),
         (None, _) => Err(missing(&format!("there is no restore point {shown}"))),
-        (Some(_), Some(_)) => Err(missing(&format!("{shown} means more than one restore point"))),
+        (Some(_), Some(_)) => Err(missing(&format!("more than one restore point has an id that begins or ends with {shown}"))),
     }
 }
 
@@ -220,8 +225,8 @@ fn unusable(id: &str, failure: BackupFailure) -> PointInfo {
     }
 }
 
-const UNREADABLE: &str = "it cannot be read";
-const CHANGED: &str = "it disappeared or changed its kind meanwhile";
+const UNREADABLE: &str = "unreadable";
+const CHANGED: &str = "disappeared or changed its kind during the capture";
 
 fn skipped(manifest: &Manifest) -> Vec<(String, String)> {
     let reason = |reason: SkipReason| match reason {

@@ -1,4 +1,5 @@
-//! The failures of the workers of restore points, as they cross the pipe to the server, and the errors of the server's side.
+//! The errors of operations on restore points. A worker sends a [`BackupFailure`] to the server. The server's functions return a
+//! [`BackupError`].
 
 use larder_points::{LimitKind, PointError};
 use serde::{Deserialize, Serialize};
@@ -10,13 +11,13 @@ use crate::{host::launch::LaunchError, model::Exit};
 pub enum FailureKind {
     /// No restore point has this name.
     NotFound,
-    /// The request cannot be carried out as it is.
+    /// The request is refused, and fails again if it is repeated without a change.
     Refused,
     /// The restore point is damaged.
     Damaged,
     /// The disk has too little space.
     NoSpace,
-    /// The machine failed.
+    /// The operating system or the server's setup failed.
     Machine,
 }
 
@@ -24,11 +25,11 @@ pub enum FailureKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{why}")]
 pub struct BackupFailure {
-    /// The kind.
+    /// The kind of the failure.
     pub kind: FailureKind,
     /// The failed action and its cause.
     pub why: String,
-    /// Advice, if there is any.
+    /// An instruction that helps to solve the problem.
     pub hint: Option<String>,
 }
 
@@ -53,7 +54,7 @@ impl From<PointError> for BackupFailure {
         };
         let mut why = match &error {
             PointError::Limit { what: LimitKind::FreeBytes, seen, limit, path } => {
-                format!("not enough disk space for {}: {seen} bytes are needed, {limit} are free", path.display())
+                format!("cannot write {}: {limit} bytes of disk space are free (expected {seen})", path.display())
             }
             _ => error.to_string(),
         };
@@ -62,7 +63,7 @@ impl From<PointError> for BackupFailure {
             why = format!("{why}: {cause}");
             source = cause.source();
         }
-        // Paths come from the application.
+        // The application chooses the paths, so the length of the text is limited.
         let why: String = why.chars().take(4000).collect();
         match why.split_once("\nhint: ") {
             Some((why, hint)) => BackupFailure { kind, why: why.to_owned(), hint: Some(hint.to_owned()) },
@@ -74,7 +75,7 @@ impl From<PointError> for BackupFailure {
 /// The error of an operation on restore points.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
-    /// The worker could not do its job.
+    /// The worker reported a failure.
     #[error(transparent)]
     Failed(#[from] BackupFailure),
     /// The worker could not be started, or its report could not be read.
@@ -91,19 +92,19 @@ pub enum BackupError {
     Died {
         /// The role.
         role: &'static str,
-        /// Its exit.
+        /// The exit of the worker.
         exit: Exit,
     },
-    /// The worker took too long and was killed.
-    #[error("the {role} worker took longer than {seconds} s and was stopped")]
+    /// The worker exceeded its time limit and was killed.
+    #[error("the {role} worker timed out after {seconds} s")]
     Late {
         /// The role.
         role: &'static str,
-        /// The limit.
+        /// The time limit, in seconds.
         seconds: u64,
     },
-    /// The worker answered another question.
-    #[error("the {role} worker sent the answer to another job")]
+    /// The worker sent a report that does not fit its job.
+    #[error("the {role} worker sent the report of another job")]
     Confused {
         /// The role.
         role: &'static str,

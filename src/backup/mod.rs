@@ -1,10 +1,10 @@
-//! Restore points: what an environment's persistent data held at one moment, kept so that all of it can be put back.
+//! Restore points: copies of an environment's persistent data as it was at one moment, which can replace the live data later.
 //!
-//! A restore point holds the files of `data/` today; dumps of declared databases are not part of it yet. The store, with capture,
-//! verification, comparison and retention, is the crate `larder_points`. This module has the jobs and reports of the two workers that use
-//! the store (`dump` reads the data and writes the store, `restore` reads the store and writes beside the data; both are processes of the
-//! environment's run user), and starts them for the server. It does not know when data may be exchanged; `pipeline/restore.rs` does. Read
-//! [`DumpJob`] and [`RestoreJob`] first.
+//! A restore point holds the files of `data/`, but no dumps of databases yet. The crate `larder_points` implements the store: capture,
+//! verification, comparison and retention. This module defines the jobs and reports of two workers, and starts the workers for the server.
+//! The dump worker reads the data and writes the store. The restore worker reads the store and writes beside the data. Both workers run as
+//! the environment's run user. This module does not decide when the data may be exchanged; `pipeline/restore.rs` does. Read [`DumpJob`] and
+//! [`RestoreJob`] first.
 
 mod dump;
 mod error;
@@ -26,7 +26,7 @@ use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, R
 /// The name of the captured directory in a restore point.
 const DATA: &str = "data";
 
-/// The most changes or skipped files that a report lists. All are counted.
+/// The maximum number of changes or skipped files that a report lists. The counts of a report include all of them.
 const MAX_LISTED: usize = 1000;
 
 /// The description of a restore point, stored in its manifest. A restore refuses a restore point of another environment.
@@ -36,11 +36,11 @@ pub struct PointLabel {
     pub project: ProjectName,
     /// The environment.
     pub environment: EnvironmentName,
-    /// The release that was live; absent if none was.
+    /// The live release at the time of the capture; absent if no release was live.
     pub release: Option<ReleaseId>,
-    /// The number of that release.
+    /// The number of the live release.
     pub number: Option<ReleaseNumber>,
-    /// The commit of that release.
+    /// The commit of the live release.
     pub commit: Option<CommitId>,
     /// The user who requested the restore point.
     pub by: UserName,
@@ -57,16 +57,16 @@ pub struct PointOwner {
     pub environment: EnvironmentName,
 }
 
-/// The job of the dump worker. A restore point is named by its id, the beginning of its id, or `latest`.
+/// The job of the dump worker. A restore point is named by its id, by the beginning or end of its id, or by `latest`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DumpJob {
     /// Captures the data.
     Take {
         /// The id of the new restore point.
         id: PointId,
-        /// Its description.
+        /// The description of the new restore point.
         label: PointLabel,
-        /// True to refuse data of which a file cannot be read or changes while it is read.
+        /// True to fail if a file of the data cannot be read, or changes while the worker reads the file.
         exact: bool,
     },
     /// Lists the restore points, newest first.
@@ -90,7 +90,7 @@ pub enum DumpJob {
     Diff {
         /// The older restore point.
         from: String,
-        /// The newer restore point; the live data if absent.
+        /// The newer restore point; absent to compare with the live data.
         to: Option<String>,
     },
 }
@@ -98,66 +98,66 @@ pub enum DumpJob {
 /// The report of the dump worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DumpReport {
-    /// A restore point that was taken, described or verified, with the damaged files that the verification found.
+    /// A restore point that was taken, described or verified, and the damaged files that its verification found.
     Point(Box<PointInfo>, Vec<String>),
-    /// All restore points, newest first, with the bytes that they use together.
+    /// All restore points, newest first, and their total disk usage in bytes.
     List(Vec<PointInfo>, u64),
     /// The id of a removed restore point.
     Removed(String),
-    /// The differences.
+    /// The differences between two restore points, or between a restore point and the live data.
     Diff(DataDiff),
 }
 
-/// A restore point.
+/// The properties of a restore point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointInfo {
     /// The id.
     pub id: String,
     /// The time of the capture, in seconds since 1970; absent if the manifest cannot be read.
     pub taken: Option<i64>,
-    /// The description; absent if the manifest cannot be read, or has none of larder's.
+    /// The description; absent if the manifest cannot be read, or if its label was not written by larder.
     pub label: Option<PointLabel>,
     /// The result of the last verification.
     pub state: PointState,
-    /// Numbers of files and bytes.
+    /// The numbers of files and bytes.
     pub counts: PointCounts,
-    /// The first live files that are not part of the restore point, as pairs of path and reason. Only for a single restore point.
+    /// The first files that the capture skipped, as pairs of path and reason; empty in a list of restore points.
     pub skipped: Vec<(String, String)>,
 }
 
 /// The reliability of a restore point.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PointState {
-    /// It was never read back.
+    /// The restore point was never read back.
     Unverified,
-    /// It was read back without a difference, at this time in seconds since 1970.
+    /// The restore point was read back without a difference, at this time in seconds since 1970.
     Verified(i64),
-    /// Stored files differ from what was captured: their number, and the time of the verification.
+    /// Stored files differ from the captured files: the number of damaged files, and the time of the verification in seconds since 1970.
     Damaged(u64, i64),
-    /// It cannot be used, for this reason.
+    /// The restore point cannot be used, for this reason.
     Unusable(String),
 }
 
-/// Numbers of files and bytes of a restore point.
+/// The numbers of files and bytes of a restore point.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointCounts {
-    /// Files, directories and links.
+    /// The number of files, directories and links.
     pub entries: u64,
-    /// Regular files.
+    /// The number of regular files.
     pub files: u64,
-    /// Bytes of all files, holes included.
+    /// The total size of all files in bytes, holes included.
     pub bytes: u64,
-    /// Files that are shared with the restore point before.
+    /// The number of files that are shared with the previous restore point.
     pub shared_files: u64,
-    /// Bytes of files that are not shared with the restore point before.
+    /// The total size of the files that are not shared with the previous restore point, in bytes.
     pub copied_bytes: u64,
-    /// Files that changed while they were read.
+    /// The number of files that changed while they were read.
     pub torn: u64,
-    /// Live files that are not part of the restore point: sockets, FIFOs, devices, unreadable files.
+    /// The number of entries that the capture skipped: sockets, FIFOs, devices and unreadable files.
     pub skipped: u64,
-    /// Allocated bytes in the store.
+    /// The allocated size in the store, in bytes.
     pub stored: u64,
-    /// Allocated bytes that the removal of this restore point frees.
+    /// The allocated size that the removal of this restore point frees, in bytes.
     pub unique: u64,
 }
 
@@ -172,18 +172,18 @@ pub struct DataDiff {
     pub added: u64,
     /// The number of entries that only the older state has.
     pub removed: u64,
-    /// The number of entries with another content.
+    /// The number of entries whose content differs.
     pub changed: u64,
-    /// The number of entries of which only owner, mode, attributes or time differ.
+    /// The number of entries whose owner, mode, attributes or time differ, but whose content is equal.
     pub metadata: u64,
-    /// The bytes of files that were added or changed, in the newer state.
+    /// The total size in the newer state of the added and changed files, in bytes.
     pub new_bytes: u64,
     /// The first differences, sorted by path.
     pub changes: Vec<DataChange>,
 }
 
 impl DataDiff {
-    /// Returns true if nothing differs.
+    /// Returns true if the two states are equal.
     pub fn is_empty(&self) -> bool {
         (self.added, self.removed, self.changed, self.metadata) == (0, 0, 0, 0)
     }
@@ -192,13 +192,13 @@ impl DataDiff {
 /// A path at which two states of the data differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataChange {
-    /// The path below the environment, such as `data/uploads/a.png`, with other characters in place of bytes that are not UTF-8.
+    /// The path below the environment, such as `data/uploads/a.png`. U+FFFD replaces bytes that are not UTF-8.
     pub path: String,
     /// `added`, `removed`, `changed` or `metadata`.
     pub change: String,
-    /// The size in the older state, in bytes; zero for anything but a file.
+    /// The size in the older state, in bytes; zero if the entry is not a file.
     pub before: u64,
-    /// The size in the newer state, in bytes; zero for anything but a file.
+    /// The size in the newer state, in bytes; zero if the entry is not a file.
     pub after: u64,
 }
 
@@ -209,16 +209,16 @@ pub enum RestoreJob {
     Beside {
         /// The restore point.
         point: String,
-        /// The environment to which it must belong.
+        /// The environment to which the restore point must belong.
         owner: PointOwner,
         /// The name of the directory.
         name: String,
     },
-    /// Fills `restoring/` with the data of a restore point, durably.
+    /// Writes the data of a restore point into `restoring/` and syncs the written files to the disk.
     Fill {
         /// The restore point.
         point: String,
-        /// The environment to which it must belong.
+        /// The environment to which the restore point must belong.
         owner: PointOwner,
     },
     /// Empties `restoring/`.
@@ -232,8 +232,8 @@ pub struct Filled {
     pub point: String,
     /// The number of restored files.
     pub files: u64,
-    /// The bytes of these files.
+    /// The total size of the restored files, in bytes.
     pub bytes: u64,
-    /// The number of entries whose owner or group could not be restored, because they belonged to another user.
+    /// The number of entries whose owner or group could not be restored, because the entry belonged to another user.
     pub lost_owners: u64,
 }

@@ -1,5 +1,5 @@
-//! The restore worker: writes the files of a restore point into a directory that is not live. It runs as the environment's run user and
-//! does not see the live data, so nothing that it does, or does not finish, can harm the live data.
+//! The restore worker: writes the files of a restore point into a directory that is not live. The worker runs as the
+//! environment's run user and cannot access the live data, so a bug or a kill of the worker cannot damage the live data.
 
 use std::{
     ffi::OsStr,
@@ -20,13 +20,13 @@ use super::{
 /// The number of threads that write files.
 const THREADS: usize = 2;
 
-/// The longest name of a restored copy.
+/// The maximum length of the name of a restored copy, in bytes.
 const MAX_NAME: usize = 64;
 
 /// The directories of the restore worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestorePaths {
-    /// The store.
+    /// The store of the restore points.
     pub points: PathBuf,
     /// The directory of restored copies.
     pub restored: PathBuf,
@@ -53,7 +53,7 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
             clear(paths, empty)?;
             let filled = fill(paths, point, owner);
             if filled.is_err() {
-                // The first error matters; the next restore empties the directory again.
+                // The error of the restore is reported, not an error of this cleanup. The next restore empties the directory again.
                 let _ = clear(paths, empty);
             }
             filled
@@ -85,8 +85,7 @@ fn check_copy_name(name: &str) -> Result<(), BackupFailure> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.is_empty() || name.len() > MAX_NAME || name.starts_with('.') || !name.chars().all(is_good) {
         let shown: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
-        let why =
-            format!("cannot restore into {shown:?}: expected 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -, not starting with a dot");
+        let why = format!("cannot restore into {shown:?}: expected 1 to {MAX_NAME} of A-Z a-z 0-9 . _ -, without a leading dot");
         return Err(BackupFailure::new(FailureKind::Refused, why));
     }
     Ok(())
@@ -101,12 +100,13 @@ fn filled(point: &Point, report: &larder_points::RestoreReport) -> Filled {
     Filled { point: point.id().to_owned(), files: report.files, bytes: report.bytes, lost_owners: report.lost_owners }
 }
 
-/// Restores into `restoring/` and moves the data to its top, because exactly this directory is exchanged with the live one.
+/// Restores into a subdirectory of `restoring/`, and then moves the data to the top of `restoring/`, because `restoring/` itself is
+/// exchanged with the live `data/`.
 fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner) -> Result<Filled, BackupFailure> {
     let point = named(&Store::open(&paths.points)?, point)?;
     let is_usual = matches!(point.manifest.sources.as_slice(), [one] if one.source.path == DATA && one.is_present);
     if !is_usual {
-        let why = format!("restore point {} holds other directories than `{DATA}`", point.id());
+        let why = format!("cannot restore {}: the restore point must hold exactly the directory `{DATA}`", point.id());
         return Err(BackupFailure::new(FailureKind::Refused, why));
     }
     let parent = opened(&paths.restoring)?;
@@ -127,7 +127,7 @@ fn raise(from: &Path, to: &Path) -> io::Result<()> {
         let entry = entry?;
         let target = to.join(entry.file_name());
         let Err(error) = fs::rename(entry.path(), &target) else { continue };
-        // A directory that its owner may not write cannot be moved: its entry `..` would change.
+        // The kernel refuses to move a directory without write permission for its owner, because the move changes the entry `..`.
         let found = fs::symlink_metadata(entry.path())?;
         if error.kind() != io::ErrorKind::PermissionDenied || !found.is_dir() {
             return Err(error);

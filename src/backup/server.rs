@@ -8,13 +8,13 @@ use crate::{
     model::{EnvId, Launch, LimitClass, ProjectId, Role, Supervision},
 };
 
-/// The largest report of a worker, in bytes.
+/// The maximum size of a worker's report, in bytes.
 const MAX_REPORT: usize = 16 << 20;
 
-/// The longest time of a job that reads or writes all files.
+/// The time limit of a job that reads or writes all files.
 const FILES_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
-/// The longest time of a job that reads the store's records only.
+/// The time limit of a job that reads only the store's records.
 const RECORDS_LIMIT: Duration = Duration::from_secs(600);
 
 /// The environment whose restore points are used, and the means to start workers.
@@ -62,10 +62,10 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     let mut child = context.launcher.launch(launch, job, Stdio::default()).await.map_err(failed)?;
     let ended = async {
         let report: Option<Result<R, BackupFailure>> = child.report(MAX_REPORT).await.map_err(failed)?;
-        // A worker that still runs holds locks of the store.
+        // The worker holds locks of the store until it exits, so the report alone does not complete the job.
         Ok::<_, BackupError>((report, child.wait().await.map_err(failed)?))
     };
-    // The worker is killed when its handle is dropped.
+    // After a timeout, the dropped handle kills the worker.
     let late = |_| BackupError::Late { role: name, seconds: limit.as_secs() };
     let (report, exit) = tokio::time::timeout(limit, ended).await.map_err(late)??;
     match report {

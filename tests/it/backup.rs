@@ -1,4 +1,4 @@
-//! Restore points of the files in `data/`: taken, verified, restored in place and beside, over kills, and out of reach of applications.
+//! Tests of restore points: capture, verification, restores in place and beside, kills during a restore, and isolation from applications.
 
 use std::{
     collections::BTreeMap,
@@ -59,7 +59,7 @@ fn id(point: &serde_json::Value) -> &str {
     point["id"].as_str().unwrap()
 }
 
-/// An entry as a walker sees it that shares no code with the program: kind, mode, owner, time, content, links.
+/// The properties of an entry, read without code of the program: kind, mode, owner, time, content, links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
     kind: String,
@@ -67,12 +67,12 @@ struct Seen {
     owner: (u32, u32),
     modified: (i64, i64),
     content: Vec<u8>,
-    /// Names of the same file, by the smallest of them.
+    /// The smallest path of the hard links to this file; `None` if the file has one link.
     same_as: Option<PathBuf>,
     attributes: Vec<(OsString, Vec<u8>)>,
 }
 
-/// Lists everything below a directory but FIFOs, and not the directory itself.
+/// Returns all entries below a directory, except FIFOs and other special files.
 fn walk(top: &Path) -> BTreeMap<PathBuf, Seen> {
     let (mut all, mut pending, mut names) = (BTreeMap::new(), vec![PathBuf::new()], BTreeMap::<u64, Vec<PathBuf>>::new());
     while let Some(relative) = pending.pop() {
@@ -166,7 +166,7 @@ fn restore_brings_back_every_file_with_owner_and_mode(world: &World) {
     world.larder(&["backup", "list", "shop"]).says("ok (20").says("before the trial");
     world.larder(&["backup", "show", "shop"]).says("release   v1 (");
 
-    // A second restore point shares what did not change.
+    // A second restore point shares the unchanged files with the first restore point.
     sh(world, "echo small > media/small");
     let second = take(world);
     assert!(second["copied_bytes"].as_u64().unwrap() < 100, "{second}");
@@ -176,7 +176,7 @@ fn restore_brings_back_every_file_with_owner_and_mode(world: &World) {
     assert_ne!(link(id(&point)), fs::metadata(data(world).join("media/sparse")).unwrap().ino(), "never shared with live data");
     world.larder(&["backup", "diff", "shop", id(&point), id(&second)]).says("1 added").says("data/media/small");
 
-    // Without confirmation nothing changes.
+    // Without `--yes`, a restore changes nothing.
     sh(world, DISTURB);
     let disturbed = walk(&data(world));
     world.larder(&["backup", "restore", "shop", id(&point)]).exits(3).says("data/media/added").says("--yes");
@@ -194,7 +194,7 @@ fn restore_brings_back_every_file_with_owner_and_mode(world: &World) {
     let fresh = list["points"][0]["id"].as_str().unwrap().to_owned();
     assert_eq!(list["points"][0]["reason"].as_str().unwrap(), format!("before the restore of {}", id(&point)));
 
-    // What was replaced can be had beside the live data.
+    // The replaced data can be restored beside the live data.
     let copy = world.environment("shop").join("archives/restored/replaced");
     world.larder(&["backup", "restore", "shop", &fresh, "--into", "replaced"]).says(&copy.display().to_string());
     same(&walk(&copy.join("data")), &disturbed);
@@ -202,7 +202,7 @@ fn restore_brings_back_every_file_with_owner_and_mode(world: &World) {
     world.larder(&["backup", "restore", "shop", &fresh, "--into", "replaced"]).exits(3).says("not empty");
     world.larder(&["backup", "restore", "shop", &fresh, "--into", "../x"]).exits(3);
 
-    // The next deployment finds the restored data, and a removed restore point takes nothing from the others.
+    // The next deployment uses the restored data. The removal of a restore point does not damage other restore points.
     world.larder(&["backup", "remove", "shop", id(&point)]).ok();
     world.larder(&["backup", "verify", "shop", id(&second)]).says("ok (");
     world.larder(&["backup", "show", "shop", id(&point)]).exits(4);
@@ -223,7 +223,7 @@ fn visitors_wait_during_a_restore(world: &World) {
     let restored = world.larder(&["--json", "backup", "restore", "shop", "latest", "--yes"]).json();
     assert!(restored["interrupted_ms"].as_u64().unwrap() > 0, "{restored}");
     visitor.satisfied();
-    // Scaled to zero, no process is stopped or started, and the data is exchanged all the same.
+    // If the release is scaled to zero, no process is stopped or started, but the data is exchanged.
     world.larder(&["ps", "shop", "--scale", "web=0"]).ok();
     fs::write(data(world).join("media/file"), "two").unwrap();
     let point = restored["restored"].as_str().unwrap();
@@ -244,7 +244,7 @@ fn sqlite_database_is_restored_with_its_log(world: &World) {
     );
     repo.page("version two");
     repo.push().accepted();
-    // The process ends without closing the database, so the last rows are in the write-ahead log only.
+    // The process exits without closing the database, so only the write-ahead log has the last rows.
     assert_eq!(sh(world, "python3 add.py; python3 add.py"), "1\n2");
     let point = take(world);
     assert!(names(&store(world).join(id(&point)).join("files/data")).contains(&String::from("db.sqlite3-wal")));
@@ -263,7 +263,7 @@ fn damaged_restore_point_is_shown_and_refused(world: &World) {
     fs::write(&stored, bytes).unwrap();
     sh(world, "echo changed > media/upload");
     let before = walk(&data(world));
-    // Also before anybody has verified it.
+    // A damaged restore point is refused before any verification.
     world.larder(&["backup", "restore", "shop", "latest", "--yes"]).exits(3).says("damaged").says("data/media/upload");
     world.larder(&["backup", "restore", "shop", "latest", "--into", "copy"]).exits(3).says("damaged");
     world.larder(&["backup", "verify", "shop"]).exits(1).says("damaged").says("data/media/upload: its content differs");
@@ -275,7 +275,7 @@ fn damaged_restore_point_is_shown_and_refused(world: &World) {
     // The next restore point does not share the damaged file.
     let next = take(world);
     world.larder(&["backup", "verify", "shop", id(&next)]).says("ok (");
-    // A defect of the records is shown without a verification.
+    // A damaged manifest is reported without a verification.
     let index = store(world).join(id(&next)).join("point.json");
     let mut bytes = fs::read(&index).unwrap();
     let at = bytes.len() / 2;
@@ -296,7 +296,7 @@ fn restore_killed_at_each_point_leaves_old_or_restored_data(world: &World) {
     fs::create_dir(&marks).unwrap();
     fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
     for (at, restored) in [("filled", false), ("taken", false), ("exchanged", true), ("cleared", true)] {
-        // Once only: the next server has the same failpoints.
+        // The mark limits the failpoint to one kill, because the next server has the same failpoints.
         world.restart(&[("FAILPOINTS", &format!("restore.{at}=return({})", marks.display()))]);
         let ended = world.larder(&["backup", "restore", "shop", id(&point), "--yes"]);
         assert_ne!(ended.status, 0, "{at}: the server was killed");
@@ -351,7 +351,7 @@ fn restore_during_a_deployment_is_refused(world: &World) {
         let push = scope.spawn(|| repo.push());
         until("it is being deployed", || !world.has_ended("shop"));
         restore().exits(3).says("being deployed");
-        // Taking is possible, because it changes nothing.
+        // A restore point can be taken during a deployment, because a capture does not change the data.
         take(world);
         let go = world.environment("shop").join("cache/go");
         fs::write(go, "").unwrap();
@@ -430,15 +430,15 @@ fn pusher_may_take_and_operator_may_restore(world: &World) {
     world.ssh("ann", &["backup:remove", "shop", "latest"]).ok();
 }
 
-/// The replaced data is kept as a restore point. A file that nobody can read would be lost.
+/// A restore keeps the replaced data as a restore point, so an unreadable file would be lost.
 fn exact_restore_point_before_a_restore_is_required(world: &World) {
     shop(world);
     sh(world, "echo one > media/file");
     take(world);
     sh(world, "echo two > media/file; echo hidden > media/hidden; chmod 0 media/hidden");
     let before = world.larder(&["backup", "take", "shop"]);
-    before.says("media/hidden (it cannot be read)");
-    world.larder(&["backup", "restore", "shop", "latest", "--yes"]).exits(3).says("would lack").says("media/hidden");
+    before.says("media/hidden (unreadable)");
+    world.larder(&["backup", "restore", "shop", "latest", "--yes"]).exits(3).says("missing file").says("media/hidden");
     assert_eq!(sh(world, "cat media/file"), "two");
     world.serves("shop", "version one");
 }
