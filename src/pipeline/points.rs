@@ -1,5 +1,5 @@
-//! Restore points of an environment: taken, listed, verified, compared, removed, and restored beside the live data. `restore.rs` replaces the
-//! live data.
+//! The pipeline's operations on restore points: take, list, show, verify, compare, remove, and restore beside the live data. This file does
+//! not replace the live data; `restore.rs` does.
 
 use jiff::Timestamp;
 
@@ -13,7 +13,7 @@ use crate::{
     model::{Environment, PointId, UserName},
 };
 
-/// The reason that a restore point has if its request names none.
+/// The default reason of a restore point, used if the request names no reason.
 const REQUESTED: &str = "requested";
 
 /// An error of an operation on restore points.
@@ -34,7 +34,7 @@ pub enum PointsError {
         #[source]
         source: FileError,
     },
-    /// The live data is as before, and the live release may not run.
+    /// The processes could not be stopped or started. The live data is unchanged, and the live release may not run.
     #[error("cannot restore the data of {environment}, which is unchanged: {why}")]
     Stopped {
         /// The environment, as `project/environment`.
@@ -60,7 +60,7 @@ impl Pipeline {
         BackupContext { launcher, project: environment.project_id, environment: environment.id }
     }
 
-    /// Returns the queue of an environment with the lock of its restore points, or the reason why the store is in use.
+    /// Locks the restore points of an environment, and returns its queue with the lock. Returns an error if the lock is held.
     pub(super) fn lock_points(
         &self,
         environment: &Environment,
@@ -114,7 +114,7 @@ impl Pipeline {
         }
     }
 
-    /// Returns the restore points, newest first, the bytes that they use together, and the last restore of the live data.
+    /// Returns the restore points, newest first, their total disk usage in bytes, and the record of the last restore of the live data.
     pub async fn points(&self, environment: &Environment) -> Result<(Vec<PointInfo>, u64, Option<RestoreRecord>), PointsError> {
         let paths = self.services().root.environment(&environment.project, &environment.name);
         match backup::dump(&self.backup(environment), &DumpJob::List).await? {
@@ -131,7 +131,7 @@ impl Pipeline {
         }
     }
 
-    /// Reads a restore point back. Returns it with the damaged files.
+    /// Reads a restore point back. Returns its description and the damaged files.
     pub async fn verify_point(&self, environment: &Environment, point: String) -> Result<(PointInfo, Vec<String>), PointsError> {
         match backup::dump(&self.backup(environment), &DumpJob::Verify { point }).await? {
             DumpReport::Point(info, damages) => Ok((*info, damages)),
@@ -161,7 +161,7 @@ impl Pipeline {
         }
     }
 
-    /// Restores into a new directory beside the live data, and returns its path with the numbers of files and bytes.
+    /// Restores into a new directory beside the live data. Returns the path of the directory and the report of the restore worker.
     pub async fn restore_beside(
         &self,
         environment: &Environment,
@@ -176,7 +176,7 @@ impl Pipeline {
     }
 }
 
-/// Returns the owner that restore points of an environment must have.
+/// Returns the owner that a restore point must have to be restored into an environment.
 pub(super) fn owner(environment: &Environment) -> PointOwner {
     PointOwner { project: environment.project.clone(), environment: environment.name.clone() }
 }

@@ -2,9 +2,9 @@
 //!
 //! A restore excludes deployments, restarts and further restores. The data of the restore point is completed in `restoring/` while the
 //! application still serves. Then the processes are stopped, a fresh restore point of the live data is taken, and `restoring/` is exchanged
-//! with `data/` by one rename, so that a kill leaves the old or the restored data and never a mixture. What is in `restoring/` afterwards
-//! is the replaced data, which the fresh restore point holds, too. The record `restore.json` tells the next start which of the two
-//! happened; the start of the live release is what every start of the server does.
+//! with `data/` by one rename. A kill therefore leaves either the old or the restored data, and never a mixture. After the exchange,
+//! `restoring/` has the replaced data, which is also in the fresh restore point. After a kill, the next start of the server empties
+//! `restoring/` and records in `restore.json` if the exchange happened. The live release is started as at each start of the server.
 
 use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -23,10 +23,10 @@ use crate::{
     model::{Area, Environment, Slot, SlotUse, UserName},
 };
 
-/// The time for which requests wait during a restore. Later ones get the maintenance page.
+/// The time limit of requests that wait during a restore. After this time, the proxy answers with the maintenance page.
 const HOLD: Duration = Duration::from_secs(10);
 
-/// The time that requests in flight get to finish before the processes are stopped.
+/// The time limit for requests in flight. After this time, the processes are stopped.
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// A completed restore of the live data.
@@ -38,18 +38,18 @@ pub struct Restored {
     pub before: String,
     /// The number of restored files.
     pub files: u64,
-    /// The bytes of these files.
+    /// The total size of the restored files, in bytes.
     pub bytes: u64,
     /// The number of entries whose owner could not be restored.
     pub lost_owners: u64,
     /// The time during which the processes did not serve.
     pub interrupted: Duration,
-    /// The reason why the live release does not run after the restore, if it does not.
+    /// The reason why the live release does not run after the restore; absent if the release runs.
     pub not_running: Option<String>,
 }
 
 impl Pipeline {
-    /// Restores in place of the live data. The restore goes on if the caller stops to wait for it.
+    /// Replaces the live data with a restore point. The restore continues if the caller drops the returned future.
     pub async fn restore_live(&self, environment: &Environment, point: String, by: UserName) -> Result<Restored, PointsError> {
         let (this, environment) = (self.clone(), environment.clone());
         let restore = async move {
@@ -78,12 +78,12 @@ impl Pipeline {
                 environment.title()
             )));
         }
-        // A name that means nothing, or a record that cannot be read, is refused before anything is recorded.
+        // An unknown or unreadable restore point is refused before the restore is recorded.
         let point = self.point(environment, point).await?.id;
         let context = self.backup(environment);
         let failed = |source| PointsError::Exchange { environment: environment.title(), source };
         let mut record = RestoreRecord::begin(point.clone(), by, &paths).map_err(failed)?;
-        // Before the first file is written: the next start deletes what a killed restore left.
+        // The record is written before the first file: the next start deletes the files of a killed restore only if a record exists.
         record.write(&paths).map_err(failed)?;
         let filled = match backup::restore(&context, &RestoreJob::Fill { point, owner: owner(environment) }).await {
             Ok(filled) => filled,
@@ -109,8 +109,8 @@ impl Pipeline {
         })
     }
 
-    /// Stops the processes, exchanges the data, and starts the processes again, with the restored data or, after a failure, with the old
-    /// one. Returns the reason why the live release does not run after the exchange, if it does not.
+    /// Stops the processes, exchanges the data, and starts the processes again. After a failure, the processes start with the old data.
+    /// Returns the reason why the live release does not run after the exchange, or `None` if the release runs.
     async fn exchange_stopped(
         &self,
         queue: &Queue,
@@ -130,19 +130,19 @@ impl Pipeline {
         };
         queue.slots.drained(other).await;
         if !matches!(queue.slots.table().get(other), SlotUse::Idle) {
-            return Err(stopped(format!("the processes of the release before are still stopping in {other}")));
+            return Err(stopped(format!("processes of the previous release still run in {other}")));
         }
         let hold = services.route(environment).hold(HOLD);
         hold.settle(SETTLE).await;
         let all = |label: &crate::runtime::Label| queue.slots.grace_in(label.slot)(label);
-        // After a failure, the processes that were stopped are started again as well.
+        // A failure is not returned yet, because `serve_after` must start the stopped processes again.
         let failure = services.runtime.stop_each(environment.id, all).await.err();
         let mut exchanged = None;
         let before_boot = async || {
             if let Some(error) = &failure {
                 return exchanged = Some(Err(stopped(chain(error))));
             }
-            // Ends commands of `larder run` in the other slot, too: they would go on writing to the replaced data.
+            // Commands of `larder run` in the other slot are killed, too. Otherwise, they would continue to write to the replaced data.
             let reset = services.launcher.reset_area(environment.id, Area::Slot, None, Some(other)).await;
             exchanged = Some(match reset {
                 Ok(()) => self.exchange(queue, environment, paths, record).await,
@@ -150,7 +150,7 @@ impl Pipeline {
             });
         };
         let served = self.serve_after(queue, &history, &live, before_boot).await;
-        // Scaled to zero, the release has no process to start.
+        // A release that is scaled to zero has no process to start, so `serve_after` did not call `before_boot`.
         if exchanged.is_none() && served.is_ok() && services.runtime.instances(environment.id, None).is_empty() {
             exchanged = Some(self.exchange(queue, environment, paths, record).await);
         }
@@ -163,7 +163,7 @@ impl Pipeline {
         }
     }
 
-    /// Takes a restore point of the data that is replaced, and exchanges the data. No process of the application runs.
+    /// Takes a restore point of the live data, and exchanges the data. The caller has stopped all processes of the application.
     async fn exchange(
         &self,
         queue: &Queue,
@@ -181,14 +181,18 @@ impl Pipeline {
             if record.end_by(paths) == RestoreEnd::Unchanged {
                 return Err(failed(error));
             }
-            // A power cut may revert the exchange; the data is whole either way.
-            tracing::warn!(environment = environment.title(), error = chain(&error), "a restore is not on the disk yet");
+            // A power cut may revert the exchange. The live data is then the old data, and is complete.
+            tracing::warn!(
+                environment = environment.title(),
+                error = chain(&error),
+                "cannot sync the exchange of the data to the disk"
+            );
         }
         fault::in_restore("exchanged");
         Ok(())
     }
 
-    /// Deletes what is in `restoring/`, and then records the end. While the end is not recorded, the next start does both.
+    /// Empties `restoring/`, and then records the end of the restore. If the server is killed before, its next start does both.
     async fn end_restore(&self, environment: &Environment, paths: &EnvironmentPaths, record: &mut RestoreRecord) {
         if let Err(error) = backup::restore(&self.backup(environment), &RestoreJob::Clear).await {
             tracing::warn!(environment = environment.title(), error = chain(&error), "cannot delete the replaced data");
@@ -197,13 +201,13 @@ impl Pipeline {
         record.close(environment, paths);
     }
 
-    /// Ends a restore that a dead server left. The files are deleted in the background.
+    /// Completes the record of a restore that was in flight when the previous server exited. The files are deleted in the background.
     pub(super) fn settle_restore(&self, queue: &Queue, paths: &EnvironmentPaths) {
         let Some(mut record) = RestoreRecord::read(paths).filter(|record| record.end.is_none()) else { return };
         let (this, queue, paths) = (self.clone(), queue.clone(), paths.clone());
         let environment = queue.environment();
         let end = record.end_by(&paths);
-        tracing::warn!(environment = environment.title(), point = record.point, ?end, "a restore of data was interrupted");
+        tracing::warn!(environment = environment.title(), point = record.point, ?end, "restore of the data was interrupted");
         self.0.tasks.spawn(async move {
             let _locked = queue.points.lock().await;
             this.end_restore(&environment, &paths, &mut record).await;
@@ -211,13 +215,13 @@ impl Pipeline {
     }
 }
 
-/// Returns a mount point at or below `path`, by the text of `/proc/self/mountinfo`.
+/// Returns the first mount point at or below `path`. `mounts` is the text of `/proc/self/mountinfo`.
 fn mount_at_or_below(mounts: &str, path: &Path) -> Option<String> {
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(unescaped);
     points.into_iter().find(|point| Path::new(point).starts_with(path))
 }
 
-/// Returns a path of `mountinfo` without its escapes of spaces, tabs, newlines and backslashes.
+/// Decodes the octal escapes of a path in `mountinfo`: space, tab, newline and backslash (proc_pid_mountinfo(5)).
 fn unescaped(path: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()

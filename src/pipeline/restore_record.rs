@@ -27,7 +27,7 @@ pub struct RestoreRecord {
     pub by: UserName,
     /// The time at which the restore began.
     pub begun: Timestamp,
-    /// The restore point of the data that was replaced, once it is taken.
+    /// The id of the restore point of the replaced data; absent until that restore point is taken.
     pub before: Option<String>,
     /// The inode of `data/` before the exchange.
     inode: u64,
@@ -41,7 +41,7 @@ pub struct RestoreRecord {
 pub enum RestoreEnd {
     /// The data of the restore point is live.
     Restored,
-    /// The live data is what it was before.
+    /// The live data is the data from before the restore.
     Unchanged,
 }
 
@@ -55,7 +55,7 @@ impl RestoreRecord {
         Ok(RestoreRecord { version: RestoreRecord::VERSION, point, by, begun, before: None, inode, end: None })
     }
 
-    /// Reads the record; `None` if there is none that this larder can use.
+    /// Reads the record. Returns `None` if the record is missing, unreadable or from a newer version of larder.
     pub(super) fn read(paths: &EnvironmentPaths) -> Option<RestoreRecord> {
         let bytes = files::read_limited(&paths.restore_record(), MAX_RECORD).ok()?;
         let record: Option<RestoreRecord> = serde_json::from_slice(&bytes).ok();
@@ -68,7 +68,7 @@ impl RestoreRecord {
         run_blocking(|| files::write_atomic(&paths.restore_record(), &bytes, 0o600))
     }
 
-    /// Returns the end by the state on disk. The exchange has happened if another inode than the recorded one is live.
+    /// Returns the end of the restore according to the disk. The exchange happened if the inode of `data/` differs from the recorded inode.
     pub(super) fn end_by(&self, paths: &EnvironmentPaths) -> RestoreEnd {
         match inode(&paths.data()) {
             Ok(found) if found != self.inode => RestoreEnd::Restored,
@@ -76,11 +76,11 @@ impl RestoreRecord {
         }
     }
 
-    /// Records the end.
+    /// Records the end of the restore.
     pub(super) fn close(&mut self, environment: &Environment, paths: &EnvironmentPaths) {
         self.end = Some(self.end_by(paths));
         if let Err(error) = self.write(paths) {
-            tracing::warn!(environment = environment.title(), error = chain(&error), "the end of a restore is not recorded");
+            tracing::warn!(environment = environment.title(), error = chain(&error), "cannot record the end of the restore");
         }
     }
 }
