@@ -1,5 +1,5 @@
-//! Requests about restore points. To take, list and compare them needs the right to push; to remove and restore them needs the right to
-//! operate, because both can lose data that users have written.
+//! Requests about restore points. Taking, listing, showing, verifying and comparing restore points need the right to push. Removing and
+//! restoring need the right to operate, because both can lose data that users have written.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
     pipeline::{PointsError, RestoreRecord},
 };
 
-/// The longest reason of a restore point, in bytes.
+/// The maximum length of the reason of a restore point, in bytes.
 const MAX_REASON: usize = 300;
 
 /// Takes a restore point.
@@ -42,7 +42,7 @@ pub struct BackupList {
 pub struct BackupShow {
     /// The environment.
     pub target: Target,
-    /// The id, its beginning or end, or `latest`.
+    /// The id of the restore point, the beginning or end of its id, or `latest`.
     pub point: String,
 }
 
@@ -51,7 +51,7 @@ pub struct BackupShow {
 pub struct BackupVerify {
     /// The environment.
     pub target: Target,
-    /// The id, its beginning or end, or `latest`.
+    /// The id of the restore point, the beginning or end of its id, or `latest`.
     pub point: String,
 }
 
@@ -60,18 +60,18 @@ pub struct BackupVerify {
 pub struct BackupRemove {
     /// The environment.
     pub target: Target,
-    /// The id, or its beginning or end.
+    /// The id of the restore point, the beginning or end of its id, or `latest`.
     pub point: String,
 }
 
-/// Compares a restore point with another one or with the live data.
+/// Compares two restore points, or a restore point with the live data.
 #[derive(Debug)]
 pub struct BackupDiff {
     /// The environment.
     pub target: Target,
     /// The older restore point.
     pub from: String,
-    /// The newer restore point; the live data if absent.
+    /// The newer restore point; absent to compare with the live data.
     pub to: Option<String>,
 }
 
@@ -80,7 +80,7 @@ pub struct BackupDiff {
 pub struct BackupRestore {
     /// The environment.
     pub target: Target,
-    /// The id, its beginning or end, or `latest`.
+    /// The id of the restore point, the beginning or end of its id, or `latest`.
     pub point: String,
     /// The target of the restore.
     pub way: RestoreWay,
@@ -91,14 +91,14 @@ pub struct BackupRestore {
 pub enum RestoreWay {
     /// A new directory beside the live data.
     Beside(String),
-    /// The live data; only a preview unless confirmed.
+    /// The live data. Without confirmation, the answer is a preview.
     Live {
         /// True to replace the live data.
         confirmed: bool,
     },
 }
 
-/// A restore point.
+/// The answer about one restore point.
 #[derive(Debug, Clone, Serialize)]
 pub struct PointView {
     /// The environment, as `project/environment`.
@@ -107,26 +107,26 @@ pub struct PointView {
     pub id: String,
     /// The time of the capture.
     pub taken: Option<Timestamp>,
-    /// `ok` (read back without a difference), `unverified`, `damaged` or `unusable`.
+    /// The reliability: `ok` (read back without a difference), `unverified`, `damaged` or `unusable`.
     pub state: &'static str,
     /// The time of the last verification.
     pub verified: Option<Timestamp>,
     /// The defect of a damaged or unusable restore point.
     pub defect: Option<String>,
-    /// The release that was live.
+    /// The live release at the time of the capture.
     pub release: Option<ReleaseId>,
-    /// The number of that release.
+    /// The number of the live release.
     pub number: Option<ReleaseNumber>,
-    /// The commit of that release.
+    /// The commit of the live release.
     pub commit: Option<CommitId>,
     /// The user who requested the restore point.
     pub by: Option<UserName>,
     /// The reason, as one line.
     pub reason: Option<String>,
-    /// Numbers of files and bytes.
+    /// The numbers of files and bytes.
     #[serde(flatten)]
     pub counts: PointCounts,
-    /// The first live files that are not part of the restore point, as pairs of path and reason.
+    /// The first files that the capture skipped, as pairs of path and reason.
     pub left_out: Vec<(String, String)>,
 }
 
@@ -166,7 +166,7 @@ pub struct PointList {
     pub environment: String,
     /// The restore points, newest first.
     pub points: Vec<PointView>,
-    /// The bytes that all of them use together.
+    /// The total disk usage of the restore points, in bytes.
     pub bytes: u64,
     /// The last restore of the live data.
     pub last_restore: Option<RestoreRecord>,
@@ -178,7 +178,7 @@ pub struct VerifyView {
     /// The restore point.
     #[serde(flatten)]
     pub point: PointView,
-    /// The first damaged files, with their faults.
+    /// The first damaged files, as lines of path and fault.
     pub damages: Vec<String>,
 }
 
@@ -205,7 +205,7 @@ pub enum RestoreView {
         path: String,
         /// The number of restored files.
         files: u64,
-        /// The bytes of these files.
+        /// The total size of the restored files, in bytes.
         bytes: u64,
     },
     /// The live data was replaced.
@@ -225,13 +225,13 @@ pub struct LiveRestored {
     pub before: String,
     /// The number of restored files.
     pub files: u64,
-    /// The bytes of these files.
+    /// The total size of the restored files, in bytes.
     pub bytes: u64,
     /// The number of entries whose owner could not be restored.
     pub lost_owners: u64,
-    /// The time for which the application did not serve, in milliseconds.
+    /// The time during which the application did not serve, in milliseconds.
     pub interrupted_ms: u64,
-    /// The reason why the live release does not run, if it does not.
+    /// The reason why the live release does not run; absent if the release runs.
     pub not_running: Option<String>,
 }
 
@@ -242,7 +242,7 @@ pub struct RestorePreview {
     pub environment: String,
     /// The restore point.
     pub point: PointView,
-    /// The differences between the restore point and the live data.
+    /// The differences of the live data from the restore point.
     pub would_lose: DataDiff,
 }
 
@@ -258,7 +258,7 @@ fn of_points(error: &PointsError) -> CommandError {
     let error = match failure.kind {
         FailureKind::NotFound => not_found(why),
         FailureKind::Refused => refused(why),
-        FailureKind::Damaged => refused(why).hint("choose another restore point; `larder backup verify` reads one back"),
+        FailureKind::Damaged => refused(why).hint("choose another restore point, and check it with `larder backup verify`"),
         FailureKind::NoSpace => refused(why).hint("free disk space, or remove a restore point with `larder backup remove`"),
         FailureKind::Machine => CommandError::new(ErrorKind::Internal, why),
     };
@@ -268,11 +268,11 @@ fn of_points(error: &PointsError) -> CommandError {
     }
 }
 
-/// Checks the name of a restore point, which appears in messages.
+/// Checks the name of a restore point. Messages contain the name, so control characters are refused.
 fn point_name(name: &str) -> Result<(), CommandError> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.is_empty() || name.len() > 128 || !name.chars().all(is_good) {
-        return Err(usage("this is not the name of a restore point")
+        return Err(usage("invalid name of a restore point (expected 1 to 128 of A-Z a-z 0-9 . _ -)")
             .hint("name its id, four or more characters at the beginning or end of its id, or `latest`"));
     }
     Ok(())
