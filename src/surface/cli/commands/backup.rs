@@ -1,4 +1,4 @@
-//! `larder backup`.
+//! The command `larder backup`.
 
 use std::fmt::Write as _;
 
@@ -21,13 +21,13 @@ use crate::{
     pipeline::RestoreEnd,
 };
 
-/// The most paths that a preview shows.
+/// The maximum number of paths that a preview shows.
 const MAX_PREVIEW: usize = 10;
 
 /// Take, check and restore restore points of the files in data/
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "A restore point holds the files of `data/` at one moment. It is named by its id, by four or more characters at the beginning or end of its id, or by `latest`. Databases outside of `data/` are not part of it."
+    after_help = "A restore point holds the files of `data/` at one moment. Commands name a restore point by its id, by four or more characters at the beginning or end of its id, or by `latest`. Databases outside of `data/` are not part of a restore point."
 )]
 pub enum BackupVerb {
     Take(BackupTakeArgs),
@@ -76,7 +76,7 @@ impl Command for BackupTakeArgs {
     fn show(view: &PointView) -> Shown {
         let counts = &view.counts;
         let mut text = format!(
-            "{} has restore point {} now: {} ({}), {} shared with the one before, {} copied\n",
+            "{} has the new restore point {}: {} ({}), {} shared with the previous restore point, {} copied\n",
             view.environment,
             view.id,
             count(counts.files, "file"),
@@ -85,12 +85,12 @@ impl Command for BackupTakeArgs {
             size(counts.copied_bytes),
         );
         left_out(&mut text, view);
-        let _ = writeln!(text, "to read it back: larder backup verify {} {}", view.environment, tail(&view.id));
+        let _ = writeln!(text, "to verify the restore point: larder backup verify {} {}", view.environment, tail(&view.id));
         Shown::Done(text)
     }
 }
 
-/// Returns the end of an id, which is short and names one restore point.
+/// Returns the last 12 characters of an id, a short name of the restore point.
 fn tail(id: &str) -> &str {
     id.get(id.len().saturating_sub(12)..).unwrap_or(id)
 }
@@ -101,7 +101,7 @@ fn left_out(text: &mut String, view: &PointView) {
         let _ = writeln!(text, "{torn} changed while being read and may be inconsistent");
     }
     for (path, why) in view.left_out.iter().take(MAX_PREVIEW) {
-        let _ = writeln!(text, "not part of it: {} ({why})", sanitise_line(path));
+        let _ = writeln!(text, "not in the restore point: {} ({why})", sanitise_line(path));
     }
     let rest = view.counts.skipped.saturating_sub(view.left_out.len().min(MAX_PREVIEW) as u64);
     if rest > 0 {
@@ -138,7 +138,7 @@ impl Command for BackupListArgs {
         let header = ["RESTORE POINT", "RELEASE", "FILES", "BYTES", "OWN", "STATE", "REASON"];
         let mut text = text::table(&header, list.points.iter().map(line).collect());
         if !list.points.is_empty() {
-            let _ = writeln!(text, "\n{} together use {}", count(list.points.len() as u64, "restore point"), size(list.bytes));
+            let _ = writeln!(text, "\ndisk usage of {}: {}", count(list.points.len() as u64, "restore point"), size(list.bytes));
         }
         if let Some(last) = &list.last_restore {
             let end = match last.end {
@@ -152,7 +152,7 @@ impl Command for BackupListArgs {
     }
 }
 
-/// Renders the reliability of a restore point. Only one that was read back is called ok.
+/// Renders the reliability of a restore point. A restore point is called ok only after a verification.
 fn state(point: &PointView) -> String {
     let verified = point.verified.map(|at| format!(" ({} UTC)", moment(at))).unwrap_or_default();
     let defect = point.defect.as_ref().map(|defect| format!(": {defect}")).unwrap_or_default();
@@ -240,7 +240,7 @@ impl Command for BackupVerifyArgs {
 /// Restore a restore point: in place of the live data, or beside it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --yes, nothing is changed: the command shows what would be lost and exits with 3.\n\nIn place, the processes are stopped, a fresh restore point of the live data is taken, the data is exchanged at once, and the processes are started again. Visitors wait, or see the maintenance page. Code and configuration stay as they are.\n\nWith --into, the files are written to archives/restored/NAME of the environment, and nothing live is touched.\n\nExamples:\n  larder backup restore shop latest\n  larder backup restore shop latest --yes\n  larder backup restore shop 4f1c --into monday"
+    after_help = "Without --yes, nothing is changed: the command shows what would be lost and exits with 3.\n\nWith --yes, the processes are stopped, a fresh restore point of the live data is taken, the data is exchanged by one rename, and the processes are started again. Visitors wait, or see the maintenance page. Code and configuration stay as they are.\n\nWith --into, the files are written to archives/restored/NAME of the environment, and the live data is not changed.\n\nExamples:\n  larder backup restore shop latest\n  larder backup restore shop latest --yes\n  larder backup restore shop 4f1c --into monday"
 )]
 pub struct BackupRestoreArgs {
     #[command(flatten)]
@@ -248,7 +248,7 @@ pub struct BackupRestoreArgs {
     /// Restore point
     #[arg(value_name = "POINT")]
     point: String,
-    /// Restore into a new directory of this name, beside the live data
+    /// Restore into a new directory with this name, beside the live data
     #[arg(long, value_name = "NAME", conflicts_with = "yes")]
     into: Option<String>,
     /// Replace the live data
@@ -276,7 +276,7 @@ impl Command for BackupRestoreArgs {
             RestoreView::Live(restored) => Shown::Done(live(restored)),
             RestoreView::Preview(preview) => {
                 let (title, id) = (&preview.environment, &preview.point.id);
-                let mut text = format!("nothing was changed; restoring {id} would lose from {title}:\n");
+                let mut text = format!("nothing was changed; a restore of {id} would lose these changes of {title}:\n");
                 lost(&mut text, &preview.would_lose);
                 let _ = writeln!(text, "to restore: larder backup restore {title} {} --yes", tail(id));
                 Shown::Page(text)
@@ -305,7 +305,7 @@ fn live(restored: &LiveRestored) -> String {
     );
     if restored.lost_owners > 0 {
         let entries = restored.lost_owners;
-        let _ = writeln!(text, "{entries} entries belonged to another user and belong to the application now");
+        let _ = writeln!(text, "entries of another user that belong to the application now: {entries}");
     }
     if let Some(why) = &restored.not_running {
         let _ = writeln!(text, "the live release does not run: {}", sanitise_line(why));
@@ -313,15 +313,15 @@ fn live(restored: &LiveRestored) -> String {
     text
 }
 
-/// Renders what a restore of the older state loses of the newer one.
+/// Renders the changes of the newer state that a restore of the older state loses.
 fn lost(text: &mut String, diff: &DataDiff) {
     if diff.is_empty() {
-        text.push_str("  nothing: the data is the same\n");
+        text.push_str("  none: the data is equal\n");
         return;
     }
     let _ = writeln!(
         text,
-        "  {} added and {} changed since ({}); {} removed since would come back; of {} only owner, mode or time differ",
+        "  {} added and {} changed ({}); {} removed, which would come back; {} with other metadata only",
         diff.added,
         diff.changed,
         size(diff.new_bytes),
@@ -355,7 +355,7 @@ pub struct BackupDiffArgs {
     /// Older restore point
     #[arg(value_name = "FROM")]
     from: String,
-    /// Newer restore point; the live data if none is named
+    /// Newer restore point [default: the live data]
     #[arg(value_name = "TO")]
     to: Option<String>,
 }
@@ -377,7 +377,7 @@ impl Command for BackupDiffArgs {
     }
 }
 
-/// Remove a restore point; files that other restore points share stay
+/// Remove a restore point; other restore points keep the files that they share with it
 #[derive(Debug, clap::Args)]
 pub struct BackupRemoveArgs {
     #[command(flatten)]
