@@ -21,6 +21,7 @@ use crate::{
     backup::{self, RestoreJob},
     host::{files, root::EnvironmentPaths},
     model::{Area, Environment, Slot, SlotUse, UserName},
+    runtime::RuntimeError,
 };
 
 /// The time limit of requests that wait during a restore. After this time, the proxy answers with the maintenance page.
@@ -139,28 +140,41 @@ impl Pipeline {
         let failure = services.runtime.stop_each(environment.id, all).await.err();
         let mut exchanged = None;
         let before_boot = async || {
-            if let Some(error) = &failure {
-                return exchanged = Some(Err(stopped(chain(error))));
-            }
-            // Commands of `larder run` in the other slot are killed, too. Otherwise, they would continue to write to the replaced data.
-            let reset = services.launcher.reset_area(environment.id, Area::Slot, None, Some(other)).await;
-            exchanged = Some(match reset {
-                Ok(()) => self.exchange(queue, environment, paths, record).await,
-                Err(error) => Err(stopped(chain(&error))),
-            });
+            exchanged = Some(self.exchange_idle(queue, environment, paths, record, other, failure.as_ref()).await);
         };
         let served = self.serve_after(queue, &history, &live, before_boot).await;
         // A release that is scaled to zero has no process to start, so `serve_after` did not call `before_boot`.
         if exchanged.is_none() && served.is_ok() && services.runtime.instances(environment.id, None).is_empty() {
-            exchanged = Some(self.exchange(queue, environment, paths, record).await);
+            exchanged = Some(self.exchange_idle(queue, environment, paths, record, other, failure.as_ref()).await);
         }
         drop(hold);
         match (exchanged, served) {
             (Some(Ok(())), Ok(())) => Ok(None),
             (Some(Ok(())), Err(failure)) => Ok(Some(failure.why)),
             (Some(Err(error)), _) => Err(error),
-            (None, served) => Err(stopped(served.err().map(|failure| failure.why).unwrap_or_default())),
+            (None, Err(failure)) => Err(stopped(failure.why)),
+            (None, Ok(())) => Err(stopped(String::from("its processes are still running"))),
         }
+    }
+
+    /// Exchanges the data, unless `failure` says that a process could not be stopped. First kills the commands of `larder run` in the slot
+    /// `other`, which would otherwise continue to write to the replaced data.
+    async fn exchange_idle(
+        &self,
+        queue: &Queue,
+        environment: &Environment,
+        paths: &EnvironmentPaths,
+        record: &mut RestoreRecord,
+        other: Slot,
+        failure: Option<&RuntimeError>,
+    ) -> Result<(), PointsError> {
+        let stopped = |why: String| PointsError::Stopped { environment: environment.title(), why };
+        if let Some(error) = failure {
+            return Err(stopped(chain(error)));
+        }
+        let reset = self.services().launcher.reset_area(environment.id, Area::Slot, None, Some(other)).await;
+        reset.map_err(|error| stopped(chain(&error)))?;
+        self.exchange(queue, environment, paths, record).await
     }
 
     /// Takes a restore point of the live data, and exchanges the data. The caller has stopped all processes of the application.
