@@ -310,7 +310,7 @@ fn phase_script_passes_variables_on(world: &World) {
     // Invalid variables fail the phase that wrote them.
     repo.program(".larder/configure", "#!/bin/sh\necho nonsense > \"$LARDER_VARIABLES\"\n");
     repo.commit("nonsense");
-    repo.push().rejected_with("configure: .larder/configure left ").rejected_with("v1 still live");
+    repo.push().rejected_with("configure: .larder/configure wrote invalid variables").rejected_with("v1 still live");
     repo.program(".larder/configure", "#!/bin/sh\nexit 5\n");
     repo.commit("failure");
     repo.push().rejected_with("configure: .larder/configure").rejected_with("5");

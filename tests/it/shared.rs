@@ -71,7 +71,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     until("it is a place", || world.larder(&["remote", "add", "shop", "shared", read, "--trust", &key]).status == 0);
     let offers = |count: &str| {
         until("it is in the place", || {
-            world.larder(&["remote", "check", "shop", "shared"]).stdout.contains(&format!("it offers {count}"))
+            world.larder(&["remote", "check", "shop", "shared"]).stdout.contains(&format!("the remote offers {count}"))
         });
     };
     offers("one deliverable");
