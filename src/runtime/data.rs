@@ -15,7 +15,7 @@ use std::{
     ffi::OsString,
     fs::{self, File, Metadata},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -62,6 +62,9 @@ const COMPANIONS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// The name of the note in the data directory.
 const NOTE: &str = ".larder-seed";
+/// The name of the note while it is written. The name is fixed, so that the note of a killed worker can be removed.
+const NEW_NOTE: &str = ".larder-seed-new";
+
 /// The maximum size of a note, in bytes. The rest of a larger file is ignored.
 const MAX_NOTE: u64 = 1 << 20;
 
@@ -97,10 +100,12 @@ impl Note {
 
     /// Writes the note atomically and returns its change time.
     fn write(&self, data: &Path) -> io::Result<ChangeTime> {
-        let mut file = tempfile::NamedTempFile::new_in(data)?;
+        let new = data.join(NEW_NOTE);
+        remove(&new)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        file.as_file().sync_all()?;
-        let file = file.persist(data.join(NOTE)).map_err(|error| error.error)?;
+        file.sync_all()?;
+        fs::rename(&new, data.join(NOTE))?;
         Ok(changed(&file.metadata()?))
     }
 }
@@ -235,6 +240,8 @@ fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Removes the paths that `deployment` seeded.
 fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
+    // A worker that was killed while it wrote a note leaves an incomplete note, even without a note from before.
+    remove(&data.join(NEW_NOTE))?;
     let Some(note) = Note::read(data)?.filter(|note| note.deployment == deployment) else { return Ok(()) };
     for path in note.paths.iter().rev() {
         // The application may have changed the note, so paths outside the data directory are ignored.
@@ -347,6 +354,21 @@ mod tests {
         fs::write(next.join("uploads/deep/a.txt"), "brought again").unwrap();
         link(&next, &data, &wanted, id()).unwrap();
         assert_eq!(fs::read_to_string(next.join("uploads/deep/a.txt")).unwrap(), "changed by users");
+    }
+
+    #[test]
+    fn incomplete_note_of_a_killed_worker_is_removed() {
+        let Place { app, data, _world } = place();
+        let deployment = id();
+        fs::write(data.join(NEW_NOTE), "{\"deploy").unwrap();
+        unseed(&data, deployment, true).unwrap();
+        assert_eq!(names(&data), [""; 0], "there is no complete note");
+        fs::write(data.join(NEW_NOTE), "{\"deploy").unwrap();
+        link(&app, &data, &paths(["uploads/"]), deployment).unwrap();
+        assert_eq!(names(&data), ["uploads"]);
+        fs::write(data.join(NEW_NOTE), "{\"deploy").unwrap();
+        unseed(&data, deployment, true).unwrap();
+        assert_eq!(names(&data), [""; 0]);
     }
 
     #[test]
