@@ -173,8 +173,9 @@ impl Pipeline {
     }
 
     /// Announces the endings of earlier servers that the observers may not know of. Endings older than `NEWS_AGE` are skipped,
-    /// because the number of announcements to an observer that always fails would grow without limit.
-    pub(super) fn announce_missed(&self, queue: &Queue) {
+    /// because the number of announcements to an observer that always fails would grow without limit. The deployments in `recovered`
+    /// have ended on this server, which has announced their endings.
+    pub(super) fn announce_missed(&self, queue: &Queue, recovered: &[DeploymentId]) {
         let environment = queue.environment();
         let paths = self.services().root.environment(&environment.project, &environment.name);
         let missed: Vec<_> = {
@@ -182,7 +183,8 @@ impl Pipeline {
             let recent = |summary: &&Summary| {
                 summary.ended.is_none_or(|at| jiff::Timestamp::now().duration_since(at).unsigned_abs() < NEWS_AGE)
             };
-            state.history.deployments.iter().filter(recent).filter_map(Summary::unannounced).collect()
+            let missed = state.history.deployments.iter().filter(recent).filter_map(Summary::unannounced);
+            missed.filter(|(deployment, ..)| !recovered.contains(deployment)).collect()
         };
         for (deployment, ending, outcome) in missed {
             let announcement = Announcement {

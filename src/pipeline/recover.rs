@@ -47,13 +47,14 @@ impl Pipeline {
         history.deployments.iter().for_each(|summary| journal::restrict(&paths.deployment(summary.deployment)));
         services.numbers.seen(&environment.project, history.last_build());
         followups::remove_spare(&services, &environment).await;
-        let unfinished: Vec<_> = history.deployments.iter().filter(|summary| summary.ended.is_none()).cloned().collect();
+        let unfinished = history.deployments.iter().filter(|summary| summary.ended.is_none());
+        let unfinished: Vec<_> = unfinished.map(|summary| summary.deployment).collect();
         let live = history.live(&paths);
         let queue = Queue::new(environment.clone(), history, live, Slots::new(paths.slots_record()));
         self.load_slots(&queue, &paths);
         self.settle_restore(&queue, &paths);
-        for summary in unfinished {
-            self.recover(&queue, summary.deployment).await;
+        for deployment in &unfinished {
+            self.recover(&queue, *deployment).await;
         }
         let (live, history) = {
             let mut state = queue.state.lock();
@@ -88,7 +89,7 @@ impl Pipeline {
         // The follow-ups are taken up before a deployment can enter the queue, because a deployment would empty the idle slot.
         self.take_up_followups(&queue);
         self.0.queues.lock().insert(environment.id, queue.clone());
-        self.announce_missed(&queue);
+        self.announce_missed(&queue, &unfinished);
         self.0.awaited.lock().remove(&environment.id);
         Ok(())
     }
