@@ -28,7 +28,8 @@ impl Pipeline {
             }
             Err(error) => {
                 let why = format!("{}; use the version of larder that wrote the record, or remove the file", chain(&error));
-                tracing::error!(environment = queue.environment().title(), why, "cannot use the record of the slots");
+                let file = paths.slots_record();
+                tracing::error!(environment = queue.environment().title(), file = %file.display(), why, "cannot use the record of the slots");
                 // The record is created in memory only; the file does not change.
                 self.make_record(queue, &history, live, paths);
                 history.slots = Some(why);

@@ -37,8 +37,8 @@ pub(super) enum SlotsError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The content cannot be used.
-    #[error("{path}: {source}")]
+    /// The content cannot be used. The message has only the name of the file, because it is a part of git's one line.
+    #[error("cannot use {}", path.file_name().unwrap_or(path.as_os_str()).display())]
     Record {
         path: PathBuf,
         #[source]
@@ -238,7 +238,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::model::ReleaseId;
+    use crate::{model::ReleaseId, pipeline::util::chain};
 
     fn occupant(second: i64) -> Occupant {
         let at = jiff::Timestamp::from_second(second).unwrap();
@@ -284,7 +284,7 @@ mod tests {
         for (text, reason) in [("{\"version\":9}", "format version 9"), ("{", "damaged")] {
             std::fs::write(&path, text).unwrap();
             let slots = Slots::new(path.clone());
-            let error = slots.load().unwrap_err().to_string();
+            let error = chain(&slots.load().unwrap_err());
             assert!(error.contains("slots.json") && error.contains(reason), "{error}");
             assert!(slots.are_unknown());
             slots.note(|table| table.set(Slot::Blue, SlotUse::Live(occupant(1))));

@@ -252,10 +252,10 @@ fn long_output_keeps_verdict_and_last_lines(world: &World) {
     repo.program(".larder/build", &format!("#!/bin/sh\n{flood}echo the last word of the build\n"));
     repo.page("version two");
     let push = repo.push();
-    push.accepted().says("is left out").says("the last word of the build").says("v2 is live: http").says("to go back to v1");
+    push.accepted().says("left out").says("the last word of the build").says("v2 is live: http").says("to go back to v1");
     repo.program(".larder/build", &format!("#!/bin/sh\n{flood}echo no such header\nexit 3\n")).commit("broken");
     let push = repo.push();
-    push.rejected_with("no such header").says("is left out").says("All changes were reverted. v2 is still live.");
+    push.rejected_with("no such header").says("left out").says("All changes were reverted. v2 is still live.");
     let shown = push.remote().iter().filter(|line| line.trim() == "no such header").count();
     assert!(shown >= 1, "{}", push.0);
     // A later follower reads the same.
