@@ -232,11 +232,14 @@ fn pin_before_pruning_begins_keeps_release(world: &World) {
         repo.page(page);
         repo.push().accepted();
     }
-    world.restart(&[("FAILPOINTS", "followups.prune=1*sleep(5000)")]);
+    // The pruning of every deployment waits, also the pruning that an earlier server left to this server.
+    world.restart(&[("FAILPOINTS", "followups.prune=sleep(60000)")]);
     repo.page("three");
     repo.push().accepted();
     assert_eq!(releases_on_disk(world), 3);
     world.larder(&["release", "pin", "shop", "v1"]).exits(0).says("stays until it is unpinned");
+    world.kill9_all();
+    world.start(&[]);
     repo.page("four");
     repo.push().accepted();
     until("only v1, v3 and v4 are left", || releases_on_disk(world) == 3);
