@@ -279,7 +279,10 @@ async fn delta(control: &Control, target: &Target, offered: &Offered, from: Rele
     let title = offered.offer.title();
     let all = self::offered(control, target).await?;
     let here = all.iter().any(|other| other.offer.release == from && other.environment.id == offered.environment.id);
-    if !here || from == offered.offer.release {
+    if from == offered.offer.release {
+        return Err(usage(format!("cannot make a delta from {from} to {title}: both are the same release")));
+    }
+    if !here {
         return Err(not_found(format!("cannot make a delta from {from} to {title}: this server does not have {from}")));
     }
     let services = control.pipeline().services();

@@ -123,7 +123,13 @@ impl Request for Scale {
             Ok(())
         };
         let changed = control.change_environment(&environment, set).await?;
-        restart(control, &changed).await?;
+        // The new numbers are stored before the restart. A deployment in progress was started with the old numbers.
+        control.pipeline().restart(&changed).await.map_err(|error| match error {
+            RestartError::NotNow(why @ PipelineError::Busy { .. }) => {
+                of_pipeline(&why).hint("deploy to apply the new process numbers")
+            }
+            other => of_restart(other),
+        })?;
         Ok(Scaled { environment: changed.title(), scale: scale.into_iter().collect() }.into())
     }
 }
@@ -160,19 +166,16 @@ impl Request for Restart {
         if control.pipeline().live(environment.id).is_none() {
             return Err(not_found(format!("nothing is live in {}", environment.title())));
         }
-        restart(control, &environment).await?;
+        control.pipeline().restart(&environment).await.map_err(of_restart)?;
         Ok(Restarted { environment: environment.title() }.into())
     }
 }
 
-async fn restart(control: &Control, environment: &Environment) -> Result<(), CommandError> {
-    control.pipeline().restart(environment).await.map_err(|error| match error {
-        RestartError::NotNow(why @ PipelineError::Busy { .. }) => {
-            of_pipeline(&why).hint("deploy to apply the new process numbers")
-        }
+fn of_restart(error: RestartError) -> CommandError {
+    match error {
         RestartError::NotNow(why) => of_pipeline(&why),
         RestartError::Failed(why) => CommandError::new(ErrorKind::Deployment, why),
-    })
+    }
 }
 
 /// Runs a command in the live release.
