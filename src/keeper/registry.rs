@@ -86,7 +86,7 @@ impl NameRegistry {
             for (other, (of, taken)) in &self.names.environments {
                 if (other == env) != (of == project && taken == name) {
                     return Err(format!(
-                        "environment {taken} of project {} has number {}, so {name} cannot have {}",
+                        "environment {taken} of project {} has number {}, so {name} cannot have number {}",
                         of.0, other.0, env.0
                     ));
                 }

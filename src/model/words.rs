@@ -79,7 +79,7 @@ pub enum Access {
     View,
     /// The right to push and to deploy.
     Push,
-    /// The right to run commands, to scale processes, and to change the configuration.
+    /// The right to run commands, to scale and restart processes, to pin releases, to unfreeze environments, and to restore data.
     Operate,
     /// The right to create and destroy projects, and to manage users.
     Admin,

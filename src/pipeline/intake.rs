@@ -1,7 +1,7 @@
 //! The decision about each ref of a push, before any step runs: the ref is deployed, stored, or refused. This file also checks a
 //! push to a deploy branch for errors that need no deployment: a frozen environment or a malformed recipe.
 //!
-//! A refusal has the same text if pre-receive finds the error and if the step `gather.source` finds the error.
+//! A refusal has the same text, whether pre-receive or the step `gather.source` finds the error.
 
 use std::collections::{BTreeMap, BTreeSet};
 

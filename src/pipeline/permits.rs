@@ -1,7 +1,7 @@
 //! Permits: the server-wide limits on concurrent heavy work. A step takes the permit of the resource that it uses and releases the permit
-//! at its end, so a deployment never holds a permit while it waits.
+//! at its end, so a deployment never holds a permit while it waits for another permit.
 //!
-//! Rollbacks, undos, restarts and removals take no permit: none of them waits for another project. Steps after the switch take no permit
+//! Rollbacks, undos, restarts and removals take no permit: none of them waits for another deployment. Steps after the switch take no permit
 //! either.
 
 use std::sync::Arc;
@@ -29,9 +29,9 @@ impl Resource {
     fn wait(self) -> &'static str {
         match self {
             Resource::Build => "waiting for another build on this server",
-            Resource::Unpack => "waiting for the files of another project's release",
-            Resource::Boot => "waiting for the start of another project's processes",
-            Resource::Script => "waiting for a script of another project",
+            Resource::Unpack => "waiting for another deployment to export, pack or install its files",
+            Resource::Boot => "waiting for another deployment to start its processes",
+            Resource::Script => "waiting for another deployment to run its script",
         }
     }
 }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deployments_limit_sizes_every_resource() {
+    fn limit_of_parallel_deployments_applies_to_every_resource() {
         let mut config = ServerConfig { deployments_parallel: 3, ..ServerConfig::default() };
         config.builds.parallel = 2;
         let available = |config: &ServerConfig| {

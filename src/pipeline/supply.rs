@@ -89,7 +89,7 @@ pub enum SupplyError {
         /// The remotes that could not be reached.
         unreachable: Vec<UnreachableRemote>,
     },
-    /// The name does not identify a release of this environment, or not a release that can be used.
+    /// The environment has no release to go back to, or a rollback cannot use the named release. The text is the reason.
     #[error("{0}")]
     Named(String),
     /// The environment has no such remote.
@@ -138,7 +138,8 @@ struct RemoteOffers {
 }
 
 impl Pipeline {
-    /// Returns the goal of a push or a redeployment of `commit`: the release that will go live in `environment`.
+    /// Returns the goal of a push or a redeployment of `commit`. A cooking environment builds the commit; a final environment takes an
+    /// existing release of the commit.
     pub async fn goal(&self, environment: &Environment, commit: &CommitId) -> Result<Goal, SupplyError> {
         match environment.mode {
             Mode::Editable | Mode::Cooking => Ok(Goal::Cook),
@@ -149,8 +150,9 @@ impl Pipeline {
         }
     }
 
-    /// Returns the newest build of `commit`, or of another commit with the same tree: from the environment's own store, from its siblings
-    /// on this server, or from its remotes, in this order.
+    /// Returns the newest build of `commit`, or of another commit with the same tree. Builds that were live in this environment take
+    /// precedence. Otherwise searches the environment's own store and its siblings on this server, and its remotes only if no sibling
+    /// has a build.
     async fn deliverable(&self, environment: &Environment, commit: &CommitId) -> Result<ReleaseCandidate, SupplyError> {
         let tree = self.0.services.repositories.tree(environment.project_id, commit.clone()).await.ok();
         let fits = |candidate: &&ReleaseCandidate| candidate.commit == *commit || (tree.is_some() && candidate.source == tree);
@@ -290,7 +292,8 @@ impl Pipeline {
     }
 }
 
-/// Returns the newest build. If several sources have the same release, returns the nearest source with a current health record.
+/// Returns the newest build. If several sources have the same release, prefers an environment of this server to a remote, and a remote to
+/// the own store, whose health record may be outdated.
 fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<ReleaseCandidate> {
     let nearness = |origin: &Origin| match origin {
         Origin::Environment(_) => 2,

@@ -115,7 +115,7 @@ async fn ambiguous_request_is_rejected() {
             "{request:.200} {answer}"
         );
     }
-    // The second request exists only for a parser that uses the other length.
+    // A request with both lengths is ambiguous, so the text after its body must not be answered as a second request.
     for lengths in ["Content-Length: 4\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 4"] {
         let smuggled = "GET /smuggled HTTP/1.1\r\nHost: shop\r\n\r\n";
         let answer = front.raw(format!("POST /upload HTTP/1.1\r\nHost: shop\r\n{lengths}\r\n\r\n0\r\n\r\n{smuggled}")).await;

@@ -26,7 +26,7 @@ fn maven_settings_come_from_path_or_address_or_root() {
     assert!(project.compiled("java", &[]).contains("       the root's\n"));
     let output = project.compiled("java", &[address]);
     assert!(output.contains("       downloaded from https://user:secret@maven.example/settings.xml\n"), "{output}");
-    // The build does not print the password.
+    // The build prints the name of the variable instead of the address, because the address has a password.
     assert!(output.contains("settings: downloaded from MAVEN_SETTINGS_URL\n"), "{output}");
     assert!(project.compiled("java", &[address, path]).contains("       the company's\n"));
     // The settings often contain a password, so they must not be in the cache.

@@ -1,5 +1,5 @@
-//! The steps after the switch: the other processes, smoke checks through the proxy, and the postdeploy script. If a step fails,
-//! the switch is reverted.
+//! The steps after the switch: the processes that do not serve requests, smoke checks through the proxy, and the postdeploy
+//! script. If a step fails, the switch is reverted.
 
 use std::{io, time::Duration};
 
@@ -33,7 +33,7 @@ impl Step for Workers {
     }
 
     fn about(&self) -> &'static str {
-        "start the other processes and check that they stay up"
+        "start the processes other than web and check that they stay up"
     }
 
     fn is_durable(&self, _: &Deployment) -> bool {
@@ -118,7 +118,7 @@ impl Step for SmokeChecks {
                     let text: String = text.chars().take(60).collect();
                     return Err(Failure::pusher(format!("smoke check {path}: the answer does not contain {text:?}")).hint(
                         format!(
-                            "check the page: it answered {status} with {} bytes, of which the first {} KiB are searched",
+                            "check the page: it answered {status}, and its first {} bytes were searched (limit {} KiB)",
                             page.len(),
                             MAX_PAGE >> 10
                         ),

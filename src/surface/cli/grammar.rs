@@ -80,10 +80,10 @@ pub struct ServeArgs {
     pub http: Option<SocketAddr>,
 }
 
-/// Parses `127.0.0.1:2222`, `[::1]:2222`, or `:2222` for all addresses.
+/// Parses `127.0.0.1:2222`, `[::1]:2222`, or `:2222` for all IPv4 addresses.
 fn address(text: String) -> Result<SocketAddr, String> {
     let full = text.strip_prefix(':').map(|port| format!("0.0.0.0:{port}")).unwrap_or_else(|| text.clone());
-    full.parse().map_err(|_| format!("{text:?} is not an address; expected HOST:PORT, such as 127.0.0.1:2222 or 0.0.0.0:22"))
+    full.parse().map_err(|_| format!("{text:?} is not an address; expected IP:PORT, such as 127.0.0.1:2222 or 0.0.0.0:22"))
 }
 
 /// Parses a command line without the program's name.
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn misspelled_command_is_corrected() {
+    fn misspelled_command_gets_a_suggestion() {
         let error = parse(&words("projekt list")).unwrap_err().to_string();
         assert!(error.contains("project"), "{error}");
     }

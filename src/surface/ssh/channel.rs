@@ -49,7 +49,7 @@ const READ_FIRST: usize = 16 * 1024;
 const READ_LARGE: usize = 256 * 1024;
 /// The time for which output is read after the request has ended, if a remaining process of the request holds the pipe open.
 const LINGER: Duration = Duration::from_secs(5);
-/// The exit status of a request that panicked.
+/// The exit status of a request that panicked, or whose pipes cannot be created.
 const STATUS_BUG: u32 = 70;
 /// The exit status of a request that cannot be parsed.
 pub(super) const STATUS_USAGE: u32 = 2;
@@ -62,9 +62,9 @@ const CTRL_D: u8 = 4;
 /// The state that the connection's task and the channel's tasks share.
 pub(super) struct ChannelState {
     pub(super) input: Input,
-    /// Cancelled when the client can no longer receive data.
+    /// The token that is cancelled when the client can no longer receive data.
     pub(super) gone: CancellationToken,
-    /// Cancelled when the request should end, because the client disconnected or interrupted it.
+    /// The token that is cancelled when the request should end, because the client disconnected or interrupted the request.
     pub(super) stop: CancellationToken,
     finished: AtomicBool,
 }
@@ -181,7 +181,7 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<ChannelState>,
         Ok(pipes) => pipes,
         Err(error) => {
             tracing::error!(%error, "cannot make pipes for a request");
-            let text = format!("larder: the server cannot start the request now ({error}); try again\n");
+            let text = format!("larder: cannot create pipes for the request: {error}; try again\n");
             return refuse(&write, &shared, &text, STATUS_BUG).await;
         }
     };

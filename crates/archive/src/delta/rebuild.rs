@@ -21,8 +21,9 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Reads and checks the outline of `delta` and the lists that describe the new entries. The delta must start from the release with
-    /// this id and tree digest. `head` is the head of this release, which the lists are compressed against.
+    /// Reads and checks the outline of `delta` and the columns that describe the new entries. The delta must start from the release with
+    /// the id `id` and the tree digest `tree`. `head` is the [head](super::DeltaEndpoint::head) of this old release; the columns are
+    /// compressed against this head.
     pub fn read(delta: &File, id: &str, tree: &Digest, head: &[u8]) -> Result<Changes, DeltaError> {
         let outline = Outline::read(delta)?;
         outline.starts_from(id, tree)?;
@@ -47,8 +48,8 @@ impl Changes {
         &self.columns.head
     }
 
-    /// Rebuilds the new entries from the old entries. Returns an error if values of a list are left over, or if the entries do not have
-    /// the tree digest.
+    /// Rebuilds the new entries from the old entries. Returns an error if values of a column are left over, or if the digest of the new
+    /// entries is not the tree digest of the delta.
     pub fn entries(self, old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
         let tree = self.tree();
         let entries = entries(self.columns, &self.digests, old)?;

@@ -8,9 +8,13 @@ use crate::{Entry, EntryKind};
 /// The maximum size of a file in the same directory that may be a base, in bytes.
 const MAX_SIBLING: u64 = 64 << 10;
 
-/// Returns the index of the base for each new file in `wanted`, which contains indices of new entries. The base is the old file with the
-/// same path; otherwise a removed file whose path differs only in versions and hashes, or that has the same name; otherwise a small file
-/// in the same directory with the same extension. `gone` contains the indices of old entries that are removed or changed.
+/// Returns the index of the base for each new file in `wanted`, which contains indices of new entries. `gone` contains the indices of old
+/// entries that are removed or changed. The base is the first of these old files that exists:
+///
+/// 1. the file with the same path
+/// 2. a removed file whose path differs only in versions and hashes
+/// 3. a removed file with the same name
+/// 4. a small file in the same directory with the same extension
 pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize]) -> Vec<Option<usize>> {
     let mut candidates = None;
     let by_path = |path: &str| groups::find(old, path).filter(|index| groups::size(old.get(*index)).is_some());

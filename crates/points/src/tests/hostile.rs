@@ -1,4 +1,4 @@
-//! Indexes and manifests that no capture writes.
+//! Tests with hostile indexes and manifests, which no capture writes.
 
 use std::fs;
 
@@ -128,14 +128,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn changed_bytes_never_panic(at in 0_usize..400, byte in any::<u8>(), cut in 0_usize..400) {
+    fn decoding_of_changed_bytes_never_panics(at in 0_usize..400, byte in any::<u8>(), cut in 0_usize..400) {
         let entries = [file(b"db"), directory(b"up"), entry(b"up/l", Kind::Symlink { target: b"t".to_vec() })];
         let mut bytes = encode_index(&entries).unwrap();
         let length = bytes.len();
         bytes[at % length] = byte;
         bytes.truncate(length - cut % 3);
         if let Ok(entries) = decode_index(&bytes, "x", &sources()) {
-            // Not always to the same bytes: a number may be written longer than necessary.
+            // The new bytes may differ from the old bytes, in which a number may have more bytes than necessary.
             let again = encode_index(&entries).unwrap();
             prop_assert_eq!(decode_index(&again, "x", &sources()).unwrap(), entries);
         }

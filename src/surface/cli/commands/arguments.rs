@@ -11,7 +11,7 @@ pub struct On {
     /// Project, or PROJECT/ENVIRONMENT
     #[arg(value_name = "PROJECT")]
     target: Option<Target>,
-    /// Project, as an option
+    /// Project, instead of the argument PROJECT
     #[arg(long, short = 'a', value_name = "PROJECT", conflicts_with = "target")]
     app: Option<Target>,
 }
@@ -32,7 +32,7 @@ pub struct OnRelease {
     /// Project, or PROJECT/ENVIRONMENT; then a release: v41, its id, a tag, or the first digits of its commit
     #[arg(value_names = ["PROJECT", "RELEASE"], num_args = 0..=2)]
     words: Vec<String>,
-    /// Project, as an option
+    /// Project, instead of the argument PROJECT
     #[arg(long, short = 'a', value_name = "PROJECT")]
     app: Option<Target>,
 }

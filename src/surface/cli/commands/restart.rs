@@ -6,7 +6,7 @@ use super::{
 };
 use crate::control::{self, CommandError, Restarted};
 
-/// Restart all processes of an environment; requests are not answered meanwhile
+/// Restart all processes of an environment; the application is not available meanwhile
 #[derive(Debug, clap::Args)]
 pub struct RestartArgs {
     #[command(flatten)]
