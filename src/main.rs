@@ -44,9 +44,9 @@ fn failed(error: CommandError) -> ExitCode {
     ExitCode::from(error.kind.exit_code())
 }
 
-/// Runs the internal commands that larder, git and the static buildpack start several times in each push. These commands bypass the command
-/// line parser and the log filter, because the construction of both takes longer than some of these commands. Returns `None` if the words
-/// are not an internal command.
+/// Runs the internal commands: workers and git's hooks, which each push starts several times, the check of the server file, and the static
+/// server. These commands bypass the command line parser and the log filter, because the construction of both takes longer than some of
+/// these commands. Returns `None` if the words are not an internal command.
 fn inner(words: Vec<OsString>) -> Option<ExitCode> {
     let mut words = words.into_iter();
     let first = words.next()?;

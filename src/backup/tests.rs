@@ -116,7 +116,7 @@ fn name_of_a_restored_copy_cannot_leave_its_directory() {
 }
 
 #[test]
-fn point_is_named_by_id_beginning_end_or_latest() {
+fn restore_point_is_found_by_id_or_end_of_id_or_latest() {
     let place = Place::new();
     let (first, second) = (place.take(), place.take());
     let show = |name: &str| match place.dump(&DumpJob::Show { point: name.to_owned() }) {
@@ -133,7 +133,7 @@ fn point_is_named_by_id_beginning_end_or_latest() {
 }
 
 #[test]
-fn full_disk_and_newer_format_have_their_own_kinds() {
+fn full_disk_and_newer_format_have_distinct_failure_kinds() {
     let full = larder_points::PointError::Io {
         doing: "write",
         path: "data/x".into(),

@@ -42,7 +42,7 @@ impl World {
         self
     }
 
-    /// A buildpack that accepts every project; `compile` is its script.
+    /// Writes a buildpack that accepts every project. `compile` is the text of its script `bin/compile`.
     fn pack(&self, directory: &str, compile: &str) -> &World {
         self.script(&format!("{directory}/bin/detect"), "echo Fake").script(&format!("{directory}/bin/compile"), compile)
     }
@@ -136,7 +136,8 @@ fn configuration_variables_are_files_in_env_dir() {
 #[test]
 fn several_packs_run_in_order_with_exports() {
     let world = World::new();
-    // The first buildpack writes `export` into its own directory, as Heroku's do. The second one writes the file `LARDER_EXPORT`.
+    // The first buildpack writes `export` into its own directory, like Heroku's buildpacks. The second buildpack writes the file
+    // `$LARDER_EXPORT`.
     world.pack("app/packs/one", "echo 'export ONE=\"1 $(echo x)\"' >\"$(dirname \"$0\")/../export\"; touch \"$2/mine\"");
     world.pack("builtin/node", "echo \"saw $ONE\"; echo 'export TWO=2' >\"$LARDER_EXPORT\"; ls \"$2\"");
     world.pack("app/packs/three", "echo \"saw $ONE $TWO\"; printf '%s|' \"$@\"");
@@ -210,7 +211,7 @@ fn incomplete_pack_is_refused_with_its_defect() {
 }
 
 #[test]
-fn release_without_yaml_fails() {
+fn bin_release_without_valid_yaml_fails_the_build() {
     let world = World::new();
     world.pack("builtin/node", "true").script("builtin/node/bin/release", "echo 'default_process_types: [1'");
     let failure = world.run(job(&ALL, &["node"])).0.failure.unwrap();
@@ -326,7 +327,7 @@ fn git_pack_is_fetched_by_commit() {
 }
 
 #[test]
-fn temporary_files_of_killed_build_are_removed_by_the_next() {
+fn temporary_files_of_killed_build_are_removed_by_the_next_build() {
     let world = World::new();
     world.pack("builtin/node", "test -d \"$TMPDIR\" && touch \"$TMPDIR/mine\"").file("cache/tmp/build-old/variables.json", "{}");
     let (report, output) = world.run(job(&ALL, &["node"]));

@@ -181,8 +181,8 @@ pub struct Postdeploy {
     /// The deployment that started the script.
     pub deployment: DeploymentId,
     pub started: Timestamp,
-    /// The time at which the script succeeded. Absent while the script runs. If the script or the server is killed meanwhile, the time stays
-    /// absent: the effects of the script are then unknown, and the script is not repeated.
+    /// The time at which the script succeeded. The time is absent while the script runs. If the script or the server is killed meanwhile,
+    /// the time stays absent: the effects of the script are then unknown, and the script is not repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Timestamp>,
 }

@@ -86,8 +86,8 @@ fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     }
 }
 
-/// Returns an error if the disk has too little space for a delta and the files that its worker unpacks. After this error, a client can
-/// fetch the archive. `archives` is the size of both archives in bytes.
+/// Returns an error if the disk has too little space for a delta and the files that its worker unpacks. A client that gets this error
+/// tries another delta, or fetches the whole archive. `archives` is the size of both archives in bytes.
 fn require_space(directory: &Path, archives: u64) -> Result<(), ReleaseError> {
     let free = free_space(directory)?.bytes;
     let needed = archives.saturating_add(RESERVE);

@@ -164,5 +164,5 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
 }
 
 fn missing() -> ReleaseError {
-    ReleaseError::Refused { why: "cannot read a release: the worker did not receive its tree or its archive".to_owned() }
+    ReleaseError::Refused { why: "cannot read a release: the worker did not receive all files of its job".to_owned() }
 }

@@ -35,7 +35,7 @@ impl Observer for ServerLog {
         let Announcement { id, environment, deployment, news, .. } = announcement;
         match news {
             News::Ended(outcome) => tracing::info!(id, environment, %deployment, ?outcome, "deployment ended"),
-            News::Released(by) => tracing::info!(id, environment, %deployment, %by, "environment released"),
+            News::Released(by) => tracing::info!(id, environment, %deployment, %by, "environment unfrozen"),
             News::Began | News::Committed => tracing::debug!(id, environment, %deployment, ?news, "deployment continues"),
         }
         Box::pin(ready(Ok(())))

@@ -25,7 +25,7 @@ fn project_hooks_run_around_installation() {
         ("bin/post_compile", "#!/bin/sh\necho the end >made\necho the end\n"),
     ]);
     let output = project.compiled("python", &[]);
-    assert!(!output.contains("first") && !project.app("made").exists(), "they are not executable: {output}");
+    assert!(!output.contains("first") && !project.app("made").exists(), "the hooks are not executable: {output}");
     for hook in ["bin/pre_compile", "bin/post_compile"] {
         fs::set_permissions(project.app(hook), fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -81,7 +81,7 @@ fn poetry_project_that_is_a_package_is_installed() {
 }
 
 #[test]
-fn only_requirements_of_an_index_are_restored() {
+fn packages_are_restored_only_if_all_come_from_an_index() {
     for (requirements, restored) in [
         (
             "flask>=2\n# a comment\n--index-url https://pypi.example/simple\nx[y]==1 ; python_version > '3' --hash=sha256:ab\n",

@@ -24,7 +24,8 @@ pub enum GitService {
 pub struct RepoPath {
     /// The project of the repository.
     pub project: ProjectName,
-    /// True for the project's pillar repository, which this version does not serve; false for the repository of its code.
+    /// True for the pillar of the project, a repository of configuration and secrets that this version does not serve; false for the
+    /// repository of the code.
     pub pillar: bool,
 }
 
