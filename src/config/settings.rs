@@ -72,7 +72,7 @@ pub struct Settings {
     /// The conditions for a release that another environment or server built.
     #[serde(default)]
     pub promote: PromotionPolicy,
-    /// The command of `app.json` that runs once, after the first deployment.
+    /// The command of `app.json` that runs once, in the first deployment, after the switch.
     pub postdeploy: Option<CommandLine>,
 }
 

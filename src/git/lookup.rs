@@ -33,8 +33,8 @@ pub fn tags(path: &Path) -> GitReport {
     Ok(GitAnswer::Refs { refs: found, more })
 }
 
-/// Returns the tags of `commit`. `coming` contains the pushed tags that git has not stored yet. Errors are ignored, because tags are only
-/// shown to users and no decision depends on them.
+/// Returns the tags of `commit`. `coming` contains the pushed tags that git has not stored yet. Errors are ignored, because a tag
+/// is only a name of a release: users see the tag and find the release by the tag, and no deployment fails without the tag.
 pub fn tags_of(repository: &Repository, commit: &CommitId, coming: &[(String, CommitId)]) -> Vec<String> {
     let Ok(wanted) = Oid::from_str(commit.as_str()) else { return Vec::new() };
     let mut names = Vec::new();

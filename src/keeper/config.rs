@@ -76,7 +76,7 @@ pub enum KeeperError {
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot use {path} as larder's directory")]
     Root { path: PathBuf, source: io::Error },
-    /// Another user could replace the directories below the root.
+    /// The owner or the mode of the root is wrong, or cannot be read.
     #[error("cannot use {path} as larder's directory")]
     UnsafeRoot { path: PathBuf, source: UnsafeDirectory },
     /// A directory above the root cannot be entered by the server's user.

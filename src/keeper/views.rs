@@ -21,8 +21,8 @@ const POINT_MOUNT_POINTS: [&str; 3] = ["points", "restored", "restoring"];
 /// Directories of every view for files of larder and its operator.
 const OWN_MOUNT_POINTS: [&str; 2] = ["larder/etc/buildpacks", "larder/bin"];
 
-/// Mounts the part of the view that all workers share at `<root>/keeper/base`. Tests the result: a child process enters a view. The root
-/// of larder is hidden even if it is below a directory that the view shows.
+/// Mounts the shared part of all views at `<root>/keeper/base`, and tests the result: a child process enters a view. The root of larder is
+/// hidden even if it is below a directory that the view shows.
 pub fn prepare(config: &KeeperConfig) -> io::Result<BaseView> {
     let path = config.root.join("keeper/base");
     let (base, skipped) = BaseView::prepare(&BaseSpec {

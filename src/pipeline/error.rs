@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use super::journal::JournalError;
 use crate::model::DeploymentId;
 
-/// The reason why a deployment was not queued.
+/// The reason why an operation on an environment, such as a deployment or a restart, was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
     /// The environment does not exist on this server, or was removed.
@@ -33,7 +33,7 @@ pub enum PipelineError {
         doing: String,
     },
     /// The server is stopping.
-    #[error("the server is stopping; push again in a moment")]
+    #[error("the server is stopping; try again in a moment")]
     Stopping,
     /// The deployment's directory could not be created.
     #[error("cannot create the deployment directory {path}")]
@@ -49,16 +49,16 @@ pub enum PipelineError {
 /// The reason why an environment stays frozen.
 #[derive(Debug, thiserror::Error)]
 pub enum ThawError {
-    /// Another operation is under way in the environment.
+    /// The request was refused before any journal was read.
     #[error(transparent)]
     NotNow(#[from] PipelineError),
     /// A journal cannot be read or written.
     #[error(transparent)]
     Record(#[from] JournalError),
     /// The record of the slots cannot be used.
-    #[error("the record of the slots still cannot be used: {0}")]
+    #[error("cannot use the record of the slots: {0}")]
     Slots(String),
-    /// The deployment was reverted once more, and got stuck again.
-    #[error("the deployment still cannot be reverted: {0}")]
+    /// The deployment got stuck again, because a step could not be reverted.
+    #[error("cannot revert the deployment: {0}")]
     Still(String),
 }

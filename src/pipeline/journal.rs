@@ -51,7 +51,7 @@ pub enum JournalError {
         why: String,
     },
     /// The first event does not describe a deployment of this environment.
-    #[error("{path}: {source}")]
+    #[error("cannot use the journal {path}")]
     Spec {
         /// The path of the journal.
         path: PathBuf,
@@ -117,7 +117,7 @@ pub struct JournalState {
     pub steps: BTreeMap<String, StepStatus>,
     /// The moment at which each step succeeded, for steps that were not undone.
     pub moments: BTreeMap<String, Timestamp>,
-    /// The facts as of the last success.
+    /// The latest facts that a successful step recorded.
     pub facts: Facts,
     /// The first failure.
     pub fault: Option<Fault>,
@@ -317,13 +317,13 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o750).create(directory)
 }
 
-/// Removes the directory of a deployment that never began. The directory contains no journal, and readers of the transcript have
-/// their file open.
+/// Removes the directory of a deployment that never began. Nothing is lost: the directory contains no journal, and a reader of
+/// the transcript has the file open and can read the file after its removal.
 pub(super) fn remove(directory: &Path) {
     let _ = fs::remove_dir_all(directory);
 }
 
-/// Restricts the modes of files that larder 0.1 created, because every user of the machine could read these files.
+/// Restricts the modes of files that earlier versions of larder created, because every user of the machine could read these files.
 pub(super) fn restrict(directory: &Path) {
     let restricted = [(directory.join(Journal::FILE), 0o600), (directory.join("log"), 0o640), (directory.to_owned(), 0o750)];
     for (path, mode) in restricted {
@@ -425,7 +425,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         drop(Journal::open(&record).unwrap());
         assert_eq!((mode(&record.join(Journal::FILE)), mode(&record) & 0o007), (0o600, 0));
-        // The modes that larder 0.1 set.
+        // The modes that earlier versions of larder set.
         fs::set_permissions(record.join(Journal::FILE), Permissions::from_mode(0o644)).unwrap();
         fs::set_permissions(&record, Permissions::from_mode(0o755)).unwrap();
         restrict(&record);

@@ -1,5 +1,5 @@
-//! Observers, which are notified of every ending and milestone of a deployment. An observer can neither fail nor delay a
-//! deployment.
+//! Observers, which are notified of the endings and milestones of deployments. A deployment neither fails nor waits because of an
+//! observer.
 //!
 //! The observers of the server are listed in `src/server/observers.rs`.
 
@@ -60,9 +60,9 @@ pub trait Observer: Send + Sync {
     /// Returns the name for logs.
     fn name(&self) -> &'static str;
 
-    /// Handles an announcement. Endings are delivered at least once: after a crash of the server, the same id may be delivered
-    /// again. Milestones are delivered at most once. An error has no effect on the deployment. An ending is tried three times,
-    /// and again after each start of the server for a week.
+    /// Handles an announcement. An error has no effect on the deployment. A milestone is delivered at most once. The delivery of
+    /// an ending is attempted three times, and again after each start of the server for a week, until the observer accepts the
+    /// ending. After a crash of the server, the same id may be delivered again.
     fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>>;
 }
 

@@ -169,7 +169,7 @@ pub async fn renew_times(
         threads: context.threads,
         limits: ArchiveLimits::default(),
     };
-    // Descriptor 5 is not read.
+    // An unpack worker gets its content as descriptor 5. This job has no content, so descriptor 5 is any file, and is not read.
     let mut extra = vec![OwnedFd::from(manifest.try_clone().map_err(|e| lost(&context.paths.manifest(release), e))?)];
     extra.push(OwnedFd::from(manifest));
     extra.extend(before.map(OwnedFd::from));
@@ -209,7 +209,7 @@ async fn unpack(
     })
     .await?;
     let base = before.as_ref().map(|(id, _)| *id);
-    // A spare is a copy of `previous`, which may not be the base of the delta.
+    // A spare is a copy of `previous`. The spare is not used if the base of the delta is another release.
     let spare = spare.filter(|_| base == previous);
     let live = live_since.map(|second| LiveSince { second, is_previous: base.is_some() && base == previous });
     let job = UnpackJob { previous: base, content, spare, live, threads: context.threads, limits: ArchiveLimits::default() };
@@ -232,8 +232,8 @@ async fn unpack(
 }
 
 /// Returns the kind of content that a release is installed from, the file with the content, and the release to share files with. The
-/// archive is preferred. Without an archive, a copy of an installed release is read from its tree, and other content from a delta whose
-/// base is installed.
+/// archive is preferred. Without an archive, the content is read from the tree of `previous` if `previous` is this release, or else from a
+/// delta whose base is installed.
 fn content(
     paths: &EnvironmentPaths,
     release: ReleaseId,

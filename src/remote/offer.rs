@@ -145,7 +145,7 @@ pub enum Found<'a> {
     One(&'a Offer),
     /// The text names no offer.
     None,
-    /// The text matches several releases of different commits.
+    /// The text matches more than one release: the number of releases of several environments, or the first digits of several commits.
     Ambiguous,
 }
 

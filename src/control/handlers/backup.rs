@@ -21,7 +21,7 @@ use crate::{
 /// The maximum length of the reason of a restore point, in bytes.
 const MAX_REASON: usize = 300;
 
-/// Takes a restore point.
+/// The request to take a restore point.
 #[derive(Debug)]
 pub struct BackupTake {
     /// The environment.
@@ -30,14 +30,14 @@ pub struct BackupTake {
     pub reason: Option<String>,
 }
 
-/// Lists the restore points.
+/// The request to list the restore points.
 #[derive(Debug)]
 pub struct BackupList {
     /// The environment.
     pub target: Target,
 }
 
-/// Describes a restore point.
+/// The request to describe a restore point.
 #[derive(Debug)]
 pub struct BackupShow {
     /// The environment.
@@ -46,7 +46,7 @@ pub struct BackupShow {
     pub point: String,
 }
 
-/// Reads a restore point back.
+/// The request to verify a restore point, which reads all of its files back.
 #[derive(Debug)]
 pub struct BackupVerify {
     /// The environment.
@@ -55,7 +55,7 @@ pub struct BackupVerify {
     pub point: String,
 }
 
-/// Removes a restore point.
+/// The request to remove a restore point.
 #[derive(Debug)]
 pub struct BackupRemove {
     /// The environment.
@@ -64,7 +64,7 @@ pub struct BackupRemove {
     pub point: String,
 }
 
-/// Compares two restore points, or a restore point with the live data.
+/// The request to compare two restore points, or a restore point with the live data.
 #[derive(Debug)]
 pub struct BackupDiff {
     /// The environment.
@@ -75,7 +75,7 @@ pub struct BackupDiff {
     pub to: Option<String>,
 }
 
-/// Restores a restore point.
+/// The request to restore a restore point.
 #[derive(Debug)]
 pub struct BackupRestore {
     /// The environment.

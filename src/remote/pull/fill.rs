@@ -353,7 +353,7 @@ impl WriterState {
         (!ranges.is_empty()).then_some(ranges)
     }
 
-    /// Moves the state to the writing thread. The caller must replace `self` with the state that the thread returns.
+    /// Returns the state for the writing thread. The caller must replace `self` with the state that the thread returns.
     fn split(&mut self) -> WriterState {
         WriterState {
             lease: self.lease.clone(),
