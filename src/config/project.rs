@@ -171,7 +171,7 @@ impl Settings {
         self.drain.min(TimeSpan::MAX_DRAIN)
     }
 
-    /// Returns the time that a process has to become healthy, at most [`TimeSpan::MAX_HEALTH`].
+    /// Returns the time limit within which a process must become healthy, at most [`TimeSpan::MAX_HEALTH`].
     pub fn health_timeout(&self) -> TimeSpan {
         self.health.timeout.min(TimeSpan::MAX_HEALTH)
     }

@@ -1,4 +1,5 @@
-//! Accepts received deliverables: checks their files and renames them into the store. [`trust`] decides which deliverables are accepted.
+//! Accepts received deliverables: checks their files and moves the content into the store. [`trust`] decides which deliverables are
+//! accepted.
 
 use std::{
     fs::File,
@@ -68,9 +69,10 @@ impl Body {
     }
 }
 
-/// Checks `incoming` against the expectation and the trusted keys, and renames its files into `releases/`. The manifest is renamed last,
-/// because a release exists if its manifest exists. The files of a refused deliverable are not renamed, and the caller must remove them. Of
-/// a delta, only the manifest is checked; the installation checks the content of every file. The call may be repeated.
+/// Checks `incoming` against the expectation and the trusted keys, and renames the archive or the delta into `releases/`. The checked
+/// manifest is written to a new file. This file is renamed last, because a release exists if its manifest exists. The files of a refused
+/// deliverable are not renamed, and the caller must remove them. Of a delta, only the manifest is checked; the installation checks the
+/// content of every file. The call may be repeated.
 pub async fn accept(
     context: &WorkerContext<'_>,
     incoming: Incoming,

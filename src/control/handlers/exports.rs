@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// Writes a release with its manifest and health record as one file.
+/// The request to export a release with its manifest and health record as one file.
 #[derive(Debug)]
 pub struct ReleaseExport {
     /// The environment.
@@ -104,7 +104,7 @@ async fn write(manifest: File, record: Option<Vec<u8>>, archive: File, out: Owne
     out.write(&[after_part(size), after_all()].concat()).await
 }
 
-/// Accepts a release from a file that [`ReleaseExport`] wrote. The release is not deployed.
+/// The request to import a release from a file that [`ReleaseExport`] wrote. The release is not deployed.
 #[derive(Debug)]
 pub struct ReleaseImport {
     /// The environment that receives the release.

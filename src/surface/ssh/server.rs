@@ -275,7 +275,7 @@ impl ConnectionTask {
                             End::TooManyConnections => "you have too many open connections; close a connection",
                             End::Idle => "the connection was idle for too long",
                             End::Revoked => "your key or your user was removed",
-                            _ => "the server is restarting",
+                            _ => "the server is stopping",
                         };
                         let told = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new());
                         let _ = timeout(END_TIMEOUT, told).await;

@@ -202,7 +202,7 @@ impl SshConnection {
         let (refusal, status) = match (request, identity) {
             (_, None) => (String::from("larder: your key was removed; ask an administrator"), channel::STATUS_REFUSED),
             _ if self.shutdown.is_cancelled() => {
-                (String::from("larder: the server is restarting; try again in a moment"), channel::STATUS_REFUSED)
+                (String::from("larder: the server is stopping; try again in a moment"), channel::STATUS_REFUSED)
             }
             (Err(error), _) => {
                 let line = match std::error::Error::source(&error) {

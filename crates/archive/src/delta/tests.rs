@@ -201,7 +201,7 @@ struct World {
 }
 
 impl World {
-    /// Returns two releases that differ in two texts, a link, an added file and a moved file.
+    /// Returns two releases that differ in two texts, a link, a removed file, an added file and a moved file.
     fn changed() -> World {
         let text = |mark: &str| format!("{}{mark}{}", "some text that stays\n".repeat(20), "and its end\n".repeat(20));
         let (old_tree, new_tree) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
