@@ -42,7 +42,7 @@ static DELTA_LOCK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 /// The size of the buffer through which a pack is copied, in bytes.
 const PIECE: usize = 256 * 1024;
 
-/// Lists the releases that other servers may pull, newest first.
+/// The request to list the releases that other servers may pull, newest first.
 #[derive(Debug)]
 pub struct DeliverableList {
     /// The environment; all environments of the project if the target names none.
@@ -64,7 +64,7 @@ impl Request for DeliverableList {
     }
 }
 
-/// Asks for the size and digest of a file of a release.
+/// The request for the size and digest of a file of a release.
 #[derive(Debug)]
 pub struct DeliverableInfo {
     /// The environment; all environments of the project if the target names none.
@@ -90,7 +90,7 @@ impl Request for DeliverableInfo {
     }
 }
 
-/// Asks for the bytes of a file of a release.
+/// The request for the bytes of a file of a release.
 #[derive(Debug)]
 pub struct DeliverableGet {
     /// The environment; all environments of the project if the target names none.

@@ -162,7 +162,7 @@ async fn unfreeze(
     }
 }
 
-/// Deploys an older release again.
+/// The request to deploy an older release again.
 #[derive(Debug)]
 pub struct Rollback {
     /// The environment.
@@ -270,7 +270,7 @@ async fn resolve(control: &Control, environment: &Environment, reference: Option
     })
 }
 
-/// Shows the steps of a push.
+/// The request to show the steps of a push.
 #[derive(Debug)]
 pub struct PlanShow {
     /// The environment.

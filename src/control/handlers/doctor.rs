@@ -13,7 +13,7 @@ use crate::{
     model::{Access, ProjectName},
 };
 
-/// Checks this machine's set-up.
+/// The request to check this machine's set-up.
 #[derive(Debug)]
 pub struct Doctor;
 

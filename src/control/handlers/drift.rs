@@ -18,7 +18,7 @@ use crate::{
 /// The maximum length of the text of a patch in an answer, in bytes.
 const MAX_TEXT: u64 = 4 << 20;
 
-/// Compares the live files with their release, or manages patches.
+/// The request to compare the live files with their release, or to manage patches.
 #[derive(Debug)]
 pub struct DriftRequest {
     /// The environment.

@@ -16,7 +16,7 @@ use crate::{
 /// The maximum number of keys that one project may trust.
 const MAX_TRUSTED: usize = 64;
 
-/// Adds a key to a user.
+/// The request to add a key to a user.
 #[derive(Debug)]
 pub struct KeyAdd {
     /// The user.
@@ -56,7 +56,7 @@ impl Request for KeyAdd {
     }
 }
 
-/// Removes a key from the user that has it.
+/// The request to remove a key from the user that has it.
 #[derive(Debug)]
 pub struct KeyRemove {
     /// The fingerprint of the key.
@@ -95,7 +95,7 @@ impl Request for KeyRemove {
     }
 }
 
-/// Shows this server's own public keys.
+/// The request to show this server's own public keys.
 #[derive(Debug)]
 pub struct KeyShow;
 
@@ -112,7 +112,7 @@ impl Request for KeyShow {
     }
 }
 
-/// Accepts deliverables that are signed with a key; without a key, lists the accepted keys.
+/// The request to accept deliverables that are signed with a key. Without a key, the request lists the accepted keys.
 #[derive(Debug)]
 pub struct KeyTrust {
     /// The project that accepts the deliverables.
@@ -207,7 +207,7 @@ fn list(control: &Control, project: &ProjectName) -> Result<Vec<TrustRow>, Comma
     Ok(rows)
 }
 
-/// Stops accepting deliverables that are signed with a key. Releases that were accepted stay.
+/// The request to stop accepting deliverables that are signed with a key. Releases that were accepted stay.
 #[derive(Debug)]
 pub struct KeyUntrust {
     /// The project.

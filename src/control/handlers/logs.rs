@@ -12,7 +12,7 @@ use crate::{
     runtime::{self, LogLine, tail},
 };
 
-/// Reads or follows the output of processes.
+/// The request to read or follow the output of processes.
 #[derive(Debug)]
 pub struct LogsRead {
     /// The environment.

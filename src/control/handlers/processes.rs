@@ -20,7 +20,7 @@ use crate::{
 /// The maximum number of processes of one type.
 const MAX_SCALE: u32 = 100;
 
-/// Lists the processes of an environment.
+/// The request to list the processes of an environment.
 #[derive(Debug)]
 pub struct Ps {
     /// The environment.
@@ -79,7 +79,7 @@ impl Request for Ps {
     }
 }
 
-/// Sets the number of processes of some types.
+/// The request to set the number of processes of some types.
 #[derive(Debug)]
 pub struct Scale {
     /// The environment.
@@ -139,7 +139,7 @@ fn process_types(control: &Control, environment: &Environment, release: ReleaseI
     Ok(facts.processes.iter().map(|process| process.kind.to_string()).collect())
 }
 
-/// Restarts all processes of an environment.
+/// The request to restart all processes of an environment.
 #[derive(Debug)]
 pub struct Restart {
     /// The environment.
@@ -178,7 +178,7 @@ fn of_restart(error: RestartError) -> CommandError {
     }
 }
 
-/// Runs a command in the live release.
+/// The request to run a command in the live release.
 #[derive(Debug)]
 pub struct Run {
     /// The environment.

@@ -16,7 +16,7 @@ use crate::{
     pipeline::{LastScan, chain},
 };
 
-/// Creates an environment, and its project if it does not exist.
+/// The request to create an environment, and its project if it does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProjectCreate {
     /// The project.
@@ -256,7 +256,7 @@ async fn delete_stored_branch(control: &Control, environment: &Environment) -> R
     }
 }
 
-/// Lists the projects that the caller may see.
+/// The request to list the projects that the caller may see.
 #[derive(Debug)]
 pub struct ProjectList;
 
@@ -287,7 +287,7 @@ impl Request for ProjectList {
     }
 }
 
-/// Shows one project.
+/// The request to show one project.
 #[derive(Debug)]
 pub struct ProjectInfo {
     /// The project.
@@ -327,7 +327,7 @@ fn urls(control: &Control, project: &Project) -> Vec<Vec<String>> {
     project.environments.iter().map(of_environment).collect()
 }
 
-/// Stops a project and deletes everything that belongs to it.
+/// The request to stop a project and delete everything that belongs to it.
 #[derive(Debug)]
 pub struct ProjectDestroy {
     /// The project.

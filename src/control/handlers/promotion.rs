@@ -17,7 +17,7 @@ use crate::{
     pipeline::{Goal, ReleaseCandidate, Summary},
 };
 
-/// Deploys a release from another environment or a remote.
+/// The request to deploy a release from another environment or a remote.
 #[derive(Debug)]
 pub struct Pull {
     /// The environment. A target that names only a project means the project's environment of mode final.
@@ -73,7 +73,7 @@ impl Request for Pull {
     }
 }
 
-/// Deploys a release that was cooked here to another environment or server, or publishes it to a shared location.
+/// The request to deploy a release that was cooked here to another environment or server, or to publish it to a shared location.
 #[derive(Debug)]
 pub struct Promote {
     /// The environment that cooked the release. A target that names only a project means the project's environment of mode cooking.

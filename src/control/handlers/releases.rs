@@ -20,7 +20,7 @@ use crate::{
 /// The maximum number of added commits, and of removed commits, in the comparison of two releases.
 const MAX_COMMITS: usize = 50;
 
-/// Lists the releases of an environment.
+/// The request to list the releases of an environment.
 #[derive(Debug)]
 pub struct ReleaseList {
     /// The environment.
@@ -95,7 +95,7 @@ async fn manifest(control: &Control, environment: &Environment, known: &KnownRel
     .await
 }
 
-/// Shows one release.
+/// The request to show one release.
 #[derive(Debug)]
 pub struct ReleaseShow {
     /// The environment.
@@ -207,7 +207,7 @@ impl Request for ReleaseShow {
     }
 }
 
-/// Compares two releases.
+/// The request to compare two releases.
 #[derive(Debug)]
 pub struct ReleaseDiff {
     /// The environment.
@@ -299,7 +299,7 @@ async fn commits(control: &Control, environment: &Environment, from: &KnownRelea
     })
 }
 
-/// Pins a release, so that it is not pruned, or unpins a release.
+/// The request to pin a release, so that it is not pruned, or to unpin a release.
 #[derive(Debug)]
 pub struct ReleasePin {
     /// The environment.

@@ -20,7 +20,7 @@ const MAX_REMOTES: usize = 16;
 /// The maximum size of another server's answer about its keys, in bytes.
 const MAX_KEYS_BYTES: u64 = 64 << 10;
 
-/// Lists the remotes of an environment.
+/// The request to list the remotes of an environment.
 #[derive(Debug)]
 pub struct RemoteList {
     /// The environment.
@@ -40,7 +40,7 @@ impl Request for RemoteList {
     }
 }
 
-/// Adds a remote to an environment.
+/// The request to add a remote to an environment.
 #[derive(Debug)]
 pub struct RemoteAdd {
     /// The environment.
@@ -222,7 +222,7 @@ fn first_key(value: &serde_json::Value) -> Option<PublicKey> {
     }
 }
 
-/// Removes a remote from an environment. Releases that were pulled from the remote stay.
+/// The request to remove a remote from an environment. Releases that were pulled from the remote stay.
 #[derive(Debug)]
 pub struct RemoteRemove {
     /// The environment.
@@ -269,7 +269,7 @@ fn named<'a>(environment: &'a Environment, name: &RemoteName) -> Result<&'a Remo
     })
 }
 
-/// Checks that a remote can be used.
+/// The request to check that a remote can be used.
 #[derive(Debug)]
 pub struct RemoteCheck {
     /// The environment.

@@ -16,7 +16,7 @@ use crate::{
     pipeline::LastScan,
 };
 
-/// Asks for the state of the server and of the environments that the caller may see.
+/// The request for the state of the server and of the environments that the caller may see.
 #[derive(Debug)]
 pub struct Status;
 

@@ -12,7 +12,7 @@ use crate::{
     model::{Access, ProjectName, UserName},
 };
 
-/// Asks for the caller's own name and rights.
+/// The request for the caller's own name and rights.
 #[derive(Debug)]
 pub struct Whoami;
 
@@ -43,7 +43,7 @@ impl Request for Whoami {
     }
 }
 
-/// Adds a user.
+/// The request to add a user.
 #[derive(Debug)]
 pub struct UserAdd {
     /// The name of the new user.
@@ -94,7 +94,7 @@ impl Request for UserAdd {
     }
 }
 
-/// Lists all users.
+/// The request to list all users.
 #[derive(Debug)]
 pub struct UserList;
 
@@ -111,7 +111,7 @@ impl Request for UserList {
     }
 }
 
-/// Removes a user with its keys and rights.
+/// The request to remove a user with its keys and rights.
 #[derive(Debug)]
 pub struct UserRemove {
     /// The user.
@@ -145,7 +145,7 @@ impl Request for UserRemove {
     }
 }
 
-/// Gives a user a right on a project. The new right replaces the user's earlier right on this project.
+/// The request to give a user a right on a project. The new right replaces the user's earlier right on this project.
 #[derive(Debug)]
 pub struct UserGrant {
     /// The user.
