@@ -101,8 +101,8 @@ impl Pipeline {
     async fn conclude_walk(&self, queue: &Queue, walk: Walk) -> Outcome {
         let Walk { deployment, mut journal, outcome, recovered, verdict, work } = walk;
         let recorded = outcome.and_then(|outcome| {
-            // The mark of the follow-ups is written before the end. If the server is killed in between, the deployment has no
-            // recorded end, and the next server writes the mark again.
+            // The file `due`, which marks pending follow-ups, is written before the end is recorded. If the server is killed in
+            // between, the deployment has no recorded end, and the next server writes the file again.
             followups::are_due(&deployment);
             run_blocking(|| journal.append(Event::Ended { outcome: outcome.clone() }))?;
             Ok(outcome)
@@ -149,8 +149,9 @@ impl Pipeline {
         queue.in_progress = None;
     }
 
-    /// Notifies the observers of an ending in the background, and records the delivery in the journal. If the server is killed in
-    /// between, the next server announces the ending again with the same id.
+    /// Notifies the observers of an ending in the background. If `recorded_in` is given, records the delivery in this journal. If the
+    /// server is killed in between, the next server announces the ending again with the same id. Without `recorded_in`, the delivery
+    /// is not recorded.
     pub(super) fn announce(&self, queue: &Queue, announcement: Announcement, recorded_in: Option<(Journal, u32)>) {
         let (services, announcing) = (self.services().clone(), queue.announcing.clone());
         self.0.tasks.spawn(async move {
@@ -159,7 +160,10 @@ impl Pipeline {
             let delivered = services.observers.ending(announcement).await;
             fault::delivered();
             if !delivered {
-                return tracing::warn!(id, "observer did not accept an ending; the next server announces the ending again");
+                return tracing::warn!(
+                    id,
+                    "observer did not accept an ending; the next server repeats the announcement if a journal has the ending"
+                );
             }
             if let Some((mut journal, ending)) = recorded_in
                 && let Err(error) = journal.note(Event::Announced { ending })

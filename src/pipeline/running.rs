@@ -29,7 +29,8 @@ impl Pipeline {
         self.serve_after(queue, history, live, async || {}).await
     }
 
-    /// Like [`Pipeline::serve`]. If processes have to be started, calls `before_boot` while none runs and the slot is empty.
+    /// Ensures that the live release runs, like [`Pipeline::serve`]. If processes have to be started, calls `before_boot` after the
+    /// slot is emptied and before the first process starts.
     pub(super) async fn serve_after(
         &self,
         queue: &Queue,
@@ -139,7 +140,8 @@ pub(super) async fn run_in_slot(
         slot::empty(deployment).await?;
         before_boot().await;
         let limit = deployment.time_limit(Phase::Deploy);
-        let late = || Err(Failure::pusher(format!("linking the persistent paths took longer than {}", seconds(limit))));
+        let late =
+            || Err(Failure::pusher(format!("cannot link the persistent paths: the work took longer than {}", seconds(limit))));
         tokio::time::timeout(limit, slot::link(deployment)).await.unwrap_or_else(|_| late())?;
         // A patch that cannot be applied to its own release stays saved, and does not keep the release from starting.
         if let Err(failure) = drift::reapply(deployment).await {

@@ -37,7 +37,8 @@ pub(super) enum SlotsError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The content cannot be used. The message has only the name of the file, because it is a part of git's one line.
+    /// The content cannot be used. The message names the file without its directory, because the message is shown in git's rejected
+    /// line.
     #[error("cannot use {}", path.file_name().unwrap_or(path.as_os_str()).display())]
     Record {
         path: PathBuf,
@@ -57,7 +58,7 @@ pub(super) struct Slots(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     table: watch::Sender<SlotTable>,
-    /// Held while the record changes.
+    /// The state of the record on disk. This lock is held while the record changes.
     disk: Mutex<Record>,
 }
 
@@ -109,7 +110,7 @@ impl Slots {
         self.0.table.borrow().clone()
     }
 
-    /// Returns true if the record cannot be used. In this case, no process may be stopped that another release may own.
+    /// Returns true if the record cannot be used. In this case, a process that may belong to another release must not be stopped.
     pub fn are_unknown(&self) -> bool {
         *self.0.disk.lock() == Record::Unusable
     }

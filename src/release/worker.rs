@@ -34,7 +34,7 @@ pub struct WorkerContext<'a> {
     pub threads: usize,
     /// The key that signs the manifests of releases that this server builds.
     pub signing: &'a SigningKey,
-    /// The maximum size of a written archive, in bytes. The cached deltas of the environment have the same limit.
+    /// The maximum size of a written archive, in bytes. The total size of the environment's cached deltas has the same limit.
     pub archive_limit: u64,
 }
 

@@ -1,4 +1,4 @@
-//! PHP: composer's scripts, Heroku's server scripts, and the router of PHP's own server.
+//! PHP: composer's scripts, Heroku's server scripts, `.user.ini`, and the router of PHP's own server.
 
 use std::{
     fs,

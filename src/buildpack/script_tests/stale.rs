@@ -206,7 +206,7 @@ fn composer_path_package_change_is_installed() {
 }
 
 #[test]
-fn cargo_binary_of_a_moved_target_is_the_new_one() {
+fn cargo_change_of_build_target_installs_the_new_binary() {
     let Some(real) = Real::new(&["cargo"]) else { return };
     let version = real.shell("rustc -vV");
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();

@@ -143,7 +143,8 @@ impl Offence {
 }
 
 // Penalties add up. A source is blocked once its remaining penalties reach `MIN_PENALTY`, until all of its penalties have ended. The
-// remaining penalties never exceed `MAX_PENALTY`.
+// remaining penalties never exceed `MAX_PENALTY`. The penalties and both limits follow the defaults of `PerSourcePenalties` in
+// sshd_config(5).
 const MIN_PENALTY: Duration = Duration::from_secs(15);
 const MAX_PENALTY: Duration = Duration::from_secs(600);
 

@@ -211,8 +211,8 @@ impl Capture<'_> {
         let made = |size, digest| entry(&found.path, Kind::File { size, digest, is_torn: false, stamp }, &stat, xattrs.clone());
         let is_still = |now: &Stat| Stamp::of(now, stamp.is_settled) == stamp;
         let known = known.map(|(_, file)| file);
-        // The file was only touched, or its last change was so close to the capture that a further change would not show. The
-        // content is probably the same, and equal content needs no copy.
+        // The size and the mtime are unchanged. Either only metadata has changed, or the last change was so close to the previous
+        // capture that a further change would not show. The content is probably the same, and equal content needs no copy.
         if let Some(file) = known
             && let Kind::File { size, digest, is_torn: false, stamp: old } = &file.kind
             && (*size, old.mtime) == (stat.size, stat.mtime)
@@ -282,9 +282,10 @@ impl Capture<'_> {
         Ok(true)
     }
 
-    /// Returns true if each later change of the file must change its ctime. This is the case if the clock of the file system had
-    /// passed the ctime before all dirty pages were synced. Clocks tick every 1 to 10 ms; the clocks of some file systems tick
-    /// every 2 seconds.
+    /// Returns true if every later change of the file is certain to give the file a new ctime. For this, the ctime must be older than
+    /// the start of the capture by more than one tick of the file system's clock. Most clocks tick every 1 to 10 ms; the clocks of
+    /// some file systems tick every 2 seconds. The sources are synced after the start, because a write to a page that is already
+    /// dirty can leave the ctime unchanged.
     fn is_settled(&self, stat: &Stat) -> bool {
         let is_coarse = stat.ctime.nanos == 0 && stat.mtime.nanos == 0;
         let margin = if is_coarse { 2_000_000_000 } else { 50_000_000 };

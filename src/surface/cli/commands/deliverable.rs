@@ -102,10 +102,12 @@ impl ObjectArgs {
         let object = match (self.object, self.from) {
             (ObjectWord::Delta, Some(from)) => Object::Delta { from },
             (ObjectWord::Delta, None) => {
-                let error = CommandError::new(ErrorKind::Usage, "cannot make a delta: no release to start from is named");
+                let error = CommandError::new(ErrorKind::Usage, "cannot make a delta: --from is missing");
                 return Err(error.hint("name a release that you have: --from RELEASE"));
             }
-            (_, Some(_)) => return Err(CommandError::new(ErrorKind::Usage, "--from is only for a delta")),
+            (_, Some(_)) => {
+                return Err(CommandError::new(ErrorKind::Usage, "cannot use --from: only a delta starts from another release"));
+            }
             (ObjectWord::Manifest, None) => Object::Manifest,
             (ObjectWord::Archive, None) => Object::Archive,
             (ObjectWord::Health, None) => Object::Health,
@@ -161,7 +163,7 @@ impl Command for DeliverableGetArgs {
         Ok(DeliverableGet { target, release, object, parts, haves: self.haves })
     }
 
-    // The answer is always the bytes of the file.
+    // The answer to this request is a stream of the file's bytes, so there is no view to show.
     fn show((): &()) -> Shown {
         Shown::Page(String::new())
     }
