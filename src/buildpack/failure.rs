@@ -13,7 +13,7 @@ pub enum BuildpackError {
     /// A script, a buildpack or the project's own files failed.
     #[error("{0}")]
     Failed(Box<BuildFailure>),
-    /// The build worker cannot be started or followed.
+    /// The build worker cannot be started, or its report cannot be read.
     #[error("cannot run the build worker")]
     Launch(#[from] LaunchError),
     /// The worker exited without a report.
@@ -35,7 +35,7 @@ impl BuildpackError {
     pub fn blame(&self) -> Blame {
         match self {
             BuildpackError::Failed(failure) => failure.blame,
-            // The system kills builds that exceed a limit of memory or time.
+            // The kernel sends a signal to a build that exceeds the limit of memory or of the size of a file.
             BuildpackError::Ended(exit) if exit.out_of_memory || exit.signal.is_some() => Blame::Pusher,
             BuildpackError::Cancelled => Blame::Nobody,
             BuildpackError::Pipe(_) => Blame::Host,

@@ -113,7 +113,7 @@ impl HttpConfig {
 pub struct BuildsConfig {
     /// The maximum number of concurrent builds.
     pub parallel: u16,
-    /// The memory limit of one build.
+    /// The memory limit of one build. For the default value, the keeper uses half of the machine's memory if that is less.
     pub memory: ByteSize,
     /// The maximum number of processes and threads of one build.
     pub pids: u32,
@@ -358,7 +358,7 @@ const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
     KeyRow::value(
         "memory",
         "The memory limit of one build. A recipe can only lower this limit.",
-        Unstated,
+        Says("half of the machine's memory, at most 2G"),
         "2G",
         |reader, node, key, config| set(&mut config.builds.memory, reader.bytes(node, key)),
     ),

@@ -235,7 +235,7 @@ fn typed_parsing_error_names_the_line_and_a_similar_key() {
 }
 
 #[test]
-fn number_of_buildpacks_is_limited_alike_in_all_files() {
+fn number_of_buildpacks_in_a_recipe_is_limited() {
     let list = |count: usize| format!("buildpacks: [{}]\n", vec!["node"; count].join(", "));
     assert_eq!(settings(&list(32), "").buildpacks.len(), 32);
     let problems = Recipe::parse(list(33).as_bytes()).unwrap_err();

@@ -22,9 +22,9 @@ pub struct KnownRelease {
     pub build: Option<u64>,
     /// The commit.
     pub commit: CommitId,
-    /// The highest version tag of the commit, else the tag in the manifest.
+    /// The highest version tag of the commit, else the tag in the record of the deployment or in the manifest.
     pub tag: Option<String>,
-    /// All tags of the commit, and the tag in the manifest.
+    /// All tags of the commit, and the tag in the record of the deployment or in the manifest.
     pub tags: Vec<String>,
     /// The user who deployed the release; `None` if the release never went live here.
     pub by: Option<UserName>,
@@ -36,7 +36,7 @@ pub struct KnownRelease {
     pub pinned: bool,
     /// True if the tree of the release is installed, so that a rollback needs no installation.
     pub installed: bool,
-    /// The size of the archive in bytes; `None` if the archive was pruned.
+    /// The size of the archive in bytes; `None` if the archive was pruned, or is not rebuilt yet after the transfer of a delta.
     pub archive_bytes: Option<u64>,
 }
 

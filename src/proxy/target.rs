@@ -42,7 +42,7 @@ struct Shared {
     turn: AtomicUsize,
     /// The number of requests and tunnels in flight.
     in_flight: AtomicUsize,
-    /// Notified when the last request or tunnel in flight has ended.
+    /// The notification that the last request or tunnel in flight has ended.
     quiet: Notify,
     retired: AtomicBool,
     /// The token that is cancelled to close every connection to the instances.

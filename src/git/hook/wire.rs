@@ -23,7 +23,7 @@ pub const MAX_OPTION: usize = 1024;
 pub const MAX_CHUNK: usize = 50;
 /// The maximum size of a part of a recipe in one frame, in bytes.
 pub const MAX_PART: usize = 32 * 1024;
-/// The maximum number of commits of a push whose recipe is sent.
+/// The maximum number of pushed commits whose recipes are sent.
 pub const MAX_RECIPE_COMMITS: usize = 4;
 /// The maximum total size of the recipes of a push, in bytes.
 pub const MAX_RECIPE_BYTES: usize = 1 << 20;
@@ -113,7 +113,8 @@ pub struct HookRequest {
     pub atomic: bool,
     /// The name of git's quarantine, the directory below `objects/` with the pushed objects that pre-receive has not accepted yet.
     pub quarantine: Option<String>,
-    /// The recipes of the pushed branches, except unreadable and oversized recipes. Only pre-receive sends recipes.
+    /// The recipes of at most [`MAX_RECIPE_COMMITS`] pushed branches, except unreadable and oversized recipes. Only pre-receive sends
+    /// recipes.
     pub recipes: Vec<(CommitId, RecipeFiles)>,
 }
 

@@ -47,8 +47,8 @@ impl Step for Switch {
             let spec = &deployment.spec;
             let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot: spec.slot };
             links(deployment, Some(&live)).map_err(|error| Failure::host(&error))?;
-            // The slots change after the links, which decide what is live, and before the sync of the links, which makes this
-            // record durable, too.
+            // The table of slots changes after the links, because the links decide what is live. The table changes before the
+            // links are synced, because the same sync makes the table durable.
             let switched = deployment.memory.slots.change(|table| table.switch(spec.slot, spec.id));
             switched.map_err(|error| Failure::host(&error))?;
             fault::delay("deploy.switch").await;
