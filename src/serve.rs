@@ -8,7 +8,7 @@ use std::{path::Path, process::ExitCode};
 
 use crate::{
     buildpack,
-    config::ServerConfig,
+    config::{ByteSize, ServerConfig},
     control::{CommandError, ErrorKind},
     git,
     host::root::Root,
@@ -31,8 +31,7 @@ pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
     }
     keeper.host_paths = config.paths.clone();
     // The default limit depends on the memory of the machine, so the keeper computes the limit.
-    let usual = ServerConfig::default().builds.memory;
-    keeper.build_memory = (config.builds.memory != usual).then(|| config.builds.memory.bytes());
+    keeper.build_memory = config.builds.memory.map(ByteSize::bytes);
     keeper.build_processes = u64::from(config.builds.pids);
     keeper.lib = embedded_files();
     keeper::run(keeper).map_err(|error| {

@@ -11,7 +11,7 @@ use super::{
     procfile::{Procfile, parse_buildpacks},
     quantity::TimeSpan,
     recipe::Recipe,
-    server::ServerConfig,
+    server::{BuildsConfig, ServerConfig},
     settings::{Settings, default_timeout},
     value::{BuildpackRef, CommandLine},
 };
@@ -156,7 +156,7 @@ impl Settings {
             }
         }
         self.required.retain(|required| !server.env.contains_key(&required.name));
-        let limit = server.builds.memory;
+        let limit = server.builds.memory.unwrap_or(BuildsConfig::MAX_DEFAULT_MEMORY);
         self.build.memory = Some(self.build.memory.map_or(limit, |asked| asked.min(limit)));
         let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
         self.timeouts.insert(Phase::Build, timeout);

@@ -113,12 +113,17 @@ impl HttpConfig {
 pub struct BuildsConfig {
     /// The maximum number of concurrent builds.
     pub parallel: u16,
-    /// The memory limit of one build. For the default value, the keeper uses half of the machine's memory if that is less.
-    pub memory: ByteSize,
+    /// The memory limit of one build; `None` for half of the machine's memory, at most [`BuildsConfig::MAX_DEFAULT_MEMORY`].
+    pub memory: Option<ByteSize>,
     /// The maximum number of processes and threads of one build.
     pub pids: u32,
     /// The time limit of one build. A recipe can only lower this limit.
     pub timeout: TimeSpan,
+}
+
+impl BuildsConfig {
+    /// The maximum memory limit of a build without `builds.memory`.
+    pub const MAX_DEFAULT_MEMORY: ByteSize = ByteSize::mebibytes(2048);
 }
 
 /// Limits of a push and a release.
@@ -169,7 +174,7 @@ impl Default for ServerConfig {
             domain: Domain::localhost(),
             ssh: SshConfig { listen: any(2222), profile: SshProfile::Default },
             http: HttpConfig { listen: any(8080), trusted: Vec::new(), scheme: HttpScheme::Http },
-            builds: BuildsConfig { parallel: 1, memory: ByteSize::mebibytes(2048), pids: 2048, timeout: TimeSpan::minutes(60) },
+            builds: BuildsConfig { parallel: 1, memory: None, pids: 2048, timeout: TimeSpan::minutes(60) },
             limits: PushLimits {
                 push_bytes: ByteSize::mebibytes(512),
                 tree_entries: 200_000,
@@ -360,7 +365,7 @@ const BUILDS_KEYS: &[KeyRow<ServerConfig>] = &[
         "The memory limit of one build. A recipe can only lower this limit.",
         Says("half of the machine's memory, at most 2G"),
         "2G",
-        |reader, node, key, config| set(&mut config.builds.memory, reader.bytes(node, key)),
+        |reader, node, key, config| set(&mut config.builds.memory, reader.bytes(node, key).map(Some)),
     ),
     KeyRow::value(
         "pids",

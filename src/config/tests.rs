@@ -66,7 +66,7 @@ fn server_reference_shows_the_defaults() {
     assert_eq!((config.paths.len(), config.env.len(), config.drift), (1, 1, Some(DriftPolicy::Keep)));
     config.paths.clear();
     config.env.clear();
-    (config.keep.age, config.keep.bytes, config.drift) = (None, None, None);
+    (config.keep.age, config.keep.bytes, config.drift, config.builds.memory) = (None, None, None, None);
     config.promote = PromotionPolicy::default();
     assert_eq!(config, ServerConfig::default());
 }

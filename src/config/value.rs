@@ -244,8 +244,24 @@ pub(super) fn host_path(text: &str) -> Result<PathBuf, String> {
         return Err(format!("{} must not be visible in sandboxes", shown(text)));
     }
     // Every sandbox mounts its own directories at these paths.
-    const OWN: [&str; 13] =
-        ["app", "area", "buildpacks", "cache", "data", "deploy", "hooks", "larder", "lower", "repo", "source", "tmp", "upper"];
+    const OWN: [&str; 16] = [
+        "app",
+        "area",
+        "buildpacks",
+        "cache",
+        "data",
+        "deploy",
+        "hooks",
+        "larder",
+        "lower",
+        "points",
+        "repo",
+        "restored",
+        "restoring",
+        "source",
+        "tmp",
+        "upper",
+    ];
     if parts.first().is_some_and(|first| OWN.contains(first)) || parts.starts_with(&["var", "tmp"]) {
         return Err(format!("{} would be hidden: every sandbox has its own directory at this path", shown(text)));
     }

@@ -33,6 +33,6 @@ pub use signature::{PublicKey, Signature, SignatureBytes};
 pub use slot_use::{Occupant, SlotError, SlotTable, SlotUse, StopLimits};
 pub use source::{SourceEntry, SourceKind, SourceList};
 pub use spec::{DeploymentSpec, EnvironmentIdentity, Origin, SpecError, StepName, Trigger};
-pub use tag::{best_tag, compare_tags};
+pub use tag::{ReleaseNameForm, best_tag, compare_tags};
 pub use text::{sanitise_bytes, sanitise_line, sanitise_reason, sanitise_text};
 pub use words::{Access, Mode, Slot};

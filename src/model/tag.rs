@@ -1,6 +1,42 @@
-//! Chooses the version of a commit from the commit's tags. This file is the only place that compares version numbers.
+//! Chooses the version of a commit from the commit's tags, and tells tags from release numbers. This file is the only place that compares
+//! version numbers.
 
 use std::cmp::Ordering;
+
+use super::ReleaseNumber;
+
+/// The form of a name that a user gives to a release. Every command that accepts such a name splits the name by [`ReleaseNameForm::of`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReleaseNameForm<'t> {
+    /// `v` and digits, such as `v3`: always a number, even if a tag has this name. `None` if no release can have the number.
+    Number(Option<ReleaseNumber>),
+    /// The tag in `refs/tags/TAG`. A tag with the form of a number can only be named in this way.
+    Tag(&'t str),
+    /// A tag, an id, or the beginning of an id.
+    Text(&'t str),
+}
+
+impl<'t> ReleaseNameForm<'t> {
+    /// Returns the form of a name.
+    pub fn of(name: &'t str) -> ReleaseNameForm<'t> {
+        if let Some(tag) = name.strip_prefix("refs/tags/") {
+            return ReleaseNameForm::Tag(tag);
+        }
+        let digits = name.strip_prefix('v').unwrap_or_default();
+        if !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit()) {
+            return ReleaseNameForm::Number(name.parse().ok());
+        }
+        ReleaseNameForm::Text(name)
+    }
+
+    /// Returns the tag that the name may be: the name itself, or the tag in `refs/tags/TAG`. A number is never a tag.
+    pub fn tag(self) -> Option<&'t str> {
+        match self {
+            ReleaseNameForm::Number(_) => None,
+            ReleaseNameForm::Tag(tag) | ReleaseNameForm::Text(tag) => Some(tag),
+        }
+    }
+}
 
 /// Returns the best tag of a commit: the highest version (`v1.4.0`, `2.0-rc1`), or else the last tag in alphabetical order.
 pub fn best_tag<'t>(tags: impl IntoIterator<Item = &'t str>) -> Option<&'t str> {
@@ -39,6 +75,20 @@ fn version(tag: &str) -> Option<(Vec<u64>, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn name_with_the_form_of_a_number_is_a_tag_only_below_refs_tags() {
+        use ReleaseNameForm::{Number, Tag, Text};
+        assert_eq!(ReleaseNameForm::of("v3"), Number(Some(ReleaseNumber(3))));
+        assert_eq!(ReleaseNameForm::of("v0"), Number(None));
+        assert_eq!(ReleaseNameForm::of("v99999999999"), Number(None));
+        assert_eq!(ReleaseNameForm::of("refs/tags/v3"), Tag("v3"));
+        for text in ["v", "v3.1", "3", "version", "release/v3"] {
+            assert_eq!(ReleaseNameForm::of(text), Text(text));
+        }
+        assert_eq!(ReleaseNameForm::of("v3").tag(), None);
+        assert_eq!(ReleaseNameForm::of("refs/tags/v3").tag(), Some("v3"));
+    }
 
     #[test]
     fn highest_version_is_the_best_tag_even_if_there_are_names() {

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{core::Pipeline, error::PipelineError, history::Summary, state_files::Pins, util::chain};
 use crate::{
-    model::{CommitId, Environment, ReleaseId, ReleaseNumber, UserName, best_tag},
+    model::{CommitId, Environment, ReleaseId, ReleaseNameForm, ReleaseNumber, UserName, best_tag},
     release::store,
 };
 
@@ -80,13 +80,12 @@ pub fn find<'k>(
     text: &str,
     environment: &Environment,
 ) -> Result<&'k KnownRelease, ReleaseNameError> {
-    if let Some(tag) = text.strip_prefix("refs/tags/") {
-        return one(releases.iter().filter(|known| has_tag(known, tag)), text, environment);
-    }
-    let digits = text.strip_prefix('v').unwrap_or_default();
-    if !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit()) {
-        let number = text.parse::<ReleaseNumber>().ok();
-        return one(releases.iter().filter(|known| number.is_some() && known.number == number), text, environment);
+    match ReleaseNameForm::of(text) {
+        ReleaseNameForm::Tag(tag) => return one(releases.iter().filter(|known| has_tag(known, tag)), text, environment),
+        ReleaseNameForm::Number(number) => {
+            return one(releases.iter().filter(|known| number.is_some() && known.number == number), text, environment);
+        }
+        ReleaseNameForm::Text(_) => {}
     }
     if releases.iter().any(|known| has_tag(known, text)) {
         return one(releases.iter().filter(|known| has_tag(known, text)), text, environment);

@@ -7,7 +7,7 @@ use super::{
     util::chain,
 };
 use crate::{
-    model::{CommitId, EnvId, Environment, Mode, Origin, ReleaseId, ReleaseNumber, RemoteName, sanitise_reason},
+    model::{CommitId, EnvId, Environment, Mode, Origin, ReleaseId, ReleaseNameForm, ReleaseNumber, RemoteName, sanitise_reason},
     release::{manifest::Head, store},
     remote::{Offer, RemoteError},
 };
@@ -51,10 +51,13 @@ impl ReleaseCandidate {
 
     /// Returns true if `name` means this release: its id, number or tag, or the first four or more digits of its commit.
     fn is_called(&self, name: &str) -> bool {
+        let form = ReleaseNameForm::of(name);
+        if let ReleaseNameForm::Number(number) = form {
+            return number.is_some() && number == self.number;
+        }
         let digits = name.len() >= 4 && name.bytes().all(|c| c.is_ascii_hexdigit());
         name.parse() == Ok(self.release)
-            || self.tag.as_deref() == Some(name)
-            || (name.starts_with('v') && self.number.is_some() && name.parse().ok() == self.number)
+            || (self.tag.is_some() && self.tag.as_deref() == form.tag())
             || (digits && self.commit.as_str().starts_with(&name.to_ascii_lowercase()))
     }
 }
@@ -92,6 +95,14 @@ pub enum SupplyError {
     /// The environment has no release to go back to, or a rollback cannot use the named release. The text is the reason.
     #[error("{0}")]
     Named(String),
+    /// No release with the name of a rollback was ever live in the environment.
+    #[error("{environment} has no release {name} that was ever live")]
+    NeverLive {
+        /// The environment, as `project/environment`.
+        environment: String,
+        /// The name.
+        name: String,
+    },
     /// The environment has no such remote.
     #[error("{environment} has no remote {remote}")]
     NoRemote {
@@ -280,7 +291,7 @@ impl Pipeline {
             Some(name) => state
                 .history
                 .named(name)
-                .ok_or_else(|| SupplyError::Named(format!("{title} has no release {name} that was ever live")))?,
+                .ok_or_else(|| SupplyError::NeverLive { environment: title, name: sanitise_reason(name) })?,
         };
         if found.release == live.release {
             return Err(SupplyError::Named(format!("{} is live already, as {}", found.number, live.number)));

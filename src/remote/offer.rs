@@ -5,7 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{CommitId, Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNumber, sanitise_reason};
+use crate::model::{CommitId, Digest, EnvironmentName, ProjectName, ReleaseId, ReleaseNameForm, ReleaseNumber, sanitise_reason};
 
 /// The maximum size of a list of offers, in bytes.
 pub(super) const MAX_LIST_BYTES: u64 = 4 << 20;
@@ -158,11 +158,14 @@ pub fn find<'a>(offers: &'a [Offer], text: &str) -> Found<'a> {
     if let Ok(id) = text.parse::<ReleaseId>() {
         return offers.iter().find(|offer| offer.release == id).map_or(Found::None, Found::One);
     }
-    if let Some(tagged) = offers.iter().find(|offer| offer.tag.as_deref() == Some(text)) {
+    let form = ReleaseNameForm::of(text);
+    if let Some(tag) = form.tag()
+        && let Some(tagged) = offers.iter().find(|offer| offer.tag.as_deref() == Some(tag))
+    {
         return Found::One(tagged);
     }
-    if let Some(number) = text.strip_prefix('v').and_then(|_| text.parse::<ReleaseNumber>().ok()) {
-        let mut numbered = offers.iter().filter(|offer| offer.number == Some(number));
+    if let ReleaseNameForm::Number(number) = form {
+        let mut numbered = offers.iter().filter(|offer| number.is_some() && offer.number == number);
         return match (numbered.next(), numbered.next()) {
             (Some(one), None) => Found::One(one),
             (Some(_), Some(_)) => Found::Ambiguous,
@@ -225,6 +228,10 @@ mod tests {
         for missing in ["v9", "ab", "", "deadbeef", "v", "2"] {
             assert_eq!(found(missing), None, "{missing}");
         }
+        // A tag with the form of a number is found only below refs/tags/.
+        let tagged = [offer(3, "ab", Some("v2")), offer(2, "cd", None)];
+        assert_eq!(find(&tagged, "v2"), Found::One(&tagged[1]));
+        assert_eq!(find(&tagged, "refs/tags/v2"), Found::One(&tagged[0]));
         let near = [offer(1, "abababab1", None), offer(2, "abababab2", None)];
         assert_eq!(find(&near, "abababab"), Found::Ambiguous);
         assert_eq!(find(&near, "abababab2"), Found::One(&near[1]));

@@ -88,6 +88,13 @@ fn tag_names_release_of_its_commit(world: &World) {
     world.larder(&["release", "show", "shop", "v9"]).exits(4).says("there is no release v9 in shop/production");
     world.larder(&["release", "show", "shop", "v1.4.1"]).exits(4).says("did you mean v1.4.0?");
     world.larder(&["release", "show", "shop", "\x1b[31m"]).exits(2);
+    // A name such as v1 is always a number, even if a tag has this name.
+    repo.git(&["tag", "v1"]).ok();
+    repo.push_as(&["refs/tags/v1"]).accepted();
+    world.larder(&["rollback", "shop", "v1"]).exits(0);
+    world.serves("shop", "one");
+    world.larder(&["rollback", "shop", "refs/tags/v1"]).exits(0);
+    world.serves("shop", "three");
 }
 
 fn release_diff_lists_files_and_commits(world: &World) {

@@ -117,12 +117,12 @@ fn rollback_to_unusable_release_is_refused(world: &World) {
     repo.push().accepted();
     rollback(world, &[]).exits(3).says("no release older than v1");
     rollback(world, &["v1"]).exits(3).says("v1 is live already");
-    rollback(world, &["v7"]).exits(3).says("no release v7 that was ever live").says("larder releases");
+    rollback(world, &["v7"]).exits(4).says("no release v7 that was ever live").says("larder releases");
     // A release that failed cannot be rolled back to.
     repo.write("Procfile", "web: false\n").write("larder.yml", "health:\n  timeout: 5s\n");
     let failed = repo.commit("a version that does not start");
     repo.push().rejected();
-    rollback(world, &[&failed[..10]]).exits(3).says("that was ever live");
+    rollback(world, &[&failed[..10]]).exits(4).says("that was ever live");
     // A release that retention has removed cannot be rolled back to, either.
     repo.remove("Procfile").write("larder.yml", "keep:\n  releases: 2\n");
     for page in ["version two", "version three", "version four"] {

@@ -10,7 +10,7 @@ use crate::{
         state::Control,
     },
     git::{CommitSpec, GitError, GitFailure},
-    model::{Access, CommitId, Environment, Mode, Origin, Phase, ProjectName, Trigger},
+    model::{Access, CommitId, Environment, Mode, Origin, Phase, ProjectName, ReleaseNameForm, Trigger},
     pipeline::{self, Goal, PipelineError, Summary, SupplyError, ThawError},
 };
 
@@ -189,11 +189,13 @@ impl Request for Rollback {
     }
 }
 
-/// Returns the id of the release that has the tag `name` now. Returns `name` itself if no release has this tag.
+/// Returns the id of the release that has the tag `name` now. Returns `name` itself if no release has this tag, or if `name` has the form of
+/// a number.
 pub(super) async fn id_of_tag(control: &Control, environment: &Environment, name: Option<String>) -> Option<String> {
     let name = name?;
     let known = control.pipeline().releases(environment).await.unwrap_or_default();
-    let found = known.iter().find(|known| known.number.is_some() && known.tags.contains(&name));
+    let tag = ReleaseNameForm::of(&name).tag();
+    let found = known.iter().find(|known| known.number.is_some() && known.tags.iter().any(|other| Some(other.as_str()) == tag));
     Some(found.map_or(name, |known| known.release.to_string()))
 }
 
@@ -207,6 +209,7 @@ pub(super) fn of_supply(error: &SupplyError) -> CommandError {
         SupplyError::None { unreachable, .. } if !unreachable.is_empty() => refused(error.to_string()),
         SupplyError::None { .. } => not_found(error.to_string()),
         SupplyError::NoRemote { .. } => not_found(error.to_string()).hint("list the remotes with `larder remote list`"),
+        SupplyError::NeverLive { .. } => not_found(error.to_string()).hint("list the releases with `larder releases`"),
         SupplyError::Named(_) => refused(error.to_string()).hint("list the releases with `larder releases`"),
         SupplyError::Host(_) => CommandError::internal(error),
     };

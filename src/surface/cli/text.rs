@@ -35,7 +35,7 @@ pub(super) fn size(bytes: u64) -> String {
     const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     match UNITS.iter().find(|(_, shift)| bytes >> shift >= 10) {
         Some((unit, shift)) => format!("{} {unit}", bytes >> shift),
-        None => format!("{bytes} bytes"),
+        None => count(bytes, "byte"),
     }
 }
 
