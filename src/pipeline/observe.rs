@@ -60,9 +60,9 @@ pub trait Observer: Send + Sync {
     /// Returns the name for logs.
     fn name(&self) -> &'static str;
 
-    /// Handles an announcement. An error has no effect on the deployment. A milestone is delivered at most once. The delivery of
-    /// an ending is attempted three times, and again after each start of the server for a week, until the observer accepts the
-    /// ending. After a crash of the server, the same id may be delivered again.
+    /// Handles an announcement. An error has no effect on the deployment. A milestone, or the end of a deployment that never began, is
+    /// delivered at most once. The delivery of any other ending is attempted three times, and again after each start of the server for
+    /// a week, until the observer accepts the ending. After a crash of the server, the same id may be delivered again.
     fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>>;
 }
 
