@@ -59,7 +59,22 @@ pub enum Reply<V> {
     Upload(UploadFn<V>),
     /// Output that arrives over time.
     Stream(Stream),
+    /// The consequences of the request, which continues after a person has confirmed it on a terminal.
+    Confirm(Box<Confirmation<V>>),
 }
+
+/// A request that loses data, and that a person must confirm.
+pub struct Confirmation<V> {
+    /// The consequences. Without a terminal, this view is the complete answer.
+    pub view: V,
+    /// The word that the person must type: the name of the project.
+    pub word: String,
+    /// Carries out the request.
+    pub proceed: ProceedFn<V>,
+}
+
+/// A function that carries out a request after its confirmation.
+pub type ProceedFn<V> = Box<dyn FnOnce() -> BoxFuture<'static, Result<Reply<V>, CommandError>> + Send>;
 
 impl<V> From<V> for Reply<V> {
     fn from(view: V) -> Reply<V> {

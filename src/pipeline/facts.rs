@@ -68,6 +68,13 @@ impl Facts {
         serde_json::from_value(value.clone()).map(Some).map_err(|error| error.to_string())
     }
 
+    /// Returns the release command of the recipe or the Procfile, or else of the buildpack.
+    pub fn release_command(&self) -> Option<String> {
+        let own = self.settings.as_ref().and_then(|settings| settings.release.as_ref()).map(|command| command.to_string());
+        let of_buildpack = || self.buildpack_processes.iter().find(|(process, _)| process.is_release());
+        own.or_else(|| of_buildpack().map(|(_, command)| command.clone()))
+    }
+
     /// Returns the journal value for a step that changed the facts from `before` to `self`: null if the step changed no fact.
     pub fn changed_facts(&self, before: &Facts) -> Result<Value, Failure> {
         if self == before {

@@ -9,6 +9,7 @@
 mod conclude;
 mod context;
 mod core;
+mod data_return;
 mod deploy;
 mod drift;
 mod error;
@@ -51,6 +52,7 @@ mod verdict;
 pub use self::{
     context::Services,
     core::{Pipeline, StartCheck},
+    data_return::{PointChoiceError, Upgrade},
     drift::DriftError,
     error::{PipelineError, ThawError},
     facts::Facts,

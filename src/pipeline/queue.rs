@@ -37,6 +37,8 @@ pub struct DeployRequest {
     pub goal: Goal,
     /// The phases of a dry run; empty if the release shall go live.
     pub dry_run: Vec<Phase>,
+    /// The id of the restore point whose data goes live together with the release; `None` if the data stays as it is.
+    pub data: Option<String>,
 }
 
 /// The release that a request makes live.

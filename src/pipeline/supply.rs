@@ -3,6 +3,7 @@
 
 use super::{
     core::Pipeline,
+    history::Summary,
     queue::{Goal, Queue},
     util::chain,
 };
@@ -268,10 +269,10 @@ impl Pipeline {
         found
     }
 
-    /// Returns the release to which a rollback of an environment goes: the release named `name`, or the release that was live
+    /// Returns the deployment to whose release a rollback of an environment goes: the release named `name`, or the release that was live
     /// before the live release first went live. A second rollback therefore goes back further. The returned release was live in
     /// this environment, and its files still exist.
-    pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<(ReleaseId, CommitId), SupplyError> {
+    pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<Summary, SupplyError> {
         let queue =
             self.queue(environment).ok_or_else(|| SupplyError::Named(String::from("the environment is not in service")))?;
         let environment = queue.environment();
@@ -299,7 +300,7 @@ impl Pipeline {
         if !there(found.release) {
             return Err(SupplyError::Named(format!("{} was removed by retention; its files no longer exist", found.number)));
         }
-        Ok((found.release, found.commit.clone()))
+        Ok(found.clone())
     }
 }
 

@@ -329,6 +329,7 @@ impl Pushes {
                     tags,
                     goal,
                     dry_run: Vec::new(),
+                    data: None,
                 };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {

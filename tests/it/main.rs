@@ -10,6 +10,7 @@ mod cli;
 mod clients;
 mod contributing;
 mod data;
+mod data_return;
 mod delivering;
 mod deltas;
 mod drift;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -12,10 +13,10 @@ use crate::{
     control::{
         error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
-        request::{Context, Reply, Request},
+        request::{Confirmation, Context, Reply, Request},
     },
     model::{Access, CommitId, Environment, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_line},
-    pipeline::{PointsError, RestoreRecord},
+    pipeline::{Pipeline, PointsError, RestoreRecord},
 };
 
 /// The maximum length of the reason of a restore point, in bytes.
@@ -131,7 +132,7 @@ pub struct PointView {
 }
 
 impl PointView {
-    fn new(environment: &Environment, info: PointInfo) -> PointView {
+    pub(super) fn new(environment: &Environment, info: PointInfo) -> PointView {
         let at = |second: i64| Timestamp::from_second(second).ok();
         let (state, verified, defect) = match info.state {
             PointState::Unverified => ("unverified", None, None),
@@ -246,7 +247,7 @@ pub struct RestorePreview {
     pub would_lose: DataDiff,
 }
 
-fn of_points(error: &PointsError) -> CommandError {
+pub(super) fn of_points(error: &PointsError) -> CommandError {
     let failure = match error {
         PointsError::NotNow(why) => return of_pipeline(why),
         PointsError::Stopped { .. } => return CommandError::new(ErrorKind::Deployment, error.to_string()),
@@ -269,7 +270,7 @@ fn of_points(error: &PointsError) -> CommandError {
 }
 
 /// Checks the name of a restore point. Messages contain the name, so control characters are refused.
-fn point_name(name: &str) -> Result<(), CommandError> {
+pub(super) fn point_name(name: &str) -> Result<(), CommandError> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.is_empty() || name.len() > 128 || !name.chars().all(is_good) {
         return Err(usage("invalid name of a restore point (expected 1 to 128 of A-Z a-z 0-9 . _ -)")
@@ -404,30 +405,39 @@ impl Request for BackupRestore {
             }
             RestoreWay::Live { confirmed: false } => {
                 let info = pipeline.point(&environment, self.point).await.map_err(|error| of_points(&error))?;
-                let diff = pipeline.diff_points(&environment, info.id.clone(), None).await;
+                let id = info.id.clone();
+                let diff = pipeline.diff_points(&environment, id.clone(), None).await;
                 let would_lose = diff.map_err(|error| of_points(&error))?;
-                RestoreView::Preview(Box::new(RestorePreview {
-                    environment: title,
-                    point: PointView::new(&environment, info),
-                    would_lose,
-                }))
+                let point = PointView::new(&environment, info);
+                let view = RestoreView::Preview(Box::new(RestorePreview { environment: title, point, would_lose }));
+                let (pipeline, by, word) = (pipeline.clone(), caller.name(), environment.project.to_string());
+                let proceed = move || -> BoxFuture<'static, _> {
+                    Box::pin(async move { restore_live(&pipeline, &environment, id, by).await.map(Reply::View) })
+                };
+                return Ok(Reply::Confirm(Box::new(Confirmation { view, word, proceed: Box::new(proceed) })));
             }
-            RestoreWay::Live { confirmed: true } => {
-                let restored = pipeline.restore_live(&environment, self.point, caller.name()).await;
-                let restored = restored.map_err(|error| of_points(&error))?;
-                let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-                RestoreView::Live(LiveRestored {
-                    environment: title,
-                    restored: restored.point,
-                    before: restored.before,
-                    files: restored.files,
-                    bytes: restored.bytes,
-                    lost_owners: restored.lost_owners,
-                    interrupted_ms: millis(restored.interrupted),
-                    not_running: restored.not_running,
-                })
-            }
+            RestoreWay::Live { confirmed: true } => restore_live(pipeline, &environment, self.point, caller.name()).await?,
         };
         Ok(view.into())
     }
+}
+
+async fn restore_live(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    point: String,
+    by: UserName,
+) -> Result<RestoreView, CommandError> {
+    let restored = pipeline.restore_live(environment, point, by).await.map_err(|error| of_points(&error))?;
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Ok(RestoreView::Live(LiveRestored {
+        environment: environment.title(),
+        restored: restored.point,
+        before: restored.before,
+        files: restored.files,
+        bytes: restored.bytes,
+        lost_owners: restored.lost_owners,
+        interrupted_ms: millis(restored.interrupted),
+        not_running: restored.not_running,
+    }))
 }

@@ -162,33 +162,6 @@ async fn unfreeze(
     }
 }
 
-/// The request to deploy an older release again.
-#[derive(Debug)]
-pub struct Rollback {
-    /// The environment.
-    pub target: Target,
-    /// The release. If absent, the release that was live before the live release first went live.
-    pub release: Option<String>,
-}
-
-impl Request for Rollback {
-    type View = ();
-    const NAME: &'static str = "rollback";
-
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
-    }
-
-    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<()>, CommandError> {
-        let environment = control.environment(&self.target)?;
-        let release = id_of_tag(control, &environment, self.release).await;
-        let past = control.pipeline().past(environment.id, release.as_deref());
-        let (release, commit) = past.map_err(|error| of_supply(&error))?;
-        let goal = Goal::Release { release, origin: Origin::Previous, newest: false, overriding: None };
-        submit(control, deployment(Trigger::Rollback { by: caller.name() }, environment, commit, goal))
-    }
-}
-
 /// Returns the id of the release that has the tag `name` now. Returns `name` itself if no release has this tag, or if `name` has the form of
 /// a number.
 pub(super) async fn id_of_tag(control: &Control, environment: &Environment, name: Option<String>) -> Option<String> {
@@ -219,7 +192,8 @@ pub(super) fn of_supply(error: &SupplyError) -> CommandError {
 /// Returns a request to the pipeline for a deployment without a push.
 pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::DeployRequest {
     let branch = environment.branch.clone();
-    pipeline::DeployRequest { trigger, environment, branch, commit, seen: None, tags: Vec::new(), goal, dry_run: Vec::new() }
+    let (tags, dry_run) = (Vec::new(), Vec::new());
+    pipeline::DeployRequest { trigger, environment, branch, commit, seen: None, tags, goal, dry_run, data: None }
 }
 
 /// Returns the phases of a dry run: the phases `asked` and the phases that they depend on. Returns an empty list if `asked` is empty.

@@ -13,10 +13,11 @@ mod projects;
 mod promotion;
 mod releases;
 mod remotes;
+mod rollback;
 mod status;
 mod users;
 
 pub use self::{
     backup::*, deliverables::*, deployments::*, doctor::*, drift::*, exports::*, keys::*, logs::*, processes::*, projects::*,
-    promotion::*, releases::*, remotes::*, status::*, users::*,
+    promotion::*, releases::*, remotes::*, rollback::*, status::*, users::*,
 };

@@ -16,7 +16,7 @@ use crate::{
 pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandError> {
     let words = inline_key_files(words)?;
     if let Some(remote) = &cli.remote {
-        return Err(over_ssh(remote, &words));
+        return Err(over_ssh(remote, &words, cli.command.may_ask()));
     }
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let code = socket::call(&root.control_socket(), words, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
@@ -97,9 +97,10 @@ fn own_words(words: &[String]) -> usize {
     words.len()
 }
 
-/// Replaces this process by `ssh` to the server behind a git remote. Returns an error if `ssh` cannot be started; otherwise this function
+/// Replaces this process by `ssh` to the server behind a git remote. If the command may ask for a confirmation and this process has a
+/// terminal, the server gets a terminal, too. Returns an error if `ssh` cannot be started; otherwise this function
 /// does not return.
-fn over_ssh(remote: &str, words: &[String]) -> CommandError {
+fn over_ssh(remote: &str, words: &[String], may_ask: bool) -> CommandError {
     let words: Vec<_> = without_remote(words);
     let asked = Command::new("git").args(["remote", "get-url", "--end-of-options", remote]).output();
     let url = match asked {
@@ -120,6 +121,9 @@ fn over_ssh(remote: &str, words: &[String]) -> CommandError {
     let mut ssh = Command::new("ssh");
     if let Some(port) = port {
         ssh.arg("-p").arg(port);
+    }
+    if may_ask && rustix::termios::isatty(io::stdin()) && rustix::termios::isatty(io::stdout()) {
+        ssh.arg("-t");
     }
     let error = ssh.arg("--").arg(login).arg(quoted).exec();
     CommandError::new(ErrorKind::Internal, format!("cannot start ssh: {error}"))

@@ -1,9 +1,10 @@
 //! The [`Command`] trait of commands that the server carries out, and the path from parsed arguments to an answer.
 
+use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
 use crate::{
-    control::{Caller, CommandError, Control, Reply, Request, Stream, UploadFn},
+    control::{Caller, CommandError, Confirmation, Control, Reply, Request, Stream, UploadFn},
     model::{Access, ProjectName},
 };
 
@@ -61,6 +62,15 @@ pub(super) enum CommandOutcome {
     Answer(CommandAnswer),
     Upload(UploadFn<CommandAnswer>),
     Stream(Stream),
+    Confirm(CommandConfirmation),
+}
+
+/// The consequences of a command, which continues after a person has typed `word`.
+pub(super) struct CommandConfirmation {
+    /// The consequences, as the complete answer without a terminal.
+    pub answer: CommandAnswer,
+    pub word: String,
+    pub proceed: Box<dyn FnOnce() -> BoxFuture<'static, Result<CommandOutcome, CommandError>> + Send>,
 }
 
 /// A request that was authorized, with its outcome so far.
@@ -88,14 +98,25 @@ impl Asking<'_> {
         let (project, needed) = request.needs();
         let project = project.cloned();
         let json = self.json;
-        let outcome = match self.control.handle(self.caller, request).await? {
-            Reply::View(view) => CommandOutcome::Answer(render::<C>(&view, json)),
-            Reply::Upload(upload) => CommandOutcome::Upload(Box::new(move |input| {
-                Box::pin(async move { upload(input).await.map(|view| render::<C>(&view, json)) })
-            })),
-            Reply::Stream(stream) => CommandOutcome::Stream(stream),
-        };
+        let outcome = outcome::<C>(self.control.handle(self.caller, request).await?, json);
         Ok(Asked { project, needed, outcome })
+    }
+}
+
+fn outcome<C: Command + 'static>(reply: Reply<ViewOf<C>>, json: bool) -> CommandOutcome {
+    match reply {
+        Reply::View(view) => CommandOutcome::Answer(render::<C>(&view, json)),
+        Reply::Upload(upload) => CommandOutcome::Upload(Box::new(move |input| {
+            Box::pin(async move { upload(input).await.map(|view| render::<C>(&view, json)) })
+        })),
+        Reply::Stream(stream) => CommandOutcome::Stream(stream),
+        Reply::Confirm(confirmation) => {
+            let Confirmation { view, word, proceed } = *confirmation;
+            let proceed = move || -> BoxFuture<'static, _> {
+                Box::pin(async move { proceed().await.map(|reply| outcome::<C>(reply, json)) })
+            };
+            CommandOutcome::Confirm(CommandConfirmation { answer: render::<C>(&view, json), word, proceed: Box::new(proceed) })
+        }
     }
 }
 

@@ -46,6 +46,13 @@ pub enum CliCommand {
     Local(Local),
 }
 
+impl CliCommand {
+    /// Returns true if the command may ask for a confirmation on a terminal.
+    pub(super) fn may_ask(&self) -> bool {
+        matches!(self, CliCommand::Verb(verb) if verb.may_ask())
+    }
+}
+
 /// Commands that this process carries out.
 #[derive(Debug, Subcommand)]
 pub enum Local {

@@ -6,8 +6,10 @@
 pub mod client;
 mod command;
 mod commands;
+mod confirm;
 mod grammar;
 pub mod quickstart;
+mod screen;
 pub mod session;
 pub mod socket;
 mod text;

@@ -1,18 +1,20 @@
 //! Carries out one command, from its words to its exit status, for the control socket and for ssh.
 
-use std::{io, os::fd::OwnedFd};
+use std::io;
 
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
+pub use super::screen::{Io, Screen};
 use super::{
-    command::{Asked, Asking, CommandAnswer, CommandOutcome, Format},
+    command::{Asked, Asking, CommandOutcome},
+    confirm,
     grammar::{Cli, CliCommand, parse},
-    text,
+    screen::write,
 };
 use crate::{
     control::{Caller, CommandError, Control, DeploymentGoal, ErrorKind, LogFollower, Stream},
-    host::{launch::Stdio, stream::Outlet},
+    host::launch::Stdio,
     model::{self, sanitise_bytes, sanitise_text},
     pipeline::{Ticket, chain},
     remote::ssh::{Exec, ExecOutput},
@@ -20,50 +22,6 @@ use crate::{
 
 /// The maximum length of a line of another server's output, in bytes. A longer line is split.
 const MAX_LINE: usize = 16 << 10;
-
-/// The descriptors and the state of the caller of a command.
-#[derive(Debug)]
-pub struct Io {
-    /// The standard input, which only `run` and `release import` read.
-    pub stdin: OwnedFd,
-    /// The standard output.
-    pub stdout: OwnedFd,
-    /// The standard error.
-    pub stderr: OwnedFd,
-    /// True if the output goes to a terminal although its descriptor is not a terminal, as over ssh.
-    pub terminal: bool,
-    /// Cancelled when the caller disconnects.
-    pub gone: CancellationToken,
-}
-
-/// The two output streams of a command: terminals, files or pipes of the caller. The caller may stop reading these streams at any time.
-#[derive(Debug)]
-pub struct Screen {
-    out: Outlet,
-    err: Outlet,
-}
-
-impl Screen {
-    /// Creates a screen that writes to these descriptors.
-    pub fn new(stdout: OwnedFd, stderr: OwnedFd) -> io::Result<Screen> {
-        Ok(Screen { out: Outlet::new(stdout)?, err: Outlet::new(stderr)? })
-    }
-
-    async fn out(&mut self, text: &str) -> io::Result<()> {
-        self.out.write(text.as_bytes()).await
-    }
-
-    /// Writes to the standard error. Returns an error if the descriptor is closed.
-    pub async fn err(&mut self, text: &str) -> io::Result<()> {
-        self.err.write(text.as_bytes()).await
-    }
-
-    /// Writes an error with its hints. Returns the exit status of the error.
-    pub async fn refuse(&mut self, error: &CommandError) -> io::Result<u8> {
-        self.err(&text::error(error)).await?;
-        Ok(error.kind.exit_code())
-    }
-}
 
 /// Carries out a command. Returns the exit status.
 pub async fn run(control: &Control, caller: &Caller, words: &[String], io: Io) -> u8 {
@@ -111,8 +69,17 @@ async fn usage(error: &clap::Error, mut screen: Screen) -> io::Result<u8> {
 }
 
 async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8> {
+    let outcome = match outcome {
+        CommandOutcome::Confirm(confirmation) => match confirm::confirmed(confirmation, json, &io).await? {
+            Ok(outcome) => outcome,
+            Err(code) => return Ok(code),
+        },
+        other => other,
+    };
     let Io { stdin, stdout, stderr, terminal, gone } = io;
     match outcome {
+        // A confirmed request is not confirmed a second time.
+        CommandOutcome::Confirm(confirmation) => write(confirmation.answer, terminal, stdout, stderr).await,
         CommandOutcome::Answer(answer) => {
             drop(stdin);
             write(answer, terminal, stdout, stderr).await
@@ -179,23 +146,6 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
             relay(Screen::new(stdout, stderr)?, *exec, &gone).await
         }
     }
-}
-
-/// Writes an answer. Removes control characters from text for people, because much of this text originates in repositories and processes.
-/// Text for another program is written unchanged, except to a terminal.
-async fn write(answer: CommandAnswer, terminal: bool, stdout: OwnedFd, stderr: OwnedFd) -> io::Result<u8> {
-    let unchanged = match answer.format {
-        Format::Json => true,
-        Format::Text => false,
-        Format::Verbatim => !terminal && !rustix::termios::isatty(&stdout),
-    };
-    let mut screen = Screen::new(stdout, stderr)?;
-    if unchanged {
-        screen.out(&answer.text).await?
-    } else {
-        screen.out(&sanitise_text(&answer.text)).await?
-    }
-    Ok(answer.code)
 }
 
 /// Shows a deployment until it ends. The deployment continues if the caller disconnects.

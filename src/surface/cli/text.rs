@@ -39,6 +39,15 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
+/// Renders a duration in the largest unit in which it has at least 2 units: `119 seconds`, `2 minutes`, `47 hours`, `2 days`.
+pub(super) fn span(seconds: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("day", 86_400), ("hour", 3_600), ("minute", 60)];
+    match UNITS.iter().find(|(_, unit)| seconds / unit >= 2) {
+        Some((unit, length)) => count(seconds / length, unit),
+        None => count(seconds, "second"),
+    }
+}
+
 /// Renders a number with its noun: `1 key`, `2 keys`.
 pub(super) fn count<N: std::fmt::Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
     let ending = if number == N::from(1_u8) { "" } else { "s" };

@@ -37,6 +37,14 @@ impl Output {
         }
     }
 
+    /// Runs a command to its end with `input` as its standard input.
+    #[track_caller]
+    pub fn of_input(command: &mut Command, input: &str) -> Output {
+        let file = tempfile::tempfile().unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, input.as_bytes(), 0).unwrap();
+        Output::of(command.stdin(file))
+    }
+
     pub fn from(command: String, output: std::process::Output) -> Output {
         use std::os::unix::process::ExitStatusExt;
         Output {

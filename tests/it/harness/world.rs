@@ -198,6 +198,24 @@ impl World {
         command
     }
 
+    /// Runs larder on a terminal on which a person types `input`. Without the program `script`, prints `SKIPPED:` and returns nothing.
+    pub fn larder_on_terminal(&self, words: &[&str], input: &str) -> Option<Output> {
+        super::installed("script")?;
+        let mut command = self.larder_command();
+        command.args(words);
+        let line: Vec<_> =
+            std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_str().unwrap()).collect();
+        let line = shlex::try_join(line).unwrap();
+        Some(Output::of_input(self.client("script").args(["-qec", &line, "/dev/null"]), input))
+    }
+
+    /// Runs `ssh -tt larder@server WORDS...` as a user who types `input`.
+    pub fn ssh_on_terminal(&self, user: &str, words: &[&str], input: &str) -> Output {
+        let mut command = self.client("ssh");
+        command.args(self.ssh_options(user)).args(["-tt", "larder@127.0.0.1"]).args(words);
+        Output::of_input(&mut command, input)
+    }
+
     /// Creates a project that deploys `main` to production.
     pub fn project(&self, name: &str) -> &World {
         self.larder(&["project", "create", name, "--mode", "cooking"]).ok();

@@ -167,11 +167,11 @@ impl Step for ReleaseCommand {
     }
 
     fn is_durable(&self, deployment: &Deployment) -> bool {
-        release_command(deployment).is_some()
+        deployment.facts.release_command().is_some()
     }
 
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
-        match release_command(deployment).is_some() {
+        match deployment.facts.release_command().is_some() {
             true => step::permit(deployment, Resource::Script),
             false => Box::pin(async { Ok(Vec::new()) }),
         }
@@ -179,17 +179,8 @@ impl Step for ReleaseCommand {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let Some(command) = release_command(deployment) else { return Ok(()) };
+            let Some(command) = deployment.facts.release_command() else { return Ok(()) };
             processes::run(deployment, "the release command", command).await
         })
     }
-}
-
-/// Returns the release command of the recipe or the Procfile, or else of the buildpack.
-fn release_command(deployment: &Deployment) -> Option<String> {
-    let given = || {
-        let mut defaults = deployment.facts.buildpack_processes.iter();
-        defaults.find(|(process, _)| process.is_release()).map(|(_, command)| command.clone())
-    };
-    deployment.settings().release.map(|command| command.to_string()).or_else(given)
 }

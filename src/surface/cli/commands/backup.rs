@@ -40,6 +40,11 @@ pub enum BackupVerb {
 }
 
 impl BackupVerb {
+    /// Returns true if the command may ask for a confirmation on a terminal.
+    pub(super) fn may_ask(&self) -> bool {
+        matches!(self, BackupVerb::Restore(command) if command.into.is_none() && !command.yes)
+    }
+
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
             BackupVerb::Take(command) => asking.ask(command).await,
@@ -153,7 +158,7 @@ impl Command for BackupListArgs {
 }
 
 /// Renders the reliability of a restore point. A restore point is called ok only after a verification.
-fn state(point: &PointView) -> String {
+pub(super) fn state(point: &PointView) -> String {
     let verified = point.verified.map(|at| format!(" ({} UTC)", moment(at))).unwrap_or_default();
     let defect = point.defect.as_ref().map(|defect| format!(": {defect}")).unwrap_or_default();
     match point.state {
@@ -240,7 +245,7 @@ impl Command for BackupVerifyArgs {
 /// Restore a restore point: in place of the live data, or beside it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --yes, nothing is changed: the command shows what would be lost and exits with 3.\n\nWith --yes, the processes are stopped, a fresh restore point of the live data is taken, the data is exchanged by one rename, and the processes are started again. Visitors wait, or see the maintenance page. Code and configuration stay as they are.\n\nWith --into, the files are written to archives/restored/NAME of the environment, and the live data is not changed.\n\nExamples:\n  larder backup restore shop latest\n  larder backup restore shop latest --yes\n  larder backup restore shop 4f1c --into monday"
+    after_help = "Without --yes, the command shows what would be lost, and asks for the name of the project on a terminal. Without a terminal, it changes nothing and exits with 3.\n\nAfter the confirmation, or with --yes, the processes are stopped, a fresh restore point of the live data is taken, the data is exchanged by one rename, and the processes are started again. Visitors wait, or see the maintenance page. Code and configuration stay as they are.\n\nWith --into, the files are written to archives/restored/NAME of the environment, and the live data is not changed.\n\nExamples:\n  larder backup restore shop latest\n  larder backup restore shop latest --yes\n  larder backup restore shop 4f1c --into monday"
 )]
 pub struct BackupRestoreArgs {
     #[command(flatten)]
@@ -251,7 +256,7 @@ pub struct BackupRestoreArgs {
     /// Restore into a new directory with this name, beside the live data
     #[arg(long, value_name = "NAME", conflicts_with = "yes")]
     into: Option<String>,
-    /// Replace the live data
+    /// Replace the live data without a question
     #[arg(long)]
     yes: bool,
 }
@@ -276,9 +281,9 @@ impl Command for BackupRestoreArgs {
             RestoreView::Live(restored) => Shown::Done(live(restored)),
             RestoreView::Preview(preview) => {
                 let (title, id) = (&preview.environment, &preview.point.id);
-                let mut text = format!("nothing was changed; a restore of {id} would lose these changes of {title}:\n");
+                let mut text = format!("nothing was changed so far; a restore of {id} would lose these changes of {title}:\n");
                 lost(&mut text, &preview.would_lose);
-                let _ = writeln!(text, "to restore: larder backup restore {title} {} --yes", tail(id));
+                let _ = writeln!(text, "without a terminal, restore with: larder backup restore {title} {} --yes", tail(id));
                 Shown::Page(text)
             }
         }
@@ -314,7 +319,7 @@ fn live(restored: &LiveRestored) -> String {
 }
 
 /// Renders the changes of the newer state that a restore of the older state loses.
-fn lost(text: &mut String, diff: &DataDiff) {
+pub(super) fn lost(text: &mut String, diff: &DataDiff) {
     if diff.is_empty() {
         text.push_str("  none: the data is equal\n");
         return;

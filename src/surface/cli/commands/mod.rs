@@ -73,6 +73,15 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Returns true if the command may ask for a confirmation on a terminal.
+    pub(super) fn may_ask(&self) -> bool {
+        match self {
+            Verb::Rollback(command) => command.may_ask(),
+            Verb::Backup(noun) => noun.may_ask(),
+            _ => false,
+        }
+    }
+
     /// Passes the command's request to its handler.
     pub(super) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
