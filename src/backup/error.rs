@@ -34,11 +34,11 @@ pub struct BackupFailure {
 }
 
 impl BackupFailure {
-    pub(super) fn new(kind: FailureKind, why: impl Into<String>) -> BackupFailure {
+    pub(crate) fn new(kind: FailureKind, why: impl Into<String>) -> BackupFailure {
         BackupFailure { kind, why: why.into(), hint: None }
     }
 
-    pub(super) fn io(doing: &str, source: &std::io::Error) -> BackupFailure {
+    pub(crate) fn io(doing: &str, source: &std::io::Error) -> BackupFailure {
         BackupFailure::new(FailureKind::Machine, format!("cannot {doing}: {source}"))
     }
 }

@@ -6,6 +6,7 @@
 //! the environment's run user. This module does not decide when the data may be exchanged; `pipeline/restore.rs` does. Read [`DumpJob`] and
 //! [`RestoreJob`] first.
 
+pub mod databases;
 mod dump;
 mod error;
 mod restore;

@@ -6,6 +6,7 @@
 //! [`Settings`].
 
 mod app_json;
+mod database;
 mod error;
 mod health;
 mod keys;
@@ -26,6 +27,7 @@ mod tests;
 
 pub use crate::model::{StopSignal, Strategy};
 pub use app_json::AppJson;
+pub use database::{DatabaseLocation, DatabaseSpec};
 pub use error::ConfigError;
 pub use health::{Health, HealthCheck, Smoke};
 pub use policy::{DriftPolicy, PromoteCheck, PromotionPolicy, Retention};

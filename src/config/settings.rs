@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    database::{self, DatabaseSpec},
     health::{self, Health, HealthCheck, HealthOverrides, Smoke},
     keys::{
         self,
@@ -20,7 +21,7 @@ use super::{
     value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
     yaml::Node,
 };
-use crate::model::{Phase, ProcessType, StopSignal, Strategy};
+use crate::model::{DatabaseName, Phase, ProcessType, StopSignal, Strategy};
 
 /// The settings of one environment. Journals store the settings, so a new field must have a serde default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,6 +38,10 @@ pub struct Settings {
     pub release: Option<CommandLine>,
     /// The paths of the application that persist between releases. No path is inside another path.
     pub data: Vec<DataPath>,
+    /// The databases whose dumps belong to a restore point; `None` if the recipe has no key `databases`. The URLs in the application's
+    /// variables then determine the databases.
+    #[serde(default)]
+    pub databases: Option<IndexMap<DatabaseName, DatabaseSpec>>,
     /// Configuration variables.
     pub env: IndexMap<VariableName, String>,
     /// Variables of `app.json` that must have a value, and to which no file gives a value.
@@ -116,6 +121,7 @@ impl Default for Settings {
             unnamed: IndexMap::new(),
             release: None,
             data: Vec::new(),
+            databases: None,
             env: IndexMap::new(),
             required: Vec::new(),
             health: Health { check: HealthCheck::Tcp, timeout: TimeSpan::seconds(60), interval: TimeSpan::seconds(1) },
@@ -239,6 +245,25 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         Unstated,
         "\n- media\n- var/uploads\n- db.sqlite3",
         |reader, node, key, draft| draft.settings.data = data(reader, node, key),
+    ),
+    KeyRow::custom(
+        "databases",
+        "Databases whose content belongs to each restore point (`larder backup`), with a name of your choice. A restore brings files \
+         and databases back together.\nWithout this key, larder recognises databases by the variables DATABASE_URL and REDIS_URL, and by \
+         SQLite files that `data:` names. `databases: {}` turns this off.",
+        Unstated,
+        database::example,
+        |reader, node, key, draft| {
+            let databases = draft.settings.databases.get_or_insert_default();
+            for (name, at, node) in reader.pairs(node, key, "a mapping, such as {main: {type: postgres, url: $DATABASE_URL}}") {
+                match name.parse::<DatabaseName>() {
+                    Ok(parsed) => {
+                        databases.extend(database::read(reader, node, &format!("{key}.{name}")).map(|spec| (parsed, spec)))
+                    }
+                    Err(error) => drop(reader.problem(at, error.to_string())),
+                }
+            }
+        },
     ),
     KeyRow::custom(
         "env",

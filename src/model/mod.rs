@@ -3,6 +3,7 @@
 //! The types check each value during its creation or parsing, so other modules do not check the value again.
 
 mod checked;
+mod database;
 mod environment;
 mod event;
 mod health;
@@ -20,6 +21,7 @@ mod text;
 mod words;
 
 pub(crate) use checked::{checked_text, text_form};
+pub use database::DatabaseEngine;
 pub use environment::{Environment, Live, Project, Remote, Strategy};
 pub use event::{Blame, Event, Fault, Outcome, Record, StepStatus};
 pub use health::{HealthRecord, PassedCheck, Period, ProcessRestart};
@@ -27,7 +29,7 @@ pub use id::{CommitId, DeploymentId, EnvId, PointId, ProjectId, ReleaseId, Relea
 pub use larder_archive::{ArchiveInfo, Digest, Entry, EntryKind, Frame, bounded};
 pub use launch::{Area, Exit, Launch, LimitClass, ProcessId, Role, StopSignal, Supervision};
 pub use manifest::{BuildpackUse, Manifest};
-pub use name::{BranchName, EnvironmentName, NameError, ProcessType, ProjectName, RemoteName, UserName};
+pub use name::{BranchName, DatabaseName, EnvironmentName, NameError, ProcessType, ProjectName, RemoteName, UserName};
 pub use phase::Phase;
 pub use signature::{PublicKey, Signature, SignatureBytes};
 pub use slot_use::{Occupant, SlotError, SlotTable, SlotUse, StopLimits};

@@ -71,6 +71,14 @@ name!(
 );
 
 name!(
+    /// The name of a database of an environment, such as `main`. The name is part of the file name of a dump.
+    DatabaseName,
+    "name of a database",
+    "use 1 to 31 lower-case letters, digits and single dashes, starting with a letter",
+    |text| is_label(text)
+);
+
+name!(
     /// The name of a user, who is a person or a machine with access rights.
     UserName,
     "user name",

@@ -1,0 +1,127 @@
+//! The URL of a database. The URL contains a password, so its `Debug` shows only the scheme.
+
+use std::{collections::BTreeMap, fmt};
+
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::backup::{BackupFailure, FailureKind};
+
+/// The URL of a database server. The value exists only in memory and in the pipe to a worker.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DatabaseUrl(String);
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = self.0.split_once(':').map_or("", |(scheme, _)| scheme);
+        f.debug_tuple("DatabaseUrl").field(&format_args!("{scheme}:…")).finish()
+    }
+}
+
+/// The parts of a database URL, with percent escapes decoded. An absent part is `None`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DatabaseAddress {
+    /// The scheme in lower case, such as `postgres`.
+    pub scheme: String,
+    /// The user of the database server.
+    pub user: Option<String>,
+    /// The password. Never part of a message.
+    pub password: Option<String>,
+    /// The host name, IP address without brackets, or directory of a socket.
+    pub host: Option<String>,
+    /// The TCP port.
+    pub port: Option<u16>,
+    /// The name of the database: the path without its first slash.
+    pub database: Option<String>,
+    /// The parameters after `?`.
+    pub parameters: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for DatabaseAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DatabaseAddress").field("host", &self.host).field("port", &self.port).finish_non_exhaustive()
+    }
+}
+
+impl DatabaseUrl {
+    /// Wraps a URL. The parts are checked by [`DatabaseUrl::address`].
+    pub fn new(text: impl Into<String>) -> DatabaseUrl {
+        DatabaseUrl(text.into())
+    }
+
+    /// Returns the text before the first `:`.
+    pub fn scheme(&self) -> &str {
+        self.0.split_once(':').map_or("", |(scheme, _)| scheme)
+    }
+
+    /// Returns the whole URL. The caller must not put the text into a message, a file or the arguments of a program.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Returns the parts. The message of the error does not contain the URL.
+    pub fn address(&self) -> Result<DatabaseAddress, BackupFailure> {
+        let wrong = |why: &str| BackupFailure {
+            hint: Some(String::from(
+                "write the URL as SCHEME://USER:PASSWORD@HOST:PORT/DATABASE, with percent escapes in the password",
+            )),
+            ..BackupFailure::new(FailureKind::Refused, format!("cannot read the URL of the database: {why}"))
+        };
+        let url = Url::parse(&self.0).map_err(|error| wrong(&error.to_string()))?;
+        let decode = |text: &str| match percent_decode_str(text).decode_utf8() {
+            Ok(text) if !text.contains('\0') => Ok(text.into_owned()),
+            _ => Err(wrong("a percent escape is not valid UTF-8")),
+        };
+        let part = |text: Option<&str>| text.filter(|text| !text.is_empty()).map(decode).transpose();
+        let host = url.host_str().map(|host| host.trim_start_matches('[').trim_end_matches(']'));
+        let parameters = url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
+        Ok(DatabaseAddress {
+            scheme: url.scheme().to_owned(),
+            user: part(Some(url.username()))?,
+            password: part(url.password())?,
+            host: part(host)?,
+            port: url.port(),
+            database: part(Some(url.path().trim_start_matches('/')))?,
+            parameters,
+        })
+    }
+}
+
+impl DatabaseAddress {
+    /// Returns the server for messages, as `HOST:PORT`.
+    pub fn server(&self, default_port: u16) -> String {
+        let (host, port) = (self.host.as_deref().unwrap_or("localhost"), self.port.unwrap_or(default_port));
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn url_with_escapes_and_parameters_is_split() {
+        let url = DatabaseUrl::new("postgres://ann:p%40ss%2Fword@[::1]:5433/shop%20db?sslmode=require&x=");
+        let address = url.address().unwrap();
+        assert_eq!((address.user.as_deref(), address.password.as_deref()), (Some("ann"), Some("p@ss/word")));
+        assert_eq!(
+            (address.host.as_deref(), address.port, address.database.as_deref()),
+            (Some("::1"), Some(5433), Some("shop db"))
+        );
+        assert_eq!(address.parameters.get("sslmode").map(String::as_str), Some("require"));
+        assert_eq!(address.server(5432), "[::1]:5433");
+        let short = DatabaseUrl::new("redis://localhost").address().unwrap();
+        assert_eq!((short.user, short.password, short.port, short.database), (None, None, None, None));
+    }
+
+    #[test]
+    fn password_is_in_no_text_about_a_url() {
+        let url = DatabaseUrl::new("postgres://ann:secret@host:notaport/db");
+        let shown = format!("{url:?} {:?}", url.address());
+        assert!(!shown.contains("secret") && shown.contains("postgres"), "{shown}");
+        let good = DatabaseUrl::new("postgres://ann:secret@host/db").address().unwrap();
+        assert!(!format!("{good:?}").contains("secret"));
+    }
+}
