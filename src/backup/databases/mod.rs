@@ -6,6 +6,8 @@
 //! arguments of a program.
 
 mod declared;
+mod mysql;
+mod redis;
 mod sqlite;
 #[allow(dead_code, reason = "the engines of database servers use these functions")]
 mod tool;
@@ -126,7 +128,9 @@ pub trait Engine: Sync {
 pub fn engine(engine: DatabaseEngine) -> &'static dyn Engine {
     match engine {
         DatabaseEngine::Sqlite => &sqlite::Sqlite,
-        DatabaseEngine::Postgres | DatabaseEngine::Mysql | DatabaseEngine::Redis => &Unsupported,
+        DatabaseEngine::Mysql => &mysql::Mysql,
+        DatabaseEngine::Redis => &redis::Redis,
+        DatabaseEngine::Postgres => &Unsupported,
     }
 }
 

@@ -1,0 +1,59 @@
+//! MySQL and MariaDB: `mysqldump --single-transaction`, and a restore that exchanges all tables by one `RENAME TABLE` statement.
+
+mod client;
+mod exchange;
+mod script;
+mod version;
+
+use std::{fs, path::Path};
+
+use self::client::{Client, literal};
+use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions};
+use crate::backup::BackupFailure;
+
+/// The engine of MySQL and MariaDB.
+pub(super) struct Mysql;
+
+impl Engine for Mysql {
+    fn check(&self, job: &DatabaseJob) -> Result<EngineVersions, BackupFailure> {
+        Client::new(job)?.check().map(|(versions, _)| versions)
+    }
+
+    fn size(&self, job: &DatabaseJob) -> Result<DatabaseSize, BackupFailure> {
+        let client = Client::new(job)?;
+        let rows = client.rows(&format!(
+            "SELECT COALESCE(SUM(data_length + index_length), 0) FROM information_schema.tables WHERE table_schema = {}",
+            literal(client.database())
+        ))?;
+        let bytes = rows.into_iter().flatten().next().and_then(|text| text.parse().ok());
+        Ok(DatabaseSize { bytes: bytes.ok_or_else(|| client.refused("the server states no size"))? })
+    }
+
+    fn dump(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure> {
+        let client = Client::new(job)?;
+        let (versions, server) = client.check()?;
+        script::write(&client, &server, into)?;
+        let bytes = fs::metadata(into).map_err(|e| BackupFailure::io("read the dump", &e))?.len();
+        let path = format!("databases/{}", job.dump_name());
+        Ok(DumpInfo { name: job.name.clone(), engine: job.engine, versions, bytes, path })
+    }
+
+    fn verify(&self, dump: &Path) -> Result<(), BackupFailure> {
+        script::open(dump).map(drop)
+    }
+
+    fn restore(&self, job: &DatabaseJob, from: &Path) -> Result<(), BackupFailure> {
+        let script = script::open(from)?;
+        let client = Client::new(job)?;
+        let (_, server) = client.check()?;
+        if !server.accepts(&script.server) {
+            return Err(client.refused(format!(
+                "the dump is of {} {} (expected the product of the server, and a version up to {})",
+                script.server.family.title(),
+                script.server.text,
+                server.text
+            )));
+        }
+        exchange::restore(&client, &server, &script)
+    }
+}
