@@ -6,6 +6,8 @@
 //! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   installs into DEPLOY/NAME if it is a spare tree
 //! tool delta OLD-ARCHIVE OLD-TREE ARCHIVE TREE DELTA    reads manifests and trees; the archives may be missing
 //! tool patch DELTA DEPLOY NAME OLD-ARCHIVE OLD-NAME     like unpack, from a delta; also writes the new manifest, DELTA.json
+//! tool capture POINTS ID BASE [PREVIOUS-ID]             takes a restore point of BASE/data, which shares files with the previous one
+//! tool restore POINTS ID PARENT NAME                    writes the files of a restore point into PARENT/NAME
 //! tool export REPOSITORIES DIRECTORY COMMIT             exports a commit of REPOSITORIES/project.git
 //! ```
 
@@ -14,7 +16,7 @@ use std::{
     ffi::OsString,
     fs::File,
     io::{self, Write},
-    os::unix::process::CommandExt,
+    os::{fd::AsFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -35,6 +37,7 @@ use larder::{
         store,
     },
 };
+use larder_points::{CaptureOptions, RestoreOptions, Source, Store};
 
 type Outcome = Result<String, Box<dyn Error>>;
 
@@ -56,7 +59,10 @@ fn main() -> ExitCode {
         [verb, older, old, newer, new, out] if verb.as_os_str() == "delta" => delta((older, old), (newer, new), out),
         [verb, delta, deploy, name, older, old] if verb.as_os_str() == "patch" => patch(delta, deploy, name, older, old),
         [verb, repositories, place, commit] if verb.as_os_str() == "export" => export(repositories, place, commit),
-        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | accept ARCHIVE | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | export REPOSITORIES DIRECTORY COMMIT".into()),
+        [verb, points, id, base] if verb.as_os_str() == "capture" => capture(points, id, base, None),
+        [verb, points, id, base, previous] if verb.as_os_str() == "capture" => capture(points, id, base, Some(previous)),
+        [verb, points, id, parent, name] if verb.as_os_str() == "restore" => restore(points, id, parent, name),
+        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | accept ARCHIVE | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | capture POINTS ID BASE [PREVIOUS] | restore POINTS ID PARENT NAME | export REPOSITORIES DIRECTORY COMMIT".into()),
     };
     match outcome {
         Ok(line) => {
@@ -77,6 +83,25 @@ fn as_a_worker() -> io::Result<()> {
         return Ok(());
     }
     Err(Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(name, value).exec())
+}
+
+/// Takes a restore point with the options of the dump worker.
+fn capture(points: &Path, id: &Path, base: &Path, previous: Option<&Path>) -> Outcome {
+    let store = Store::create(points)?;
+    let previous = previous.map(|id| Ok::<_, Box<dyn Error>>(store.point(text(id)?)?)).transpose()?;
+    let base = File::open(base)?;
+    rustix::fs::syncfs(&base)?;
+    let options = CaptureOptions { threads: 2, sync_sources: false, skip_unreadable: true, ..CaptureOptions::default() };
+    let label = serde_json::Value::Null;
+    let captured = store.capture(text(id)?, &label, base.as_fd(), &[Source::directory("data")], previous.as_ref(), &options)?;
+    Ok(format!("{:?}", captured.manifest.totals))
+}
+
+fn restore(points: &Path, id: &Path, parent: &Path, name: &Path) -> Outcome {
+    let options = RestoreOptions { threads: 2, ..RestoreOptions::default() };
+    let point = Store::open(points)?.point(text(id)?)?;
+    let report = point.restore_into(File::open(parent)?.as_fd(), name.as_os_str(), &options)?;
+    Ok(format!("{} files, {} bytes", report.files, report.bytes))
 }
 
 fn threads() -> usize {
