@@ -3,7 +3,7 @@
 //! ```text
 //! tool bundle TREE ARCHIVE [PREVIOUS-ARCHIVE]           also writes the manifest, ARCHIVE.json
 //! tool accept ARCHIVE                                   checks the manifest and writes its index, as the server does for its releases
-//! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   installs into DEPLOY/NAME if it is a spare tree
+//! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   installs into DEPLOY/NAME: a new directory or a spare tree
 //! tool delta OLD-ARCHIVE OLD-TREE ARCHIVE TREE DELTA    reads manifests and trees; the archives may be missing
 //! tool patch DELTA DEPLOY NAME OLD-ARCHIVE OLD-NAME     like unpack, from a delta; also writes the new manifest, DELTA.json
 //! tool capture POINTS ID BASE [PREVIOUS-ID]             takes a restore point of BASE/data, which shares files with the previous one
@@ -76,7 +76,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Restarts itself with the environment that the keeper gives to workers: the C library reads it only at the start.
+/// Restarts this program with the environment variable that the keeper gives to workers. The C library reads the variable only at the
+/// start of a program.
 fn as_a_worker() -> io::Result<()> {
     let (name, value) = LARGE_PAGES;
     if std::env::var_os(name).is_some() {
@@ -158,7 +159,7 @@ fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &
     let tree = deploy.join(name);
     let spare = fingerprint_of(&tree)?;
     let older: Option<ReleaseId> = previous.map(|(_, older)| text(older)?.parse().map_err(Box::<dyn Error>::from)).transpose()?;
-    // The same release again makes a spare.
+    // If both archives are the same, the job makes a copy of the installed release, which then serves as a spare tree.
     let content =
         if previous.is_some_and(|(path, _)| path == archive) { ContentSource::Previous } else { ContentSource::Archive };
     let job = UnpackJob { previous: older, content, spare, live: None, threads: threads(), limits: Default::default() };
@@ -177,7 +178,8 @@ fn unpack(archive: &Path, deploy: &Path, name: &Path, previous: Option<(&Path, &
     Ok(format!("{} entries, {} linked, {} unpacked", report.entries, report.linked, report.unpacked))
 }
 
-/// Returns the fingerprint of a tree that exists already and so is a spare; a server remembers these. Creates any other tree.
+/// Returns the fingerprint of an existing tree, which is a spare tree; a server records the fingerprints of its spare trees. Creates the
+/// directory of a missing tree, and returns `None`.
 fn fingerprint_of(tree: &Path) -> Result<Option<Digest>, Box<dyn Error>> {
     if !tree.is_dir() {
         std::fs::create_dir(tree)?;
@@ -187,7 +189,7 @@ fn fingerprint_of(tree: &Path) -> Result<Option<Digest>, Box<dyn Error>> {
     Ok(Some(fingerprint.parse()?))
 }
 
-/// Opens two manifests in parallel, since each is read to check it.
+/// Opens two manifests in parallel, because opening a manifest reads and checks the whole file.
 fn open_both(one: &Path, other: &Path) -> (Result<File, FileError>, Result<File, FileError>) {
     std::thread::scope(|scope| {
         let one = scope.spawn(|| index::open(one));
@@ -218,7 +220,7 @@ fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path)
 fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> Outcome {
     let tree = deploy.join(name);
     let spare = fingerprint_of(&tree)?;
-    // As on a server: the manifest first, whose signature is checked before everything else.
+    // A server also writes the manifest first, because it checks the signature of the manifest before it uses the rest of the delta.
     let file = File::open(delta)?;
     let manifest = delta::manifest(&file, store::read(&manifest_of(older))?)?;
     let path = manifest_of(delta);

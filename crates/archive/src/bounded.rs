@@ -15,8 +15,8 @@ pub fn entries<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Resu
     input.deserialize_seq(AtMost(MAX_ENTRIES, PhantomData))
 }
 
-/// Deserialises a list of changes between two releases; for `deserialize_with`. Such a list may remove [`MAX_ENTRIES`] entries and add as
-/// many other entries.
+/// Deserialises a list of changes between two releases; for `deserialize_with`. Such a list can remove [`MAX_ENTRIES`] old entries and add
+/// as many new entries.
 pub fn changes<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
     input.deserialize_seq(AtMost(2 * MAX_ENTRIES, PhantomData))
 }

@@ -67,7 +67,7 @@ impl<'a> CompressWorker<'a> {
         Ok(CompressWorker { cursor: root.cursor(), compressor: settings::compressor()?, raw: Vec::new(), spare })
     }
 
-    /// Builds a frame, or finds that the frame can be copied from the previous archive.
+    /// Builds a frame, unless the frame can be copied from the previous archive or must be streamed.
     pub(super) fn make<'t>(&mut self, task: Task<'t>) -> Result<BuiltFrame<'t>, ArchiveError> {
         let unknown = |item: &Item| matches!(item.kind, ItemKind::File { digest: None, .. });
         if let Some(same) = &task.candidate
@@ -77,7 +77,8 @@ impl<'a> CompressWorker<'a> {
             return Ok(BuiltFrame::Copy { frame, digests: same.digests() });
         }
         if task.raw > frames::MAX + header::END as u64 {
-            // The frame consists of one large file. The file is hashed first, so that an unchanged file is not compressed.
+            // The frame consists of one large file. If the previous archive has a similar frame, the file is hashed first, so that an
+            // unchanged file is not compressed.
             let digest = match (&task.candidate, task.items.iter().find(|item| unknown(item))) {
                 (Some(_), Some(item)) => Some(hash(&mut self.cursor, item)?),
                 _ => None,
@@ -132,8 +133,7 @@ impl<'a> CompressWorker<'a> {
         Ok(digests)
     }
 
-    /// Appends the content of a file to `self.raw`. Returns an error if the file does not have `size` bytes, because the file has
-    /// changed.
+    /// Appends the content of a file to `self.raw`. Returns [`ArchiveError::Changed`] if the file does not have `size` bytes.
     fn content(&mut self, item: &Item, size: u64) -> Result<Digest, ArchiveError> {
         checked(item)?;
         let changed = || ArchiveError::Changed { path: item.path.clone() };
@@ -155,7 +155,7 @@ impl<'a> CompressWorker<'a> {
     }
 }
 
-/// Opens the file of an item. Returns an error if the kind or the size of the file differs from the item, because the file has changed.
+/// Opens the file of an item. Returns [`ArchiveError::Changed`] if the kind or the size of the file differs from the item.
 pub(super) fn open(cursor: &mut Cursor<'_>, item: &Item) -> Result<File, ArchiveError> {
     checked(item)?;
     let file = cursor.open(&item.path)?;

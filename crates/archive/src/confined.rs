@@ -384,7 +384,7 @@ mod tests {
             cursor.create_dir(path, 0o755).unwrap();
             cursor.create(format!("{path}/file"), 0o644).unwrap();
         }
-        // Operations at different depths, and a directory whose name is the beginning of another name.
+        // These operations have different depths. The name of one directory is the beginning of the name of a second directory.
         cursor.create_dir("dd", 0o755).unwrap();
         cursor.create("d/d/d/other", 0o644).unwrap();
         cursor.create("dd/file", 0o644).unwrap();
@@ -392,7 +392,7 @@ mod tests {
         let counts = ["", "d", "d/d", "d/d/d", "dd"].map(|path| cursor.count_names(path).unwrap());
         assert_eq!(counts, [2, 3, 2, 3, 1]);
         cursor.stat("dd/file").unwrap();
-        // A counted directory stays open, and is not mistaken for another directory.
+        // A counted directory stays open. The cursor does not mistake it for the directory of the next operation.
         cursor.stat("d/d/d/other").unwrap();
         for _ in 0..2 {
             assert_eq!(cursor.count_names("dd").unwrap(), 1);

@@ -1,6 +1,6 @@
 //! A container: a release in one file, for transfer without a network. A container is a plain tar of the manifest, the health record and
-//! the archive, in this order, so that a reader can refuse the release early. The reader takes only the size of a part from its header. A
-//! header must equal the header that the writer makes for a part with this size.
+//! the archive. The archive is last, so that a reader can refuse a release before it reads the archive. The reader takes only the size of
+//! a part from its header. A header must equal the header that the writer makes for a part with this size.
 
 use std::io::{self, Read, Write};
 
@@ -105,8 +105,8 @@ impl<R: Read> Container<R> {
         Ok(Some(size))
     }
 
-    /// Copies the content of a part to `out`. If the stream ends too early, returns `Ok(Err(n))`, where `n` is the number of copied
-    /// bytes.
+    /// Copies the content of a part to `out`. If the stream ends within the content, returns `Ok(Err(n))`, where `n` is the number of
+    /// copied bytes.
     pub fn content(&mut self, size: u64, out: &mut impl Write) -> Result<Result<(), u64>, ContainerError> {
         let copied = io::copy(&mut Read::by_ref(&mut self.from).take(size), out)?;
         if copied < size {
@@ -199,7 +199,7 @@ mod tests {
             for change in [1, 0x20, 0xff] {
                 let mut altered = bytes.clone();
                 altered[at] ^= change;
-                // The container checks all bytes except the content of its parts.
+                // The reader of the container checks all bytes except the content of the parts.
                 let content = (512..514).contains(&at) || (1536..1539).contains(&at);
                 match read(&altered) {
                     Ok(found) => assert!(content && found != whole, "byte {at}"),

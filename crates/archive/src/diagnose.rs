@@ -84,7 +84,7 @@ fn entry(head: &Header, name: &[u8], expected: &Entry, done: &[Entry], known: im
     }
 }
 
-/// Returns true if a field has other bytes after its first zero byte.
+/// Returns true if a field has nonzero bytes after its first zero byte.
 fn hides(field: &[u8]) -> bool {
     field.iter().skip_while(|byte| **byte != 0).any(|byte| *byte != 0)
 }

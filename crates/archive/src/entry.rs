@@ -10,8 +10,7 @@ use super::{Digest, bounded};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchiveInfo {
     /// The digest of the archive: the digest of the concatenated digests of its frames, in file order. Every frame is checked when the
-    /// frame is read, and the bytes after the frames follow from the sizes of the frames, so this digest covers every byte. The digest of
-    /// an archive that shares frames with an older archive is computed without reading these frames.
+    /// frame is read, and the bytes after the frames follow from the sizes of the frames, so this digest covers every byte.
     pub digest: Digest,
     /// The size of the whole file in bytes.
     pub bytes: u64,
@@ -144,7 +143,7 @@ impl<'de> Deserialize<'de> for Entry {
 
 /// The kind of an entry. A release keeps only one bit of the metadata of a file: the executable bit.
 ///
-/// Patches of changed files use the derived serialisation. [`Entry`] has its own serialisation.
+/// Saved drift contains the derived serialisation. [`Entry`] has its own serialisation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EntryKind {

@@ -212,7 +212,7 @@ pub enum ArchiveError {
         frame: usize,
         /// The window that the frame needs, in bytes.
         window: u64,
-        /// The limit.
+        /// The limit, in bytes.
         limit: u64,
     },
     /// A frame could not be decompressed.
@@ -327,7 +327,7 @@ pub enum ArchiveError {
         /// The file.
         path: String,
     },
-    /// A header that differs from the manifest in any other field.
+    /// A header that differs from the manifest in a field that no other variant names.
     #[error("the header of {path:?} differs from its entry in the manifest")]
     Header {
         /// The entry that was expected.
@@ -378,7 +378,7 @@ pub enum FileError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// The path is a directory, link, socket or device.
+    /// The path is a directory, link, FIFO, socket or device.
     #[error("{} is not a regular file", path.display())]
     NotRegular {
         /// The path.

@@ -164,7 +164,7 @@ impl Sink for Picky {
 #[test]
 fn unwanted_file_may_have_other_content_but_no_other_header() {
     let large = text(1, 20 << 20);
-    // The first file is in memory as a whole, and the second is streamed.
+    // The frame with the short content is decompressed in memory as a whole. The frame with the large content is streamed.
     for content in [&b"abc"[..], &large] {
         let honest = file_entry("f", content);
         let mut lie = file_entry("g", content);
@@ -200,13 +200,13 @@ fn archive_that_differs_from_its_manifest_is_refused() {
     assert!(matches!(parts(&[one(b"f", b"abc"), one(b"f", b"abc")]), E::Duplicate { .. }));
     assert!(matches!(parts(&[one(b"g", b"xyz"), one(b"f", b"abc")]), E::Missing { .. }));
     assert!(matches!(parts(&[one(b"f", b"abc")]), E::Missing { .. }));
-    // Bytes other than zero in the padding and at the end.
+    // The padding of a file and the end of the tar contain bytes that are not zero.
     let mut padded = [one(b"f", b"abc"), one(b"g", b"xyz")].concat();
     padded[600] = 1;
     assert!(matches!(parts(&[padded]), E::Trailing { frame: 0 }));
     let three = [one(b"f", b"abc"), one(b"g", b"xyz"), raw_header(b"h", b'0', 0o644, 0, b"")].concat();
     assert!(matches!(parts(&[three]), E::Trailing { frame: 0 }));
-    // A link with another target than in the manifest.
+    // The target of the link differs from the manifest.
     let link = [Entry { path: "l".into(), kind: EntryKind::Link { target: "a".into() } }];
     assert!(hostile(&link, raw_header(b"l", b'2', 0o777, 0, b"a")).is_ok());
     assert!(matches!(hostile(&link, raw_header(b"l", b'2', 0o777, 0, b"/etc")).unwrap_err(), E::Header { .. }));
@@ -227,7 +227,7 @@ fn frame_that_is_not_one_plain_zstd_frame_is_refused() {
     assert!(matches!(refuse([good.clone(), skippable.clone()].concat()), E::Frame { .. }));
     assert!(matches!(refuse([skippable, good].concat()), E::Frame { .. }));
     assert!(matches!(refuse(b"not zstd at all".to_vec()), E::Frame { .. }));
-    // A frame without a size in its header, and a frame with another size.
+    // The header of the first frame states no size. The header of the second frame states a wrong size.
     assert!(matches!(refuse(zstd::stream::encode_all(&tar[..], 3).unwrap()), E::Frame { .. }));
     assert!(matches!(refuse(zstd::bulk::compress(&vec![0; 1 << 20], 3).unwrap()), E::Frame { .. }));
 }
@@ -258,7 +258,7 @@ fn decompression_bomb_is_refused_before_it_is_unpacked() {
     wide.extend_from_slice(&[0; 20]);
     assert!(matches!(hostile_frame(&small, wide).unwrap_err(), E::Window { window: 2_147_483_648, .. }));
 
-    // A frame with more raw bytes than the manifest states.
+    // The frame has more raw bytes than the manifest states.
     let lying = [file_entry("f", b"abc")];
     assert!(matches!(hostile_frame(&lying, packed).unwrap_err(), E::Frame { .. }));
 }

@@ -6,7 +6,7 @@
 //!
 //! - *The same tree gives the same bytes.* Entries are sorted, owners are 0:0, times are [`MTIME`], modes 0644 or 0755. The
 //!   boundaries of frames depend only on the paths and sizes of entries (`frames.rs`), so an edit of a file changes only the frame of
-//!   this file. The writer copies all other frames from the previous archive.
+//!   this file, or a few frames near it if the size has changed. The writer copies the unchanged frames from the previous archive.
 //! - *The reader does not interpret headers.* The manifest determines the bytes of every header, and the reader compares them. A header that
 //!   differs is parsed only to report the reason of the refusal (`diagnose.rs`). An archive can therefore create no name, link or device
 //!   that the manifest cannot express.

@@ -1,7 +1,7 @@
 //! Compresses a text with the help of a *reference*, another text that sender and receiver have. zstd calls this `--patch-from`.
 //!
-//! The reference is always directly before the text, in one buffer. Otherwise the compressed bytes would not be reproducible, because
-//! zstd treats a reference that touches the text in memory differently from a separate reference.
+//! [`pack`] takes the reference and the text in one buffer, the reference directly before the text. With separate buffers, the compressed
+//! bytes would not be reproducible: zstd gives different bytes if the two buffers touch each other in memory by chance.
 
 use zstd::zstd_safe::{CCtx, CParameter, DCtx, find_frame_compressed_size, get_error_name};
 

@@ -13,7 +13,7 @@ struct Shared<T, E> {
 }
 
 struct State<T, E> {
-    /// The next index that a worker takes.
+    /// The next index that a thread takes.
     next: usize,
     /// The next index that the consumer takes.
     wanted: usize,

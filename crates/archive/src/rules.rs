@@ -78,7 +78,7 @@ pub fn check_entries(entries: &[Entry], limits: &ArchiveLimits) -> Result<(), Ar
     }
     let mut last: Option<&str> = None;
     let mut bytes = 0u64;
-    let mut open: Vec<&str> = Vec::new(); // the directories that contain the current entry
+    let mut open: Vec<&str> = Vec::new(); // the directories that may contain the current entry or a later entry
     for (index, Entry { path, kind }) in entries.iter().enumerate() {
         check_path(path.as_bytes()).map_err(|why| ArchiveError::Path { path: path.clone(), why })?;
         match last.map(|last| last.cmp(path.as_str())) {
@@ -89,7 +89,8 @@ pub fn check_entries(entries: &[Entry], limits: &ArchiveLimits) -> Result<(), Ar
         let parent = path.bytes().rposition(|byte| byte == b'/').and_then(|slash| path.get(..slash)).unwrap_or_default();
         // In most cases, `parent` is the parent of the previous entry, or the previous entry itself.
         if open.last() != Some(&parent) {
-            // Other entries may be between a directory and its content ("a", "a-b", "a/c"), so the directory stays open for them.
+            // Other entries may be between a directory and its content ("a", "a-b", "a/c"), so the directory stays open until no entry
+            // of its content can follow.
             while open.last().is_some_and(|dir| !is_below(path, dir) && !may_come_later(path, dir)) {
                 open.pop();
             }

@@ -56,7 +56,7 @@ fn item(path: &str, kind: ItemKind) -> Item {
     Item { path: path.into(), kind }
 }
 
-/// Writes a tree of a directory, a link and `count` files of about 40 kB each. Returns the items of the tree.
+/// Writes a tree of a directory, a link and `count` files, whose mean size is about 40 kB. Returns the items of the tree.
 pub(super) fn tree(dir: &Path, count: usize) -> Vec<Item> {
     let mut items = vec![item("d", ItemKind::Dir)];
     std::fs::create_dir(dir.join("d")).unwrap();

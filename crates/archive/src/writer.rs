@@ -26,8 +26,8 @@ pub struct Written {
 }
 
 /// Writes an archive of `items`, which are sorted by path, into the file `out`, and replaces the content of `out`. Reads the files below
-/// `root`. Returns an error soon after `limit` bytes. The bytes depend only on the content of the tree: not on `threads`, and not on
-/// `previous`.
+/// `root`. Returns an error soon after the archive exceeds `limit` bytes. The bytes depend only on the content of the tree: not on
+/// `threads`, and not on `previous`.
 pub fn write(
     root: &Confined,
     items: &[Item],

@@ -23,14 +23,14 @@ pub struct Delta<'a> {
     groups: Vec<Resolved>,
 }
 
-/// The origin of the content of a file of the new release, unless the file is a hard link to the unchanged old file at the same path.
+/// The origin of the content of an entry of the new release. The origin of an unchanged file is the old file at the same path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContentOrigin {
     /// The file is empty, or the entry is not a file.
     Nowhere,
     /// A file of the old release, by its index.
     Old(usize),
-    /// Another file of the new release, by its index. This file is written earlier.
+    /// An earlier file of the new release with the same content, by its index.
     New(usize),
     /// A patch.
     Patch,
@@ -102,7 +102,7 @@ impl<'a> Delta<'a> {
             [file] => self.one(file, group, reader, sink),
             _ => self.many(group, reader, sink),
         };
-        // A damaged file of the old release also makes the new file wrong. In this case, the damaged file is reported instead.
+        // A damaged file of the old release also makes the new file wrong. The returned error then names the damaged old file.
         if let Err(DeltaError::Archive { source: ArchiveError::Patch { .. } | ArchiveError::Digest { .. }, .. }) = &done {
             for (index, _) in group.members.iter().filter_map(|file| file.base) {
                 reader.old.open(index)?.verify(&mut reader.buffer)?;

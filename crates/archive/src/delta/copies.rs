@@ -74,11 +74,11 @@ impl Description {
     }
 }
 
-/// The search for copies. Searches after the first reuse the memory of the table.
+/// The search for copies. All searches of a finder use the memory of one table.
 #[derive(Debug, Default)]
 pub(super) struct Finder {
-    /// The table of marks. The index is the highest bits of the hash of a mark. The value consists of the other bits of the hash and, below
-    /// them, the number of the mark, counted from 1. The value 0 stands for no mark.
+    /// The table of marks. The index is the highest bits of the hash of a mark. The value consists of the lowest bits of the hash and,
+    /// below these bits, the number of the mark, counted from 1. The value 0 stands for no mark.
     marks: Vec<u32>,
 }
 
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn frequent_small_changes_give_short_copies() {
+    fn frequent_small_changes_give_a_short_description() {
         let old = noise(3, 200_000);
         let mut text = old.clone();
         text.iter_mut().step_by(100).for_each(|byte| *byte ^= 1);
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn description_of_another_text_is_refused() {
+    fn invalid_description_is_refused() {
         let old = noise(6, 1000);
         let encode = |copies: &[Copy], own: &[u8]| {
             Description { copies: copies.to_vec(), own: own.to_vec(), taken: 0..0 }.bytes().unwrap()

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{Digest, Entry, EntryKind, bounded};
 
-/// The actions of a change: remove the next old entry, change this entry, or add an entry before it. [`ACTION`] is the mask of the
-/// actions.
+/// The actions of a change: remove the next old entry, change the next old entry, or add an entry before the next old entry. [`ACTION`]
+/// is the mask of the actions.
 pub(super) const REMOVE: u8 = 0;
 pub(super) const CHANGE: u8 = 1;
 pub(super) const ADD: u8 = 2;
@@ -37,12 +37,13 @@ pub(super) struct Columns {
     /// The number of unchanged old entries before each change.
     #[serde(deserialize_with = "bounded::changes")]
     pub skips: Vec<u32>,
-    /// For each added path: the number of bytes that it shares with the previous path in the new list, and the number of its other bytes.
+    /// Two numbers for each added path: the length of the start that the path has in common with the previous path in the new list, and
+    /// the length of the remaining path, in bytes.
     #[serde(deserialize_with = "bounded::entries")]
     pub shared: Vec<(u32, u32)>,
-    /// The other bytes of all added paths, concatenated.
+    /// The remaining parts of all added paths, concatenated.
     pub names: String,
-    /// The size of each new file, minus the size of the old file with the same path, if there is one.
+    /// The size of each added or changed file, minus the size of the old file with the same path, if there is one.
     #[serde(deserialize_with = "bounded::entries")]
     pub sizes: Vec<i64>,
     /// The index of the old entry with the same content, for each file with [`KNOWN`].

@@ -15,8 +15,8 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Computes the list; `there` marks the unchanged entries of `new`. Returns an error if files with the same content have different
-    /// sizes, since only the digest of a copy is checked.
+    /// Computes the list; `there` marks the unchanged entries of `new`. Returns an error if files with the same digest have different
+    /// sizes. A copied file is checked only by its digest, so a false size would otherwise not be found.
     pub fn of(new: &[Entry], old: &[Entry], there: &[bool], known: &Contents) -> Result<Wanted, DeltaError> {
         let (mut entries, mut by_digest) = (Vec::new(), Contents::default());
         let changed = new.iter().enumerate().zip(there).filter(|(_, there)| !**there);

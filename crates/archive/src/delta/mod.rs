@@ -12,8 +12,8 @@
 //!    old versions. A large file is cut into parts. Each part is described by copies from about the same place in its old version
 //!    (`copies.rs`).
 //!
-//! A file needs only its manifest entry if it is empty, if the old release has the same content in any file, or if it is a second copy of a
-//! new content.
+//! A new file needs only its manifest entry if the file is empty, or if its content is also the content of any old file or of an earlier
+//! new file.
 //!
 //! *Memory*: [`memory`] returns the bound for contents. The bound depends on the number of threads, not on the bytes of a release.
 

@@ -48,8 +48,8 @@ impl Changes {
         &self.columns.head
     }
 
-    /// Rebuilds the new entries from the old entries. Returns an error if values of a column are left over, or if the digest of the new
-    /// entries is not the tree digest of the delta.
+    /// Rebuilds the new entries from the old entries. Returns an error if the columns contradict each other or the old entries, if a
+    /// release must not have the new entries, or if the digest of the new entries is not the tree digest of the delta.
     pub fn entries(self, old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
         let tree = self.tree();
         let entries = entries(self.columns, &self.digests, old)?;
@@ -93,7 +93,7 @@ fn contradiction() -> DeltaError {
 
 /// The unread rest of each column, and the finished part of the new list.
 struct Reader<'a> {
-    /// The old entries. The paths of the entries before `at` were moved to the new list.
+    /// The old entries. If an entry before `at` was kept or changed, its path was moved to the new list.
     old: Vec<Entry>,
     at: usize,
     /// The size of the added paths, in bytes.

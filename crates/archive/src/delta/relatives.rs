@@ -9,12 +9,14 @@ use crate::{Entry, EntryKind};
 const MAX_SIBLING: u64 = 64 << 10;
 
 /// Returns the index of the base for each new file in `wanted`, which contains indices of new entries. `gone` contains the indices of old
-/// entries that are removed or changed. The base is the first of these old files that exists:
+/// entries that are removed or changed. The base is the first old file of this list that exists:
 ///
 /// 1. the file with the same path
 /// 2. a removed file whose path differs only in versions and hashes
 /// 3. a removed file with the same name
 /// 4. a small file in the same directory with the same extension
+///
+/// If this file has another path and is much larger than the new file, the new file has no base.
 pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize]) -> Vec<Option<usize>> {
     let mut candidates = None;
     let by_path = |path: &str| groups::find(old, path).filter(|index| groups::size(old.get(*index)).is_some());

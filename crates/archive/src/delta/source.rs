@@ -134,7 +134,7 @@ pub(super) struct StoreReader<'a> {
 }
 
 impl<'a> StoreReader<'a> {
-    /// Opens the file with this index. Returns an error if the size of the file differs from the manifest.
+    /// Opens the file with this index. Returns an error if the kind or the size of the file differs from the manifest.
     pub fn open(&mut self, index: usize) -> Result<FileContent<'a>, DeltaError> {
         let entry = self.store.entries.get(index).ok_or_else(|| super::refused("it names a file that is not in the manifest"))?;
         let EntryKind::File { size, digest, .. } = &entry.kind else { return Err(self.damaged(entry)) };

@@ -93,7 +93,7 @@ fn bytes_of(file: &File) -> Vec<u8> {
 
 type Applied = (Vec<Entry>, BTreeMap<String, Vec<u8>>);
 
-/// Applies a delta. Returns the new entries, and the content of each file that comes from a patch or from another path of the old release.
+/// Applies a delta. Returns the new entries, and the content of each file that comes from a patch or from an old file.
 fn applied(bytes: &[u8], old: &Planted, tree: &Path) -> Result<Applied, DeltaError> {
     let (file, tree, end) = (file_with(bytes), Confined::open(tree)?, old.endpoint());
     let changes = Changes::read(&file, &end.id, &end.tree, &end.head)?;
@@ -174,7 +174,7 @@ fn fuzzer_seeds_are_valid_deltas() {
 
 /// A file with known content must have the same size as all files with this content.
 #[test]
-fn copy_with_another_size_is_refused() {
+fn copy_with_a_wrong_size_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let old = plant(directory.path()).unwrap();
     let seed = Forged::of(&fs::read(Path::new(SEEDS).join("many")).unwrap());

@@ -144,7 +144,7 @@ fn level(both: usize) -> i32 {
 /// time than packing, and a few bytes more.
 const MUCH: usize = 1 << 20;
 
-/// The maximum size of a description that is packed at a higher level, in bytes.
+/// The maximum size of a description that is packed at level 3, in bytes. A longer description is packed at a faster level.
 const MAX_LITTLE: usize = 1 << 20;
 
 /// Returns the offset and the length of the range of the base that a part may refer to: the whole base if it has at most
