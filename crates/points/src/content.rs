@@ -30,7 +30,7 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// The copier of contents from one tree to another. The copier remembers if the file systems can clone.
 #[derive(Debug)]
 pub(crate) struct Copier<'a> {
-    /// False after the file systems have refused a clone.
+    /// False if the caller forbids clones, or after the file systems have refused a clone.
     can_clone: AtomicBool,
     cancel: Cancel<'a>,
 }
@@ -48,8 +48,8 @@ impl<'a> Copier<'a> {
         Copier { can_clone: AtomicBool::new(clone), cancel }
     }
 
-    /// Copies at most `size` bytes of `from`, the file at `path`, to the empty file `to`. Calls `reserve` before it writes bytes
-    /// that need space.
+    /// Clones `from`, the file at `path`, to the empty file `to`. If a clone is not possible, calls `reserve`, and copies at most `size`
+    /// bytes.
     pub(crate) fn copy(
         &self,
         from: BorrowedFd<'_>,

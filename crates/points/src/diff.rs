@@ -62,7 +62,7 @@ pub struct Diff {
     pub added: u64,
     /// The number of removed entries.
     pub removed: u64,
-    /// The number of entries with another content.
+    /// The number of entries whose content, link target or kind differs.
     pub changed: u64,
     /// The number of entries of which only the metadata differs.
     pub metadata: u64,
@@ -187,7 +187,7 @@ impl LookOptions<'_> {
     }
 }
 
-/// Lists the changes of the live files below `base` since the restore point, without extended attributes.
+/// Lists the changes of the live files below `base` since the restore point. Changes of extended attributes are not found.
 pub fn diff_live(point: &Point, base: BorrowedFd<'_>, options: &LookOptions<'_>) -> Result<Diff> {
     let entries = point.entries()?;
     let sources: Vec<Source> = point.manifest.sources.iter().map(|record| record.source.clone()).collect();
@@ -224,7 +224,7 @@ struct Live<'a> {
 }
 
 impl Live<'_> {
-    /// Records an entry that the walk found, with the difference of its content.
+    /// Records the difference, if any, between a live file, directory or link that the walk found and its entry in the restore point.
     fn note(&self, path: &[u8], stat: &Stat, is_file: bool, is_same: impl FnOnce(&Entry) -> Result<bool>) -> Result<()> {
         let size_after = if is_file { stat.size } else { 0 };
         let known = self.entries.binary_search_by(|entry| order(&entry.path, path)).ok();
@@ -296,7 +296,7 @@ pub struct Estimate {
     pub copied_bytes: u64,
 }
 
-/// Returns what a capture of `sources` would copy. Reads only metadata.
+/// Estimates the number of files and bytes that a capture of `sources` would copy. Reads only metadata.
 pub fn estimate(
     base: BorrowedFd<'_>,
     sources: &[Source],

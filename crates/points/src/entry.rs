@@ -85,7 +85,8 @@ pub enum Kind {
         size: u64,
         /// The digest of the content, holes read as zeros.
         digest: Digest,
-        /// True if the file changed during each attempt to read it, so that the content may be a mixture of versions.
+        /// True if the file or one of its side files changed during each attempt to read them. The content may then be a mixture of
+        /// versions.
         is_torn: bool,
         /// The identity and version of the live file that was read.
         stamp: Stamp,

@@ -42,7 +42,7 @@ pub enum PointError {
     Io {
         /// The operation that failed, as a verb.
         doing: &'static str,
-        /// The file or directory, relative to the directory that the caller gave.
+        /// The file or directory. The path of a live file is relative to the directory of the sources.
         path: PathBuf,
         /// The cause.
         #[source]
@@ -84,10 +84,10 @@ pub enum PointError {
         /// The name.
         name: String,
     },
-    /// The source cannot be captured or restored.
+    /// The source cannot be captured or restored, or the path cannot be the directory for replaced files.
     #[error("cannot use source {source_path:?}: {why}")]
     Source {
-        /// The path of the source.
+        /// The path of the source or of the directory for replaced files.
         source_path: String,
         /// The fault.
         why: &'static str,
@@ -144,7 +144,7 @@ pub enum PointError {
         /// The path of the first damaged file.
         first: String,
     },
-    /// The target directory of a restore beside the live files is not empty.
+    /// The target directory of a restore beside the live files is not empty, or the directory for replaced files exists.
     #[error("cannot restore into {}: the directory is not empty", path.display())]
     NotEmpty {
         /// The directory.

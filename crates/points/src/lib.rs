@@ -5,10 +5,10 @@
 //! ```text
 //! <store>/                  0700, owned by the user that runs this code
 //!   lock                    held by a capture and by a sweep
-//!   <id>/                   one complete restore point, never changed
+//!   <id>/                   one complete restore point
 //!     point.json            manifest: time, label, sources, totals, digest of the index
 //!     checksums             digest of point.json; `b3sum --check` reads it
-//!     index                 one entry per file with metadata and digest
+//!     index                 one entry per file, directory or link, with metadata and digest
 //!     files/                contents of regular files below their paths, 0600
 //!     verified.json         result of the last verification; the only file that changes
 //!   .new-<id>/              a capture in progress, or a killed capture that the next sweep removes
@@ -64,7 +64,7 @@ pub use walk::{Limits, SkipReason, Skipped};
 #[cfg(test)]
 mod tests;
 
-/// Counts the calls, and kills this process at the call whose number is in `POINTS_KILL_AT`. Only tests contain this function.
+/// Counts the calls, and kills this process at the call whose number is in `POINTS_KILL_AT`. Outside of tests, the function does nothing.
 #[cfg(test)]
 pub(crate) fn step() {
     use std::sync::{

@@ -31,7 +31,8 @@ pub struct Manifest {
     pub index_digest: String,
     /// The restore point with which files are shared.
     pub previous: Option<String>,
-    /// The first live files that could not be captured. `totals.skipped` is the number of all these files.
+    /// At most 1000 of the live files that were not captured, sorted by path. `totals.skipped` is the number of all files that were not
+    /// captured.
     pub skipped: Vec<Skipped>,
 }
 
@@ -111,7 +112,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Checks that the numbers of entries agree with the manifest, and that exactly the sources that the capture found have entries.
+    /// Checks that the numbers of entries agree with the manifest. Also checks that exactly the sources that the capture found have
+    /// entries, and that these entries have the right kind.
     pub(crate) fn check_entries(&self, entries: &[Entry]) -> Result<()> {
         let wrong = |why: String| Err(PointError::Malformed { what: "the index", id: self.id.clone(), why });
         let (counted, expected) = (Totals::of(entries).counts(), self.totals.counts());
@@ -144,6 +146,6 @@ pub struct Verified {
     pub at: Time,
     /// The digest of the manifest that was verified.
     pub point: Digest,
-    /// The number of damaged files. The restore point is usable only if this number is zero.
+    /// The number of damaged files. The restore point is intact only if this number is zero.
     pub damaged: u64,
 }

@@ -78,7 +78,7 @@ pub(crate) fn read_xattrs(fd: BorrowedFd<'_>, path: &[u8], limit: u64, with_capa
 /// The options for applying metadata.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Apply {
-    /// True to set the setuid and setgid bits that the index contains.
+    /// True to set the setuid and setgid bits of files. The bits of directories are always set.
     pub set_ids: bool,
     /// True to set the file capabilities.
     pub capabilities: bool,
@@ -86,7 +86,7 @@ pub(crate) struct Apply {
 }
 
 /// Applies owner, mode, attributes and times of an entry, in this order, because a change of the owner clears bits and
-/// capabilities. Returns false if the owner could not be set because the caller is not root.
+/// capabilities. Returns false if the owner or the group could not be set because the caller is not root.
 pub(crate) fn apply(fd: BorrowedFd<'_>, entry: &Entry, how: Apply) -> Result<bool> {
     let wrong = |e: Errno| PointError::io("set the metadata of", OsStr::from_bytes(&entry.path), e);
     let is_owned = set_owner(how, entry, |uid, gid| fchown(fd, uid, gid)).map_err(wrong)?;
@@ -105,7 +105,7 @@ pub(crate) fn apply(fd: BorrowedFd<'_>, entry: &Entry, how: Apply) -> Result<boo
     Ok(is_owned)
 }
 
-/// Applies owner and times of a symbolic link. Returns false if the owner could not be set because the caller is not root.
+/// Applies owner and times of a symbolic link. Returns false if the owner or the group could not be set because the caller is not root.
 pub(crate) fn apply_link(dir: BorrowedFd<'_>, name: &OsStr, entry: &Entry, how: Apply) -> Result<bool> {
     let wrong = |e: Errno| PointError::io("set the metadata of", OsStr::from_bytes(&entry.path), e);
     let is_owned = set_owner(how, entry, |uid, gid| chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)).map_err(wrong)?;

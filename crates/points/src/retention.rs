@@ -1,4 +1,5 @@
-//! Retention: decides which restore points are kept. The decision depends only on their times and the rules.
+//! Retention: decides which restore points are kept. The decision depends only on the times and sizes of the restore points, on the rules,
+//! and on the ids of the protected restore points.
 
 use std::collections::HashSet;
 
@@ -27,8 +28,8 @@ pub struct Keep {
     pub monthly: u32,
     /// The number of years of which the newest restore point is kept. Years without a restore point do not count.
     pub yearly: u32,
-    /// The maximum size of all kept restore points together, in bytes. The oldest are removed first. The newest and the protected
-    /// restore points are never removed.
+    /// The maximum size of all kept restore points together, in bytes. The oldest restore points are removed first. The newest restore
+    /// point and the protected restore points are never removed, even if they exceed this size.
     pub bytes: Option<u64>,
 }
 
@@ -109,7 +110,7 @@ fn date(taken: i64) -> Date {
 mod tests {
     use super::*;
 
-    /// Candidates named after their times, `MM-DD` or `MM-DD HH` of 2026.
+    /// Returns candidates that are named after their times: `YYYY-MM-DD`, or `MM-DD` of 2026, each with an hour or without.
     fn points(times: &[&str]) -> Vec<Candidate> {
         let second = |time: &str| {
             let (day, hour) = time.split_once(' ').unwrap_or((time, "12"));
@@ -137,7 +138,7 @@ mod tests {
                 &[],
                 &["02-01", "01-12", "01-05", "01-03 18", "01-03 06", "01-02", "01-01", "2025-12-31", "2024-06-01"],
             ),
-            // Two of one day are one day, and the newest of it is kept.
+            // Two restore points of one day count as one day. The newest restore point of the day is kept.
             (Keep { daily: 4, ..none }, &[], &["02-01", "01-12", "01-05", "01-03 18"]),
             // Thursday 1 January 2026 and 31 December 2025 are in one week.
             (Keep { weekly: 4, ..none }, &[], &["02-01", "01-12", "01-05", "01-03 18"]),
@@ -146,7 +147,8 @@ mod tests {
             (Keep { yearly: 2, ..none }, &[], &["02-01", "2025-12-31"]),
             (Keep { yearly: 9, last: 2, ..none }, &[], &["02-01", "01-12", "2025-12-31", "2024-06-01"]),
             (none, &["2024-06-01", "01-02"], &["02-01", "01-02", "2024-06-01"]),
-            // Each restore point has 10 bytes. The oldest are removed, but neither the newest nor the protected ones.
+            // Each restore point has 10 bytes. The oldest restore points are removed, but neither the newest nor the protected restore
+            // points.
             (Keep { last: 5, bytes: Some(30), ..none }, &[], &["02-01", "01-12", "01-05"]),
             (Keep { last: 5, bytes: Some(30), ..none }, &["01-01"], &["02-01", "01-12", "01-01"]),
             (Keep { last: 5, bytes: Some(0), ..none }, &[], &["02-01"]),

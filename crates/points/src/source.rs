@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_that_overlap_or_leave_are_refused() {
+    fn sources_that_overlap_or_leave_their_directory_are_refused() {
         let good = [Source::directory("a/b"), Source::file("db"), Source::directory("a/c"), Source::directory("ab")];
         assert!(check(&good).is_ok());
         for bad in ["", "/a", "..", "a/../b", "a/b", "a/b/c", "a", "db", "db-wal", "a//d", "x\0"] {

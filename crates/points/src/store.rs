@@ -52,7 +52,7 @@ impl Store {
         Store::open(path)
     }
 
-    /// Opens the directory. Returns an error if other users can read the directory, or if another user owns the directory.
+    /// Opens the directory. Returns an error if other users have access to the directory, or if another user owns the directory.
     pub fn open(path: &Path) -> Result<Store> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = open(path, flags, Mode::empty()).map_err(|e| PointError::io("open the store", path, e))?;
@@ -205,7 +205,8 @@ pub struct Point {
     /// The digest of the manifest. The manifest contains the digest of the index, and the index contains the digests of all
     /// files.
     pub digest: Digest,
-    /// The last verification; `None` if there was none.
+    /// The last verification. `None` if the restore point was never verified, or if the record is unreadable or belongs to another
+    /// manifest.
     pub verified: Option<Verified>,
 }
 

@@ -13,7 +13,7 @@ use crate::{Kind, Point, PointError, Result, sys};
 pub struct PointUsage {
     /// The id.
     pub id: String,
-    /// The allocated bytes of all files of the restore point, its index and its manifest.
+    /// The allocated bytes of all stored files and directories of the restore point, its index, its manifest and its checksums.
     pub bytes: u64,
     /// The part of `bytes` that no other restore point uses. A removal of the restore point frees this part.
     pub unique: u64,
@@ -31,7 +31,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Returns the bytes that these restore points would use if all others were removed.
+    /// Returns the bytes that these restore points would use if all other restore points were removed.
     pub fn bytes_of(&self, ids: &[&str]) -> u64 {
         let is_given = |at: &u32| self.points.get(*at as usize).is_some_and(|point| ids.contains(&point.id.as_str()));
         self.sets.iter().filter(|(set, _)| set.iter().any(is_given)).map(|(_, bytes)| bytes).sum()

@@ -39,7 +39,7 @@ impl Default for VerifyOptions<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The file does not exist.
+    /// The file does not exist, or a link is in its place.
     #[error("it is missing")]
     Missing,
     /// The path exists, but is not a regular file.
@@ -76,9 +76,9 @@ pub struct Damage {
 /// The outcome of a verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// The number of files that were read.
+    /// The number of files that were checked, missing files included.
     pub files: u64,
-    /// The number of bytes that were read.
+    /// The total size of these files according to the index, in bytes.
     pub bytes: u64,
     /// The number of damaged files.
     pub damaged: u64,

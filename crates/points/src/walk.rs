@@ -126,7 +126,7 @@ impl Found {
     }
 }
 
-/// The callbacks of a walk, which several threads call. The callback for a directory is called before those for its content.
+/// The callbacks of a walk, which several threads call. The callback for a directory is called before the callbacks for its content.
 pub(crate) trait Visit: Sync {
     fn directory(&self, path: &[u8], dir: BorrowedFd<'_>, stat: &Stat) -> Result<()>;
     /// Handles regular files of one directory. `is_unit` is true if the files are one source: a file with its side files.

@@ -77,7 +77,8 @@ impl Capture<'_> {
         Ok(entries)
     }
 
-    /// Captures a file by one of `paths`, its other names. The name that was found first was removed before the file was read.
+    /// Captures a file under one of `paths`. The walk found the file first under a name that is not in `paths`, but this name was removed
+    /// before the file was read.
     fn orphan(&self, paths: &[Vec<u8>]) -> Result<Option<Vec<u8>>> {
         for path in paths {
             let (parent, name) = sys::split(path);

@@ -130,7 +130,7 @@ impl Visit for Capture<'_> {
 }
 
 impl Capture<'_> {
-    /// Captures a file. Reads the file again if it changed meanwhile.
+    /// Captures a file. Reads the file again, at most `retries` times, if it changed while it was read.
     pub(super) fn file(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Option<Entry>> {
         for attempt in 0.. {
             match self.attempt(dirs, found)? {
@@ -143,7 +143,7 @@ impl Capture<'_> {
         Ok(None)
     }
 
-    /// Captures a file and its side files. Reads all of them again if one of them changed meanwhile.
+    /// Captures a file and its side files. Reads all of them again, at most `retries` times, if one of them changed while they were read.
     fn unit(&self, dirs: &Dirs<'_>, files: &[Found]) -> Result<Vec<Entry>> {
         for attempt in 0.. {
             let mut entries = Vec::new();
@@ -274,7 +274,7 @@ impl Capture<'_> {
         let stat = sys::stat_at(dirs.stored.as_fd(), found.name()).map_err(|e| self.failed("look at the copy of", found, e))?;
         let Kind::File { size, .. } = &file.kind else { return Ok(false) };
         if stat.kind != FileType::RegularFile || stat.size != *size {
-            // The stored file is damaged. A shared file would pass on the damage.
+            // The stored file is damaged. A hard link would pass on the damage to the new restore point.
             self.discard(dirs, found)?;
             return Ok(false);
         }

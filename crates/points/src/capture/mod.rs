@@ -156,7 +156,8 @@ impl Store {
         for source in sources {
             create_parents(files.as_fd(), source.path.as_bytes(), 0o700)?;
         }
-        // The time is taken before the sync: a file that changes after this time may keep its times when it changes once more.
+        // The time is taken before the sync. If a file changes after this time, its next change may leave its times unchanged, so the
+        // file must not count as settled.
         let begun = Time::now();
         if options.sync_sources {
             syncfs(base).map_err(|e| PointError::io("sync the file system of", "the sources", e))?;
@@ -171,7 +172,7 @@ impl Store {
             cancel: options.cancel,
             counts: Counts::default(),
         };
-        // A restore point that is known to be damaged would pass on the damage.
+        // A restore point that is known to be damaged would pass on the damage to the new restore point.
         let previous = previous.filter(|point| point.verified.is_none_or(|verified| verified.damaged == 0));
         let old = match previous {
             Some(point) => Some(Old { entries: point.entries()?, files: point.files()? }),

@@ -35,8 +35,8 @@ pub struct RestoreOptions<'a> {
     /// The fields that the label of the restore point must have with the same values, such as project and environment. A value that is not
     /// an object must equal the whole label.
     pub expect: serde_json::Value,
-    /// True to restore even if stored files are damaged. The report lists the damaged files. A file whose stored content is missing is
-    /// not restored.
+    /// True to restore even if stored files are damaged. The report lists the damaged files. A file whose stored content is missing or
+    /// unreadable is not restored.
     pub force: bool,
     /// True to restore setuid and setgid bits of files.
     pub set_ids: bool,
@@ -315,7 +315,7 @@ fn exchanges(point: &Point, entries: &[Entry], ticket: &str) -> Vec<Exchange> {
 fn build_all(builder: &Builder<'_>, base: BorrowedFd<'_>, state: &mut State) -> Result<()> {
     let mut seen = Vec::new();
     let mut last: Vec<String> = Vec::new();
-    // A path that occurs twice is removed by its first exchange and restored by its last.
+    // If a path occurs in two exchanges, the first exchange removes the live file and the last exchange places the restored file.
     for exchange in &state.exchanges {
         let is_last = !state.exchanges.iter().skip(last.len() + 1).any(|later| later.path == exchange.path);
         seen.push(is_last);

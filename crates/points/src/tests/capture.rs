@@ -60,7 +60,7 @@ fn tree_with_every_kind_of_file_is_restored_exactly() {
     let stored = fs::metadata(scene.store.path().join("one/files/uploads/sparse")).unwrap();
     assert!(stored.blocks() * 512 < 1 << 20 && stored.mode() & 0o7777 == 0o600);
     assert!(has_xattrs, "this file system has no extended attributes: they were not tested");
-    // Links are in the index only: nothing that reads the store can be led elsewhere.
+    // Links are only in the index, so no link can lead a reader of the store to another directory.
     assert!(!scene.store.path().join("one/files/uploads/shadow").is_symlink());
 }
 
@@ -95,13 +95,13 @@ fn access_lists_and_owners_are_restored() {
         let file = File::open(scene.path(path)).unwrap();
         rustix::fs::fsetxattr(&file, name, &acl, rustix::fs::XattrFlags::empty()).unwrap();
     }
-    // A later file inherits an access list, another has none.
+    // One new file inherits the access list of its directory. A second new file has no access list.
     scene.write("uploads/d/inherits", "x");
     scene.write("uploads/plain", "x");
     let before = tree(&scene.base);
     scene.capture("one", &uploads(), None).unwrap();
     assert_eq!(scene.restored("one"), before);
-    // The same below a directory that gives its access list to everything.
+    // The restore must also be exact if new files below the live directory inherit an access list.
     let base = File::open(&scene.base).unwrap();
     rustix::fs::fsetxattr(&base, "system.posix_acl_default", &acl, rustix::fs::XattrFlags::empty()).unwrap();
     scene.restore("one", "ticket", None).unwrap();
@@ -159,7 +159,7 @@ fn file_with_side_files_is_one_unit() {
     assert_eq!(captured.manifest.totals.files, 2);
     let present: Vec<_> = captured.manifest.sources.iter().map(|source| source.is_present).collect();
     assert_eq!(present, [true, false, false]);
-    // Afterwards: another log, a journal, and sources that were not there.
+    // After the capture, the application writes a new log, a journal, and a directory that was absent.
     scene.write("db.sqlite3", "new database");
     scene.write("db.sqlite3-wal", "new log");
     scene.write("db.sqlite3-journal", "journal");
@@ -227,7 +227,7 @@ fn exceeded_limit_is_error_with_numbers_and_leaves_no_files() {
     let error = capture(&scene.store, &scene.base, "one", &uploads(), None, &options).unwrap_err();
     assert!(matches!(error, PointError::Limit { what: LimitKind::FreeBytes, .. }) && error.is_no_space(), "{error}");
     assert!(scene.store.list().unwrap().is_empty() && scene.store.sweep().unwrap().is_empty(), "something was left behind");
-    // A sparse file of an absurd size is a limit as well, found before it is read.
+    // The whole size of a sparse file counts for the limit. The limit is checked before the file is read.
     File::create(scene.path("uploads/huge")).unwrap().set_len(1 << 43).unwrap();
     let options = CaptureOptions { limits: Limits { bytes: 1 << 40, ..all }, ..super::options() };
     assert!(capture(&scene.store, &scene.base, "one", &uploads(), None, &options).is_err());
@@ -251,7 +251,7 @@ fn file_that_changes_while_it_is_read_is_marked_torn() {
             }
         });
         begun.wait();
-        // One attempt: a loaded machine may leave the writer without time during a later one.
+        // The capture makes only one attempt. On a loaded machine, the writer might not run during a retry, so the file would be exact.
         let options = CaptureOptions { clone: false, retries: 0, ..options() };
         let captured = capture(&scene.store, &scene.base, "one", &uploads(), None, &options);
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -261,14 +261,14 @@ fn file_that_changes_while_it_is_read_is_marked_torn() {
     let entries = scene.store.point("one").unwrap().entries().unwrap();
     let torn: Vec<_> = entries.iter().filter(|entry| matches!(entry.kind, Kind::File { is_torn: true, .. })).collect();
     assert!(torn.len() == 1 && torn[0].path == b"uploads/busy");
-    // The copy is consistent with its digest all the same, and the next capture does not trust it.
+    // The stored copy nevertheless has the recorded digest. The next capture reads the live file again, because the copy is torn.
     assert_eq!(scene.store.point("one").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
     let next = scene.capture("two", &uploads(), Some("one")).unwrap();
     assert!(next.is_exact());
 }
 
 #[test]
-fn second_capture_at_once_and_second_use_of_an_id_are_refused() {
+fn concurrent_capture_and_reused_id_are_refused() {
     let scene = Scene::new();
     scene.write("uploads/f", "x");
     let lock = scene.store.lock().unwrap();
@@ -349,11 +349,11 @@ fn one_changed_bit_is_found_and_recorded() {
     drop(point);
     assert!(matches!(scene.restore("one", "t", None), Err(PointError::Damaged { .. })));
     assert!(matches!(scene.restore_into("one", "into"), Err(PointError::Damaged { .. })));
-    assert_eq!(fs::read_dir(&scene.base).unwrap().count(), 1, "rests beside the live files");
-    // The damage does not spread to the next point.
+    assert_eq!(fs::read_dir(&scene.base).unwrap().count(), 1, "leftovers beside the live files");
+    // The damage does not spread to the next restore point.
     scene.capture("two", &uploads(), Some("one")).unwrap();
     assert_eq!(scene.store.point("two").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
-    // With force, all but the damaged file is as before.
+    // With `force`, the restore succeeds and reports the damaged file.
     let parent = File::open(scene.dir.path()).unwrap();
     let options = RestoreOptions { force: true, ..restore_options() };
     let report = scene.store.point("one").unwrap().restore_into(parent.as_fd(), OsStr::new("forced"), &options).unwrap();

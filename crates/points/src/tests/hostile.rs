@@ -135,7 +135,7 @@ proptest! {
         bytes[at % length] = byte;
         bytes.truncate(length - cut % 3);
         if let Ok(entries) = decode_index(&bytes, "x", &sources()) {
-            // The new bytes may differ from the old bytes, in which a number may have more bytes than necessary.
+            // The new bytes may differ from the old bytes, because the old bytes may encode a number in more bytes than necessary.
             let again = encode_index(&entries).unwrap();
             prop_assert_eq!(decode_index(&again, "x", &sources()).unwrap(), entries);
         }

@@ -1,4 +1,4 @@
-//! A process that is killed at each step of a capture, a restore and a removal.
+//! Tests with a process that is killed at each step of a capture, a restore or a removal.
 
 use std::{fs, os::unix::process::ExitStatusExt, path::Path};
 
@@ -9,7 +9,7 @@ fn sources() -> Vec<Source> {
     vec![Source::directory("uploads"), Source::directory("more"), Source::file("db")]
 }
 
-/// A scene in a directory that a child process uses, too.
+/// Returns the directory of the live files and the store in `dir`, which the parent process also uses.
 fn opened(dir: &Path) -> (PathBuf, Store) {
     (dir.join("base"), Store::create(&dir.join("store")).unwrap())
 }
@@ -66,7 +66,8 @@ fn child_removes() {
     opened(&directory()).1.remove("one").unwrap();
 }
 
-/// Kills a child at step 1, 2, … until the child exits by itself. Returns the number of kills.
+/// Runs the ignored test `test` in a new child for each step 1, 2, …, and kills the child at this step. Calls `check` after each child.
+/// Ends when a child exits by itself, and returns the number of kills.
 fn each_kill(test: &str, check: impl Fn(&Scene)) -> u64 {
     for at in 1.. {
         let scene = prepared();
@@ -82,7 +83,7 @@ fn each_kill(test: &str, check: impl Fn(&Scene)) -> u64 {
 }
 
 #[test]
-fn capture_killed_at_each_step_leaves_a_complete_point_or_a_rest_to_sweep() {
+fn capture_killed_at_each_step_leaves_a_complete_point_or_a_leftover_to_sweep() {
     let kills = each_kill("child_captures", |scene| {
         let live = tree(&scene.base);
         scene.store.sweep().unwrap();
@@ -95,12 +96,12 @@ fn capture_killed_at_each_step_leaves_a_complete_point_or_a_rest_to_sweep() {
             assert_eq!(scene.store.point(id).unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
         }
         assert_eq!(scene.restored("two"), live);
-        assert_eq!(fs::read_dir(scene.store.path()).unwrap().count(), 3, "rests in the store");
+        assert_eq!(fs::read_dir(scene.store.path()).unwrap().count(), 3, "leftovers in the store");
     });
     assert!(kills >= 8, "only {kills} steps");
 }
 
-/// The files of one source that belong together.
+/// Returns the live files of one source.
 fn part(base: &Path, source: &str) -> BTreeMap<PathBuf, Node> {
     let mut nodes = tree(base);
     nodes.retain(|path, _| path.starts_with(source));
@@ -112,7 +113,7 @@ fn restore_killed_at_each_step_leaves_old_or_restored_sources_and_is_finished() 
     let kills = each_kill("child_restores", |scene| {
         let restored = scene.restored("one");
         let read = |path: &str| fs::read_to_string(scene.path(path)).ok();
-        // Whole directories are old or restored; a log never lies beside the other database.
+        // Each directory is old or restored as a whole. A log is never beside a database that it does not belong to.
         let is_old = read("uploads/1/file").unwrap() == "changed";
         assert!(is_old || part(&scene.base, "uploads").iter().all(|(path, node)| restored.get(path) == Some(node)));
         let pair = (read("db"), read("db-wal"));
@@ -144,7 +145,7 @@ fn restore_killed_at_each_step_is_recovered_without_its_caller() {
         let names = fs::read_dir(&scene.base).unwrap();
         let rests: Vec<_> = names.filter(|name| name.as_ref().unwrap().file_name().as_bytes().starts_with(b".larder")).collect();
         assert!(rests.is_empty(), "{rests:?}");
-        // A restore with another ticket works whatever was left.
+        // A restore with a new ticket works after each kill.
         scene.restore("one", "other", None).unwrap();
         assert_eq!(fs::read_to_string(scene.path("db")).unwrap(), "database");
     });
@@ -158,7 +159,7 @@ fn restore_beside_killed_at_each_step_is_all_or_nothing() {
             scene.restore_into("one", "into").unwrap();
         }
         assert_eq!(tree(&into), scene.restored("one"));
-        assert_eq!(fs::read_dir(scene.dir.path()).unwrap().count(), 3, "rests beside the target");
+        assert_eq!(fs::read_dir(scene.dir.path()).unwrap().count(), 3, "leftovers beside the target");
     });
 }
 

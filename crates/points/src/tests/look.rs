@@ -1,4 +1,4 @@
-//! Differences, estimates and usage.
+//! Tests of differences, estimates and usage.
 
 use std::{fs, os::fd::AsFd};
 
@@ -32,7 +32,7 @@ const EXPECTED: [(&str, ChangeKind, u64, u64); 9] = [
     ("later/x", ChangeKind::Added, 0, 1),
     ("uploads", ChangeKind::Metadata, 0, 0),
     ("uploads/1", ChangeKind::Changed, 10_000, 20_000),
-    // Written again with the same content.
+    // The file was written again with the same content.
     ("uploads/2", ChangeKind::Metadata, 10_000, 10_000),
     ("uploads/3", ChangeKind::Removed, 10_000, 0),
     ("uploads/4", ChangeKind::Changed, 10_000, 0),
@@ -88,7 +88,7 @@ fn shared_bytes_count_once() {
     let used = usage(&points.iter().collect::<Vec<_>>()).unwrap();
     let sum: u64 = used.points.iter().map(|point| point.bytes).sum();
     assert!(used.total < sum && used.total > 100_000, "{used:?}");
-    // The old contents of 1, 3 and 4 are in the first point only.
+    // Only the first restore point has the old contents of the files 1, 3 and 4.
     assert!((30_000..70_000).contains(&used.points[0].unique), "{used:?}");
     assert!(used.points[1].unique < 40_000, "{used:?}");
     assert_eq!(used.bytes_of(&["one", "two", "three"]), used.total);

@@ -121,7 +121,7 @@ pub struct Node {
     pub mtime: (i64, i64),
     pub content: Vec<u8>,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The first path of the same file.
+    /// The first path, in sorted order, whose hard link leads to this file.
     pub same_as: PathBuf,
 }
 
@@ -180,7 +180,7 @@ fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     xattrs
 }
 
-/// Runs an ignored test of this module in a process of its own.
+/// Returns a command that runs an ignored test of this crate in a separate process.
 pub fn child(test: &str, dir: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--test-threads=1"]).env("POINTS_DIR", dir);

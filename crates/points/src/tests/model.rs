@@ -1,4 +1,4 @@
-//! Random trees, random edits, and restore points that share files: each restore must reproduce the captured tree.
+//! Tests with random edits of a tree, and with restore points that share files: each restore must reproduce the captured tree.
 
 use std::{
     fs::{self, File, Permissions},
@@ -31,7 +31,7 @@ enum Edit {
     Xattr { at: usize, value: Vec<u8> },
 }
 
-/// Paths that collide, nest, and sort in surprising ways.
+/// Returns one of twelve paths, which collide, nest, and sort in surprising ways.
 fn path(at: usize) -> PathBuf {
     let names: [&[u8]; 12] =
         [b"a", b"a/b", b"a-b", b"a/b/c", b"a.b", b"\xff\x80", b"a/\xfe", b"z/y/x", b"z/y", b"z", b"a b/\n", b"\xe2\x82\xac"];

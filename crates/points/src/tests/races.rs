@@ -1,4 +1,4 @@
-//! An application that exchanges directories for links while its files are captured or restored.
+//! Tests with an application that exchanges directories for links while its files are captured or restored.
 
 use std::{
     fs::{self, File},
@@ -35,7 +35,7 @@ fn directory_exchanged_for_a_link_never_leads_outside() {
             let entries = scene.store.point(&id).unwrap().entries().unwrap();
             let secret = Digest::of(b"secret");
             assert!(!entries.iter().any(|entry| matches!(entry.kind, Kind::File { digest, .. } if digest == secret)));
-            // Either all files, or the link, or a report of what was missed.
+            // The restore point contains all files or the link, or the capture reports the missed files.
             let files = captured.manifest.totals.files;
             assert!(files == 200 || captured.manifest.totals.symlinks == 1 || captured.missed > 0, "{captured:?}");
             scene.store.remove(&id).unwrap();

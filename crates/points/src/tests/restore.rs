@@ -25,7 +25,7 @@ fn filled() -> Scene {
 }
 
 #[test]
-fn replaced_files_are_kept_and_the_rest_is_untouched() {
+fn replaced_files_are_kept_and_files_outside_of_sources_are_untouched() {
     let scene = filled();
     let before = tree(&scene.base);
     scene.write("uploads/new", "made later");
@@ -42,7 +42,7 @@ fn replaced_files_are_kept_and_the_rest_is_untouched() {
         remove_kept(base.as_fd(), "kept").unwrap();
     }
     fs::remove_file(scene.path("other")).unwrap();
-    // The parent of a source is not a source, and its own time changed.
+    // The parent directory of a source is not restored, and the restore has changed its time.
     let without = |mut tree: BTreeMap<PathBuf, Node>| {
         tree.remove(Path::new("storage"));
         tree
@@ -58,7 +58,7 @@ fn restore_with_a_finished_ticket_does_nothing() {
     scene.write("uploads/after", "written after the restore");
     assert!(scene.restore("one", "t1", Some("kept")).unwrap().was_complete);
     assert!(scene.path("uploads/after").exists());
-    // Another ticket is another restore, which may not overwrite what was kept.
+    // A new ticket starts a new restore, which must not overwrite the kept files.
     assert!(matches!(scene.restore("one", "t2", Some("kept")), Err(PointError::NotEmpty { .. })));
     scene.restore("one", "t2", None).unwrap();
     assert!(!scene.path("uploads/after").exists());
@@ -77,7 +77,7 @@ fn restore_on_an_empty_machine_creates_the_sources() {
 }
 
 #[test]
-fn target_beside_must_be_empty_and_keeps_its_mode() {
+fn target_beside_live_files_must_be_empty_and_keeps_its_mode() {
     let scene = filled();
     let into = scene.dir.path().join("into");
     fs::create_dir(&into).unwrap();

@@ -1,4 +1,4 @@
-//! Full file systems, on a tmpfs that a child mounts in a mount namespace of its own.
+//! Tests with a full file system: a tmpfs that a child process mounts in its own mount namespace.
 
 use std::{fs, process::Command};
 
