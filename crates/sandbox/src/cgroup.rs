@@ -52,9 +52,9 @@ pub struct ControlGroup {
 }
 
 impl CgroupHierarchy {
-    /// Finds a hierarchy that this process may use, and creates the group `name` for all other groups in it. Removes groups that an
-    /// earlier process with this name left. If the present group of this process cannot have limited groups below it, this process moves
-    /// to the group `own_group`.
+    /// Finds a hierarchy that this process may use. Creates the group `name` in the hierarchy; all other groups are created below it.
+    /// Removes groups that an earlier process left below `name`. If the present group of this process cannot have limited groups below
+    /// it, this process moves to the group `own_group`.
     pub fn find(name: &str, own_group: &str) -> CgroupHierarchy {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -142,8 +142,8 @@ impl ControlGroup {
         }
     }
 
-    /// Opens `cgroup.procs` of the group in the first hierarchy that allows it. A process that writes `0` to the file moves itself into
-    /// the group.
+    /// Opens `cgroup.procs` of the group in the first hierarchy in which this process may write the file. A process that writes `0` to
+    /// the file moves itself into the group.
     pub fn open_procs(&self) -> Option<fs::File> {
         self.directories.iter().find_map(|path| fs::OpenOptions::new().write(true).open(path.join("cgroup.procs")).ok())
     }

@@ -1,7 +1,7 @@
 //! Operations below one directory whose tree other users may rearrange.
 //!
 //! Every path goes through [`RootDirectory::open`], which follows no symlink and does not leave the directory. A user that rearranges its
-//! own directories can therefore not make this process access other files.
+//! own directories can therefore not make this process access files outside of the directory.
 
 use std::{
     fs, io,
@@ -67,8 +67,8 @@ pub enum UnsafeDirectory {
 }
 
 impl RootDirectory {
-    /// Opens the directory at `path`, and creates the directory if it does not exist. A `privileged` process gives directories to other
-    /// users. For any other process, all owners must be the user of this process.
+    /// Opens the directory at `path`, and creates the directory if it does not exist. If `privileged` is true, this process can give
+    /// directories to other users. If not, all owners must be the user of this process.
     pub fn open_root(path: &Path, privileged: bool) -> io::Result<RootDirectory> {
         fs::create_dir_all(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -114,8 +114,8 @@ impl RootDirectory {
         Ok((parent, Path::new(name)))
     }
 
-    /// Creates a directory with its owner and mode. Also sets the owner and the mode of an existing directory, if the directory belongs
-    /// to this process's user or to `owner`. The parent must exist.
+    /// Creates a directory with its owner and mode. Also sets the owner and the mode of an existing directory. Returns an error if the
+    /// existing directory belongs neither to this process's user nor to `owner`. The parent must exist.
     pub fn make(&self, path: impl AsRef<Path>, owner: UnixUser, mode: u32) -> io::Result<()> {
         let path = path.as_ref();
         let failed = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.path.join(path).display()));

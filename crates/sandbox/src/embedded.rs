@@ -16,8 +16,8 @@ pub struct EmbeddedFile {
     pub executable: bool,
 }
 
-/// Unpacks `files` to the directory `target`. The files are first written to another directory, which is then renamed, so a partly
-/// written directory is never used. Only this process may write to the parent of `target`.
+/// Unpacks `files` to the directory `target`. The files are first written to a temporary directory, which is then renamed to `target`, so
+/// a partly written directory is never used. Only this process may write to the parent of `target`.
 ///
 /// An existing directory is compared file by file, because two builds of one version can embed different files.
 pub fn unpack(target: &Path, files: &[EmbeddedFile]) -> io::Result<()> {

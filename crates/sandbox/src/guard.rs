@@ -1,8 +1,8 @@
 //! The guard: a process between the supervisor and the program, which runs as the user of the program. In a namespace, the guard is the
 //! first process.
 //!
-//! The guard reaps orphans, forwards stop signals to all processes and reports the end of the program. When the guard exits, the kernel
-//! kills all processes of the namespace. Without a namespace, the guard is the subreaper of all descendants of the program.
+//! The guard reaps orphans, forwards stop signals and reports the end of the program. When the guard exits, the kernel kills all processes
+//! of the namespace. Without a namespace, the guard is the subreaper of all descendants of the program.
 
 use std::{
     ffi::CString,

@@ -3,8 +3,8 @@
 //! This crate does not depend on projects, environments, roles or the network. Its functions take typed values: open descriptors, user
 //! numbers ([`UnixUser`]) and paths. The caller decides on users, directories and limits.
 //!
-//! - [`process`](ChildSpec): starts a program (fork, namespaces, limits, dropped privileges, exec). A guard, the first process of the PID
-//!   namespace, reports the end of the program.
+//! - [`process`](ChildSpec): starts a program (fork, namespaces, limits, dropped privileges, exec). If requested, a guard between the
+//!   supervisor and the program reports the end of the program.
 //! - [`view`](RootView): the root directory of a process, made of read-only parts of the host and of the process's own directories.
 //! - [`overlay`](Overlays): overlay file systems, each with a lower tree and a scratch layer. Processes with the same tree and the same
 //!   layer share one overlay.

@@ -1,4 +1,4 @@
-//! The user numbers that this machine has, and the user numbers that it has assigned to accounts.
+//! Checks which user numbers this process can use, and which user numbers the machine has assigned to accounts.
 
 use std::{fs, ops::RangeInclusive};
 
@@ -27,7 +27,7 @@ pub fn account(name: &str) -> Option<UnixUser> {
     })
 }
 
-/// A line of a user database that assigns numbers to another account.
+/// A line of a user database that assigns numbers to an account that must not have them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NumberConflict {
     pub file: &'static str,
@@ -36,7 +36,8 @@ pub struct NumberConflict {
     pub subordinate: bool,
 }
 
-/// Returns the first entry of this machine's user databases that assigns one of `numbers` to another account than `own_account`.
+/// Returns the first line of this machine's user databases that assigns one of `numbers` to an account other than `own_account`, or that
+/// assigns one of `numbers` to any account as a subordinate number.
 pub fn find_conflict(numbers: &[RangeInclusive<u32>], own_account: &str) -> Option<NumberConflict> {
     let databases = [("/etc/passwd", false), ("/etc/group", false), ("/etc/subuid", true), ("/etc/subgid", true)];
     databases.into_iter().find_map(|(file, subordinate)| {

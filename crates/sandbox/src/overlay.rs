@@ -40,7 +40,7 @@ struct Mounted {
     path: PathBuf,
     users: usize,
     writable: bool,
-    /// True if the directories of the overlay were discarded. Processes that use the overlay keep it, and no other process gets it.
+    /// True if the directories of the overlay were discarded. Processes that use the overlay keep it, and no new process gets it.
     retired: bool,
 }
 

@@ -148,7 +148,8 @@ impl ChildProcess {
         }
     }
 
-    /// Sends `signal` to the process, and to its descendants if the process is guarded.
+    /// Sends `signal` to the process. If the process is guarded, all processes of its namespace get the signal, or all processes of its
+    /// process group if it has no namespace.
     pub fn signal(&self, signal: Signal) {
         if self.guarded {
             self.command(signal.as_raw() as u8);

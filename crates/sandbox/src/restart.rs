@@ -42,7 +42,7 @@ pub struct RestartSchedule {
     backoff: Backoff,
     restarts: u32,
     restart_at: Option<Instant>,
-    /// The time of the next kill. The time is set once the process is being stopped or killed, and must not be restarted.
+    /// The time of the next kill. If the time is set, the process is being stopped or was killed, and must not be restarted.
     kill_at: Option<Instant>,
 }
 
@@ -77,7 +77,7 @@ impl RestartSchedule {
         self.restart_at = Some(now + self.backoff.after(lived));
     }
 
-    /// Returns true if the process must be started now.
+    /// Returns true if the process must be restarted now, and counts this restart.
     pub fn begin_restart(&mut self, now: Instant) -> bool {
         let due = self.restart_at.is_some_and(|at| at <= now);
         if due {

@@ -168,8 +168,8 @@ pub fn idle_disk_priority() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) }).map(drop)
 }
 
-/// Sends a signal to a child whose status was not collected yet. If `pid` is negative, the signal goes to the process group. If `pid` is
-/// -1, the signal goes to all processes of the namespace.
+/// Sends a signal to the process `pid`, which must not have been reaped: the kernel may give its number to a new process. If `pid` is
+/// negative, the signal goes to the process group. If `pid` is -1, the signal goes to all processes of the namespace.
 pub fn signal(pid: i32, signal: c_int) {
     // SAFETY: both arguments are plain numbers.
     unsafe { libc::kill(pid, signal) };

@@ -82,7 +82,7 @@ pub struct BaseSpec<'a> {
 #[derive(Debug)]
 pub struct SkippedDirectory {
     pub path: PathBuf,
-    /// The cause; `None` if the name of the directory is one of the mount points of the view.
+    /// The cause; `None` if the directory is in a top-level directory that the view uses for its mount points.
     pub error: Option<io::Error>,
 }
 
