@@ -9,7 +9,7 @@ use crate::{host::launch::LaunchError, model::Exit};
 /// The kind of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailureKind {
-    /// No restore point has this name.
+    /// No restore point has this name, or several restore points have it.
     NotFound,
     /// The request is refused, and fails again if it is repeated without a change.
     Refused,

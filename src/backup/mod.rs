@@ -122,7 +122,7 @@ pub struct PointInfo {
     pub state: PointState,
     /// The numbers of files and bytes.
     pub counts: PointCounts,
-    /// The first files that the capture skipped, as pairs of path and reason; empty in a list of restore points.
+    /// At most [`MAX_LISTED`] of the files that the capture skipped, as pairs of path and reason; empty in a list of restore points.
     pub skipped: Vec<(String, String)>,
 }
 
@@ -154,11 +154,12 @@ pub struct PointCounts {
     pub copied_bytes: u64,
     /// The number of files that changed while they were read.
     pub torn: u64,
-    /// The number of entries that the capture skipped: sockets, FIFOs, devices and unreadable files.
+    /// The number of entries that the capture skipped: sockets, FIFOs, devices, unreadable files, and files that were removed or replaced
+    /// during the capture.
     pub skipped: u64,
     /// The allocated size in the store, in bytes.
     pub stored: u64,
-    /// The allocated size that the removal of this restore point frees, in bytes.
+    /// The allocated size that the removal of this restore point frees, in bytes; zero outside of a list of all restore points.
     pub unique: u64,
 }
 
@@ -173,13 +174,13 @@ pub struct DataDiff {
     pub added: u64,
     /// The number of entries that only the older state has.
     pub removed: u64,
-    /// The number of entries whose content differs.
+    /// The number of entries whose content, link target or kind differs.
     pub changed: u64,
     /// The number of entries whose owner, mode, attributes or time differ, but whose content is equal.
     pub metadata: u64,
     /// The total size in the newer state of the added and changed files, in bytes.
     pub new_bytes: u64,
-    /// The first differences, sorted by path.
+    /// The differences, sorted by path. Differences after the first [`MAX_LISTED`] differences are only counted.
     pub changes: Vec<DataChange>,
 }
 
