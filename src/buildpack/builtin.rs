@@ -26,7 +26,8 @@ pub const FILES: &[BuiltinFile] = include!(concat!(env!("OUT_DIR"), "/buildpacks
 pub(super) struct BuiltinPack {
     /// The name of the buildpack's directory. Recipes use this name.
     pub name: &'static str,
-    /// The files that `bin/detect` looks for. If a project has none of them, the script is not started.
+    /// The files that `bin/detect` looks for. If a project has none of these files, and the recipe does not name the buildpack, the script
+    /// is not started.
     pub signs: Vec<String>,
 }
 

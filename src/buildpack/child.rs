@@ -1,4 +1,5 @@
-//! Runs one script in an empty environment. Forwards its output, keeps the last lines, and kills its process group at the end.
+//! Runs one script, which inherits no environment variables. Forwards the output of the script, keeps the last lines, and kills the
+//! process group of the script at the end.
 
 use std::{
     collections::VecDeque,
@@ -170,7 +171,7 @@ pub(super) fn run<W: Write + Send + 'static>(script: &ScriptCommand<'_>, output:
 }
 
 fn shell() -> &'static str {
-    // Heroku sources these files with bash, and some files depend on it.
+    // Heroku sources these files with bash, and some files depend on bash.
     if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" }
 }
 

@@ -26,7 +26,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
             if selected.len() > 1 {
                 self.say(&format!("-----> Buildpack {}", pack.label));
             }
-            // Two buildpacks may use the same names in their caches.
+            // Each buildpack has its own cache, because two buildpacks may use the same file names.
             let cache = self.paths.cache.join("packs").join(cache_name(&pack.label));
             let host = |error: std::io::Error| BuildStop::new(&what, format!("cannot write the cache: {error}"), Blame::Host, "");
             fs::create_dir_all(&cache).map_err(host)?;

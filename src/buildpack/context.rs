@@ -48,7 +48,7 @@ pub(super) struct BuildPaths {
     pub operator: PathBuf,
     /// The search path of programs.
     pub path: OsString,
-    /// `HOME` of every child: the source tree, as on Heroku.
+    /// `HOME` of every script: the source tree, as on Heroku.
     pub home: PathBuf,
 }
 
@@ -179,7 +179,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         (self.paths.app != Path::new("/app")).then(|| ("TMPDIR".into(), temporary.into()))
     }
 
-    /// Returns the environment that every child gets.
+    /// Returns the environment variables that every script gets.
     pub fn environment(&self) -> Vec<(OsString, OsString)> {
         let mut all: BTreeMap<OsString, OsString> = BTreeMap::new();
         for (name, value) in &self.job.environment {

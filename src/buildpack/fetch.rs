@@ -52,7 +52,7 @@ pub(super) fn fetch<W: Write + Send + 'static>(
     }
     let tree = format!("--work-tree={}", to.display());
     git.run(&[&tree, "checkout", "--quiet", "--force", commit, "--", "."])?;
-    // The index describes a work tree that this build removes.
+    // Git's index describes a work tree that this build removes.
     drop(std::fs::remove_file(store.join("index")));
     Ok(())
 }
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn git_gets_proxies_and_certificates_of_configuration_only() {
+    fn git_gets_only_proxies_and_certificates_of_configuration() {
         let given = [
             ("HTTP_PROXY", "a"),
             ("https_proxy", "b"),

@@ -17,7 +17,7 @@ const MAX_DEPTH: usize = 32;
 /// The kind of file at the path of a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ScriptFile {
-    /// There is no file.
+    /// There is no regular file.
     Missing,
     /// The file has no executable bit.
     NotExecutable,

@@ -36,7 +36,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
     fn detect_builtin(&mut self) -> Result<SelectedBuildpack, BuildStop> {
         for pack in builtin::PACKS.iter() {
             let Some(selected) = self.by_name(pack.name) else { continue };
-            // A buildpack of the operator that replaces a built-in buildpack may look for other files.
+            // If the operator's buildpack replaces the built-in buildpack, its `bin/detect` may look for files that are not in `signs`.
             let replaced = selected.directory.starts_with(&self.paths.operator);
             if !replaced && !pack.signs.iter().any(|sign| self.paths.app.join(sign).symlink_metadata().is_ok()) {
                 continue;

@@ -1,4 +1,4 @@
-//! The worker with tiny buildpacks: selection, `bin/compile`, `bin/release`, and phase scripts.
+//! Tests of the worker with tiny buildpacks: selection, `bin/compile`, `bin/release`, and phase scripts.
 
 use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -251,7 +251,7 @@ fn phase_script_changes_variables() {
 fn phase_script_failures_are_reported() {
     let world = World::new();
     let steps = [BuildStep::Script(Phase::Build)];
-    // A mapping that is equal to the old one is no change, even if its text differs.
+    // If the new mapping equals the old mapping, the report contains no variables, even if the text differs.
     world.script("app/.larder/build", "echo '{ \"a\" : 1 }' >\"$LARDER_VARIABLES\"");
     assert_eq!(world.run(job(&steps, &[])).0.variables, None);
 

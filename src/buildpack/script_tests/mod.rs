@@ -1,4 +1,5 @@
-//! The built-in buildpacks' scripts on small projects, with fake programs that record their calls or (`real`, `stale`) with the real tools.
+//! Tests of the built-in buildpacks' scripts on small projects. Most tests use fake programs that record their calls. The tests in `real`
+//! and `stale` use the real tools.
 
 use std::{
     fs,

@@ -29,7 +29,7 @@ fn prebuild_script_runs_before_installation() {
 }
 
 #[test]
-fn only_pnpm_and_yarn_installations_get_ci() {
+fn variable_ci_is_set_only_for_installations_of_pnpm_and_yarn() {
     let say = "echo \"$* CI=${CI-none}\"";
     let package = r#"{"scripts":{"build":"a"},"dependencies":{"x":"1"}}"#;
     for (lock, program, install) in [
@@ -211,7 +211,7 @@ fn package_manager_of_package_json_is_used_or_warned_about() {
 }
 
 #[test]
-fn lock_files_of_other_tools_are_named() {
+fn lock_file_of_unsupported_tool_is_named() {
     let (output, _) = managed(&[("package.json", r#"{"dependencies":{"x":"1"}}"#), ("bun.lock", "")], &[]);
     assert!(output.contains("bun.lock is not used"), "{output}");
 }

@@ -1,4 +1,5 @@
-//! A project that is built with the real tools, for the tests in `stale` and here: the removal of development packages by pnpm.
+//! A project that is built with the real tools, which the tests in `stale` also use. The tests in this file check that a build removes the
+//! development packages of pnpm.
 
 use std::{
     fs,
@@ -27,7 +28,7 @@ impl Real {
         Some(Real { project: Project::new(&[]), path })
     }
 
-    /// Replaces the source by these files. All get the same time, because the times in an exported tree do not show changes either.
+    /// Replaces the source by these files. All files get the same time, because the times in an exported tree do not show changes either.
     pub fn source(&self, files: &[(&str, &str)]) -> &Real {
         fs::remove_dir_all(self.project.app("")).unwrap();
         for (name, text) in files {
@@ -38,7 +39,8 @@ impl Real {
         self
     }
 
-    /// Creates a command with the tools first in its search path. It inherits the environment, which may name proxies and registries.
+    /// Creates a command with the tools first in its search path. The command inherits the environment variables of the test, which may
+    /// name proxies and registries.
     fn command(&self, program: impl AsRef<Path>) -> Command {
         let mut command = Command::new(program.as_ref());
         command.env("PATH", &self.path).env("LARDER_BUILDPACKS", ours("")).current_dir(self.project.app(""));

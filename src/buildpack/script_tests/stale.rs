@@ -1,4 +1,4 @@
-//! Caches with the real tools: a second build after a change that no lock file shows must contain the change.
+//! Tests of caches with the real tools: if a change does not alter the lock file, the next build must nevertheless contain the change.
 
 use std::fs;
 
