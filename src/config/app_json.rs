@@ -82,7 +82,7 @@ impl Problems {
 }
 
 impl AppJson {
-    /// Parses the file. All problems of the file are reported together.
+    /// Parses the file. The first 20 problems of the file are reported together.
     pub fn parse(bytes: &[u8]) -> Result<AppJson, Vec<ConfigError>> {
         let text = yaml::utf8(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let value: Value = serde_json::from_str(text).map_err(|error| vec![syntax(&error)])?;

@@ -87,7 +87,7 @@ impl HealthOverrides {
 
     /// Merges the keys of a later level of the recipe over the keys of the earlier levels.
     pub fn merge(&mut self, more: &HealthOverrides) {
-        // A later level with another kind of check discards the keys of the earlier kind.
+        // If a later level sets a different kind of check, the keys of the earlier kind are discarded.
         if more.kind.is_some() || more.implied().is_some_and(|kind| Some(kind) != self.implied()) {
             self.kind = None;
         }
@@ -195,7 +195,7 @@ pub(super) fn read_health(reader: &mut ConfigReader, node: &Node, key: &str, mer
     keys::read_section(reader, node, key, "{path: /healthz, timeout: 60s}", HEALTH_KEYS, &mut health);
     merged.merge(&health);
     let kind = health.implied();
-    // An invalid type has already been reported. The other keys cannot be checked without the intended type.
+    // An invalid type has already been reported. Without the intended type, `path`, `status` and `command` cannot be checked.
     if health.kind.is_none() && node.child("type").is_some() {
         return;
     }

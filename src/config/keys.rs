@@ -98,7 +98,7 @@ pub(super) fn read<T>(reader: &mut ConfigReader, node: &Node, mapping: &Mapping,
     }
 }
 
-/// Reads the mapping that is the value of the key `name`, like [`read`].
+/// Reads the mapping that is the value of the key `name`; see [`read`].
 pub(super) fn read_section<T>(
     reader: &mut ConfigReader,
     node: &Node,

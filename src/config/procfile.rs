@@ -24,7 +24,7 @@ pub struct Procfile {
 }
 
 impl Procfile {
-    /// Parses a Procfile. The problems of all lines are reported together.
+    /// Parses a Procfile. The first 20 problems of the file are reported together.
     pub fn parse(bytes: &[u8]) -> Result<Procfile, Vec<ConfigError>> {
         let text = yaml::utf8(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let mut lines: IndexMap<ProcessType, (u32, CommandLine)> = IndexMap::new();
@@ -58,7 +58,8 @@ impl Procfile {
     }
 }
 
-/// Parses `.buildpacks`, which has a name, a directory or a pinned address per line. The problems of all lines are reported together.
+/// Parses `.buildpacks`, which has a name, a directory or a pinned address per line. The first [`MAX_PROBLEMS`] problems are reported
+/// together.
 pub(super) fn parse_buildpacks(bytes: &[u8]) -> Result<Vec<BuildpackRef>, Vec<ConfigError>> {
     let text = yaml::utf8(BUILDPACKS_FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
     let mut buildpacks = Vec::new();

@@ -55,7 +55,7 @@ pub struct ProjectConfig {
     pub buildpacks: Vec<BuildpackRef>,
 }
 
-/// Parses all files. The problems of all files are reported together.
+/// Parses all files. The problems of all files are reported together, at most 20 for each file.
 pub fn load(files: &ProjectFiles) -> Result<ProjectConfig, Vec<ConfigError>> {
     let mut problems = Vec::new();
     let config = ProjectConfig {

@@ -23,7 +23,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Parses a recipe. All problems of the file are reported together.
+    /// Parses a recipe. The first 20 problems of the file are reported together.
     pub fn parse(bytes: &[u8]) -> Result<Recipe, Vec<ConfigError>> {
         let root = yaml::parse_tree(FILE, bytes, FileLimits::RECIPE).map_err(|error| vec![error])?;
         let mut reader = ConfigReader::new(FILE);

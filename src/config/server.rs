@@ -214,7 +214,7 @@ impl ServerConfig {
         ServerConfig::parse(&name, &bytes)
     }
 
-    /// Parses the text of a server file. All problems of the text are reported together. `file` is the file's name in errors.
+    /// Parses the text of a server file. The first 20 problems of the text are reported together. `file` is the file's name in errors.
     pub fn parse(file: &str, bytes: &[u8]) -> Result<ServerConfig, Vec<ConfigError>> {
         let file = if file.is_empty() { FILE } else { file };
         let root = yaml::parse_tree(file, bytes, FileLimits::SERVER).map_err(|error| vec![error])?;

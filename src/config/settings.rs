@@ -77,7 +77,8 @@ pub struct Settings {
     /// The conditions for a release that another environment or server built.
     #[serde(default)]
     pub promote: PromotionPolicy,
-    /// The command of `app.json` that runs once, in the first deployment, after the switch.
+    /// The command of `app.json` that runs once, after the first switch to a release of the environment. The next deployment repeats a
+    /// failed command.
     pub postdeploy: Option<CommandLine>,
 }
 

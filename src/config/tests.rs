@@ -426,7 +426,7 @@ fn health_status_alone_keeps_the_path_of_app_json() {
 
 /// In every mapping, a level of the recipe changes only the keys that it sets.
 #[test]
-fn partial_mapping_keeps_the_other_keys() {
+fn partial_mapping_keeps_the_keys_of_earlier_levels() {
     let recipe = "stop: {grace: 1m, signal: INT}\nkeep: {releases: 5, age: 3d}\ndrift: {policy: refuse, ignore: [a]}\n\
         build: {memory: 1G, cache: false, env: {A: x}}\npromote: {min_healthy: 1m, checks: [smoke]}\n\
         processes: {worker: {command: w, memory: 64M, stop: {signal: HUP}}}\nhealth: {path: /a, timeout: 9s}\n\
@@ -472,7 +472,7 @@ fn process_scaled_to_zero_needs_no_command() {
 
 /// No `.errors` file contains this hint, because the hint names all known keys and each new key would change the file.
 #[test]
-fn unknown_key_unlike_all_others_is_reported_with_the_known_keys() {
+fn unknown_key_without_a_similar_key_is_reported_with_the_known_keys() {
     let known: Vec<_> = settings::KEYS.iter().map(|key| key.name).collect();
     let error = |text: &str| Recipe::parse(text.as_bytes()).unwrap_err()[0].to_string();
     let all = format!("larder.yml:1: unknown key \"kubernetes\"; expected one of {}", known.join(", "));
