@@ -6,11 +6,12 @@ use crate::model::{Project, ProjectName};
 /// The kind of an error. Scripts rely on the exit status of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The deployment failed. Exit status 1.
+    /// A deployment, a restart or a restore failed. Exit status 1.
     Deployment,
     /// The command line is invalid. Exit status 2.
     Usage,
-    /// The request was refused: the caller has no right to the object, or the object is frozen or in use. Exit status 3.
+    /// The request was refused, for example because the caller has no right to the object, or because the object is frozen or in use. Exit
+    /// status 3.
     Refused,
     /// The object does not exist. Exit status 4.
     NotFound,

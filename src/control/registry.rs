@@ -48,7 +48,7 @@ pub struct TrustedKey {
 pub struct Target {
     /// The project.
     pub project: ProjectName,
-    /// The environment; the project's default environment if absent.
+    /// The environment. If absent, most requests use the project's default environment.
     pub environment: Option<EnvironmentName>,
 }
 

@@ -119,7 +119,7 @@ pub enum DeploymentGoal {
 }
 
 impl Stream {
-    /// Returns a stream that succeeds if the deployment goes live.
+    /// Returns the stream of a deployment with the goal [`DeploymentGoal::Live`].
     pub(super) fn deployment(ticket: Ticket) -> Stream {
         Stream::Deployment { ticket: Box::new(ticket), goal: DeploymentGoal::Live }
     }

@@ -127,7 +127,7 @@ pub struct PointView {
     /// The numbers of files and bytes.
     #[serde(flatten)]
     pub counts: PointCounts,
-    /// The first files that the capture skipped, as pairs of path and reason.
+    /// The files that the capture skipped, at most 1000, as pairs of path and reason; empty in a list of restore points.
     pub left_out: Vec<(String, String)>,
 }
 
@@ -179,7 +179,7 @@ pub struct VerifyView {
     /// The restore point.
     #[serde(flatten)]
     pub point: PointView,
-    /// The first damaged files, as lines of path and fault.
+    /// The damaged files, at most 1000, as lines of path and fault.
     pub damages: Vec<String>,
 }
 

@@ -1,5 +1,5 @@
-//! Deliverables: the releases that other servers may pull, with their files. A server offers the releases that went live here and
-//! the releases that it accepted from other servers.
+//! Deliverables: the releases that other servers may pull, with their files. A server offers the releases of an environment that went live
+//! there, and the releases that the environment accepted from another environment or server.
 
 use std::{
     fs::File,
@@ -192,7 +192,7 @@ fn offered_by(control: &Control, environment: Environment) -> Result<Vec<Offered
     for release in store::list(&paths.releases()).map_err(|error| CommandError::internal(&error))? {
         let made: Vec<&Summary> = history.deployments.iter().filter(|summary| summary.release == release).collect();
         let went_live = made.iter().rev().find(|summary| summary.went_live());
-        // A release without a deployment on this server was accepted from another server, or is being built.
+        // A release without a deployment in this environment was accepted from another environment or server, or is being built.
         let being_made = running.as_ref().is_some_and(|ticket| release.created() >= ticket.deployment.created());
         let wanted = if made.is_empty() { !being_made } else { went_live.is_some() };
         if !wanted || !paths.archive(release).is_file() {

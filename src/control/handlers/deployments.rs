@@ -14,7 +14,7 @@ use crate::{
     pipeline::{self, Goal, PipelineError, Summary, SupplyError, ThawError},
 };
 
-/// Starts, follows or stops a deployment.
+/// The request to start, retry, follow or cancel a deployment, or to unfreeze an environment.
 #[derive(Debug)]
 pub struct Deploy {
     /// The environment.
@@ -136,7 +136,7 @@ fn follow(control: &Control, environment: &Environment) -> Result<Reply<DeployVi
 
 fn cancel(Context { control, caller }: &Context<'_>, environment: &Environment) -> Result<Reply<DeployView>, CommandError> {
     let (running, waiting) = control.pipeline().under_way(environment.id);
-    // The queued deployment is cancelled only if the running deployment is being cancelled already.
+    // The queued deployment is cancelled only if no deployment is running, or if the running deployment is being cancelled already.
     let stoppable = running.clone().filter(|ticket| !ticket.cancel.is_cancelled());
     let ticket = stoppable.or(waiting).or(running);
     let ticket = ticket.ok_or_else(|| not_found(format!("nothing is being deployed to {}", environment.title())))?;
@@ -217,7 +217,7 @@ pub(super) fn submit<V>(control: &Control, request: pipeline::DeployRequest) -> 
     Ok(Reply::Stream(Stream::deployment(ticket)))
 }
 
-/// Returns the error for a deployment that was not queued.
+/// Returns the error of a request that the pipeline refused.
 pub(super) fn of_pipeline(error: &PipelineError) -> CommandError {
     match error {
         PipelineError::NoEnvironment(_) => not_found(error.to_string()),

@@ -88,7 +88,7 @@ impl Request for Doctor {
     }
 }
 
-/// The programs that builds use. Without git or bash nothing can be deployed.
+/// The programs that builds use. Without git or bash, nothing can be deployed.
 const PROGRAMS: [&str; 12] = ["git", "bash", "tar", "zstd", "node", "npm", "python3", "php", "ruby", "go", "cargo", "java"];
 
 fn program(name: &str) -> DoctorCheck {

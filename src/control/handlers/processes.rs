@@ -40,7 +40,8 @@ pub struct ProcessRow {
     pub number: Option<ReleaseNumber>,
     /// The port that the process should listen on.
     pub port: Option<u16>,
-    /// The number of restarts since this server started.
+    /// The number of exits since a deployment, a restart or the start of the server started the process. Each exit was followed by a
+    /// restart.
     pub restarts: u32,
     /// The last exit status or signal.
     pub last_exit: Option<String>,

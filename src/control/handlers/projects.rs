@@ -27,7 +27,7 @@ pub struct ProjectCreate {
     pub mode: Mode,
     /// The branch that the environment deploys.
     pub branch: BranchName,
-    /// Further host names, besides the name that consists of environment, project and the server's domain.
+    /// Further host names, besides the host name in the server's domain.
     pub domains: Vec<String>,
     /// The way in which a new release replaces the old one.
     pub strategy: Strategy,
@@ -57,7 +57,8 @@ impl Request for ProjectCreate {
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectCreated>, CommandError> {
         ensure_available(&self)?;
-        // The lock is held until the environment is ready, or is removed after a failure, so that no other request changes it meanwhile.
+        // The lock is held until the environment is ready, or is removed after a failure, so that no concurrent request creates or destroys
+        // an environment.
         let _one_at_a_time = control.create_destroy_lock().await;
         let project = enter(control, self).await?;
         match prepare(control, &project).await {
@@ -198,8 +199,8 @@ const MAX_LABEL: usize = 63;
 /// The maximum length of a host name in text form, in bytes (RFC 1035, section 2.3.4: 255 octets with length bytes and root).
 const MAX_HOST: usize = 253;
 
-/// Returns an error if the host name of a new environment in the server's domain is longer than DNS allows. Environment and project may
-/// each have 31 bytes, and together they are too long for the label `<environment>--<project>`.
+/// Returns an error if the host name of a new environment in the server's domain is longer than DNS allows. The names of the environment
+/// and the project may have 31 bytes each. The label `<environment>--<project>` of these names would have 64 bytes.
 fn ensure_host_is_valid(new: &Environment, domain: &str) -> Result<(), CommandError> {
     let Some(host) = new.hosts(domain).into_iter().next() else { return Ok(()) };
     let label = host.split('.').next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Requests that move a release from the environment that cooked it to an environment that serves it.
+//! Requests that move a release from one environment to another environment or server, or to a shared location.
 
 use serde::Serialize;
 
@@ -190,8 +190,8 @@ async fn publish(
     Ok(published.into())
 }
 
-/// Returns the environment that a target names. If the target names only a project whose default environment has another mode, returns
-/// the project's only environment of this mode.
+/// Returns the environment that a target names. If the target names only a project, prefers an environment of mode `mode`: the default
+/// environment, or else the project's only environment of this mode. If the project has none, returns the default environment.
 fn environment_of_mode(control: &Control, target: &Target, mode: Mode) -> Result<Environment, CommandError> {
     let usual = control.environment(target)?;
     if target.environment.is_some() || usual.mode == mode {

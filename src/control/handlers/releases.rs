@@ -114,7 +114,7 @@ pub struct ReleaseDetail {
     pub manifest: Option<ManifestBrief>,
     /// The pin that keeps the release.
     pub pin: Option<Pin>,
-    /// The deployments that built the release or made it live, oldest first.
+    /// The deployments of the release, oldest first.
     pub deployments: Vec<Summary>,
 }
 
@@ -227,7 +227,8 @@ pub struct ReleaseDiffView {
     pub to: KnownRelease,
     /// The files that differ, by path.
     pub files: Vec<Change>,
-    /// The commits between both releases; absent if the repository no longer has both commits.
+    /// The commits between the two releases; absent if the commits cannot be listed, for example because the repository no longer has one
+    /// of the two commits.
     pub commits: Option<CommitsBetween>,
 }
 
