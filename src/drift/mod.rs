@@ -57,10 +57,10 @@ pub struct Drifted {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SavedAs {
-    /// The patch does not contain the change, because saving was not requested or is impossible.
+    /// The patch does not contain the change, because saving was not requested, the change is expected, or the change cannot be saved.
     #[default]
     No,
-    /// The patch contains the change only in its list: a directory, a symlink, a removal or a change of the mode.
+    /// The list of the patch describes the change completely: a directory, a symlink, a removal or a change of the mode.
     Listed,
     /// The change is a part of the diff.
     Text {

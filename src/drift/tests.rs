@@ -119,7 +119,7 @@ fn hotfix(app: &Path) {
 }
 
 #[test]
-fn look_after_changes_lists_them_and_marks_the_expected_ones() {
+fn look_after_changes_lists_all_changes_and_marks_expected_changes() {
     let world = world(release);
     assert_eq!(described(&look(&world, &[])), Vec::<String>::new());
     let app = &world.places.app;
@@ -248,7 +248,7 @@ fn patch_applied_to_another_release_merges_or_conflicts() {
     let hot = world(release);
     hotfix(&hot.places.app);
     let saved = save(&hot);
-    // The next release has the fix of the binary file, another last line in the text file, and a new file in the removed directory.
+    // The next release has the fix of the binary file, a different last line in the text file, and a new file in the removed directory.
     let next = world(|tree| {
         release(tree);
         write(tree, "app.py", text(&["import os", "", "def main():", "    return 1", "", "", "", "", "# the end"]));
