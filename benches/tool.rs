@@ -6,7 +6,7 @@
 //! tool unpack ARCHIVE DEPLOY NAME [PREVIOUS-ARCHIVE PREVIOUS-NAME]   installs into DEPLOY/NAME: a new directory or a spare tree
 //! tool delta OLD-ARCHIVE OLD-TREE ARCHIVE TREE DELTA    reads manifests and trees; the archives may be missing
 //! tool patch DELTA DEPLOY NAME OLD-ARCHIVE OLD-NAME     like unpack, from a delta; also writes the new manifest, DELTA.json
-//! tool capture POINTS ID BASE [PREVIOUS-ID]             takes a restore point of BASE/data, which shares files with the previous one
+//! tool capture POINTS ID BASE [PREVIOUS-ID]             takes a restore point of BASE/data, which shares files with PREVIOUS-ID
 //! tool restore POINTS ID PARENT NAME                    writes the files of a restore point into PARENT/NAME
 //! tool export REPOSITORIES DIRECTORY COMMIT             exports a commit of REPOSITORIES/project.git
 //! ```

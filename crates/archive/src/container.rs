@@ -80,7 +80,7 @@ impl<R: Read> Container<R> {
         Container { from, seen: None }
     }
 
-    /// Returns the size of the next part, or `None` if the part has another name than `name`. After a size was returned, the caller must
+    /// Returns the size of the next part, or `None` if the name of the next part is not `name`. After a size was returned, the caller must
     /// read the content of the part with [`Self::content`].
     pub fn next(&mut self, name: &'static str, limit: u64) -> Result<Option<u64>, ContainerError> {
         let block = match self.seen.take() {

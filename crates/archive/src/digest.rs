@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digest_digits_round_trip_and_other_texts_are_refused() {
+    fn digest_digits_round_trip_and_invalid_digits_are_refused() {
         let digest = Digest::of(b"x");
         let text = digest.to_string();
         assert_eq!(digest.digits().as_slice(), text.as_bytes());

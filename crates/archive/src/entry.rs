@@ -14,7 +14,7 @@ pub struct ArchiveInfo {
     pub digest: Digest,
     /// The size of the whole file in bytes.
     pub bytes: u64,
-    /// The number of the compression settings. Other settings give other bytes for the same tree. The number is 0 for archives that were
+    /// The number of the compression settings. Different settings give different bytes for one tree. The number is 0 for archives that were
     /// written before settings had numbers.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub settings: u32,

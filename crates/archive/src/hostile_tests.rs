@@ -162,7 +162,7 @@ impl Sink for Picky {
 }
 
 #[test]
-fn unwanted_file_may_have_other_content_but_no_other_header() {
+fn unwanted_file_may_have_wrong_content_but_no_wrong_header() {
     let large = text(1, 20 << 20);
     // The frame with the short content is decompressed in memory as a whole. The frame with the large content is streamed.
     for content in [&b"abc"[..], &large] {

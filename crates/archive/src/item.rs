@@ -22,7 +22,7 @@ pub enum ItemKind {
     File {
         /// The size in bytes.
         size: u64,
-        /// The digest, if it is known. If the writer reads a file with another digest, the writer returns an error.
+        /// The digest, if it is known. If the content that the writer reads has a different digest, the writer returns an error.
         digest: Option<Digest>,
         /// True if the file is executable.
         executable: bool,

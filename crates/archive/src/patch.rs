@@ -1,4 +1,4 @@
-//! Compresses a text with the help of a *reference*, another text that sender and receiver have. zstd calls this `--patch-from`.
+//! Compresses a text with the help of a *reference*, a second text that sender and receiver have. zstd calls this `--patch-from`.
 //!
 //! [`pack`] takes the reference and the text in one buffer, the reference directly before the text. With separate buffers, the compressed
 //! bytes would not be reproducible: zstd gives different bytes if the two buffers touch each other in memory by chance.

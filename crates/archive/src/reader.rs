@@ -94,8 +94,8 @@ impl<'a> Archive<'a> {
         self.frames.get(frame).map_or(0, |(info, _)| info.raw)
     }
 
-    /// Reads one frame and passes to `sink` the files that the sink accepts. [`Sink::end`] is called only for files with the right
-    /// digest. The content of other files is not compared with the manifest. All other bytes of the frame are compared with the manifest.
+    /// Reads one frame and passes to `sink` the files that the sink accepts. [`Sink::end`] is called only for files with the right digest.
+    /// All bytes of the frame are compared with the manifest, except the content of the files that the sink does not accept.
     pub fn read(&self, frame: usize, reader: &mut FrameReader, sink: &mut impl Sink) -> Result<(), ArchiveError> {
         let Some((info, range)) = self.frames.get(frame) else {
             return Err(ArchiveError::Frame { frame, why: "there is no such frame" });

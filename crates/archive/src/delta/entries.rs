@@ -37,8 +37,8 @@ pub(super) struct Columns {
     /// The number of unchanged old entries before each change.
     #[serde(deserialize_with = "bounded::changes")]
     pub skips: Vec<u32>,
-    /// Two numbers for each added path: the length of the start that the path has in common with the previous path in the new list, and
-    /// the length of the remaining path, in bytes.
+    /// Two lengths for each added path, in bytes: the start that the path has in common with the previous path in the new list, and the
+    /// remaining part.
     #[serde(deserialize_with = "bounded::entries")]
     pub shared: Vec<(u32, u32)>,
     /// The remaining parts of all added paths, concatenated.

@@ -48,7 +48,7 @@ pub(super) struct Outline {
     /// The id of the release that the delta leads to.
     pub target: String,
     pub target_tree: [u8; 32],
-    /// The changed entries and the manifest's other fields, packed with the old fields as reference.
+    /// The changed entries, and the head of the new release, packed with the head of the old release as reference.
     pub columns: DeltaSection,
     /// The digests of changed files, which are not compressed.
     pub digests: DeltaSection,

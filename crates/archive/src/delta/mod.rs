@@ -81,8 +81,8 @@ pub struct DeltaEndpoint<'a> {
     pub archive: &'a ArchiveInfo,
     /// The entries, sorted by path.
     pub entries: &'a [Entry],
-    /// The other fields of the manifest, in any serialisation that maker and reader agree on. [`make`] stores them in the delta, compressed
-    /// against the fields of the old release. [`Delta::open`] does not use them.
+    /// The head: the manifest without its entries and frames, in any serialisation that maker and reader agree on. [`make`] stores the head
+    /// in the delta, compressed against the head of the old release. [`Delta::open`] does not use the head.
     pub head: Vec<u8>,
 }
 

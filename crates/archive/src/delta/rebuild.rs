@@ -37,7 +37,7 @@ impl Changes {
         &self.outline.target
     }
 
-    /// Returns the digest of the new tree. [`Changes::entries`] refuses entries with another digest.
+    /// Returns the digest of the new tree. [`Changes::entries`] refuses entries with a different digest.
     pub fn tree(&self) -> Digest {
         self.outline.target_tree.into()
     }
@@ -48,8 +48,8 @@ impl Changes {
         &self.columns.head
     }
 
-    /// Rebuilds the new entries from the old entries. Returns an error if the columns contradict each other or the old entries, if a
-    /// release must not have the new entries, or if the digest of the new entries is not the tree digest of the delta.
+    /// Rebuilds the new entries from the old entries. Returns an error if the columns contradict each other or the old entries. Also returns
+    /// an error if [`check_entries`] refuses the new entries, or if their digest is not the tree digest of the delta.
     pub fn entries(self, old: Vec<Entry>) -> Result<Vec<Entry>, DeltaError> {
         let tree = self.tree();
         let entries = entries(self.columns, &self.digests, old)?;

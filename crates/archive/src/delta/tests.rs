@@ -226,7 +226,7 @@ impl World {
     }
 }
 
-/// Returns the delta of `world` with another list of groups and a matching outline.
+/// Returns the delta of `world` with `list` as its list of groups, and with a matching outline.
 fn with_groups(world: &World, list: Vec<u8>) -> File {
     let mut outline = Outline::read(&world.delta).unwrap();
     let (packed, section) = format::pack(list, &[]).unwrap();
@@ -240,7 +240,7 @@ fn with_groups(world: &World, list: Vec<u8>) -> File {
     file_with(&bytes)
 }
 
-/// Returns the delta of `world` with other columns and a matching outline.
+/// Returns the delta of `world` with `columns` as its columns, and with a matching outline.
 fn with_columns(world: &World, columns: Vec<u8>) -> File {
     let outline = Outline::read(&world.delta).unwrap();
     let bytes = bytes_of(&world.delta);

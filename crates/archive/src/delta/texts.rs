@@ -147,8 +147,8 @@ const MUCH: usize = 1 << 20;
 /// The maximum size of a description that is packed at level 3, in bytes. A longer description is packed at a faster level.
 const MAX_LITTLE: usize = 1 << 20;
 
-/// Returns the offset and the length of the range of the base that a part may refer to: the whole base if it has at most
-/// [`MAX_REFERENCE`] bytes, otherwise [`MAX_REFERENCE`] bytes around the place of the part.
+/// Returns the offset and the length of the range of the base that a part may refer to. The range is the whole base if the base has at most
+/// [`MAX_REFERENCE`] bytes. Otherwise the range has [`MAX_REFERENCE`] bytes around the place of the part.
 fn neighbourhood(file: &groups::File, range: &Range<u64>) -> (u64, u64) {
     let Some((_, size)) = file.base else { return (0, 0) };
     let middle = range.start + (range.end - range.start) / 2;
