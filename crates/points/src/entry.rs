@@ -96,7 +96,7 @@ pub enum Kind {
         /// The target, which may be missing or outside of the source.
         target: Vec<u8>,
     },
-    /// Another name of a file.
+    /// A further name of a file that has its own entry.
     HardLink {
         /// The position of the file in the index, which is lower than the position of this entry.
         to: u32,

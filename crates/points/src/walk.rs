@@ -58,7 +58,7 @@ pub enum SkipReason {
     Fifo,
     /// A block or character device.
     Device,
-    /// Another file system or a bind mount.
+    /// The mount point of a file system or of a bind mount.
     Mount,
     /// A file or directory that the user of the capture has no permission to read.
     Unreadable,

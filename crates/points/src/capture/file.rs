@@ -259,7 +259,7 @@ impl Capture<'_> {
         let Some(old) = self.old else { return Ok(false) };
         let linked = match &dirs.old {
             Some(dir) if file.path == found.path => linkat(dir, found.name(), &dirs.stored, found.name(), AtFlags::empty()),
-            // The content of a hard link is stored under another name.
+            // The content of a hard link is stored under the name of its file.
             _ => linkat(&old.files, OsStr::from_bytes(&file.path), &dirs.stored, found.name(), AtFlags::empty()),
         };
         match linked {

@@ -85,7 +85,7 @@ pub struct Captured {
 }
 
 impl Captured {
-    /// Returns true if no file was left out, and no file changed while it was read.
+    /// Returns true if no file with data was left out, and no file changed while it was read.
     pub fn is_exact(&self) -> bool {
         self.missed == 0 && self.manifest.totals.torn == 0
     }

@@ -190,7 +190,7 @@ fn special_files_are_reported_and_do_not_block() {
 }
 
 #[test]
-fn sources_that_are_links_or_of_another_kind_are_refused() {
+fn sources_that_are_links_or_of_the_wrong_kind_are_refused() {
     let scene = Scene::new();
     scene.write("real/f", "x");
     symlink("real", scene.path("uploads")).unwrap();
