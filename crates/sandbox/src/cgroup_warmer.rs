@@ -88,7 +88,7 @@ fn run(control: &OwnedFd, group: &ControlGroup, user: Option<UnixUser>) -> ! {
     let _ = setsid();
     let Some(mut procs) = group.open_procs() else { sys::exit_now(0) };
     let (control, procs_number) = (control.as_raw_fd(), procs.as_raw_fd());
-    // No other descriptor of the supervisor may stay open here.
+    // All other descriptors of the supervisor must be closed in this process.
     if sys::arrange(&[control, procs_number], 2).is_err() {
         sys::exit_now(0);
     }

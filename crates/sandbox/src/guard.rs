@@ -52,7 +52,8 @@ pub const GO: u8 = 0;
 /// The supervisor's command to kill the program and its descendants.
 pub const END: u8 = 9;
 
-/// Starts the program and guards it. Returns only if the program cannot be started. `control` is the number of the control socket.
+/// Starts the program and guards it. Returns only if the program cannot be started or guarded. `control` is the number of the control
+/// socket.
 pub fn run(control: RawFd, program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) -> io::Error {
     let start = || -> io::Result<(i32, OwnedFd, OwnedFd)> {
         // The program runs as the user of this process, but must not be able to trace this process.

@@ -36,8 +36,8 @@ pub struct NumberConflict {
     pub subordinate: bool,
 }
 
-/// Returns the first line of this machine's user databases that assigns one of `numbers` to an account other than `own_account`, or that
-/// assigns one of `numbers` to any account as a subordinate number.
+/// Returns the first line of this machine's user databases that conflicts with `numbers`: the line assigns one of these numbers to an
+/// account other than `own_account`, or assigns a range of subordinate numbers with one of these numbers to any account.
 pub fn find_conflict(numbers: &[RangeInclusive<u32>], own_account: &str) -> Option<NumberConflict> {
     let databases = [("/etc/passwd", false), ("/etc/group", false), ("/etc/subuid", true), ("/etc/subgid", true)];
     databases.into_iter().find_map(|(file, subordinate)| {
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_outside_the_namespaces_map_are_missing() {
+    fn numbers_outside_the_map_of_the_namespace_are_missing() {
         let high = 1_900_000_000..=2_147_000_000;
         assert!(maps("         0          0 4294967295\n", &high));
         assert!(!maps("         0     100000      65536\n", &high), "an unprivileged container");
