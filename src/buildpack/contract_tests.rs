@@ -29,7 +29,7 @@ fn detects(pack: &str, project: &Path) -> bool {
 }
 
 #[test]
-fn folder_is_embedded_completely() {
+fn folder_of_buildpacks_is_embedded_completely() {
     let there = files_below(&folder("buildpacks"));
     let embedded: BTreeSet<String> = FILES.iter().map(|file| file.path.to_owned()).collect();
     assert_eq!(there, embedded);

@@ -41,7 +41,7 @@ pub struct BuildJob {
     pub buildpacks: Vec<BuildpackRef>,
     /// The project's configuration: files in `ENV_DIR` for buildpacks, variables for phase scripts.
     pub configuration: Vec<(String, String)>,
-    /// larder's own environment variables for every script: `LARDER_PROJECT`, `SOURCE_VERSION`, `REQUEST_ID` and others.
+    /// larder's own environment variables for every script, such as `LARDER_PROJECT`, `SOURCE_VERSION` and `REQUEST_ID`.
     pub environment: Vec<(String, String)>,
     /// The merged variables of the deployment, a JSON object.
     pub variables: String,
