@@ -114,7 +114,7 @@ impl HealthOverrides {
         }
     }
 
-    /// Returns the kind of check: the key `type`, or else the kind to which the other keys belong.
+    /// Returns the kind of check: the key `type`, or else the kind that `command`, `path` or `status` implies.
     fn implied(&self) -> Option<HealthKind> {
         let by_keys = match (&self.command, &self.path, self.status) {
             (Some(_), ..) => Some(HealthKind::Command),

@@ -102,7 +102,8 @@ pub(super) struct ProcessOverrides {
 }
 
 impl ProcessOverrides {
-    /// Returns the command, and the other settings. If only one key of `stop:` is set, the argument `stop` supplies the other key.
+    /// Returns the command, and the settings besides the command. If only one key of `stop:` is set, the argument `stop` supplies the other
+    /// key.
     pub fn split(self, stop: Stop) -> (Option<CommandLine>, ProcessTuning) {
         let stop = (self.stop != StopOverrides::default()).then(|| self.stop.over(stop));
         (self.command, ProcessTuning { scale: self.scale, memory: self.memory, env: self.env, stop })
