@@ -92,7 +92,7 @@ pub struct BackupRestore {
 pub enum RestoreWay {
     /// A new directory beside the live data.
     Beside(String),
-    /// The live data. Without confirmation, the answer is a preview.
+    /// The live data. Without confirmation, the answer is a preview, after which a person can confirm the request on a terminal.
     Live {
         /// True to replace the live data.
         confirmed: bool,

@@ -25,7 +25,7 @@ pub enum Grade {
     Good,
     /// larder works with a restriction.
     Warning,
-    /// larder cannot work.
+    /// larder, an environment or a remote cannot work.
     Bad,
 }
 

@@ -29,7 +29,7 @@ pub struct ProjectCreate {
     pub branch: BranchName,
     /// Further host names, besides the host name in the server's domain.
     pub domains: Vec<String>,
-    /// The way in which a new release replaces the old one.
+    /// The way in which a new release replaces the old release.
     pub strategy: Strategy,
 }
 
@@ -120,7 +120,7 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
 }
 
 /// Reverts the creation of an environment that could not be prepared, in the registry and in the keeper. Without this revert, the keeper
-/// would refuse to create an environment with the same name, because the new environment has another number. Returns the error to show.
+/// would refuse to create an environment with the same name, because the new environment has a new number. Returns the error to show.
 async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
     let Some(environment) = project.environments.last() else { return error };
     let only = project.environments.len() == 1;

@@ -78,7 +78,7 @@ impl Request for Pull {
 pub struct Promote {
     /// The environment that cooked the release. A target that names only a project means the project's environment of mode cooking.
     pub target: Target,
-    /// The release; the live one if absent.
+    /// The release; the live release if absent.
     pub release: Option<String>,
     /// A remote of the environment, or another environment of the project on this server.
     pub to: String,

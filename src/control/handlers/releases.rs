@@ -100,7 +100,7 @@ async fn manifest(control: &Control, environment: &Environment, known: &KnownRel
 pub struct ReleaseShow {
     /// The environment.
     pub target: Target,
-    /// The release; the live one if absent.
+    /// The release; the live release if absent.
     pub release: Option<String>,
 }
 
@@ -214,7 +214,7 @@ pub struct ReleaseDiff {
     pub target: Target,
     /// The first release.
     pub from: String,
-    /// The second release; the live one if absent.
+    /// The second release; the live release if absent.
     pub to: Option<String>,
 }
 
