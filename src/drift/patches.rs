@@ -1,5 +1,5 @@
 //! The patches of an environment. The directory `archives/patches/<id>/` of a patch contains `patch.json`, `changes.diff` and, for whole
-//! files, `files.tar.zst`. The id is derived from the changes, so the same drift is saved only once.
+//! files, `files.tar.zst`. The id is derived from the tree of the release and the changes, so the same drift is saved only once.
 
 use std::{
     fs::{self, File},

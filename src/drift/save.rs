@@ -118,7 +118,7 @@ fn named(side: char, path: &str) -> String {
     format!("{side}/{path}")
 }
 
-/// Reads a text file. Returns `None` if the file is larger than `MAX_TEXT`, cannot be read, has another digest than `digest`, or is not
+/// Reads a text file. Returns `None` if the file is larger than `MAX_TEXT`, cannot be read, does not have the digest `digest`, or is not
 /// text.
 pub fn text(root: &Confined, path: &str, size: u64, digest: &Digest) -> Option<String> {
     if size > MAX_TEXT {

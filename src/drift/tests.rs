@@ -261,7 +261,7 @@ fn patch_applied_to_another_release_merges_or_conflicts() {
     assert!(merged.contains("return 2") && merged.contains("# the end"), "{merged}");
     assert!(next.places.app.join("lib/a/three.txt").exists() && !next.places.app.join("lib/a/one.txt").exists());
 
-    // The other release conflicts with the patch. All conflicts are reported, and no change is applied.
+    // This release conflicts with the patch. All conflicts are reported, and no change is applied.
     let other = world(|tree| {
         release(tree);
         write(tree, "app.py", text(&["import os", "", "def main():", "    return 3", "", "", "", "", "# end"]));
