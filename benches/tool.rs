@@ -86,7 +86,7 @@ fn as_a_worker() -> io::Result<()> {
     Err(Command::new(std::env::current_exe()?).args(std::env::args_os().skip(1)).env(name, value).exec())
 }
 
-/// Takes a restore point with the options of the dump worker.
+/// Takes a restore point with the options of the dump worker, but without the file systems that are mounted inside of `base`.
 fn capture(points: &Path, id: &Path, base: &Path, previous: Option<&Path>) -> Outcome {
     let store = Store::create(points)?;
     let previous = previous.map(|id| Ok::<_, Box<dyn Error>>(store.point(text(id)?)?)).transpose()?;

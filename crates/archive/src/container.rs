@@ -14,7 +14,7 @@ const PARTS: [&str; 3] = [MANIFEST, HEALTH, ARCHIVE];
 /// The name of the manifest in a container.
 pub const MANIFEST: &str = "manifest.json";
 
-/// The name of the health record in a container, which may be missing.
+/// The name of the health record in a container. A container without a health record is valid.
 pub const HEALTH: &str = "health.json";
 
 /// The name of the archive in a container.
@@ -67,7 +67,7 @@ fn part_header(name: &str, size: u64) -> Vec<u8> {
     bytes
 }
 
-/// Reads a container from its beginning to its end.
+/// A reader of a container, from its beginning to its end.
 pub struct Container<R> {
     from: R,
     /// The header of the next part, if a call of [`Container::next`] for another part has read this header.

@@ -4,17 +4,18 @@
 //! An archive is a sequence of independent zstd frames, each with whole tar entries, and one skippable frame with the seek table of the
 //! "zstd seekable format". The last data frame ends with the two empty blocks of tar. Plain `tar --zstd -x` opens the file.
 //!
-//! - *The same tree gives the same bytes.* Entries are sorted, owners are 0:0, times are [`MTIME`], modes 0644 or 0755. The
-//!   boundaries of frames depend only on the paths and sizes of entries (`frames.rs`). An edit of a file therefore changes only the frame
-//!   of this file, or a few frames near it if the size has changed. The writer copies the unchanged frames from the previous archive.
-//! - *The reader does not interpret headers.* The manifest determines the bytes of every header, and the reader compares them. A header that
-//!   differs is parsed only to report the reason of the refusal (`diagnose.rs`). An archive can therefore create no name, link or device
-//!   that the manifest cannot express.
+//! - *The same tree gives the same bytes.* Entries are sorted, owners are 0:0, times are [`MTIME`], and modes are 0644 or 0755 (0777 for
+//!   symlinks). The boundaries of frames depend only on the paths and sizes of entries (`frames.rs`). An edit of a file therefore changes
+//!   only the frame of this file, or a few frames near it if the size has changed. The writer copies the unchanged frames from the previous
+//!   archive.
+//! - *The reader does not interpret headers.* The manifest determines the bytes of every header, and the reader compares them. A header
+//!   that differs is parsed only to report the reason of the refusal (`diagnose.rs`). An archive can therefore create no name, link or
+//!   device that the manifest cannot express.
 //! - *A patch* is one plain zstd frame whose text may refer to a second text that sender and receiver have (`patch.rs`).
-//! - *Memory*: a frame has at most 8 MiB before compression, or contains a single larger file, which is streamed. Each thread of the
-//!   writer holds one uncompressed frame. At most three compressed frames per thread are in progress or queued, in buffers that are
-//!   reused. Frames and buffers take 33 MiB per thread, and 8 MiB in addition. The compressor, which all larger files share, adds about
-//!   100 MiB. Each thread of a reader holds one frame, compressed and uncompressed.
+//! - *Memory*: a frame has at most 8 MiB before compression, or contains a single larger file, which is streamed. Each thread of the writer
+//!   holds one uncompressed frame. At most three compressed frames per thread are in progress or queued, in buffers that are reused. Frames
+//!   and buffers take 33 MiB per thread, and 8 MiB in addition. One compressor, which all files of more than 8 MiB share, adds about 100
+//!   MiB. Each thread of a reader holds one frame, compressed and uncompressed.
 //! - *Versions*: different compression settings give different archives of one tree (`settings.rs`). The writer copies frames only from
 //!   an archive with its own settings. Packing an installed release fails if the new archive does not have the digest in the manifest.
 
