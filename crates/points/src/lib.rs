@@ -25,7 +25,8 @@
 //!   is linked to the previous restore point without being opened. A file that was only touched is compared by digest.
 //! - *Power cuts.* A capture writes below `.new-<id>` without waiting, syncs the file system once, renames the directory, and syncs the
 //!   store. The rename cannot reach the disk before the files, because it follows the sync of the files. A restore syncs the complete new
-//!   tree, then records the exchange of the trees, then exchanges them. After a crash, [`Store::restore`] continues from the record.
+//!   tree, then records the exchange of the trees, then exchanges them. After a crash, [`Store::restore`] or [`Store::recover_restores`]
+//!   continues from the record.
 //! - *Verified* restore points were read back after the capture. A capture does not mark its restore point as verified.
 
 mod capture;
