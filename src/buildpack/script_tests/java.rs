@@ -1,4 +1,4 @@
-//! Java: Maven's options, the source of its settings, and the choice of the executable archive.
+//! Tests of Java: Maven's options, the source of its settings, and the choice of the executable archive.
 
 use std::fs;
 

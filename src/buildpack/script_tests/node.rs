@@ -1,4 +1,4 @@
-//! Node and static sites: the order of scripts, the choice and the options of package managers, and warnings.
+//! Tests of Node and static sites: the order of scripts, the choice and the options of package managers, and warnings.
 
 use super::Project;
 

@@ -1,4 +1,4 @@
-//! PHP: composer's scripts, Heroku's server scripts, `.user.ini`, and the router of PHP's own server.
+//! Tests of PHP: composer's scripts, Heroku's server scripts, `.user.ini`, and the router of PHP's own server.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! Python: the sources of packages, the removal of build files, and the project's hooks.
+//! Tests of Python: the sources of packages, the removal of build files, and the project's hooks.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 

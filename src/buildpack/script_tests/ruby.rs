@@ -1,4 +1,4 @@
-//! Ruby: the environment of Rails and the settings of bundler.
+//! Tests of Ruby: the environment of Rails and the settings of bundler.
 
 use std::fs;
 
