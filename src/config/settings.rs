@@ -38,8 +38,8 @@ pub struct Settings {
     pub release: Option<CommandLine>,
     /// The paths of the application that persist between releases. No path is inside another path.
     pub data: Vec<DataPath>,
-    /// The databases whose dumps belong to a restore point; `None` if the recipe has no key `databases`. The URLs in the application's
-    /// variables then determine the databases.
+    /// The databases whose dumps belong to a restore point; `None` if the recipe has no key `databases`. larder then recognises the
+    /// databases by the application's variables and by the files of `data`.
     #[serde(default)]
     pub databases: Option<IndexMap<DatabaseName, DatabaseSpec>>,
     /// Configuration variables.
@@ -251,7 +251,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         "databases",
         "Databases whose content belongs to each restore point (`larder backup`), with a name of your choice. A restore brings files \
          and databases back together.\nWithout this key, larder recognises databases by the variables DATABASE_URL and REDIS_URL, and by \
-         SQLite files that `data:` names. `databases: {}` turns this off.",
+         SQLite files that `data:` names. `databases: {}` turns the recognition off.",
         Unstated,
         database::example,
         |reader, node, key, draft| {
