@@ -185,7 +185,7 @@ fn fingerprint_of(tree: &Path) -> Result<Option<Digest>, Box<dyn Error>> {
         std::fs::create_dir(tree)?;
         return Ok(None);
     }
-    let fingerprint = std::fs::read_to_string(tree.with_extension("seal"))?;
+    let fingerprint = std::fs::read_to_string(tree.with_extension("fingerprint"))?;
     Ok(Some(fingerprint.parse()?))
 }
 
@@ -207,7 +207,7 @@ fn delta((older, old): (&Path, &Path), (newer, new): (&Path, &Path), out: &Path)
         new: PackSource { tree: Some(text(new)?.rsplit('/').next().unwrap_or_default().parse()?), archive: false },
         threads: threads(),
     };
-    let deploy = old.parent().ok_or("a tree has a name")?;
+    let deploy = old.parent().ok_or("cannot make a delta: the path of the old tree has no directory")?;
     let (of_old, of_new) = open_both(&manifest_of(older), &manifest_of(newer));
     let files = [writable(out)?, of_old?, of_new?];
     let report = pack::delta(&job, deploy, &files).into_result()?;

@@ -164,8 +164,8 @@ async fn deployment(mut screen: Screen, mut ticket: Ticket, goal: DeploymentGoal
         }
     }
     let reached = match ticket.outcome().await {
-        Some(Outcome::Tried) => true,
-        Some(Outcome::Live { .. }) => goal == DeploymentGoal::Live,
+        // A cancelled dry run ends as rolled back; a dry run that has ended before cannot be cancelled.
+        Some(Outcome::Tried | Outcome::Live { .. }) => goal == DeploymentGoal::Live,
         Some(Outcome::Refused { .. } | Outcome::RolledBack { .. }) => goal == DeploymentGoal::Reverted,
         Some(Outcome::Stuck { .. }) | None => false,
     };
