@@ -240,7 +240,7 @@ pub enum GitFailure {
     /// The git program is missing.
     #[error("cannot run git: there is no git in /usr/local/bin, /usr/bin or /bin (expected git 2.29 or newer)")]
     NoGit,
-    /// Any other failure.
+    /// A failure that has no variant of its own.
     #[error("cannot {doing}: {why}")]
     Failed {
         /// The failed operation and its object, such as `move refs/heads/main`.

@@ -21,8 +21,8 @@ fn prepare() {
     ONCE.call_once(|| {
         use git2::ConfigLevel::{Global, ProgramData, System, XDG};
         for level in [ProgramData, System, XDG, Global] {
-            // SAFETY: `Once` makes these calls the first use of libgit2 in this process. Every use of libgit2 starts with `open`, and all
-            // other callers of `open` wait for `Once` until the set-up is done.
+            // SAFETY: `Once` makes these calls the first use of libgit2 in this process. Every use of libgit2 starts with `open`, and
+            // concurrent callers of `open` wait until these calls are done.
             let _ = unsafe { git2::opts::set_search_path(level, "/nonexistent") };
         }
         // SAFETY: `Once` makes this call safe, as for `set_search_path`. The check of a repository's owner is disabled, because the keeper

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::model::sanitise_reason;
 
-/// Removes the lock files of killed git processes: the locks of refs, `HEAD`, the packed refs and the configuration. While a lock file
-/// exists, git refuses to change the locked file. Call this function only if no other process uses the repository.
+/// Removes the lock files of killed git processes: the locks of refs, `HEAD`, the packed refs, the configuration and the files in
+/// `objects/info`. While a lock file exists, git refuses to change the locked file. Call this function only if no other process uses the
+/// repository.
 pub fn remove_locks(repository: &Path) -> GitReport {
     let top = WalkDir::new(repository).max_depth(1);
     let inside = ["refs", "objects/info"].map(|name| WalkDir::new(repository.join(name)));

@@ -28,8 +28,8 @@ pub struct CommandCounter {
     digits: Vec<u8>,
     /// The number of bytes of the current packet that have not arrived yet.
     payload: usize,
-    /// The number of hexadecimal digits at the start of the current payload. `None` after the packet has been recognised as an update or as
-    /// another packet.
+    /// The number of hexadecimal digits at the start of the current payload. `None` as soon as the counter knows whether the packet is an
+    /// update.
     id_digits: Option<usize>,
     /// True after the flush packet or an invalid packet.
     is_over: bool,
@@ -65,9 +65,9 @@ impl CommandCounter {
         }
     }
 
-    /// Parses the next bytes of a payload. An update begins with an object id of 40 (SHA-1) or 64 (SHA-256) digits and a space. Other
-    /// packets begin with `shallow` or `push-cert`. In a signed push, each line of the certificate is a packet; some of these lines are
-    /// the updates.
+    /// Parses the next bytes of a payload. An update begins with an object id of 40 (SHA-1) or 64 (SHA-256) digits and a space. A packet
+    /// that begins with other text, such as `shallow` or `push-cert`, is not counted. In a signed push, each line of the certificate is a
+    /// packet; some of these lines are the updates.
     fn find_update(&mut self, payload: &[u8]) {
         for byte in payload {
             let Some(digits) = self.id_digits else { return };

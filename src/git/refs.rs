@@ -15,7 +15,7 @@ use crate::{
     model::{BranchName, CommitId, sanitise_reason},
 };
 
-/// The maximum number of refs that are read.
+/// The maximum number of refs that [`read_refs`] returns.
 const MAX_REFS: usize = 10_000;
 
 /// Creates the repository if it does not exist, and sets its `HEAD` to the branch `head`.
@@ -68,8 +68,8 @@ pub fn move_ref(path: &Path, change: &MoveRef) -> GitReport {
     // git has only started to write the files to the disk (`writeout-only`). This sync waits for the files, their names, and the pushed
     // objects.
     File::open(path).and_then(durable::commit).map_err(failed_io(format!("write {} to the disk", change.refname)))?;
-    // Another process may have moved the ref after the check above. git compares the old value while it holds the lock, and this check
-    // verifies the result.
+    // A concurrent process can move the ref after this function has read `actual`. git compares the old value while it holds the ref's
+    // lock, and the comparison with `after` verifies the result.
     let after = current(&open(path).map_err(failed("open the repository"))?, &change.refname)?;
     if after == change.new {
         Ok(GitAnswer::Done)

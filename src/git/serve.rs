@@ -141,7 +141,7 @@ mod tests {
         let hook = directory.path().join("hook");
         std::fs::write(&hook, format!("#!/proc/self/fd/{PROGRAM} --exact\n")).unwrap();
         std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        // A separate shell opens the descriptor, so that the child processes of other tests do not inherit it.
+        // A separate shell opens the descriptor, so that the child processes of concurrent tests do not inherit the descriptor.
         let own = std::env::current_exe().unwrap();
         let run = |script: String| std::process::Command::new("bash").args(["-c", &script]).output().unwrap();
         let output = run(format!("exec {PROGRAM}<'{}'; exec '{}' --list", own.display(), hook.display()));

@@ -29,7 +29,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The environment variable that names git's quarantine, the directory of objects that are not accepted yet (git-receive-pack(1)).
 const QUARANTINE: &str = "GIT_QUARANTINE_PATH";
 
-/// The reason why a hook got no answer.
+/// The reason why a hook refuses a push without an answer from the server.
 #[derive(Debug, thiserror::Error)]
 enum HookError {
     #[error("{0} is not set: this repository accepts pushes only through its larder server")]

@@ -52,8 +52,8 @@ pub struct Listener<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Listener<T> {
-    /// Creates the socket `path` with `mode` and listens on it. Rejects processes of users other than `expected_uid`, and hooks without a
-    /// token of `pushes`.
+    /// Creates the socket `path` with `mode` and listens on it. Rejects hooks without a token of `pushes`. If `expected_uid` is given,
+    /// processes of all other users are rejected, too.
     pub fn bind(path: &Path, mode: u32, expected_uid: Option<u32>, pushes: PushRegistry<T>) -> io::Result<Listener<T>> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -95,8 +95,7 @@ async fn accept_all<T: Clone + Send + Sync + 'static>(
         let stream = match stream {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Most likely, the process has too many open descriptors. During the pause, other sessions can end and close their
-                // descriptors.
+                // Most likely, the process has too many open descriptors. During the pause, sessions can end and close their descriptors.
                 tracing::warn!(%error, "cannot accept a connection on the hook socket");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
@@ -229,7 +228,7 @@ impl<T> HookSession<T> {
         }
     }
 
-    /// Completes when the hook exits before its answer, which happens if the client disconnects.
+    /// Returns a future that completes when the hook exits or the session ends. The hook exits if the client disconnects.
     pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut gone = self.gone.clone();
         async move {
@@ -261,7 +260,8 @@ impl<T> HookSession<T> {
         self.end(vec![ServerFrame::Discard]).await;
     }
 
-    /// Refuses the whole push. The client prints `lines` and then `reason`.
+    /// Refuses the whole push. The client prints `lines`. pre-receive also prints `reason`; proc-receive reports `reason` to git for each
+    /// ref.
     pub async fn refuse(self, lines: &[String], reason: &str) {
         for line in lines {
             self.line(line);

@@ -1,5 +1,5 @@
 //! Reads the recipe of a push that is not accepted yet. The pre-receive hook runs as the git user and can read git's quarantine, so the
-//! server needs no other worker to read the recipe. The server can refuse a malformed recipe before any object is kept.
+//! server does not start a worker to read the recipe. The server can refuse a malformed recipe before any object is kept.
 
 use std::{
     fs, io,
@@ -14,11 +14,12 @@ use crate::{
     model::CommitId,
 };
 
-/// The maximum size of the tree object of a root directory, in bytes. The hook does not read recipes in larger directories.
+/// The maximum size of the tree object of a root directory, in bytes. If the tree object of a root directory is larger, the hook does not
+/// read the recipe.
 const MAX_ROOT: usize = 1 << 20;
 
-/// Returns the recipes of the pushed branches. A recipe that cannot be read is left out, because the export reads all recipes again and
-/// reports the reason.
+/// Returns the recipes of at most [`MAX_RECIPE_COMMITS`] pushed branches. A recipe that cannot be read is left out, because the export
+/// reads all recipes again and reports the reason.
 pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChange]) -> Vec<(CommitId, RecipeFiles)> {
     let mut found: Vec<(CommitId, RecipeFiles)> = Vec::new();
     let branches = refs.iter().filter(|change| change.refname.starts_with("refs/heads/") && !change.new.is_zero());

@@ -102,7 +102,8 @@ impl<T: Clone> PushRegistry<T> {
         self.len() == 0
     }
 
-    /// Returns the ticket of a valid token. Returns `None` if the token is invalid, or if it was already redeemed for the same hook.
+    /// Returns the data of the push to which the token belongs. Returns `None` if no push in progress has this token, or if a hook of this
+    /// kind has already redeemed the token.
     pub(super) fn redeem(&self, token: &[u8; 16], kind: HookKind) -> Option<(T, Redeemed)> {
         let mut table = self.table.lock();
         let pending = table.get_mut(token)?;
@@ -130,7 +131,7 @@ pub(super) struct Redeemed {
 }
 
 impl Redeemed {
-    /// Records that the hook's request was read and accepted.
+    /// Records that the hook's whole request was read and is valid.
     pub(super) fn keep(mut self) {
         self.turned_away = None;
     }

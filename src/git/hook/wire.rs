@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{git::source::RecipeFiles, model::CommitId};
 
-/// The version of these messages. The server refuses a hook with another version.
+/// The version of the messages between hook and server. The server refuses a hook with another version.
 pub const VERSION: u32 = 3;
 /// The maximum size of a frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;

@@ -60,7 +60,7 @@ fn export(
     plan: Vec<walk::PlannedEntry>,
 ) -> Result<u64, ExportStop> {
     let doing = || format!("export commit {}", job.commit.short());
-    // If a crash prevents the new list, the next export finds no list and starts from scratch.
+    // If a crash prevents the writing of the new list, the next export finds no list and starts from scratch.
     tree::remove_list(project).map_err(failed(doing()))?;
     let incremental = old.map(|old| apply::apply(repository, project, Some(old), plan.clone()));
     let (entries, changed) = match incremental {

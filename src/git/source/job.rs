@@ -69,7 +69,7 @@ pub struct CommitSource {
     pub tree: CommitId,
     /// The files of the commit's recipe.
     pub files: RecipeFiles,
-    /// The names of the executable files in `.larder/`.
+    /// The names of the executable files in `.larder/`, at most 64.
     pub scripts: Vec<String>,
     /// The names in the project's root directory, at most 1000; directories end with a slash.
     pub root: Vec<String>,

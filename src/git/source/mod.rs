@@ -1,5 +1,6 @@
 //! The export of a commit. First, a commit is refused if its tree has entries that git accepts, but that are unsafe in a file system or a
-//! build. Then the environment's `project/tree` is changed to the tree of the commit; only changed entries are written.
+//! build. Then, if the job requests an export, the environment's `project/tree` is changed to the tree of the commit; only changed entries
+//! are written.
 //!
 //! The export does not use git's checkout, so filters, attributes, hooks and submodules have no effect. Read `export.rs` first.
 

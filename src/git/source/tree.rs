@@ -85,8 +85,8 @@ impl<'r> TreeWriter<'r> {
     }
 }
 
-/// Reads the list of the previous export. Returns `None` if the list is missing or invalid, or if an earlier boot of the machine wrote the
-/// list.
+/// Reads the list of the previous export. Returns `None` if the list is missing or invalid, or if the list was written before the last boot
+/// of the machine.
 pub fn read_list(place: &Path) -> Option<SourceList> {
     let path = place.join(LIST);
     if fs::symlink_metadata(&path).ok().filter(|meta| meta.is_file())?.len() > MAX_LIST {

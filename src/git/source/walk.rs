@@ -108,7 +108,7 @@ impl Walk<'_> {
                 let reason = format!("has a path of more than {} bytes", self.limits.path_bytes);
                 return Err(refuse(&below, reason, "shorten the path").into());
             }
-            // Other mode bits, such as set-user-id, are ignored. git itself never writes such bits.
+            // Mode bits besides the type and the executable bits, such as set-user-id, are ignored. git itself never writes such bits.
             let mode = entry.filemode_raw();
             match mode & 0o170_000 {
                 DIRECTORY => {
