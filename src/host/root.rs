@@ -40,7 +40,7 @@ impl Root {
         self.0.join("state")
     }
 
-    /// Returns the path of the registry of users, keys, projects and environments.
+    /// Returns the path of the registry of users, keys, projects, environments and trusted signers.
     pub fn registry_file(&self) -> PathBuf {
         self.state().join("registry.json")
     }
@@ -214,7 +214,7 @@ impl EnvironmentPaths {
         self.0.join("archives")
     }
 
-    /// Returns the store of the restore points. Processes of the application do not see it.
+    /// Returns the store of the restore points. Processes of the application do not see the store.
     pub fn points(&self) -> PathBuf {
         self.archives().join("points")
     }
@@ -224,8 +224,8 @@ impl EnvironmentPaths {
         self.archives().join("restored")
     }
 
-    /// Returns the directory in which the data of a restore point is completed before it is exchanged with [`Self::data`]. Both have the
-    /// same parent, so the server can exchange them without a right on their content.
+    /// Returns the directory in which the data of a restore point is completed before it is exchanged with [`Self::data`]. Both directories
+    /// have the same parent, so the server can exchange them without a permission for their content.
     pub fn restoring(&self) -> PathBuf {
         self.0.join("restoring")
     }

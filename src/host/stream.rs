@@ -33,7 +33,7 @@ pub struct Outlet {
 enum Target {
     /// A pipe. A write does not block a thread. `blocking` is true if the pipe was in blocking mode before the outlet was created.
     Pipe { pipe: pipe::Sender, blocking: bool },
-    /// Any other file. A write blocks a thread.
+    /// A file that is not a pipe. A write blocks a thread.
     File(Arc<File>),
 }
 
@@ -106,8 +106,8 @@ impl Outlet {
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        // The flags belong to the pipe, not to the descriptor. The process that passed the descriptor may continue to use the pipe, such as
-        // a shell for its next command. The pipe is therefore set back to blocking mode.
+        // The flags belong to the pipe, not to the descriptor. The process that passed the descriptor may continue to use the pipe. For
+        // example, a shell uses the pipe for its next command. The pipe is therefore set back to blocking mode.
         if let Target::Pipe { pipe, blocking: true } = &self.target
             && let Ok(flags) = fcntl_getfl(pipe.as_fd())
         {

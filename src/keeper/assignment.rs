@@ -132,7 +132,7 @@ impl Assignment {
                     ),
                 }
             }
-            // No process of the application has one of these roles, so none can reach the restore points.
+            // No process of the application has one of these roles, so no such process reaches the restore points.
             Role::Dump => Assignment::new(run).reads("LARDER_DATA", "/data", paths.data()).writes(
                 "LARDER_POINTS",
                 "/points",
@@ -164,7 +164,7 @@ impl Assignment {
         let exists =
             |directory: &&RoleDirectory| directory.variable != "LARDER_ETC_BUILDPACKS" || root.join(&directory.path).is_dir();
         let binds = self.directories.iter().filter(exists).map(|directory| BindMount {
-            // An operator may have mounted another disk inside the data directory.
+            // An operator may have mounted a separate disk inside the data directory.
             recursive: directory.variable == "LARDER_DATA",
             ..below(directory.path.clone(), directory.target, directory.writable)
         });

@@ -18,7 +18,7 @@ pub enum PrivateError {
     /// The file system refused an operation.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The secret is not a regular file, or belongs to another user than the server's user.
+    /// The secret is not a regular file, or does not belong to the server's user.
     #[error("{} has an unexpected type or owner (expected a regular file of the server's user, uid {uid}; correct the owner, or restore the file from a backup)", path.display())]
     Owner {
         /// The file.
@@ -26,7 +26,7 @@ pub enum PrivateError {
         /// The expected owner.
         uid: u32,
     },
-    /// Other users can read or write the secret.
+    /// The group or other users have a permission for the file.
     #[error("{} has mode {mode:04o} (expected 0600; run: chmod 600 {})", path.display(), path.display())]
     Mode {
         /// The file.
@@ -36,8 +36,8 @@ pub enum PrivateError {
     },
 }
 
-/// Reads a secret of at most `max` bytes. Returns `None` if the file does not exist. Fails if other users can read or write the file,
-/// because the content is then no longer a secret.
+/// Reads a secret of at most `max` bytes. Returns `None` if the file does not exist. Fails if the group or other users have a permission
+/// for the file, because the content may then no longer be a secret.
 pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateError> {
     // With these flags, `open` does not follow a symlink and does not block on a FIFO.
     let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();

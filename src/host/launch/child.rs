@@ -30,7 +30,8 @@ impl Child {
         self.id
     }
 
-    /// Returns true if the process can write every file at `/app`. Otherwise the process can only create files in the top directory.
+    /// Returns true if the process can write every file at `/app`. If not, the process can only create files in the top directory of
+    /// `/app`.
     pub fn app_is_writable(&self) -> bool {
         self.writable
     }
@@ -57,7 +58,7 @@ impl Child {
     }
 
     /// Reads the report of a worker until the worker closes the pipe. Fails if the report has more than `limit` bytes. Returns `None` if
-    /// the worker exited without a report.
+    /// the worker exited without a report, after the first call, and for a supervised process.
     pub async fn report<T: DeserializeOwned>(&mut self, limit: usize) -> Result<Option<T>, LaunchError> {
         let Some(report) = self.report.take() else { return Ok(None) };
         let failed = |error: &dyn std::fmt::Display| LaunchError::Report(error.to_string());

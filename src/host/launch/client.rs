@@ -147,8 +147,9 @@ impl Launcher {
     /// Replaces an area by an empty directory; [`Area::Tree`] is only removed. The old content is deleted in the background, so the
     /// duration of the call does not depend on the size of the content.
     ///
-    /// The call waits until processes that use the area and are being stopped have exited. The call waits up to two seconds for all other
-    /// processes that use the area, because a worker reports its result before its sandbox is removed.
+    /// The call waits until processes that use the area and are being stopped have exited. The call waits up to two seconds for processes
+    /// that use the area and are not being stopped. Such a process can be a worker that has reported its result and whose sandbox is not
+    /// removed yet.
     pub async fn reset_area(
         &self,
         environment: EnvId,
