@@ -42,7 +42,7 @@ pub struct KeeperConfig {
     pub namespaces: bool,
     /// False if `/app` is a copy of its tree, even on a machine that allows overlays.
     pub overlays: bool,
-    /// The size of a process's `/tmp`, and of its `/var/tmp`, in bytes. Files in both use memory and count towards its memory limit.
+    /// The size of `/tmp` and of `/var/tmp` of a process, in bytes. Their files use memory and count towards the memory limit.
     pub temporary: u64,
 }
 
@@ -82,7 +82,7 @@ pub enum KeeperError {
     /// A directory above the root cannot be entered by the server's user.
     #[error("cannot use {} as larder's directory: {} has mode {mode:04o}, so larder's own users cannot enter it", root.display(), closed.display())]
     Closed { root: PathBuf, closed: PathBuf, mode: u32 },
-    /// Another account of this machine has user numbers of larder, which begin with `first`.
+    /// An account of this machine has numbers of larder's users. The numbers of larder's users begin with `first`.
     #[error("cannot use the user numbers from {first} on: {} assigns some of them to another account: {:?}", conflict.file, conflict.line)]
     Numbers { first: u32, conflict: NumberConflict },
     /// The machine does not allow a necessary operation; the text is a verb phrase with its cause.

@@ -34,7 +34,7 @@ pub struct Directories {
 pub struct Discarded {
     /// The name of the directory in `trash/`.
     pub name: String,
-    /// The environment whose users own the files.
+    /// The environment whose users own the files; `EnvId(0)` for the directory of a project.
     pub env: EnvId,
 }
 
@@ -45,7 +45,7 @@ impl Directories {
         let root = RootDirectory::open_root(path, users.system()).map_err(in_root)?;
         root.check().map_err(|source| KeeperError::UnsafeRoot { path: path.to_owned(), source })?;
         if users.system() {
-            // These directories may belong to another trusted user, for example an operator, so this is only a warning.
+            // An ancestor may belong to a trusted user, for example an operator, so the keeper only warns.
             for (above, owner) in replaceable_ancestors(path).map_err(in_root)? {
                 tracing::warn!(path = %above.display(), owner, "users who can write to this directory can replace larder's root");
             }
@@ -102,7 +102,7 @@ impl Directories {
         for path in [paths.releases(), paths.deployments(), paths.log()] {
             self.make(path, SystemUser::Server, 0o750)?;
         }
-        // The directories in it are private. It can be listed, so that the run user can delete its files in a discarded environment.
+        // `archives` can be listed, so that the run user can delete its files after a discard. The directories in `archives` are private.
         self.make(paths.archives(), SystemUser::Server, 0o755)?;
         for path in [paths.points(), paths.restored(), paths.restoring()] {
             self.make(path, SystemUser::Run(*env), 0o700)?;

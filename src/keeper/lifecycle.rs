@@ -52,7 +52,7 @@ pub struct ServerExit {
     pub code: Option<u8>,
     /// True if any server of this keeper has sent a request before.
     pub served: bool,
-    /// True if the installed program is another file than the program of the keeper.
+    /// True if the installed program is not the file that the keeper runs.
     pub replaced: bool,
 }
 
@@ -83,15 +83,15 @@ impl LifecycleState {
             (_, Event::Stop) => (Stopping, Action::Terminate),
 
             (Starting(_), Event::Request) => (Running, Action::None),
-            // If the first server fails, the keeper exits with the same status: the operator waits for the result, and no process must
-            // survive.
+            // If the first server exits before its first request, the keeper exits with the server's status. The operator waits for the
+            // result of the start, and no process exists that must survive the keeper.
             (Starting(_), Event::Exited(ServerExit { code: Some(code), served: false, .. })) => (Stopping, Action::Exit(code)),
-            // The other program reads the same server file, so a fallback would not help.
+            // A fallback would not help, because the keeper's program reads the same server file.
             (Starting(_), Event::Exited(ServerExit { code: Some(CONFIGURATION), .. })) => (Backoff, Action::StartLater),
             (Starting(ServerProgram::Installed), Event::Exited(ServerExit { replaced: true, .. })) => start(ServerProgram::Own),
             (Starting(_) | Running, Event::Reload) => (Draining, Action::Terminate),
 
-            // SIGTERM to the server role stops larder.
+            // A SIGTERM that a user sends to the server process stops larder: the server then exits with status 0.
             (Running, Event::Exited(ServerExit { code: Some(0), .. })) => (Stopping, Action::Exit(0)),
             (Draining, Event::Exited(_)) | (Backoff, Event::Due | Event::Reload) => start(ServerProgram::Installed),
             (Starting(_) | Running, Event::Exited(_)) => (Backoff, Action::StartLater),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_program_after_service_never_stops_the_keeper_nor_starts_without_pause() {
+    fn repeatedly_failing_program_after_service_is_restarted_with_pauses() {
         let (mut state, mut pauses, mut starts) = (State::Running, 0, 0);
         for _ in 0..100 {
             let event = if state == State::Backoff { Event::Due } else { Event::Exited(ServerExit { replaced: true, ..LATER }) };

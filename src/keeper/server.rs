@@ -40,7 +40,7 @@ fn open_programs(config: &KeeperConfig, program: ServerProgram) -> io::Result<(F
     Ok((server, workers))
 }
 
-/// Returns true if the installed program is another file than the program that the keeper runs.
+/// Returns true if the installed program is not the file that the keeper runs.
 pub fn is_replaced(config: &KeeperConfig) -> bool {
     let file = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
     file(&config.exe) != file(Path::new(OWN))

@@ -40,7 +40,7 @@ pub enum SystemUser {
     Helper,
     /// The user of the builds of one environment.
     Build(EnvId),
-    /// The owner of one environment's releases.
+    /// The owner of one environment's installed trees.
     Unpack(EnvId),
     /// The user of the applications of one environment, which owns their data.
     Run(EnvId),
@@ -50,7 +50,7 @@ pub enum SystemUser {
 #[derive(Debug, Clone, Copy)]
 pub struct Users {
     keeper: UnixUser,
-    /// The other users in system mode. Without system mode, all users are the keeper's user.
+    /// The users besides the keeper in system mode. In rootless mode, all users are the keeper's user.
     others: Option<Others>,
 }
 
@@ -61,7 +61,7 @@ struct Others {
 }
 
 impl Users {
-    /// Assigns separate numbers to the users if the keeper is root; otherwise all users are the keeper's own. An existing `root` keeps its
+    /// Assigns separate numbers to the users if the keeper is root; otherwise all users are the keeper's user. An existing `root` keeps its
     /// numbers.
     pub fn new(root: &Path) -> Result<Users, KeeperError> {
         let keeper = UnixUser::current();

@@ -72,7 +72,7 @@ impl ProcessTable {
             entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
         };
         let mut users: Vec<_> = self.entries.iter().filter(|(_, entry)| is_user(entry)).collect();
-        // The reason names a process that is not being stopped, if there is one: waiting for the stopped processes would not help.
+        // The reason names a process that is not being stopped, if there is one, because this process keeps the area in use longer.
         users.sort_by_key(|(_, entry)| entry.schedule.kill_at());
         if let Some((id, entry)) = users.first() {
             let why = format!("process {} ({}) still uses the directory", id.0, entry.launch.role.as_str());

@@ -87,7 +87,7 @@ impl ProcessTable {
         Ok(())
     }
 
-    /// Kills the processes that must not outlive a server that has exited.
+    /// Kills the processes that must not outlive the server that launched them.
     pub fn end_requests(&mut self) {
         self.notices.clear();
         for entry in self.entries.values_mut().filter(|entry| entry.cleanup.is_none()) {

@@ -24,7 +24,7 @@ use crate::{
 
 /// The size of the pipe that holds a supervised process's output while no server reads it, in bytes.
 const OUTPUT: usize = 1024 * 1024;
-/// The first and the longest pause before a restart of a process that exits again and again.
+/// The first pause before a restart of a process that exits repeatedly.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause before a restart.
 const LAST_PAUSE: Duration = Duration::from_secs(30);
@@ -46,7 +46,7 @@ pub struct ProcessEntry {
     /// The number of the launch request that is answered after the start.
     pub request: Option<u64>,
     pub schedule: RestartSchedule,
-    /// True if the server that launched the process has exited, so that its exit is not reported.
+    /// True if the process was killed after its server had exited, so that the exit of the process is not reported.
     pub orphaned: bool,
     /// For a cleanup that the keeper starts itself: the directory to delete, and the users whose cleanups follow.
     pub cleanup: Option<(Discarded, VecDeque<SystemUser>)>,

@@ -179,7 +179,7 @@ impl ProcessTable {
         Ok(())
     }
 
-    /// Returns the descriptors to poll: for each process, its control socket while that is open, and its pidfd.
+    /// Returns the descriptors to poll: for each process, its control socket while the socket is open, and its pidfd.
     pub fn waiting(&self) -> impl Iterator<Item = (ProcessId, Option<&OwnedFd>, &OwnedFd)> {
         let live = self.entries.iter().filter_map(|(id, entry)| Some((*id, entry.live.as_ref()?)));
         live.map(|(id, live)| (id, (!live.closed).then(|| live.process.control()), live.process.pidfd()))

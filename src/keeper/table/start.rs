@@ -79,7 +79,7 @@ impl ProcessTable {
         descriptors.extend(entry.extra.iter().map(AsFd::as_fd));
         // Language runtimes reserve far more memory than they use, so RLIMIT_DATA would stop applications that are within their limit.
         let coarse = !matches!(launch.limits, LimitClass::Application { .. }) && !group.limits_memory();
-        // RLIMIT_NPROC counts all processes of a user, and these users have processes of many projects.
+        // RLIMIT_NPROC counts all processes of a user. The git user, and in rootless mode the only user, run processes of many projects.
         let sharing = if !self.users.system() || assignment.user == SystemUser::Git { 8 } else { 1 };
         let spec = ChildSpec {
             argv: ["larder", "worker", launch.role.as_str()].map(OsString::from).into(),
