@@ -45,8 +45,8 @@ fn failed(error: CommandError) -> ExitCode {
 }
 
 /// Runs the internal commands: workers and git's hooks, which each push starts several times, the check of the server file, and the static
-/// server. These commands bypass the command line parser and the log filter, because the construction of both takes longer than some of
-/// these commands. Returns `None` if the words are not an internal command.
+/// server. These commands bypass the command line parser and the log filter, because the construction of the parser and the filter takes
+/// longer than some of these commands. Returns `None` if the words are not an internal command.
 fn inner(words: Vec<OsString>) -> Option<ExitCode> {
     let mut words = words.into_iter();
     let first = words.next()?;
@@ -105,7 +105,7 @@ fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {
     CommandError::new(ErrorKind::Internal, chain(error))
 }
 
-/// Returns the root with an absolute path, because processes with other working directories use this path.
+/// Returns the root with an absolute path, because processes with different working directories use this path.
 fn absolute(path: &Path) -> Result<Root, CommandError> {
     let absolute: PathBuf = std::path::absolute(path).map_err(|error| internal(&error))?;
     Ok(Root::new(absolute))

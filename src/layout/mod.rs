@@ -1,6 +1,6 @@
 //! Layouts: descriptions of all files and directories below larder's root directory, in `layouts/*.yaml`. This module compares paths,
 //! kinds, owners and modes on the disk with a layout. The keeper creates the directories without a layout, because the keeper parses no
-//! files.
+//! YAML.
 
 use std::{
     fs,
@@ -41,7 +41,7 @@ pub struct Layout {
 pub struct LayoutEntry {
     /// The purpose of the entry, which is unique in the layout.
     pub role: String,
-    /// The path below the directory that the list describes; `*` stands for any characters within one name.
+    /// The path relative to the directory of the list (`root`, `project` or `places`); `*` stands for any characters within one name.
     pub path: String,
     pub kind: LayoutKind,
     pub owner: Owner,
@@ -83,7 +83,7 @@ pub enum Owner {
 pub enum CreationTime {
     /// The creation of the environment, or the first start of the server.
     Environment,
-    /// A later deployment, so the entry may be missing.
+    /// A deployment after the creation of the environment. The entry can therefore be missing.
     Deployment,
 }
 
@@ -194,7 +194,7 @@ impl LayoutEntry {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Some(format!("{shown} is missing; restart the server to create it"));
             }
-            // Another user owns a parent directory, and this process cannot search that directory. The entry cannot be compared.
+            // This process cannot read the entry, usually because another user owns a parent directory. The entry is not compared.
             Err(_) => return None,
         };
         let found = meta.file_type();

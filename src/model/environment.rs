@@ -42,7 +42,7 @@ pub struct Environment {
     /// The branch whose pushes are deployed.
     pub branch: BranchName,
     pub strategy: Strategy,
-    /// Further host names of the environment.
+    /// The host names of the environment in addition to its host name in the server's domain.
     #[serde(default)]
     pub domains: Vec<String>,
     /// True for the project's default environment, whose host name does not contain the environment's name: `<project>.<domain>`.

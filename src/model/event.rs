@@ -116,7 +116,7 @@ pub enum Event {
         /// The reason.
         why: String,
     },
-    /// The server continued the deployment after a restart.
+    /// A restarted server, or an unfreeze, took over the deployment to finish or unwind it.
     Recovered,
     /// A person unfroze the environment after a stuck deployment.
     Cleared {

@@ -1,5 +1,5 @@
-//! The server's requests to the keeper to start processes. A request contains only ids and enums, from which the keeper derives all paths,
-//! users and mounts.
+//! The server's requests to the keeper to start processes. A request contains no path and no user. The keeper derives all paths, users and
+//! mounts from the ids and the role in the request.
 
 use std::fmt;
 
@@ -7,40 +7,41 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnvId, ProjectId, ReleaseId, Slot};
 
-/// The kind of a process that the keeper starts. The role determines the user, the view of the file system, and the limits of the process.
-/// A sealed job describes the work, and the keeper passes the job to the process without reading the job.
+/// The kind of a process that the keeper starts. The role determines the user and the view of the file system. A sealed job describes the
+/// work, and the keeper passes the job to the process without reading the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
-    /// Runs git, and reads and writes the refs of one project, as the git user.
+    /// A worker that runs git, and reads and writes the refs of one project, as the git user.
     Git,
-    /// Checks a commit and exports the commit to the environment's `project/`, as the git user.
+    /// A worker that checks a commit and exports the commit to the environment's `project/`, as the git user.
     Source,
-    /// Runs buildpacks and phase scripts at `/app`, an overlay of the exported source, as the environment's build user.
+    /// A worker that runs buildpacks and phase scripts at `/app`, an overlay of the exported source, as the environment's build user.
     Build,
-    /// Packs the built `/app` into an archive, as the environment's build user. `/app` is read-only.
+    /// A worker that packs the built `/app` into an archive, as the environment's build user. `/app` is read-only.
     Bundle,
-    /// Unpacks an archive to `deploy/<release>`, as the environment's unpack user.
+    /// A worker that unpacks an archive to `deploy/<release>`, as the environment's unpack user.
     Unpack,
-    /// Compares an archive from another server with its manifest. Runs as the environment's unpack user, without access to any
+    /// A worker that compares a received archive with its manifest. The worker runs as the environment's unpack user, without access to any
     /// directory of larder.
     Verify,
-    /// Runs an application process at `/app` in a slot, as the environment's run user.
+    /// An application process at `/app` in a slot, which runs as the environment's run user.
     Run,
-    /// Runs a single command at `/app` in a slot (a release command or `larder run`), as the environment's run user.
+    /// A single command at `/app` in a slot (a release command or `larder run`), which runs as the environment's run user.
     Task,
-    /// Finds changed files in `/app` of a slot, or in the installed tree if the launch has no slot. Runs as the environment's run user, and
-    /// changes nothing.
+    /// A worker that finds changed files in `/app` of a slot, or in the installed tree if the launch has no slot. The worker runs as the
+    /// environment's run user, and changes nothing.
     Drift,
-    /// Applies a patch to the release in a slot, as the environment's run user.
+    /// A worker that applies a patch to the release in a slot, as the environment's run user.
     Patch,
-    /// Deletes the files in an area, as the user to whom the area belongs.
+    /// A worker that deletes the files in an area, as the user to whom the area belongs.
     Sweep(Area),
-    /// Packs installed trees into archives and deltas, as the environment's unpack user. The trees are read-only.
+    /// A worker that packs installed trees into archives and deltas, as the environment's unpack user. The trees are read-only.
     Pack,
-    /// Captures the persistent data as a restore point, and reads the restore points, as the environment's run user. The data is
-    /// read-only.
+    /// A worker that captures the persistent data as a restore point, and reads the restore points, as the environment's run user. The data
+    /// is read-only.
     Dump,
-    /// Writes the files of a restore point beside the live data, as the environment's run user. Does not see the live data.
+    /// A worker that writes the files of a restore point beside the live data, as the environment's run user. The worker does not see the
+    /// live data.
     Restore,
 }
 
@@ -157,8 +158,8 @@ pub struct Launch {
     pub project: ProjectId,
     /// The environment. Every role except [`Role::Git`] needs an environment.
     pub environment: Option<EnvId>,
-    /// The release whose tree the process reads or writes ([`Role::Unpack`], [`Role::Run`], [`Role::Task`], [`Role::Drift`],
-    /// [`Role::Patch`], [`Area::Tree`]).
+    /// The release whose tree the process reads or writes ([`Role::Unpack`], [`Role::Pack`], [`Role::Run`], [`Role::Task`],
+    /// [`Role::Drift`], [`Role::Patch`], [`Area::Tree`]).
     pub release: Option<ReleaseId>,
     /// The slot that the process uses, or whose files the process deletes ([`Role::Run`], [`Role::Task`], [`Role::Drift`], [`Role::Patch`],
     /// [`Area::Slot`]).

@@ -89,7 +89,7 @@ name!(
 );
 
 name!(
-    /// The name of a process in a Procfile, such as `web`, `worker` or `release`.
+    /// The name of a process type in a Procfile, such as `web`, `worker` or `release`.
     ProcessType,
     "process type",
     "use 1 to 63 letters, digits, dashes and underscores, starting with a letter",
@@ -136,7 +136,7 @@ impl ProcessType {
         self.0 == "web"
     }
 
-    /// Returns true for `release`, the type of the command that runs once before the switch and is not a process that keeps running.
+    /// Returns true for `release`, the type of the release command. This command runs once before the switch, and is not kept running.
     pub fn is_release(&self) -> bool {
         self.0 == "release"
     }

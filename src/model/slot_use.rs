@@ -249,7 +249,7 @@ mod tests {
         *table = SlotTable::parse(&table.to_bytes()).unwrap();
         assert_eq!(*table, once);
         transition(table);
-        assert_eq!(*table, once, "a second time changes something");
+        assert_eq!(*table, once, "the repeated transition changes the table");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{CommitId, Digest};
 pub struct SourceList {
     /// The version of this format.
     pub format: u32,
-    /// The boot id of the machine when the list was written. A list from another boot is ignored, because the tree was not synced to the
+    /// The boot id of the machine when the list was written. A list from an earlier boot is ignored, because the tree was not synced to the
     /// disk. The boot id is empty if the system has no boot id; in this case, the tree was synced.
     pub boot: String,
     /// The commit that was exported.

@@ -48,7 +48,7 @@ pub enum Trigger {
         /// The user who requested the deployment.
         by: UserName,
     },
-    /// `larder pull`, or `larder promote` on the server that sends the release.
+    /// `larder pull`, or `larder promote` to this environment from another environment or server.
     Pull {
         /// The user who requested the deployment.
         by: UserName,
@@ -165,7 +165,8 @@ pub struct DeploymentSpec {
     pub commit_point: StepName,
     /// The source of the release.
     pub origin: Origin,
-    /// True if the release was already installed in this environment. Unwinding then keeps the release's tree, files and ref.
+    /// True if the release was live in this environment before and its tree is still installed. Unwinding then keeps the release's tree,
+    /// files and ref.
     pub again: bool,
     /// The earlier deployment that made this release live; `None` if no earlier deployment made the release live.
     #[serde(skip_serializing_if = "Option::is_none")]

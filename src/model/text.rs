@@ -104,7 +104,7 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
                 match c {
                     '0'..='9' | ';' | ':' if parameters.len() < MAX_PARAMETERS => parameters.push(c),
                     'm' => return shown(&parameters),
-                    // Any other sequence is skipped up to its final byte (ECMA-48).
+                    // A sequence that is not an SGR sequence is skipped up to its final byte (ECMA-48).
                     _ => {
                         if !('\u{40}'..='\u{7e}').contains(&c) {
                             let _ = rest.by_ref().find(|c| ('\u{40}'..='\u{7e}').contains(c));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn other_terminal_sequences_are_removed() {
+    fn terminal_sequence_without_colour_is_removed() {
         for (given, clean) in [
             ("a\u{1b}[2Jb", "ab"),
             ("a\u{1b}[?25lb", "ab"),
