@@ -26,7 +26,7 @@ pub(super) enum Ended {
     Walked(Walk),
     /// The journal could not be created, so no step has run.
     Unopened { deployment: Deployment, fault: Fault, verdict: watch::Sender<Option<Outcome>> },
-    /// The deployment was still queued, and was superseded or may not start any more.
+    /// The deployment was queued and never began: a newer deployment superseded it, or a check before its start failed.
     NeverBegan { pending: Pending, fault: Fault },
     /// A starting server cannot use the journal of the deployment. The environment is frozen.
     Unusable { id: DeploymentId, error: JournalError },
@@ -40,7 +40,7 @@ pub(super) struct Walk {
     pub outcome: Result<Outcome, JournalError>,
     /// True if a later server or a person has taken over the deployment.
     pub recovered: bool,
-    /// The channel to which the verdict is sent; `None` if the server that accepted the push has exited.
+    /// The channel to which the verdict is sent; `None` if the server that accepted the request has exited.
     pub verdict: Option<watch::Sender<Option<Outcome>>>,
     /// The guard of the queue's lock, which is released before the verdict is sent.
     pub work: Option<OwnedMutexGuard<()>>,
@@ -150,8 +150,8 @@ impl Pipeline {
     }
 
     /// Notifies the observers of an ending in the background. If `recorded_in` is given, records the delivery in this journal. If the
-    /// server is killed in between, the next server announces the ending again with the same id. Without `recorded_in`, the delivery
-    /// is not recorded.
+    /// server is killed between the delivery and its record, the next server announces the ending again with the same id. Without
+    /// `recorded_in`, the delivery is not recorded.
     pub(super) fn announce(&self, queue: &Queue, announcement: Announcement, recorded_in: Option<(Journal, u32)>) {
         let (services, announcing) = (self.services().clone(), queue.announcing.clone());
         self.0.tasks.spawn(async move {
@@ -176,9 +176,9 @@ impl Pipeline {
         });
     }
 
-    /// Announces the endings of earlier servers that the observers may not know of. Endings older than `NEWS_AGE` are skipped,
-    /// because the number of announcements to an observer that always fails would grow without limit. The deployments in `recovered`
-    /// have ended on this server, which has announced their endings.
+    /// Announces the endings of earlier servers that no journal records as announced. Endings older than `NEWS_AGE` are skipped, because
+    /// the number of announcements to an observer that always fails would grow without limit. The deployments in `recovered` have ended on
+    /// this server, which has announced their endings.
     pub(super) fn announce_missed(&self, queue: &Queue, recovered: &[DeploymentId]) {
         let environment = queue.environment();
         let paths = self.services().root.environment(&environment.project, &environment.name);

@@ -44,7 +44,7 @@ pub struct Services {
     pub launcher: Launcher,
     /// The git repositories.
     pub repositories: Repositories,
-    /// The remotes from which deliverables are pulled.
+    /// The remotes from which deliverables are pulled, and to which they are published.
     pub places: DeliverableStores,
     /// The application processes.
     pub runtime: Runtime,
@@ -174,8 +174,7 @@ pub struct Memory {
     pub cancelled: CancellationToken,
     /// The settings of the previous release.
     pub previous_settings: Option<Settings>,
-    /// The health record of the release from the sibling environment that built the release. The record is stored with the
-    /// release.
+    /// The health record of the release from the sibling environment that delivers the release. The record is stored with the release.
     pub sibling_record: Option<HealthRecord>,
     /// The use of the environment's slots.
     pub(super) slots: Slots,
@@ -198,7 +197,7 @@ impl Deployment {
         self.facts.settings.clone().unwrap_or_default()
     }
 
-    /// Returns the settings of the previous release, or the defaults if no release was live.
+    /// Returns the settings of the previous release, or the defaults if no release was live or its settings cannot be read.
     pub fn previous_settings(&self) -> Settings {
         self.memory.previous_settings.clone().unwrap_or_default()
     }

@@ -26,7 +26,7 @@ use crate::{
 
 /// The checks of a submission, repeated when the deployment starts. The deployment may have waited for a long time.
 pub trait StartCheck: Send + Sync {
-    /// Returns the environment as registered now, or the reason why the request may not start any more.
+    /// Returns the environment as registered now, or the reason why the deployment must not start.
     fn check(&self, request: &DeployRequest) -> Result<Environment, String>;
 }
 
@@ -114,7 +114,7 @@ impl Pipeline {
         (state.running.clone(), state.waiting.as_ref().map(|pending| pending.ticket.clone()))
     }
 
-    /// Returns the facts of the deployment that made `release` live.
+    /// Returns the facts of the last deployment that made `release` live, or the defaults if no deployment made the release live.
     pub fn facts(&self, environment: &Environment, release: ReleaseId) -> Result<Facts, JournalError> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
         match self.history(environment.id).of_release(release) {

@@ -118,8 +118,8 @@ impl Pipeline {
         self.conclude(queue, ended).await;
     }
 
-    /// Repeats the checks of the submission, and adopts changes of the environment, such as its scale. Returns the reason if the
-    /// deployment may not start any more.
+    /// Repeats the checks of the submission, and adopts changes of the environment, such as its scale. Returns the reason if the deployment
+    /// must not start.
     fn may_start(&self, queue: &Queue, request: &DeployRequest) -> Result<(), String> {
         queue.is_thawed().map_err(|error| error.to_string())?;
         let environment = match self.0.start_check.get() {
@@ -132,7 +132,7 @@ impl Pipeline {
 
     /// Returns the specification of a deployment, which fixes all decisions that precede the first step.
     async fn specify(&self, queue: &Queue, ticket: &Ticket) -> DeploymentSpec {
-        // An old release may be in removal, and this deployment may need this release.
+        // The lock waits until no old release is being removed, because this deployment may need the removed release.
         let _settled = queue.store.lock().await;
         let request = &ticket.request;
         let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);

@@ -25,7 +25,7 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The time limit of a scan.
+/// The time limit of a scan, of the saving of a patch, and of the application of a patch.
 const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The size limit of `expected-drift.json`, in bytes.
 const MAX_EXPECTED: u64 = 64 << 20;
@@ -48,7 +48,7 @@ impl Expected {
         serde_json::from_slice(&bytes).unwrap_or_default()
     }
 
-    /// Stores the expected changes of `release`. Drops the entries of all other releases except `other`.
+    /// Stores the expected changes of `release`. Drops the entries of all releases except `release` and `other`.
     fn write(mut self, paths: &EnvironmentPaths, release: ReleaseId, known: Vec<KnownEntry>, other: Option<ReleaseId>) {
         self.0.retain(|known, _| Some(*known) == other);
         self.0.insert(release, known);
@@ -63,7 +63,8 @@ impl Expected {
 pub(super) async fn expect(deployment: &Deployment, live: &Live) {
     let environment = &deployment.environment;
     let (paths, settings) = (&deployment.paths, deployment.settings());
-    // Earlier expectations are dropped before the scan, because a process that starts again writes its files again.
+    // Earlier expectations of the release are dropped before the scan, so that the scan finds all files that the newly started processes
+    // have written.
     let mut expected = Expected::read(paths);
     if expected.0.remove(&live.release).is_some() {
         Expected(expected.0).write(paths, live.release, Vec::new(), deployment.previous_release());
@@ -291,13 +292,13 @@ pub(super) async fn over_a_restart(deployment: &mut Deployment, live: &Live) {
     deployment.facts.patch = patch.filter(|_| wanted).map(|patch| patch.id);
 }
 
-/// An error of a scan for drift.
+/// The reason why the drift of a release could not be found, saved or verified.
 #[derive(Debug, thiserror::Error)]
 pub enum DriftError {
     /// No release is live.
     #[error("nothing is live in {0} yet")]
     Nothing(String),
-    /// The scan failed.
+    /// The scan, the saving or the verification failed.
     #[error("cannot compare {environment} with its release")]
     Failed {
         /// The environment.

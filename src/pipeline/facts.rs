@@ -18,7 +18,8 @@ const VERSION: u64 = 1;
 /// The maximum size of a deployment's facts in bytes. An event with the facts must fit in one line of the journal.
 const MAX_BYTES: usize = 768 * 1024;
 
-/// The facts so far. Every step that changes a fact journals all facts.
+/// The facts so far. Every step that changes a fact journals all facts. Each field names the steps that set it; in a rollback,
+/// `gather.recall` copies the facts of an earlier deployment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Facts {
@@ -34,15 +35,15 @@ pub struct Facts {
     pub tag: Option<String>,
     /// The id of the patch to apply to the release; from `gather.source`.
     pub patch: Option<String>,
-    /// The number of the build; from `bundle.archive`.
+    /// The number of the build; from `bundle.archive` or `gather.deliverable`.
     pub build: Option<u64>,
-    /// The buildpacks that built the release; from `build.compile`.
+    /// The buildpacks that built the release; from `build.compile` or `gather.deliverable`.
     pub buildpacks: Vec<BuildpackUse>,
-    /// The processes that the buildpacks defined; from `build.compile`.
+    /// The processes that the buildpacks defined; from `build.compile` or `gather.deliverable`.
     pub buildpack_processes: Vec<(ProcessType, String)>,
-    /// The digest of the built tree; from `bundle.archive`.
+    /// The digest of the built tree; from `bundle.archive` or `gather.deliverable`.
     pub tree: Option<Digest>,
-    /// The size of the archive in bytes; from `bundle.archive`.
+    /// The size of the archive in bytes; from `bundle.archive` or `gather.deliverable`.
     pub archive_bytes: u64,
     /// The processes that will run; from `deploy.slot`.
     pub processes: Vec<Process>,

@@ -37,7 +37,8 @@ impl Failure {
         Failure { blame: Blame::Nobody, why: why.to_string(), hints: Vec::new() }
     }
 
-    /// Combines several outcomes: `Ok` if all succeeded, else one failure with every reason.
+    /// Combines several outcomes: `Ok` if all succeeded, else one failure with every reason, and with the blame and the hints of the first
+    /// failure.
     pub fn all(outcomes: impl IntoIterator<Item = Result<(), Failure>>) -> Result<(), Failure> {
         let failures: Vec<_> = outcomes.into_iter().filter_map(Result::err).collect();
         let why = failures.iter().map(|failure| failure.why.as_str()).collect::<Vec<_>>().join("; ");

@@ -39,7 +39,7 @@ pub fn in_followups(name: &'static str) {
     let _ = name;
 }
 
-/// Ends the process at one of the points of a restore of live data (`restore.NAME`).
+/// Kills this process if the failpoint `restore.NAME` of a restore of live data is active.
 pub fn in_restore(name: &'static str) {
     fail::fail_point!(&format!("restore.{name}"), |marks| die(&format!("restore.{name}"), marks));
     let _ = name;

@@ -123,7 +123,8 @@ impl Pipeline {
         let _ = fs::remove_file(deployment.paths.deployment(deployment.spec.id).join(DUE));
     }
 
-    /// Returns the signed health record of a release for remotes; `None` if the environment publishes to no remote.
+    /// Returns the signed health record of a release for remotes; `None` if the environment publishes to no remote, or if the release has
+    /// no health record.
     fn health_record(&self, deployment: &Deployment) -> Option<Vec<u8>> {
         let environment = &deployment.environment;
         let published = environment.remotes.iter().any(|remote| remote.publish);
@@ -231,7 +232,7 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
     // The history is read after the lock is acquired, because other deployments may have ended since this deployment ended.
     let (live, history) = queue.snapshot();
     let Some(live) = live else {
-        // No release went live yet, so no release is pruned. The records of failed attempts are pruned.
+        // No release is live, so no release is pruned. The records of failed attempts are pruned.
         return prune_records(&deployment.paths, queue, &history, services.config.keep.deployments as usize);
     };
     let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);

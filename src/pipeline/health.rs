@@ -48,8 +48,8 @@ impl Pipeline {
         }
     }
 
-    /// Returns the signed health record of `release` in `environment`; `None` if the release never went live there. This function
-    /// reads files, so asynchronous code must call it on a blocking thread.
+    /// Returns the signed health record of `release` in `environment`; `None` if the release never went live there, or if the digest of its
+    /// tree cannot be read. This function reads files, so asynchronous code must call it on a blocking thread.
     pub fn health(&self, environment: &Environment, release: ReleaseId) -> Option<HealthRecord> {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
         let mut record = fold(environment, &paths, &self.history(environment.id), release, Timestamp::now())?;
@@ -163,7 +163,7 @@ mod tests {
         let found = read(&path);
         assert!(std::fs::metadata(&path).unwrap().len() <= MAX_LIST && found.len() > 500, "{}", found.len());
         assert_eq!(found.last(), Some(&ended(4999, release)));
-        // A line that was cut by a power failure, and one of another form.
+        // A line that was cut by a power failure, and a line that is not an exit.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"rel\n[]\n").unwrap();
         assert_eq!(read(&path), found);
     }
@@ -209,7 +209,7 @@ mod tests {
         let record = |release| fold(&environment, &paths, &history, release, as_of);
         let first = record(old).unwrap();
         let second = record(new).unwrap();
-        // Live, replaced, and live again: two periods, the second of which is open.
+        // The old release was live, was replaced, and is live again: it has two periods, and the second period is open.
         assert_eq!(first.served.len(), 2, "{:?}", first.served);
         assert_eq!(first.served[0].until, Some(second.served[0].since));
         assert_eq!(second.served[0].until, Some(first.served[1].since));

@@ -25,11 +25,11 @@ pub struct Summary {
     pub branch: BranchName,
     /// The commit that was deployed.
     pub commit: CommitId,
-    /// The release that the deployment made or would have made.
+    /// The release that the deployment made live or would have made live.
     pub release: ReleaseId,
     /// The number of the release.
     pub number: ReleaseNumber,
-    /// The number of the build; `None` before the release is packed.
+    /// The number of the build; `None` until a step has recorded the number.
     #[serde(default)]
     pub build: Option<u64>,
     /// The version tag of the commit at the time of the deployment.
@@ -51,7 +51,7 @@ pub struct Summary {
     /// The release that was live when the deployment began.
     #[serde(skip)]
     pub previous: Option<Live>,
-    /// The number of the last end, if the observers may not know of this end.
+    /// The number of the last end, if the journal does not record this end as announced.
     #[serde(skip)]
     pub ending: Option<u32>,
 }
@@ -82,7 +82,7 @@ impl Summary {
         })
     }
 
-    /// Returns the last end that the observers may not know of: the deployment, the number of the end, and the outcome.
+    /// Returns the last end, if the journal does not record this end as announced: the deployment, the number of the end, and the outcome.
     pub fn unannounced(&self) -> Option<(DeploymentId, u32, Outcome)> {
         Some((self.deployment, self.ending?, self.outcome.clone()?))
     }
@@ -344,7 +344,7 @@ mod tests {
         for gone in [bare, empty, cut] {
             assert!(!paths.deployment(gone).exists());
         }
-        assert!(paths.deployment(garbage).exists(), "an unreadable record is for a person to look at");
+        assert!(paths.deployment(garbage).exists(), "an unreadable record must stay, so that a person can read it");
         assert!(paths.deployment(begun).exists());
         assert!(paths.deployments().join("a person's notes").exists());
     }

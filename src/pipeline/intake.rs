@@ -29,7 +29,7 @@ pub struct RefUpdate {
 /// The decision about a ref.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RefDecision {
-    /// The ref is deployed; the outcome decides whether git moves it.
+    /// The ref is deployed. The server moves the ref in the step that makes the release live.
     Deploy {
         /// The environment that deploys the branch.
         environment: Box<Environment>,
@@ -75,9 +75,9 @@ pub fn decide(environments: &[Environment], updates: &[RefUpdate], atomic: bool)
     decisions
 }
 
-/// Returns the first of `updates` that git would not store in a repository with the refs `existing`, and the reason. An atomic
-/// push must pass this check first, because git stores the other refs only after the deployment, which cannot be reverted at that
-/// time.
+/// Returns the first of `updates` that git would not store in a repository with the refs `existing`, and the reason. An atomic push must
+/// pass this check first, because git stores the refs that are not deployed only after the deployment, and the deployment cannot be
+/// reverted at that time.
 pub fn unstorable<'u>(updates: &'u [RefUpdate], existing: &BTreeMap<String, CommitId>) -> Option<(&'u RefUpdate, String)> {
     let made = updates.iter().filter(|update| !update.new.is_zero()).map(|update| update.name.as_str());
     let names: BTreeSet<&str> = existing.keys().map(String::as_str).chain(made).collect();

@@ -24,7 +24,7 @@ pub enum JournalError {
     File {
         /// The path of the journal.
         path: PathBuf,
-        /// The operation as a verb: "read", "write".
+        /// The operation as a verb, such as "read" or "write".
         doing: &'static str,
         /// The system's error.
         #[source]

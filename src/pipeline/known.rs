@@ -120,8 +120,9 @@ fn one<'k>(
 }
 
 impl Pipeline {
-    /// Returns the releases of an environment: the releases that went live, newest first, then the releases in `releases/` that never went
-    /// live. Tags are read from the repository. If the repository cannot be read, the tags in records and manifests are used.
+    /// Returns the releases of an environment: the releases that went live, newest first, then the releases in `releases/` that no
+    /// deployment of this environment has used. Tags are read from the repository. If the repository cannot be read, the tags in records
+    /// and manifests are used.
     pub async fn releases(&self, environment: &Environment) -> Result<Vec<KnownRelease>, PipelineError> {
         let services = self.services();
         let mut tags: HashMap<CommitId, Vec<String>> = HashMap::new();

@@ -93,7 +93,7 @@ fn journal_of_version_0_1_is_recovered_at_every_event() {
             assert_eq!(state.is_to_be_finished(), expected.is_to_be_finished(), "{name}:{at}");
             let to_undo: Vec<_> = runner::to_undo(&plan, &state).map(|step| step.name().to_owned()).collect();
             assert_eq!(to_undo, expected.to_undo(), "{name}:{at}");
-            // Facts are no defaults from the moment at which a step has found them out.
+            // After a step has recorded facts, these facts are not the defaults.
             let knows = |step: &str| expected.succeeded.contains(step);
             assert_eq!(state.facts.settings.is_some(), knows("gather.source") || knows("gather.recall"), "{name}:{at}");
             if knows("deploy.slot") {

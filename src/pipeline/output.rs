@@ -75,7 +75,7 @@ pub fn channel(transcript: &Transcript) -> (mpsc::Sender<String>, JoinHandle<()>
 pub struct Cause {
     /// One line of at most [`MAX_CAUSE`] characters; `None` if no line of the output is a cause.
     pub sentence: Option<String>,
-    /// The remedy, if larder has one for this cause.
+    /// The remedy, if larder knows a remedy for this cause.
     pub hint: Option<String>,
 }
 
@@ -87,8 +87,8 @@ impl Cause {
 }
 
 /// Finds the cause in the last lines of a process's output: larder's own line about a command that could not be started, else the last line
-/// that reads like an error, else the last line with text. A line that ends in a colon is not a cause, because the cause follows it. A
-/// line of a stack trace is not a cause either.
+/// that reads like an error, else the last line with text. A line that ends in a colon is not a cause, because the cause is on the lines
+/// after it. A line of a stack trace is not a cause either.
 pub fn cause<'l>(lines: impl IntoIterator<Item = &'l str>) -> Cause {
     let lines: Vec<&str> = lines.into_iter().collect();
     if let Some((at, own)) = lines.iter().enumerate().rev().find(|(_, line)| line.starts_with(CANNOT_START)) {

@@ -51,8 +51,8 @@ impl Step for WriteArchive {
                 created: spec.release.created(),
             };
             let previous = deployment.previous_release();
-            // The number is saved while the archive is written. This step succeeds only after both, so no later step uses a
-            // number that is not durable.
+            // The number is saved while the archive is written. This step succeeds only after the number and the archive are durable, so no
+            // later step uses a number that is not durable.
             let saved = tokio::task::spawn_blocking(move || services.numbers.save());
             let context = context(deployment);
             let (bundled, saved) = tokio::join!(release::bundle(&context, head, previous), saved);
