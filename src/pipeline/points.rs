@@ -34,7 +34,8 @@ pub enum PointsError {
         #[source]
         source: FileError,
     },
-    /// The processes could not be stopped or started. The live data is unchanged, and the live release may not run.
+    /// The processes could not be stopped or started. The live data is unchanged. The processes of the live release are possibly not
+    /// running.
     #[error("cannot restore the data of {environment}, which is unchanged: {why}")]
     Stopped {
         /// The environment, as `project/environment`.
@@ -148,7 +149,7 @@ impl Pipeline {
         }
     }
 
-    /// Compares a restore point with another one, or with the live data.
+    /// Compares a restore point with another restore point, or with the live data.
     pub async fn diff_points(
         &self,
         environment: &Environment,

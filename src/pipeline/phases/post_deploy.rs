@@ -130,9 +130,9 @@ impl Step for SmokeChecks {
     }
 }
 
-/// The step that runs `scripts.postdeploy` of app.json once, in the first deployment of an environment. The record of the run is
-/// written to the disk before the script starts and after the script has succeeded. Therefore neither a kill nor a later failure
-/// of the deployment makes the script run twice. The next deployment repeats only a script that failed.
+/// The step that runs `scripts.postdeploy` of app.json once, in a deployment of an environment in which no release is live yet. The record
+/// of the run is written to the disk before the script starts and after the script has succeeded. Therefore neither a kill nor a later
+/// failure of the deployment makes the script run twice. The next deployment repeats only a script that failed.
 pub struct First;
 
 impl Step for First {

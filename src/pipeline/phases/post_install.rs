@@ -16,8 +16,8 @@ use crate::{
 /// time.
 const WATCHED: Duration = Duration::from_secs(5);
 
-/// The step that checks that no web process has exited since its start. The check does not wait: a later exit is reported but not
-/// reverted, because a wait would make every push slower.
+/// The step that checks that no web process has exited since its start. The check does not wait: after a later exit, the release stays live
+/// and the exit is reported, because a wait would make every push slower.
 pub struct Alive;
 
 impl Step for Alive {

@@ -22,8 +22,8 @@ use crate::{
 /// The time limit for the transfer of a release.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
-/// The step that makes sure that the release is in the environment's own store and that its signature and digests are valid.
-/// Later steps need no other environment or server.
+/// The step that makes sure that the release is in the environment's own store and that its signature and digests are valid. Later steps
+/// need neither the sibling environment nor the remote.
 pub struct SupplyDeliverable;
 
 impl Step for SupplyDeliverable {
@@ -40,8 +40,8 @@ impl Step for SupplyDeliverable {
     }
 
     fn limit(&self, _: &Deployment) -> (Duration, Failure) {
-        // The recipe, which sets other time limits, is not known yet, and the project cannot change the bandwidth. A transfer
-        // that stalls fails sooner.
+        // The recipe, which sets the time limits of phases, is not read yet, and the project cannot change the bandwidth. A transfer that
+        // stalls fails sooner.
         let why = format!("took longer than {}", seconds(TRANSFER_TIMEOUT));
         (TRANSFER_TIMEOUT, Failure::blameless(why).hint("try again: the next attempt resumes the transfer"))
     }

@@ -54,8 +54,8 @@ enum PullError {
 }
 
 impl PullError {
-    /// Returns true if a pull of the whole archive may succeed. An unreachable remote, a full disk or an untrusted release would
-    /// fail this pull, too.
+    /// Returns true if a pull of the whole archive may succeed. With an unreachable remote, a full disk or an untrusted release, this pull
+    /// would fail, too.
     fn is_of_a_delta(&self) -> bool {
         use ReleaseError::{Delta, Manifest, Unknown};
         match self {
@@ -122,7 +122,7 @@ fn judge(deployment: &Deployment, expect: Expectation, trust: &[PublicKey]) -> M
     let (paths, trust) = (deployment.paths.clone(), trust.to_vec());
     Arc::new(move |manifest| match release::accept_manifest(&paths, manifest, &expect, &trust) {
         Err(error @ ReleaseError::Rejected(_)) => Err(RemoteError::Rejected { why: chain(&error), hint: error.hint() }),
-        // Other errors occur again when the release is accepted, and are reported then.
+        // Errors of other kinds occur again when the release is accepted, and are reported then.
         _ => Ok(()),
     })
 }
@@ -157,7 +157,7 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
         pack.discard();
         match imported {
             Ok(()) => break,
-            // The pack was fetched in two requests. The remote repository changed in between, so the two parts do not fit.
+            // The pack was fetched in two requests. The remote repository changed between the requests, so the two parts do not fit.
             Err(error) if resumed && another => tracing::warn!(%error, "resumed pack is not usable; fetching it again"),
             Err(error) => return Err(Failure::host(&error)),
         }

@@ -1,4 +1,4 @@
-//! The step that unpacks the release's tree from its archive.
+//! The step that installs the release's tree from its archive or its delta.
 
 use std::{
     fs,
@@ -21,8 +21,8 @@ use crate::{
     release::{self, Installed, Refusal, ReleaseError},
 };
 
-/// The step that unpacks the archive into `deploy/<id>`. Files that are equal in the live release are hard links to the files of the live
-/// release.
+/// The step that unpacks the archive or the delta of a release into `deploy/<id>`. Files that are equal in the live release are hard links
+/// to the files of the live release.
 pub struct Install;
 
 impl Step for Install {
@@ -96,8 +96,9 @@ fn live_since(deployment: &Deployment) -> Option<u64> {
     switched.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }
 
-/// Renews the times of the files of `release`, which is installed, that differ from the release `live`, so that browsers do not keep the
-/// files of the live release. A renewal that was made already, after the switch to `live`, is not repeated. A failure is only logged.
+/// Renews the times of files of the installed release `release`, if these files differ from the files of the release `live`. Browsers then
+/// do not keep the files of the live release. A renewal that was made already, after the switch to `live`, is not repeated. A failure is
+/// only logged.
 pub async fn renew_times(deployment: &Deployment, release: ReleaseId, live: ReleaseId) {
     let Some(since) = live_since(deployment).filter(|_| live != release) else { return };
     let renewal = Renewal { release, live, since };

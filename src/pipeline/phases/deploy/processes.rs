@@ -1,4 +1,4 @@
-//! The processes of a release in its slot, their environment, and single tasks.
+//! The processes of a release in its slot, their environment variables, and single tasks.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,7 @@ pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
     env
 }
 
-/// Returns the environment of every process of the release, without `PORT`.
+/// Returns the environment variables of every process of the release, without `PORT`.
 pub fn environment(deployment: &Deployment) -> BTreeMap<String, String> {
     let spec = &deployment.spec;
     let mut env = configured(deployment);

@@ -74,7 +74,7 @@ impl Step for PrepareSlot {
             // While `current` names the release of this deployment, neither the slot nor the installed tree is removed.
             deployment.is_not_current()?;
             let spec = &deployment.spec;
-            // If this step did not fill the slot, the draining release in the slot belongs to another deployment.
+            // If this step did not fill the slot, the draining release in the slot belongs to an earlier deployment.
             if matches!(deployment.memory.slots.table().get(spec.slot), SlotUse::Draining(old) if old.deployment != spec.id) {
                 return Ok(());
             }
@@ -124,9 +124,9 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
     }
 }
 
-/// Removes the content that this deployment created in data/. If no release was live before, all of this content is removed, unless
-/// the postdeploy script has run in this deployment, because the script is not repeated. Otherwise, only unchanged content is
-/// removed, because the application may have changed the rest for its visitors.
+/// Removes the content that this deployment created in data/. If no release was live before, all of this content is removed, unless the
+/// postdeploy script has run in this deployment, because the script is not repeated. Otherwise, only unchanged content is removed, because
+/// the application may have changed the remaining content for its visitors.
 async fn unseed(deployment: &Deployment) {
     if deployment.settings().data.is_empty() {
         return;

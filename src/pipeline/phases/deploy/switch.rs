@@ -16,8 +16,8 @@ use crate::{
     proxy::RouteState,
 };
 
-/// The maximum time that an undo waits for requests in flight. The rest of the undo's own time limit remains for the other
-/// changes.
+/// The maximum time that an undo waits for requests in flight. The rest of the undo's own time limit remains for the changes of the links,
+/// the ref and the route.
 const UNDO_DRAIN: Duration = Duration::from_secs(120);
 
 /// The step that points the links, the ref and the route to the new release. The ref moves in the same journalled step, because a
@@ -101,8 +101,8 @@ impl Step for Switch {
             };
             let settings = previous.as_ref().map(|_| deployment.previous_settings());
             deployment.services.open_domains(&deployment.environment, &settings.unwrap_or_default());
-            // The links are reverted first, and each change is reverted even if another fails. The next undos remove the new
-            // tree, and the tree that `current` names must never be removed.
+            // The links are reverted first, and each change is reverted even if the revert of an earlier change fails. The next undos
+            // remove the new tree, and the tree that `current` names must never be removed.
             let linked = links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error));
             deployment.memory.slots.note(|table| table.revert(deployment.spec.slot, deployment.spec.id));
             let moved = move_ref(deployment, previous.as_ref()).await;
