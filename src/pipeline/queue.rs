@@ -25,13 +25,13 @@ pub struct DeployRequest {
     pub trigger: Trigger,
     /// The environment.
     pub environment: Environment,
-    /// The deploy branch, whose ref git accepts or rejects with the outcome.
+    /// The deploy branch. If the request is a push, git accepts or rejects the ref of this branch with the outcome.
     pub branch: BranchName,
     /// The commit to deploy.
     pub commit: CommitId,
     /// The commit of the branch when the pusher's client read the branch; `None` if the request is not a push.
     pub seen: Option<CommitId>,
-    /// The tags of the same push: name and object. Git stores these tags only after the deployment.
+    /// The tags of the push that requests the deployment: name and object. Git stores these tags only after the deployment.
     pub tags: Vec<(String, CommitId)>,
     /// The release that becomes live.
     pub goal: Goal,
@@ -75,7 +75,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Waits for the outcome. Returns `None` if the server stops first; the next server then decides the outcome.
+    /// Waits for the outcome. Returns `None` if the server stops before the outcome is known; the next server then decides the outcome.
     pub async fn outcome(&mut self) -> Option<Outcome> {
         let ended = self.outcome.wait_for(Option::is_some).await.ok()?;
         ended.clone()
@@ -106,7 +106,7 @@ pub(super) struct QueueState {
 pub(super) enum Entered {
     /// The deployment can start at once.
     First(Pending),
-    /// The deployment waits. The value is the superseded deployment that waited before.
+    /// The deployment waits. The value is the deployment that waited before and is now superseded, if there was such a deployment.
     Waits(Option<Pending>),
     /// The deployment is a dry run, which never waits, and another deployment is under way.
     Busy(DeploymentId),
@@ -120,8 +120,9 @@ pub(super) struct Queue {
     /// The environment's number.
     pub(super) id: EnvId,
     pub(super) state: Arc<Mutex<QueueState>>,
-    /// The lock of every operation that decides what runs in the environment: a deployment from its specification to its verdict,
-    /// a restart, a removal. Each operation begins with the live release, and must not act on a release that is no longer live.
+    /// The lock of every operation that decides what runs in the environment: a deployment from its specification to its verdict, a
+    /// restart, a restore of the data, an unfreeze, a removal. Each operation begins with the live release, and must not act on a release
+    /// that is no longer live.
     pub(super) work: Arc<tokio::sync::Mutex<()>>,
     /// The use of the two slots.
     pub(super) slots: Slots,
@@ -131,7 +132,8 @@ pub(super) struct Queue {
     pub(super) renewed: RenewedTree,
     /// The lock that is held while releases are removed, and while a request chooses a release.
     pub(super) store: Arc<tokio::sync::Mutex<()>>,
-    /// The lock that is held while a restore point is taken or removed, and during a restore. Operations that need both take `work` first.
+    /// The lock that is held while a restore point is taken or removed, and during a restore. Operations that need `work` and `points` take
+    /// `work` first.
     pub(super) points: Arc<tokio::sync::Mutex<()>>,
     /// True during a restore of the live data, which holds `work`.
     pub(super) restoring: Arc<AtomicBool>,
@@ -208,7 +210,8 @@ impl Queue {
         self.state.lock().closed = false;
     }
 
-    /// Returns the error for a request that cannot be served while the deployment `running`, or a restart, is under way.
+    /// Returns the error for a request that cannot be served while the deployment `running` is under way, or, without `running`, a restore
+    /// or a restart.
     pub(super) fn busy(&self, running: Option<DeploymentId>) -> PipelineError {
         let doing = match running {
             Some(id) => format!("being deployed ({id})"),

@@ -27,8 +27,8 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Attaches an environment: recovers its unfinished deployments, starts the processes of the live release that do not run,
-    /// stops all other processes, and opens the route.
+    /// Attaches an environment: recovers its unfinished deployments, starts the processes of the live release that do not run, stops the
+    /// processes of releases that occupy no slot, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
         let services = self.services().clone();
         let paths = services.root.environment(&environment.project, &environment.name);
@@ -86,7 +86,8 @@ impl Pipeline {
                 }
             }
         }
-        // The follow-ups are taken up before a deployment can enter the queue, because a deployment would empty the idle slot.
+        // The follow-ups are taken up before a deployment can enter the queue, because a deployment would wait for the draining slot, or
+        // would empty this slot before the follow-up has saved its changes.
         self.take_up_followups(&queue);
         self.0.queues.lock().insert(environment.id, queue.clone());
         self.announce_missed(&queue, &unfinished);
@@ -94,8 +95,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Removes environments from service, either all of them or none. The caller removes their processes and files. Returns an
-    /// error if an environment is being deployed. Waits until a running restart ends.
+    /// Removes environments from service, either all of them or none. The caller removes their processes and files. Returns an error if an
+    /// environment is being deployed. Waits until a restart, a restore or an unfreeze that is under way ends.
     pub async fn detach(&self, environments: &[Environment]) -> Result<(), PipelineError> {
         let queues: Vec<_> = environments.iter().filter_map(|environment| self.queue(environment.id)).collect();
         for (at, queue) in queues.iter().enumerate() {
@@ -127,12 +128,11 @@ impl Pipeline {
         }
     }
 
-    /// Finishes the deployment if it has passed its commit point, or else unwinds it. The plan comes from the deployment's
-    /// journal.
+    /// Finishes the deployment if it has passed its commit point and no step has failed, or else unwinds the deployment. The plan comes
+    /// from the deployment's journal.
     ///
-    /// # Errors
-    /// The journal cannot be used: it cannot be read, belongs to another environment, or names a step that this version does not
-    /// have. In these cases, no step has run.
+    /// # Errors The journal cannot be used: it cannot be read, belongs to another environment, or names a step that this version does not
+    /// have. In these cases, no step is run or reverted.
     async fn finish_or_unwind(&self, queue: &Queue, id: DeploymentId, why: &str) -> Result<Outcome, JournalError> {
         let (mut deployment, mut journal) = self.reopen(queue, id)?;
         let plan = Plan::of(&deployment.spec.plan).map_err(|unknown| JournalError::UnknownStep {

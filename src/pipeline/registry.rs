@@ -18,9 +18,9 @@ enum PlanKind {
     Build,
     /// The plan that finds and verifies a release that another environment or server built. This plan never builds.
     Deliver,
-    /// The plan that takes a release that was live before. The settings and processes come from the record of that deployment.
-    /// The tree is used as it is, if it still exists. The duration of a step therefore does not depend on the size of the
-    /// release.
+    /// The plan that takes a release that was live before. The settings and processes come from the record of the deployment that made the
+    /// release live. If the tree of the release is still installed, the tree is used unchanged, and the duration of the steps does not
+    /// depend on the size of the release.
     Recall,
 }
 
@@ -70,17 +70,17 @@ pub fn step(name: &str) -> Option<Box<dyn Step>> {
 /// Returns the names of the steps for a release that comes from `origin` to an environment with this mode, in order.
 pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
     let kind = match (mode, origin) {
-        // `project create` refuses this mode in this version. If such an environment is found, it runs no step.
+        // `project create` refuses this mode in this version. The plan of such an environment has no steps.
         (Mode::Editable, _) => return Vec::new(),
         (Mode::Cooking, Origin::Commit) => Build,
-        // Production never builds, whatever the request asks for.
+        // A final environment never builds, whatever the origin in the request is.
         (Mode::Final, Origin::Commit) | (_, Origin::Store | Origin::Environment(_) | Origin::Remote(_)) => Deliver,
         (_, Origin::Previous) => Recall,
     };
     STEPS.iter().filter(|(_, plans, _)| plans.contains(&kind)).map(|(name, ..)| StepName::from(*name)).collect()
 }
 
-/// Returns the origin of the releases that are pushed to an environment of this mode.
+/// Returns the origin of the release that a push to an environment of this mode deploys.
 pub fn usual_origin(mode: Mode) -> Origin {
     match mode {
         Mode::Editable | Mode::Cooking => Origin::Commit,

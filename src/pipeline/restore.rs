@@ -4,7 +4,7 @@
 //! application still serves. Then the processes are stopped, a fresh restore point of the live data is taken, and `restoring/` is exchanged
 //! with `data/` by one rename. A kill therefore leaves either the old or the restored data, and never a mixture. After the exchange,
 //! `restoring/` has the replaced data, which is also in the fresh restore point. After a kill, the next start of the server empties
-//! `restoring/` and records in `restore.json` if the exchange happened. The live release is started as at each start of the server.
+//! `restoring/` and records in `restore.json` whether the exchange happened. The live release is started as at each start of the server.
 
 use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -111,7 +111,7 @@ impl Pipeline {
     }
 
     /// Stops the processes, exchanges the data, and starts the processes again. After a failure, the processes start with the old data.
-    /// Returns the reason why the live release does not run after the exchange, or `None` if the release runs.
+    /// Returns the reason why the live release does not run after the exchange, or `None` if the release runs or no release is live.
     async fn exchange_stopped(
         &self,
         queue: &Queue,
@@ -157,8 +157,8 @@ impl Pipeline {
         }
     }
 
-    /// Exchanges the data, unless `failure` says that a process could not be stopped. First kills the commands of `larder run` in the slot
-    /// `other`, which would otherwise continue to write to the replaced data.
+    /// Exchanges the data. Returns an error if `failure` contains the reason why a process could not be stopped. First kills the commands
+    /// of `larder run` in the slot `other`, which would otherwise continue to write to the replaced data.
     async fn exchange_idle(
         &self,
         queue: &Queue,
@@ -206,7 +206,8 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Empties `restoring/`, and then records the end of the restore. If the server is killed before, its next start does both.
+    /// Empties `restoring/`, and then records the end of the restore. If the server is killed before the end is recorded, the next server
+    /// repeats this work.
     async fn end_restore(&self, environment: &Environment, paths: &EnvironmentPaths, record: &mut RestoreRecord) {
         if let Err(error) = backup::restore(&self.backup(environment), &RestoreJob::Clear).await {
             tracing::warn!(environment = environment.title(), error = chain(&error), "cannot delete the replaced data");

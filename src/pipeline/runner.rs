@@ -108,8 +108,8 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| String::from("panic without a message"))
 }
 
-/// Runs a step until the step ends, its time limit expires, or the deployment is cancelled. Processes that the step started are then
-/// killed. The time limit does not include the wait for permits.
+/// Runs a step until the step ends, its time limit expires, or the deployment is cancelled. At the time limit or a cancel, the processes
+/// that the step started are killed. The time limit does not include the wait for permits.
 async fn bounded(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
     let cancelled = deployment.memory.cancelled.clone();
     let gone = || Err(Failure::blameless("cancelled"));
@@ -205,7 +205,7 @@ pub fn lost_journal(error: &JournalError) -> Outcome {
     Outcome::Stuck { fault, undo: chain(error) }
 }
 
-/// Prints each phase with its time.
+/// The clock that prints each phase with its time.
 #[derive(Default)]
 struct PhaseClock(Option<(Phase, Instant)>);
 

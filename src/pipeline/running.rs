@@ -75,8 +75,8 @@ impl Pipeline {
         run_in_slot(&mut deployment, |process| !process.is_release(), before_boot).await
     }
 
-    /// Restarts all processes of the live release, with the current scale of `environment`. Returns an error while a deployment
-    /// or another restart runs.
+    /// Restarts all processes of the live release, with the current scale of `environment`. Returns an error while a deployment, a restart,
+    /// a restore of the data or an unfreeze is under way.
     pub async fn restart(&self, environment: &Environment) -> Result<(), RestartError> {
         let queue = self.queue_of(environment)?;
         let Ok(_work) = queue.work.clone().try_lock_owned() else {
@@ -143,10 +143,10 @@ pub(super) async fn run_in_slot(
         let late =
             || Err(Failure::pusher(format!("cannot link the persistent paths: the work took longer than {}", seconds(limit))));
         tokio::time::timeout(limit, slot::link(deployment)).await.unwrap_or_else(|_| late())?;
-        // A patch that cannot be applied to its own release stays saved, and does not keep the release from starting.
+        // A patch that cannot be applied to its own release stays saved, and does not prevent the start of the release.
         if let Err(failure) = drift::reapply(deployment).await {
             tracing::error!(environment = environment.title(), why = failure.why, "cannot reapply changes made by hand");
-            // A failed write leaves a part of the patch in the slot, and no release may run with a part.
+            // A failed write leaves a part of the patch in the slot, and no release must run with a part of a patch.
             slot::empty(deployment).await?;
             slot::link(deployment).await?;
         }

@@ -111,7 +111,8 @@ impl Pipeline {
         let settings = made.and_then(|made| JournalState::read(&paths.deployment(made.deployment)).ok()?.facts.settings);
         let deployment = made.map(|made| made.deployment);
         Occupant {
-            // Without a journal, only the end of the processes matters, and any deployment may release the slot.
+            // Without a journal, the deployment is unknown, so the occupant gets a new id. The follow-up that empties the slot takes the id
+            // from the table.
             deployment: deployment.unwrap_or_else(|| DeploymentId::new(release.created())),
             release,
             stop: stop_limits(&settings.unwrap_or_default()),

@@ -1,7 +1,7 @@
 //! The slots of one environment: a [`SlotTable`] on disk (`slots.json`) and in memory, where steps wait for changes of the table.
 //!
-//! The links `current` and `run` and the journals decide which release is live; each start reconciles the table with them. The
-//! table adds the release that still runs in the other slot, and the time limits for stopping this release.
+//! The links `current` and `run` and the journals decide which release is live; each start reconciles the table with the links and the
+//! journals. The table adds the release that still runs in the other slot, and the time limits for stopping this release.
 
 use std::{
     io,
@@ -110,7 +110,8 @@ impl Slots {
         self.0.table.borrow().clone()
     }
 
-    /// Returns true if the record cannot be used. In this case, a process that may belong to another release must not be stopped.
+    /// Returns true if the record cannot be used. In this case, no process must be stopped because its release differs from the release in
+    /// the table.
     pub fn are_unknown(&self) -> bool {
         *self.0.disk.lock() == Record::Unusable
     }
@@ -153,13 +154,13 @@ impl Slots {
         }
     }
 
-    /// Stops writing the record: the environment is removed, and its path may be given to another environment.
+    /// Stops writing the record: the environment is removed, and a later environment may get the same path.
     pub fn close(&self) {
         *self.0.disk.lock() = Record::Closed;
     }
 
-    /// Waits until a slot is no longer draining. The wait is limited by the time limits of the occupant's recipe. After the wait,
-    /// the deployment that needs the slot empties the slot itself.
+    /// Waits until a slot is no longer draining. The maximum of the wait is the sum of `KEEP_TIMEOUT` and the time limits in the occupant's
+    /// recipe. After the wait, the deployment that needs the slot empties the slot itself.
     pub async fn drained(&self, slot: Slot) {
         self.drained_within(slot, KEEP_TIMEOUT).await;
     }

@@ -12,7 +12,7 @@ use crate::model::{Digest, ReleaseId};
 #[derive(Debug, Clone, Default)]
 pub(super) struct SpareTree {
     ready: Arc<Mutex<Option<TreeCopy>>>,
-    /// Held while a spare tree is made.
+    /// The lock that is held while a spare tree is made.
     pub(super) in_progress: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -39,7 +39,7 @@ impl SpareTree {
     }
 }
 
-/// The installed release whose files are newer than those of the live release already, so that a rollback to it renews no times.
+/// The last renewal of the times of an installed release's files. A rollback to this release does not renew the times again.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RenewedTree(Arc<Mutex<Option<Renewal>>>);
 
@@ -55,7 +55,7 @@ pub(super) struct Renewal {
 }
 
 impl RenewedTree {
-    /// Records a renewal, and forgets the renewal before.
+    /// Records a renewal, and forgets the previous renewal.
     pub(super) fn put(&self, renewal: Renewal) {
         *self.0.lock() = Some(renewal);
     }

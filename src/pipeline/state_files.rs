@@ -1,4 +1,4 @@
-//! The small files in which the pipeline keeps state besides journals: build numbers, pins, generated secrets, and the record of the
+//! Small files in which the pipeline keeps state besides the journals: build numbers, pins, generated secrets, and the record of the
 //! postdeploy script.
 
 use std::{
@@ -41,7 +41,7 @@ fn write<T: Serialize>(path: &Path, value: &T, mode: u32) -> io::Result<()> {
 /// this server, and no number is used twice.
 ///
 /// The file lists projects by name, and keeps the names of destroyed projects. A project that is created again continues with the next
-/// number. Production servers compare build numbers to refuse older releases, so a number must not start again at 1.
+/// number. Final environments compare build numbers to refuse older releases, so a number must not start again at 1.
 #[derive(Debug)]
 pub struct BuildNumbers {
     path: PathBuf,
@@ -174,8 +174,8 @@ fn random() -> io::Result<String> {
     Ok(data_encoding::HEXLOWER.encode(&crate::host::random::<32>()?))
 }
 
-/// The record of an environment's postdeploy script, in the environment's `postdeploy.json`. The script runs once in the life of an
-/// environment.
+/// The record of an environment's postdeploy script, in the environment's `postdeploy.json`. After the script has succeeded or was
+/// interrupted, the script is never run again in the environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Postdeploy {
     /// The deployment that started the script.
