@@ -26,7 +26,7 @@ pub struct ReleaseCandidate {
     pub build: u64,
     /// The version tag of the commit.
     pub tag: Option<String>,
-    /// The release number in the environment that cooked it, if it is known.
+    /// The number of the release in the environment that cooked the release, if this number is known.
     pub number: Option<ReleaseNumber>,
     /// The source from which the release can be taken.
     pub origin: Origin,

@@ -1,11 +1,11 @@
-//! The transcript of a deployment. The transcript is stored in the file `log`. The pusher, `--follow` and any number of readers
-//! follow this file.
+//! The transcript of a deployment. The transcript is stored in the file `log`. The output of the push, of `--follow` and of any number of
+//! other clients follows this file.
 //!
 //! A follower reads the file, not a queue. Therefore a slow follower costs no memory and delays nothing, and a late follower
 //! reads everything from the beginning.
 //!
-//! The output of workers is limited to [`MAX_OUTPUT`]. Output beyond the limit is left out, except for its last lines, and the
-//! transcript contains a note about this. larder's own lines are written beyond this limit.
+//! The output of workers is limited to [`MAX_OUTPUT`]. Output beyond the limit is left out, except for its last lines, and the transcript
+//! contains a note about this. larder's own lines have a separate, higher limit ([`MAX_BYTES`]).
 
 use std::{
     collections::VecDeque,

@@ -37,7 +37,7 @@ pub struct AccessLine {
     pub status: u16,
     /// The number of bytes that were sent in the response's body.
     pub bytes_out: u64,
-    /// Time from the end of the request's head to the end of the response's body.
+    /// The time from the end of the request's head to the end of the response's body.
     pub took: Duration,
     /// The request's id, as sent to the application.
     pub request_id: String,

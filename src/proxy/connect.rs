@@ -1,8 +1,8 @@
 //! Connections to the instances of an application.
 //!
 //! Requests, health checks and probes reach an instance only through a [`Connector`]. The only implementation is [`TcpConnector`]. An
-//! environment with its own network namespace would need another connector, which creates its sockets inside the namespace. No other part
-//! of the proxy depends on how a connection is made.
+//! environment with its own network namespace would need a connector that creates its sockets inside the namespace. No other part of the
+//! proxy depends on how a connection is made.
 
 use std::{io, net::SocketAddr, time::Duration};
 

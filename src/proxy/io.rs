@@ -27,7 +27,7 @@ pub(super) fn keep_alive(stream: &impl AsFd) {
     }
 }
 
-/// A time limit for a period without progress. Every progress restarts the time.
+/// A time limit for a period without progress. Each progress restarts the period.
 pub(super) struct Stall {
     limit: Duration,
     sleep: Option<Pin<Box<Sleep>>>,

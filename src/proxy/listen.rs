@@ -62,8 +62,8 @@ impl Rejection {
     }
 }
 
-/// Accepts connections until `shutdown` is cancelled. Afterwards, the function closes the listener, and waits for requests and tunnels in
-/// flight, at most `ProxySettings::shutdown_limit`.
+/// Accepts connections until `shutdown` is cancelled. Afterwards, the function closes the listener, and waits for requests in flight, at
+/// most `ProxySettings::shutdown_limit`. Tunnels are closed after `TUNNEL_GRACE`.
 pub(super) async fn serve(
     proxy: Arc<ProxyState>,
     listener: std::net::TcpListener,

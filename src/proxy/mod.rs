@@ -63,8 +63,8 @@ impl Proxy {
         Self { shared: Arc::new(ProxyState::new(settings)) }
     }
 
-    /// Accepts connections until `shutdown` is cancelled. Afterwards, the method waits until the requests and tunnels in flight have
-    /// finished, at most [`ProxySettings::shutdown_limit`].
+    /// Accepts connections until `shutdown` is cancelled. Afterwards, the method waits until the requests in flight have finished, at most
+    /// [`ProxySettings::shutdown_limit`]. Tunnels are closed after two seconds.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ProxyError> {
         listen::serve(self.shared.clone(), listener, shutdown).await
     }
