@@ -1,4 +1,4 @@
-//! Sends a single GET request to an instance, for health checks and smoke checks.
+//! Sends a single GET request: to an instance, for health checks, or to the proxy, for smoke checks.
 
 use std::{net::SocketAddr, time::Duration};
 

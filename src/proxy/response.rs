@@ -27,9 +27,9 @@ use super::{
     upload::{BodyError, UploadProgress},
 };
 
-/// Time limit for the switch of both connections to the new protocol after an upgrade was accepted.
+/// The time limit for the switch of both connections to the new protocol after an upgrade was accepted.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Size of a tunnel's buffer in each direction, in bytes.
+/// The size of a tunnel's buffer in each direction, in bytes.
 const BUFFER: usize = 16 * 1024;
 
 /// The values that are dropped at the end of the response. Fields are dropped in the order of their declaration, so the access line is

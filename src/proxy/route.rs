@@ -23,7 +23,7 @@ use super::{
 /// The state of a route, which determines the response to a request.
 #[derive(Clone)]
 pub enum RouteState {
-    /// No deployment has succeeded yet.
+    /// No release is live.
     Empty,
     /// The processes are being started.
     Starting,

@@ -46,15 +46,15 @@ pub struct ProxySettings {
     pub response_timeout: Duration,
     /// The maximum number of requests of one route that wait during a hold. Further requests get the maintenance page at once.
     pub max_waiting: usize,
-    /// Time in which requests and tunnels must finish after the shutdown of the proxy begins.
+    /// Time in which requests must finish after the shutdown of the proxy begins. Tunnels get at most two seconds of this time.
     pub shutdown_limit: Duration,
     /// The addresses of trusted proxies in front of larder. The proxy accepts a visitor's address and scheme from the headers of trusted
     /// proxies.
     pub trusted: Vec<IpAddr>,
     /// The scheme that clients use, for `X-Forwarded-Proto`.
     pub scheme: Scheme,
-    /// True if the page of a failed application shows the reason of the failure to visitors. Public servers should not set this flag; it is
-    /// for trying out larder.
+    /// True if the page of a failed application shows the reason of the failure to visitors. The flag is for people who try out larder;
+    /// public servers should not set it.
     pub reveal_reasons: bool,
 }
 
@@ -63,7 +63,7 @@ pub struct ProxySettings {
 pub enum Scheme {
     /// Plain HTTP.
     Http,
-    /// TLS, terminated by another proxy in front of larder.
+    /// TLS, terminated by a trusted proxy in front of larder.
     Https,
 }
 

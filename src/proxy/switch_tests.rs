@@ -107,7 +107,7 @@ async fn request_on_a_closed_idle_connection_is_retried_at_another_instance() {
 }
 
 #[tokio::test]
-async fn only_an_idempotent_request_is_retried() {
+async fn request_that_was_sent_is_retried_only_if_idempotent() {
     let (front, route) = Front::with_route(quick()).await;
     // The application answers the first request of each connection, and closes the connection at the second request.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
