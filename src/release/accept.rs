@@ -191,7 +191,7 @@ fn believe(
 /// The lock that serialises changes of `accepted.json`.
 static ACCEPTED: Mutex<()> = Mutex::new(());
 
-/// Renames checked content into the store, and writes the checked manifest beside it.
+/// Renames checked content into the store, and writes the checked manifest beside the content.
 fn place(paths: &EnvironmentPaths, body: &Body, manifest: &Manifest, threads: usize) -> Result<(), ReleaseError> {
     let release = manifest.release;
     let described = paths.releases().join(format!(".new-{release}.manifest.json"));

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_lists_every_kind_of_difference() {
+    fn difference_of_every_kind_is_a_change() {
         let link = |target: &str| EntryKind::Link { target: target.to_owned() };
         let before = [
             other("a", EntryKind::Dir),

@@ -86,8 +86,8 @@ fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     }
 }
 
-/// Returns an error if the disk has too little space for a delta and the files that its worker unpacks. A client that gets this error
-/// tries another delta, or fetches the whole archive. `archives` is the size of both archives in bytes.
+/// Returns an error if the disk has too little space for a delta and the files that its worker unpacks. A client that gets this error tries
+/// another delta, or fetches the whole archive. `archives` is the total size of the archives of both releases, in bytes.
 fn require_space(directory: &Path, archives: u64) -> Result<(), ReleaseError> {
     let free = free_space(directory)?.bytes;
     let needed = archives.saturating_add(RESERVE);
@@ -188,8 +188,8 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
     .await
 }
 
-/// Checks the files that the worker wrote and renames them. At every moment, the store has the delta or the archive, and a manifest that
-/// is valid for both.
+/// Checks the files that the worker wrote and renames them. At every moment, the store has the delta or the archive, and a manifest that is
+/// valid for the delta and for the archive.
 fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Path) -> Result<Manifest, ReleaseError> {
     let mut known = manifest::parse_known(known, &files.manifest)?;
     let manifest = manifest::parse(written, &files.new_manifest)?;

@@ -34,7 +34,8 @@ pub fn endpoints(file: &File) -> Result<(ReleaseId, ReleaseId), ReleaseError> {
 ///
 /// # Errors
 ///
-/// Returns an error if the delta starts from another release, if its lists are damaged, or if this version cannot read its manifest.
+/// Returns an error if the delta starts from a release other than `old`, if its lists are damaged, or if this version cannot read its
+/// manifest.
 pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
     let changes = Changes::read(file, &old.release.to_string(), &old.tree, &head(&old)?)?;
     let mut manifest: Manifest =

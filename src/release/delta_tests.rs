@@ -263,7 +263,7 @@ fn unchanged_file_that_cannot_be_linked_is_copied() {
     let old = tree(&[("a", file("the same")), ("b", file("the same")), ("c", file("also the same")), ("d", file("before"))]);
     let new = tree(&[("a", file("the same")), ("c", file("also the same")), ("d", file("after")), ("e", file("the same"))]);
     let world = World::new(&old, &new);
-    // A hard link would have this wrong mode as well.
+    // A hard link to one of these files would have the wrong mode as well.
     for path in ["a", "c"] {
         std::fs::set_permissions(world.old.tree.join(path), std::fs::Permissions::from_mode(0o600)).unwrap();
     }
@@ -284,7 +284,7 @@ fn small_edits_make_a_small_delta() {
     let all = |edited: bool| (0..200u64).map(|n| (format!("src/{}/{n}.js", n % 7), text(n, edited))).collect::<Tree>();
     let (world, report) = round_trip(&all(false), &all(true));
     assert_eq!(report.unpacked, 200);
-    // Each file takes 32 bytes for its digest and a few for the edit.
+    // Each file takes 32 bytes for its digest and a few bytes for the edit.
     assert!(world.size() < 200 * 48, "{}", world.size());
 }
 
@@ -302,7 +302,7 @@ fn large_file_with_moved_content_is_patched_in_parts() {
     world.apply(&world.delta, false).unwrap();
     let patched = world.size() - (5 << 20);
     assert!(patched < 150_000, "{patched}");
-    // The delta from a large file to a small file, and back.
+    // A delta turns a large file into a small file, and a second delta reverts this change.
     let one = tree(&[("x", Node::File(noise(1, 9 << 20), false))]);
     let other = tree(&[("x", Node::File(noise(1, 9 << 20)[..1000].to_vec(), false))]);
     round_trip(&one, &other);

@@ -15,7 +15,7 @@ const PART: usize = 256;
 
 /// Returns the digest of the inode, mode and change time of every directory. Every addition, removal or replacement of a name changes the
 /// ctime of the directory, and no process can set a ctime. Of the root, only inode and mtime are used, because an installation renames the
-/// spare, which changes the ctime of the root. File contents are not covered: the files are shared with the live release, whose digests
+/// spare, which changes the ctime of the root. File contents are not covered: the files are shared with the live release, and their digests
 /// were compared when the spare was made.
 pub(super) fn fingerprint(tree: &Confined, entries: &[Entry], threads: usize) -> Result<Digest, FileError> {
     let directories: Vec<&str> =
