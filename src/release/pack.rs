@@ -151,7 +151,7 @@ fn again(job: &ArchiveJob, deploy: &Path, files: &[File]) -> Result<ArchiveRepor
     let previous = previous.as_ref().map(|(file, older)| Previous { file, entries: &older.entries, info: &older.archive });
     let written =
         archive::write(&tree, &items, previous, out, job.threads, manifest.archive.bytes).map_err(|source| match source {
-            // The limit is the expected size of the archive, so a larger archive has other bytes.
+            // The limit is the expected size of the archive, so a larger archive differs from the expected archive.
             ArchiveError::TooLarge { .. } => ReleaseError::OtherBytes { release: job.release },
             source => ReleaseError::Archive { doing: "write", source },
         })?;

@@ -31,8 +31,8 @@ pub struct Keep {
 }
 
 /// Returns the releases to remove, oldest first: all good releases that exceed a limit of `keep`, except the live release, its predecessor
-/// and the pinned releases. Failed releases are removed as soon as a newer good release exists, and do not count against the limits.
-/// `releases` may be in any order.
+/// and the pinned releases. Releases that were never live are removed as soon as a newer good release exists, and do not count against the
+/// limits. `releases` may be in any order.
 pub fn prune_plan(
     releases: &[ReleaseSummary],
     live: Option<ReleaseId>,
@@ -101,7 +101,8 @@ mod tests {
         // After a rollback, an old release is live. The predecessor of the live release and a pinned release stay as well.
         let gone = prune_plan(&all, Some(ids[2]), Some(ids[9]), &[ids[0]], &keep(2));
         assert_eq!(gone, [ids[1], ids[3], ids[4], ids[5], ids[6], ids[7]]);
-        // Failed releases after the newest good release remove no good release. A release that failed before it is removed.
+        // Failed releases after the newest good release remove no good release. A release that failed before the newest good release is
+        // removed.
         let (ids, some) = ten(&[0, 2]);
         assert_eq!(prune_plan(&some, Some(ids[2]), Some(ids[0]), &[], &keep(2)), [ids[1]]);
         assert_eq!(prune_plan(&ten(&[]).1, None, None, &[], &keep(1)), []);

@@ -184,8 +184,9 @@ fn warn_of_outdated(release: ReleaseId, report: &UnpackReport) {
     }
 }
 
-/// Fills `deploy/<next>` with a copy of the installed release `live`, in advance of the next installation. `next` is the id that the next
-/// release will get. Callers run this function in the background. After a failure, the next installation only takes longer.
+/// Fills `deploy/<next>` with a copy of the installed release `live`, in advance of the next installation. `next` is a new id; the next
+/// installation renames the tree to the id of its own release. Callers run this function in the background. After a failure, the next
+/// installation only takes longer.
 pub async fn spare(context: &WorkerContext<'_>, next: ReleaseId, live: ReleaseId) -> Result<Installed, ReleaseError> {
     unpack(context, next, live, Some(live), None, None).await
 }
@@ -209,7 +210,7 @@ async fn unpack(
     })
     .await?;
     let base = before.as_ref().map(|(id, _)| *id);
-    // A spare is a copy of `previous`. The spare is not used if the base of the delta is another release.
+    // A spare is a copy of `previous`. The spare is not used if the base of the delta is not `previous`.
     let spare = spare.filter(|_| base == previous);
     let live = live_since.map(|second| LiveSince { second, is_previous: base.is_some() && base == previous });
     let job = UnpackJob { previous: base, content, spare, live, threads: context.threads, limits: ArchiveLimits::default() };

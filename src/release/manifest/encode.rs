@@ -12,7 +12,7 @@ use larder_archive::pool::{self, both};
 use super::index::{self, ManifestIdentity};
 use crate::{model::Manifest, release::ReleaseError};
 
-/// The number of entries that a thread encodes at a time. Fewer entries are not worth another thread.
+/// The number of entries that a thread encodes at a time. A manifest with at most this number of entries is encoded by one thread.
 const PART: usize = 2048;
 
 /// The text of an empty list of entries, into which the entries are inserted. A manifest contains this text only once, because JSON escapes

@@ -49,8 +49,8 @@ pub(in crate::release) fn parse_both<'a>(
     both(|| parse_known(one, of_one), || parse_known(other, of_other))
 }
 
-/// Returns the problem and the remedy for a file of another format. `what` names the file, `found` is its format, and `known` is the format
-/// that this version reads.
+/// Returns the problem and the remedy for a file in a format that this version does not read. `what` names the file, `found` is its format,
+/// and `known` is the format that this version reads.
 pub(in crate::release) fn other_format(what: &str, found: u32, known: u32) -> String {
     let remedy = if found > known { "update larder" } else { "update larder on the server that wrote it" };
     format!("{what} has the format {found}, but this larder reads the format {known}; {remedy}")
@@ -65,7 +65,7 @@ pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Manifest, ReleaseError> {
     }
     let other = |format| wrong(other_format("it", format, Manifest::FORMAT));
     let manifest: Manifest = serde_json::from_slice(bytes).map_err(|e| match serde_json::from_slice::<Format>(bytes) {
-        // The manifest of another format may not parse at all.
+        // The parser can fail on a manifest in a different format, so the format is read separately.
         Ok(Format { format }) if format != Manifest::FORMAT => other(format),
         _ => wrong(e.to_string()),
     })?;
