@@ -26,7 +26,7 @@ fn prepare() {
             let _ = unsafe { git2::opts::set_search_path(level, "/nonexistent") };
         }
         // SAFETY: `Once` makes this call safe, as for `set_search_path`. The check of a repository's owner is disabled, because the keeper
-        // chooses the user of each worker, and because the owner may not be mapped in a user namespace.
+        // chooses the user of each worker, and because the owner is possibly not mapped in a user namespace.
         let _ = unsafe { git2::opts::set_verify_owner_validation(false) };
         // SAFETY: `Once` makes this call safe, as for `set_search_path`. The size is in bytes, for the whole process.
         let _ = unsafe { git2::opts::set_cache_max_size(32 << 20) };

@@ -1,5 +1,5 @@
-//! The directories below the root, with their owners. All operations are operations of [`RootDirectory`], so the keeper follows no
-//! symlink and never walks through the tree of another user.
+//! The directories below the root, with their owners. All operations in directories of other users are operations of [`RootDirectory`], so
+//! the keeper follows no symlink and never walks through the tree of another user.
 
 use std::{fs, io, path::Path};
 

@@ -1,7 +1,7 @@
 //! Names from user input that become parts of directories, host names and refs.
 //!
-//! Each kind of name has a short list of allowed characters, because names are the only user input that becomes part of a path. The rules
-//! reject paths, options, reserved names of the file system, and letters that look like other letters.
+//! Each kind of name has a short list of allowed characters, because names become parts of paths. The rules reject paths, options, reserved
+//! names of the file system, and letters that look like other letters.
 
 use super::checked_text;
 

@@ -11,7 +11,7 @@ use super::{DeploymentId, ProcessType, ReleaseId, Slot};
 /// newer release nor a restart of the server changes the limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopLimits {
-    /// The time in milliseconds that requests in flight have to finish.
+    /// The time limit for the end of requests in flight, in milliseconds.
     pub drain: u64,
     /// The time in milliseconds between the stop signal and SIGKILL.
     pub grace: u64,
@@ -21,7 +21,7 @@ pub struct StopLimits {
 }
 
 impl StopLimits {
-    /// Returns the time that requests in flight have to finish.
+    /// Returns the time limit for the end of requests in flight.
     pub fn drain(&self) -> Duration {
         Duration::from_millis(self.drain)
     }

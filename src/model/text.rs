@@ -63,7 +63,7 @@ fn printable(line: &str, limit: usize) -> String {
     clean
 }
 
-/// Sanitises one line of bytes that may not be UTF-8.
+/// Sanitises one line of bytes, which are not necessarily UTF-8.
 pub fn sanitise_bytes(line: &[u8]) -> String {
     sanitise_line(&String::from_utf8_lossy(line))
 }

@@ -62,7 +62,7 @@ pub struct Services {
     pub numbers: BuildNumbers,
     /// The scans for drift.
     pub drift: DriftScans,
-    /// The observers, which are notified of every ending and milestone.
+    /// The observers, which are notified of endings and milestones.
     pub observers: Observers,
     /// The proxy's route to each environment.
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,

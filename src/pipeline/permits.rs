@@ -1,8 +1,8 @@
 //! Permits: the server-wide limits on concurrent heavy work. A step takes the permit of the resource that it uses and releases the permit
 //! at its end, so a deployment never holds a permit while it waits for another permit.
 //!
-//! Rollbacks, undos, restarts and removals take no permit: none of them waits for another deployment. Steps after the switch take no permit
-//! either.
+//! Rollbacks, undos, restarts and removals take no permit: none of them waits for a deployment of another environment. Steps after the
+//! switch take no permit either.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ impl Permits {
         }
     }
 
-    /// Acquires a permit. If the deployment has to wait, writes one line to the transcript.
+    /// Acquires a permit. If the deployment must wait, writes one line to the transcript.
     ///
     /// # Errors [`AcquireError`] if the semaphore is closed; larder never closes the semaphore.
     pub async fn acquire(&self, resource: Resource, transcript: &Transcript) -> Result<OwnedSemaphorePermit, AcquireError> {

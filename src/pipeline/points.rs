@@ -177,7 +177,7 @@ impl Pipeline {
     }
 }
 
-/// Returns the owner that a restore point must have to be restored into an environment.
+/// Returns the owner that a restore point must have, so that it can be restored into `environment`.
 pub(super) fn owner(environment: &Environment) -> PointOwner {
     PointOwner { project: environment.project.clone(), environment: environment.name.clone() }
 }

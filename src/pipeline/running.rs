@@ -29,8 +29,8 @@ impl Pipeline {
         self.serve_after(queue, history, live, async || {}).await
     }
 
-    /// Ensures that the live release runs, like [`Pipeline::serve`]. If processes have to be started, calls `before_boot` after the
-    /// slot is emptied and before the first process starts.
+    /// Ensures that the live release runs, like [`Pipeline::serve`]. If processes must be started, calls `before_boot` after the slot is
+    /// emptied and before the first process starts.
     pub(super) async fn serve_after(
         &self,
         queue: &Queue,

@@ -1,7 +1,7 @@
 //! The slots of one environment: a [`SlotTable`] on disk (`slots.json`) and in memory, where steps wait for changes of the table.
 //!
 //! The links `current` and `run` and the journals decide which release is live; each start reconciles the table with the links and the
-//! journals. The table adds the release that still runs in the other slot, and the time limits for stopping this release.
+//! journals. The table adds the release that still runs in the slot that is not live, and the time limits for stopping this release.
 
 use std::{
     io,

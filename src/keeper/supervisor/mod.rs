@@ -23,9 +23,9 @@ use super::{
 };
 use crate::model::ProcessId;
 
-/// The time that a server has to exit after SIGTERM: 30 seconds for deployments, 10 for requests, and 5 in reserve.
+/// The time limit for the exit of a server after SIGTERM: 30 seconds for deployments, 10 for requests, and 5 in reserve.
 const SERVER_GRACE: Duration = Duration::from_secs(45);
-/// The time that applications have to exit when the keeper stops.
+/// The time limit for the exit of applications when the keeper stops.
 const APPLICATION_GRACE: Duration = Duration::from_secs(10);
 /// The maximum time from a stop request to the end of the last process, whatever grace a recipe gives. This time is below the
 /// `TimeoutStopSec=60` of the documented systemd unit.

@@ -17,7 +17,7 @@ use crate::host::launch::{
     wire::{LaunchFrame, LaunchReply, LaunchRequest, MAX_GRACE},
 };
 
-/// The time that a server has to exit after it has closed its connection.
+/// The time limit for the exit of a server that has closed its connection.
 const CLOSED_GRACE: Duration = Duration::from_secs(5);
 /// The maximum number of requests that are performed before other events are handled.
 const REQUESTS_AT_ONCE: usize = 64;

@@ -66,7 +66,7 @@ pub(super) struct Writer<'a, S> {
     /// A function that returns true for the index of an entry that is not written.
     skip: &'a S,
     pub(super) report: UnpackReport,
-    /// The files whose content may not be on the disk yet.
+    /// The files whose content is possibly not on the disk yet.
     held: Vec<(File, String)>,
 }
 
