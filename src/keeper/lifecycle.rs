@@ -118,7 +118,7 @@ mod tests {
         let wrong = ServerExit { code: Some(CONFIGURATION), ..replaced };
         let killed = ServerExit { code: None, ..FIRST };
         for (state, event, next, action) in [
-            // The first start.
+            // These rows describe the first start.
             (installed, Event::Request, Running, Action::None),
             (installed, exited(FIRST), Stopping, Action::Exit(70)),
             (installed, exited(killed), State::Backoff, later),
@@ -132,7 +132,7 @@ mod tests {
             (own, Event::Request, Running, Action::None),
             (State::Backoff, Event::Due, installed, start),
             (State::Backoff, Event::Reload, installed, start),
-            // A reload.
+            // These rows describe a reload.
             (Running, Event::Reload, Draining, Action::Terminate),
             (installed, Event::Reload, Draining, Action::Terminate),
             (Draining, Event::Reload, Draining, Action::None),
@@ -140,7 +140,7 @@ mod tests {
             (Draining, exited(LATER), installed, start),
             (Draining, exited(ServerExit { code: Some(0), ..LATER }), installed, start),
             (Draining, Event::Stop, Stopping, Action::Terminate),
-            // An unexpected exit.
+            // These rows describe an unexpected exit.
             (Running, Event::Request, Running, Action::None),
             (Running, exited(ServerExit { code: Some(0), ..LATER }), Stopping, Action::Exit(0)),
             (Running, exited(LATER), State::Backoff, later),

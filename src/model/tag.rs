@@ -29,7 +29,7 @@ impl<'t> ReleaseNameForm<'t> {
         ReleaseNameForm::Text(name)
     }
 
-    /// Returns the tag that the name may be: the name itself, or the tag in `refs/tags/TAG`. A number is never a tag.
+    /// Returns the tag that the name can mean: the name itself, or the tag in `refs/tags/TAG`. A number is never a tag.
     pub fn tag(self) -> Option<&'t str> {
         match self {
             ReleaseNameForm::Number(_) => None,
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn highest_version_is_the_best_tag_even_if_there_are_names() {
+    fn highest_version_is_preferred_to_other_tags() {
         assert_eq!(best_tag(["v1.9.0", "v1.10.0", "zebra", "v1.10.0-rc2"]), Some("v1.10.0"));
         assert_eq!(best_tag(["2.0-rc1", "1.9", "shop/v1.99"]), Some("2.0-rc1"));
         assert_eq!(best_tag(["beta", "alpha"]), Some("beta"));

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn list_of_exits_is_bounded_and_keeps_the_newest() {
+    fn list_of_exits_is_bounded_and_keeps_the_newest_exits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("restarts.jsonl");
         let release = ReleaseId::new(Timestamp::UNIX_EPOCH);

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_journal_freezes() {
+    fn unreadable_journal_freezes_environment() {
         let directory = tempfile::tempdir().unwrap();
         let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
         let id = DeploymentId::new(Timestamp::now());

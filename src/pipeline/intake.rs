@@ -76,7 +76,7 @@ pub fn decide(environments: &[Environment], updates: &[RefUpdate], atomic: bool)
 }
 
 /// Returns the first of `updates` that git would not store in a repository with the refs `existing`, and the reason. An atomic push must
-/// pass this check first, because git stores the refs that are not deployed only after the deployment, and the deployment cannot be
+/// pass this check before its deployment. git stores the refs that are not deployed only after the deployment, and the deployment cannot be
 /// reverted at that time.
 pub fn unstorable<'u>(updates: &'u [RefUpdate], existing: &BTreeMap<String, CommitId>) -> Option<(&'u RefUpdate, String)> {
     let made = updates.iter().filter(|update| !update.new.is_zero()).map(|update| update.name.as_str());

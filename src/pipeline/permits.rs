@@ -1,5 +1,5 @@
-//! Permits: the server-wide limits on concurrent heavy work. A step takes the permit of the resource that it uses and releases the permit
-//! at its end, so a deployment never holds a permit while it waits for another permit.
+//! Permits: the server-wide limits on concurrent heavy work. A step takes the permit of the resource that it uses, and releases the permit
+//! at its end. A deployment therefore never holds a permit while it waits for a second permit.
 //!
 //! Rollbacks, undos, restarts and removals take no permit: none of them waits for a deployment of another environment. Steps after the
 //! switch take no permit either.

@@ -86,8 +86,8 @@ impl Pipeline {
                 }
             }
         }
-        // The follow-ups are taken up before a deployment can enter the queue, because a deployment would wait for the draining slot, or
-        // would empty this slot before the follow-up has saved its changes.
+        // The follow-ups are taken up before a deployment can enter the queue. Without the follow-ups, a deployment would wait for the
+        // draining slot, and would then empty this slot before its changes are saved.
         self.take_up_followups(&queue);
         self.0.queues.lock().insert(environment.id, queue.clone());
         self.announce_missed(&queue, &unfinished);

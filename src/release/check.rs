@@ -61,7 +61,7 @@ pub fn read_all(file: &File, manifest: &Manifest, limits: &ArchiveLimits, thread
                 return Ok(());
             }
             if let Err(error) = archive.read(frame, &mut reader, &mut Nowhere) {
-                next.store(count, Ordering::Relaxed); // the other threads stop
+                next.store(count, Ordering::Relaxed); // All threads stop.
                 return Err(error);
             }
         }

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_condition_of_a_promotion_is_named() {
+    fn unmet_requirement_of_a_promotion_is_named() {
         let record = record();
         let of = |text: &str| promotable(&policy(text), Some(&record), at(190));
         assert_eq!(served(&record), Duration::from_secs(180));

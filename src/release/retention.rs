@@ -95,7 +95,7 @@ mod tests {
     const ALL: [usize; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 
     #[test]
-    fn prune_plan_keeps_needed_releases_and_ignores_failed_ones() {
+    fn prune_plan_keeps_needed_releases_and_does_not_count_failed_releases() {
         let (ids, all) = ten(&ALL);
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &keep(3)), ids[..7]);
         // After a rollback, an old release is live. The predecessor of the live release and a pinned release stay as well.

@@ -141,7 +141,7 @@ impl InstallTarget<'_> {
             let (mut reader, mut writer) = (delta.reader(), Writer::new(self.tree.cursor(), &is_linked));
             while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(e) = delta.read(*group, &mut reader, &mut writer) {
-                    next.store(groups.len(), Ordering::Relaxed); // the other threads stop
+                    next.store(groups.len(), Ordering::Relaxed); // All threads stop.
                     return Err(e.into());
                 }
             }
@@ -195,7 +195,7 @@ impl InstallTarget<'_> {
             let mut writer = Writer::new(self.tree.cursor(), &is_linked);
             while let Some(frame) = frames.get(next.fetch_add(1, Ordering::Relaxed)) {
                 if let Err(e) = archive.read(*frame, &mut reader, &mut writer) {
-                    next.store(frames.len(), Ordering::Relaxed); // the other threads stop
+                    next.store(frames.len(), Ordering::Relaxed); // All threads stop.
                     return Err(e);
                 }
             }

@@ -30,8 +30,8 @@ pub struct LiveSince {
 }
 
 /// The number of seconds after a switch during which files of the live release may be newer than the switch. Such files exist because a
-/// file that replaces a file of the same second gets the time of the next second, so several fast deployments give files a time in the
-/// future.
+/// file that replaces a file of the same second gets the time of the next second. Several fast deployments therefore give files a time in
+/// the future.
 const AHEAD: u64 = 60;
 
 /// Gives every file that differs from the live release a time after the switch to the live release. A file that is already newer keeps its
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_differs_from_the_live_release_is_newer_than_its_switch() {
+    fn file_that_differs_from_the_live_release_is_newer_than_the_switch() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         let live = [link("current", "new"), file("index.html", "bad"), file("new/a", "n"), file("old/a", "o"), file("same", "s")];

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn health_check_asks_for_the_first_custom_domain() {
+    fn health_check_uses_the_first_custom_domain() {
         let mut environment = Environment::of_shop("production", "main");
         let mut settings = Settings::default();
         assert_eq!(health_host(&environment, &settings, "example.org"), "shop.example.org");
