@@ -131,8 +131,9 @@ impl Pipeline {
     /// Finishes the deployment if it has passed its commit point and no step has failed, or else unwinds the deployment. The plan comes
     /// from the deployment's journal.
     ///
-    /// # Errors The journal cannot be used: it cannot be read, belongs to another environment, or names a step that this version does not
-    /// have. In these cases, no step is run or reverted.
+    /// # Errors
+    /// The journal cannot be used: it cannot be read, belongs to another environment, or names a step that this version does not have. In
+    /// these cases, no step is run or reverted.
     async fn finish_or_unwind(&self, queue: &Queue, id: DeploymentId, why: &str) -> Result<Outcome, JournalError> {
         let (mut deployment, mut journal) = self.reopen(queue, id)?;
         let plan = Plan::of(&deployment.spec.plan).map_err(|unknown| JournalError::UnknownStep {

@@ -100,6 +100,7 @@ pub enum Cgroups {
     /// The older hierarchies (v1) of the memory, pids and cpu controllers.
     V1,
     /// Control groups cannot be used. The keeper limits the data memory of each process instead (`RLIMIT_DATA`). Applications have no such
-    /// limit: their runtimes reserve more memory than they use, and would exceed it. The number of processes is limited for each user.
+    /// limit: their runtimes reserve more memory than they use, and would exceed such a limit. The number of processes is limited for each
+    /// user.
     None,
 }
