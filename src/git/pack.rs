@@ -49,7 +49,7 @@ pub fn export(path: &Path, want: &CommitId, haves: &[CommitId]) -> GitReport {
     let repository = libgit::open(path).map_err(|error| failed(&doing, error.message()))?;
     let is_here = |commit: &CommitId| Oid::from_str(commit.as_str()).is_ok_and(|id| repository.find_commit(id).is_ok());
     if !is_here(want) {
-        return Err(GitFailure::NotFound(want.to_string()));
+        return Err(GitFailure::NotFound(format!("commit {}", want.short())));
     }
     // git fails on the id of a missing object, so commits that the repository does not have are left out.
     let known = haves.iter().take(MAX_HAVES).filter(|have| is_here(have)).map(|have| format!("^{have}\n"));

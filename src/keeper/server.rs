@@ -112,7 +112,7 @@ impl ServerProcess {
     /// Queues a message. A server that does not read its messages is killed.
     pub fn send(&mut self, seq: u64, body: LaunchReply, descriptor: Option<OwnedFd>) {
         if !self.connection.send(seq, body, descriptor) {
-            tracing::error!("server does not read its messages; killing it");
+            tracing::error!("the server does not read its messages; killing the server");
             self.process.kill();
         }
     }

@@ -93,7 +93,7 @@ impl Services {
         let route = routes.entry(environment.id).or_insert_with(|| Route::new(&environment.title()));
         for host in environment.hosts(self.config.domain.as_str()) {
             if let Err(error) = self.proxy.set_route(&host, route.clone()) {
-                tracing::error!(%host, %error, "failed to add route for host");
+                tracing::error!(%host, %error, "cannot add a route for a host");
             }
         }
         route.clone()
@@ -142,7 +142,7 @@ impl Services {
             if let Some(other) = self.taken(environment, domain.as_str()) {
                 tracing::error!(%domain, other, "domain belongs to another environment");
             } else if let Err(error) = self.proxy.set_route(domain.as_str(), route.clone()) {
-                tracing::error!(%domain, %error, "failed to add route for domain");
+                tracing::error!(%domain, %error, "cannot add a route for a domain");
             }
         }
     }

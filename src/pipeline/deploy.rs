@@ -46,7 +46,7 @@ impl Pipeline {
                 self.0.tasks.spawn(async move { this.work_off(queue, first).await });
             }
             Entered::Waits(superseded) => {
-                ticket.transcript.title("Another deployment is under way; this one waits for it");
+                ticket.transcript.title("Another deployment is under way; this deployment waits for its end");
                 if let Some(old) = superseded {
                     let why = format!("superseded by the newer push of {}", ticket.request.commit.short());
                     let (this, fault) = (self.clone(), Failure::blameless(why).in_phase(Phase::Gather));
@@ -77,7 +77,10 @@ impl Pipeline {
             let title = pending.ticket.request.environment.title();
             // The runner catches panics of steps. This line catches panics outside of steps, so that the queue always continues.
             if AssertUnwindSafe(self.deploy(&queue, pending)).catch_unwind().await.is_err() {
-                tracing::error!(environment = title, "deployment panicked outside of a step; the next start recovers it");
+                tracing::error!(
+                    environment = title,
+                    "deployment panicked outside of a step; the next start recovers the deployment"
+                );
             }
             next = queue.advance();
         }
@@ -132,7 +135,8 @@ impl Pipeline {
 
     /// Returns the specification of a deployment, which fixes all decisions that precede the first step.
     async fn specify(&self, queue: &Queue, ticket: &Ticket) -> DeploymentSpec {
-        // The lock waits until no old release is being removed, because this deployment may need the removed release.
+        // The lock waits until no release is being removed, so that the check of the installed tree below does not find a tree that is
+        // about to disappear.
         let _settled = queue.store.lock().await;
         let request = &ticket.request;
         let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);

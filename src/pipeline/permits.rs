@@ -60,7 +60,8 @@ impl Permits {
 
     /// Acquires a permit. If the deployment must wait, writes one line to the transcript.
     ///
-    /// # Errors [`AcquireError`] if the semaphore is closed; larder never closes the semaphore.
+    /// # Errors
+    /// [`AcquireError`] if the semaphore is closed; larder never closes the semaphore.
     pub async fn acquire(&self, resource: Resource, transcript: &Transcript) -> Result<OwnedSemaphorePermit, AcquireError> {
         let semaphore = self.semaphore(resource);
         match semaphore.clone().try_acquire_owned() {

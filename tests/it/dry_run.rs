@@ -118,7 +118,7 @@ fn push_waits_for_a_running_dry_run(world: &World) {
         until("the push waits", || world.larder(&["status"]).ok().contains("another deployment waits"));
         dry_run(world, "gather").exits(3);
         std::fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
-        push.join().unwrap().accepted().says("this one waits for it").says("v2 is live");
+        push.join().unwrap().accepted().says("this deployment waits for its end").says("v2 is live");
     });
     assert!(first.wait().unwrap().success());
     world.serves("shop", "version three");

@@ -130,7 +130,7 @@ fn waiting_push_is_superseded_by_a_newer_one(world: &World) {
     });
     pushes[0].accepted();
     pushes[1].rejected_with("superseded by the newer push");
-    pushes[2].accepted().says("this one waits for it");
+    pushes[2].accepted().says("this deployment waits for its end");
     world.serves("shop", "version three");
     assert_eq!(third.live(), Some(third.head()));
     one_at_a_time(world, "shop");

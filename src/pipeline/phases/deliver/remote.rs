@@ -158,7 +158,7 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
         match imported {
             Ok(()) => break,
             // The pack was fetched in two requests. The remote repository changed between the requests, so the two parts do not fit.
-            Err(error) if resumed && another => tracing::warn!(%error, "resumed pack is not usable; fetching it again"),
+            Err(error) if resumed && another => tracing::warn!(%error, "resumed pack is not usable; fetching the pack again"),
             Err(error) => return Err(Failure::host(&error)),
         }
     }
