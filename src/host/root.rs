@@ -112,7 +112,7 @@ impl EnvironmentPaths {
         &self.0
     }
 
-    /// Returns the directory of the exported source of the last deployed commit.
+    /// Returns the directory of the exported source of the last exported commit.
     pub fn source(&self) -> PathBuf {
         self.0.join("project")
     }
@@ -148,7 +148,7 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.index"))
     }
 
-    /// Returns the path of the health record that was pulled with a release from another server.
+    /// Returns the path of the health record that was received with a release from a server or a sibling environment.
     pub fn health(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.health.json"))
     }

@@ -83,8 +83,8 @@ impl LifecycleState {
             (_, Event::Stop) => (Stopping, Action::Terminate),
 
             (Starting(_), Event::Request) => (Running, Action::None),
-            // If the first server exits before its first request, the keeper exits with the server's status. The operator waits for the
-            // result of the start, and no process exists that must survive the keeper.
+            // If a server exits before any server of this keeper has sent a request, the keeper exits with the server's status. The
+            // operator waits for the result of the start, and no process exists that must survive the keeper.
             (Starting(_), Event::Exited(ServerExit { code: Some(code), served: false, .. })) => (Stopping, Action::Exit(code)),
             // A fallback would not help, because the keeper's program reads the same server file.
             (Starting(_), Event::Exited(ServerExit { code: Some(CONFIGURATION), .. })) => (Backoff, Action::StartLater),

@@ -97,7 +97,8 @@ pub enum LimitClass {
     },
     /// The limits of applications and their commands.
     Application {
-        /// The memory limit of one process in bytes; `None` means no limit.
+        /// The memory limit of one process in bytes, at most the operator's limit. With `None`, only the operator's limit applies, if there
+        /// is one.
         memory: Option<u64>,
     },
     /// The limits of larder's own workers, which process untrusted bytes with little memory.

@@ -77,11 +77,12 @@ pub enum Access {
     None,
     /// The right to read the project's state, logs and releases, and to clone and fetch.
     View,
-    /// The right to push and to deploy.
+    /// The right to push, to deploy, roll back, pull and promote releases, and to take and read restore points.
     Push,
-    /// The right to run commands, to scale and restart processes, to pin releases, to unfreeze environments, and to restore data.
+    /// The right to run commands, to scale and restart processes, to pin releases, to check remotes, to unfreeze environments, to restore
+    /// data, and to remove restore points.
     Operate,
-    /// The right to create and destroy projects, and to manage users.
+    /// The right to create and destroy projects, and to manage users, keys, trusted signers and remotes.
     Admin,
 }
 

@@ -44,7 +44,8 @@ pub struct ProxySettings {
     pub connect_retry_limit: Duration,
     /// Time in which an application must send its response's head, counted from the end of the request.
     pub response_timeout: Duration,
-    /// The maximum number of requests of one route that wait during a hold. Further requests get the maintenance page at once.
+    /// The maximum number of requests of one route that wait during a hold, and of requests that wait at the startup gate. During a hold,
+    /// further requests get the maintenance page at once.
     pub max_waiting: usize,
     /// Time in which requests must finish after the shutdown of the proxy begins. Tunnels get at most two seconds of this time.
     pub shutdown_limit: Duration,

@@ -146,7 +146,7 @@ impl Drop for Redeemed {
 }
 
 impl<T> PushTicket<T> {
-    /// Returns true if a hook of this push was rejected. A rejected hook refuses the push.
+    /// Returns true if a hook of this push was rejected after it had redeemed its token. A rejected hook refuses the push.
     pub fn turned_away(&self) -> bool {
         self.turned_away.load(Ordering::Relaxed)
     }

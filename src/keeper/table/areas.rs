@@ -41,7 +41,7 @@ impl ProcessTable {
     }
 
     /// Discards the directory of an area and creates an empty directory in its place, except for a tree. Returns [`LaunchReply::Busy`]
-    /// while processes use the area; the caller repeats the request. If the area is a slot, kills the `larder run` sessions in the slot.
+    /// while processes use the area; the caller repeats the request. If the area is a slot, kills the tasks in the slot.
     pub fn reset_area(
         &mut self,
         env: EnvId,
@@ -92,7 +92,7 @@ impl ProcessTable {
         Ok(LaunchReply::Done)
     }
 
-    /// Kills the tasks in a slot: `larder run` sessions, which could otherwise use the slot for an unlimited time.
+    /// Kills the tasks in a slot. A task such as a `larder run` session could otherwise use the slot for an unlimited time.
     fn end_tasks(&mut self, env: EnvId, slot: Option<Slot>) {
         let tasks = self.entries.values_mut().filter(|entry| {
             let launch = &entry.launch;
