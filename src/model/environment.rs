@@ -99,7 +99,7 @@ impl Environment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remote {
     pub name: RemoteName,
-    /// The address: `ssh://USER@HOST:PORT/PROJECT[/ENVIRONMENT]`, `file:///DIR`, `https://...` or `s3://BUCKET/PREFIX`. The
+    /// The address: `ssh://USER@HOST:PORT/PROJECT[/ENVIRONMENT]`, `file:///DIR`, `https://...`, `http://...` or `s3://BUCKET/PREFIX`. The
     /// address is stored unchanged, and is checked before each connection.
     pub url: String,
     /// The pinned host key of an ssh address, in the form of a line of a `known_hosts` file without the host.

@@ -19,17 +19,19 @@ pub enum Role {
     Build,
     /// A worker that packs the built `/app` into an archive, as the environment's build user. `/app` is read-only.
     Bundle,
-    /// A worker that unpacks an archive to `deploy/<release>`, as the environment's unpack user.
+    /// A worker that fills the tree `deploy/<release>` from an archive, a delta or an installed release, or renews the times of its files,
+    /// as the environment's unpack user.
     Unpack,
     /// A worker that compares a received archive with its manifest. The worker runs as the environment's unpack user, without access to any
     /// directory of larder.
     Verify,
     /// An application process at `/app` in a slot, which runs as the environment's run user.
     Run,
-    /// A single command at `/app` in a slot (a release command or `larder run`), which runs as the environment's run user.
+    /// A single command at `/app` in a slot, such as a release command, a phase script or a command of `larder run`. The command runs as
+    /// the environment's run user.
     Task,
-    /// A worker that finds changed files in `/app` of a slot, or in the installed tree if the launch has no slot. The worker runs as the
-    /// environment's run user, and changes nothing.
+    /// A worker that finds changed files in `/app` of a slot, or in the installed tree if the launch has no slot, and packs the changed
+    /// files of a slot for a patch. The worker runs as the environment's run user, and changes neither the slot nor the tree.
     Drift,
     /// A worker that applies a patch to the release in a slot, as the environment's run user.
     Patch,

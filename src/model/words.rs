@@ -79,8 +79,8 @@ pub enum Access {
     View,
     /// The right to push, to deploy, roll back, pull and promote releases, and to take and read restore points.
     Push,
-    /// The right to run commands, to scale and restart processes, to pin releases, to check remotes, to unfreeze environments, to restore
-    /// data, and to remove restore points.
+    /// The right to run commands, to scale and restart processes, to pin releases, to check remotes, to unfreeze environments, to save and
+    /// drop patches, to restore data, and to remove restore points.
     Operate,
     /// The right to create and destroy projects, and to manage users, keys, trusted signers and remotes.
     Admin,

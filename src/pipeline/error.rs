@@ -29,7 +29,7 @@ pub enum PipelineError {
     Busy {
         /// The environment as `project/environment`.
         environment: String,
-        /// The operation: "being deployed (ID)", "being restarted".
+        /// The operation, such as "being deployed (ID)" or "being restarted".
         doing: String,
     },
     /// The server is stopping.

@@ -1,5 +1,5 @@
-//! Follow-ups: the work after the verdict. The old slot is drained and stopped, old releases and records are pruned, the release
-//! is published, and the repository is packed. A follow-up cannot fail the deployment and may run twice. If the server is killed,
+//! Follow-ups: the work after the verdict. For example, the old slot is drained and stopped, old releases and records are pruned, the
+//! release is published, and the repository is packed. A follow-up cannot fail the deployment and may run twice. If the server is killed,
 //! the next server continues the follow-ups.
 
 use std::fs;

@@ -1,8 +1,8 @@
 //! Permits: the server-wide limits on concurrent heavy work. A step takes the permit of the resource that it uses, and releases the permit
 //! at its end. A deployment therefore never holds a permit while it waits for a second permit.
 //!
-//! Rollbacks, undos, restarts and removals take no permit: none of them waits for a deployment of another environment. Steps after the
-//! switch take no permit either.
+//! Rollbacks, undos, restarts, restores and removals take no permit: none of them waits for a deployment of another environment. Steps
+//! after the switch take no permit either.
 
 use std::sync::Arc;
 
