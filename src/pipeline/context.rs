@@ -220,8 +220,8 @@ impl Deployment {
         }
     }
 
-    /// Returns an error if `current` names the release of this deployment. In this case the undo of the switch has failed, and
-    /// the release that `current` names must stay complete.
+    /// Returns an error if `current` names the release of this deployment, unless this release was live when the deployment began. In this
+    /// case the undo of the switch has failed, and the release that `current` names must stay complete.
     pub fn is_not_current(&self) -> Result<(), Failure> {
         let release = self.spec.release.to_string();
         match std::fs::read_link(self.paths.current()) {

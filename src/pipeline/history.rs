@@ -39,9 +39,9 @@ pub struct Summary {
     pub slot: Slot,
     /// The moment at which the deployment began.
     pub opened: Timestamp,
-    /// The moment at which the deployment ended; `None` while it runs.
+    /// The moment at which the deployment ended; `None` if the deployment has not ended.
     pub ended: Option<Timestamp>,
-    /// The outcome; `None` while the deployment runs.
+    /// The outcome; `None` if the deployment has not ended.
     pub outcome: Option<Outcome>,
     /// True if a person has unfrozen the environment after the deployment got stuck.
     pub cleared: bool,

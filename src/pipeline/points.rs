@@ -61,7 +61,8 @@ impl Pipeline {
         BackupContext { launcher, project: environment.project_id, environment: environment.id }
     }
 
-    /// Locks the restore points of an environment, and returns its queue with the lock. Returns an error if the lock is held.
+    /// Locks the restore points of an environment, and returns its queue with the lock. Returns an error if the lock is held, or if the
+    /// environment is not in service.
     pub(super) fn lock_points(
         &self,
         environment: &Environment,

@@ -126,8 +126,8 @@ pub enum ReleaseError {
 }
 
 impl ReleaseError {
-    /// Returns true if the project caused the error, not this machine. A worker *refuses* a bad tree or archive, but *fails* because of the
-    /// machine.
+    /// Returns true if the project or a received deliverable caused the error, not this machine. A worker *refuses* a bad tree or archive,
+    /// but *fails* because of the machine.
     pub fn is_for_the_pusher(&self) -> bool {
         use ReleaseError::{Ignore, Refused, Rejected, Unfit};
         matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Rejected(_))

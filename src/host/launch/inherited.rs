@@ -14,7 +14,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
 /// Takes over the inherited descriptor `number`, and marks the descriptor close-on-exec, so that children do not inherit the descriptor.
-/// Fails if the descriptor was already taken over.
+/// Fails if `number` is below 3, or if the descriptor is not open or was already taken over.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     let invalid = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
     if number < 3 {
