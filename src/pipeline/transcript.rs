@@ -168,8 +168,8 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Returns the next whole lines, at most 32 KiB unless a single line is longer. Returns `None` at the end of a closed
-    /// transcript.
+    /// Returns the next whole lines, at most 32 KiB. A line that is longer than 32 KiB is returned in pieces. Returns `None` at the end of
+    /// a closed transcript.
     pub async fn next(&mut self) -> Option<String> {
         let offset = self.offset;
         let (bytes, _) = *self.state.wait_for(|(bytes, closed)| *bytes > offset || *closed).await.ok()?;
