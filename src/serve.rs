@@ -77,8 +77,8 @@ fn kind(error: &KeeperError) -> ErrorKind {
     }
 }
 
-/// Returns the environment variables that the server inherits: log level, systemd's socket, credentials for buckets, and the failpoints
-/// of a test build.
+/// Returns the environment variables that the server inherits: log level, backtraces, systemd's socket, access to buckets, and the
+/// failpoints of a test build.
 fn inherited_variables() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let mut names = vec!["LARDER_LOG", "NOTIFY_SOCKET", "RUST_BACKTRACE"];
     names.extend(BUCKETS);

@@ -49,7 +49,7 @@ const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 /// deployments.
 const WORK_DRAIN: Duration = Duration::from_secs(30);
 
-/// The maximum number of simultaneous requests of one user. Most requests start a process.
+/// The maximum number of simultaneous ssh requests of one user. Most requests start a process.
 const MAX_REQUESTS_PER_USER: usize = 16;
 
 /// The time within which a client must read an error.
@@ -81,7 +81,7 @@ pub enum ServerError {
     #[error(transparent)]
     Signing(SigningKeyError),
     /// A request to the keeper failed.
-    #[error("keeper request failed")]
+    #[error("cannot complete a request to the keeper")]
     Keeper(#[source] crate::host::launch::LaunchError),
 }
 

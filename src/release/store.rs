@@ -27,8 +27,8 @@ pub fn list(releases: &Path) -> Result<Vec<ReleaseId>, ReleaseError> {
     Ok(found)
 }
 
-/// Returns the manifest heads of all releases in a `releases/` directory, oldest first. A manifest that is unreadable or names another
-/// release is logged and skipped.
+/// Returns the manifest heads of all releases in a `releases/` directory, oldest first. A manifest that cannot be read, or that names a
+/// release other than its file name, is logged and skipped.
 pub fn heads(releases: &Path) -> Result<Vec<Head>, ReleaseError> {
     let mut heads = Vec::new();
     for id in list(releases)? {
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn list_with_partial_releases_returns_whole_ones_in_order() {
+    fn list_returns_releases_with_a_manifest_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = (id(1000), id(2000));
         for name in [format!("{new}.manifest.json"), format!("{old}.manifest.json"), format!("{old}.tar.zst")] {

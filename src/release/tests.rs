@@ -1,4 +1,4 @@
-//! Tests of the workers: listing, bundling, installing and verifying trees.
+//! Tests of the workers of releases: listing, bundling, installing and verifying trees, and reading manifests.
 
 use std::{
     fs::File,
@@ -101,7 +101,7 @@ fn paths(made: &Made) -> Vec<&str> {
 }
 
 #[test]
-fn installed_tree_equals_the_bundled_one() {
+fn installed_tree_equals_bundled_tree() {
     let dir = tempfile::tempdir().unwrap();
     let app = dir.path().join("app");
     put(&app, "a/b/c.txt", "c");
@@ -120,7 +120,7 @@ fn installed_tree_equals_the_bundled_one() {
     assert_eq!((report.entries, report.linked, report.unpacked), (9, 0, 3));
     let tree = deploy.join(id.to_string());
     assert_eq!(verify(&tree, &made.parsed).unwrap(), []);
-    // A half-finished attempt is replaced.
+    // The next installation replaces an incomplete tree.
     put(&tree, "half/done", "x");
     std::fs::remove_file(tree.join("a/b/c.txt")).unwrap();
     install_at(&deploy, id, &made, None).unwrap();
@@ -189,7 +189,7 @@ fn twenty_releases_share_unchanged_files() {
     }
     for release in Confined::open(&deploy).unwrap().names().unwrap() {
         let found = verify::compare(&deploy.join(release), &last.as_ref().unwrap().1.parsed.entries, 2, false).unwrap();
-        assert!(found.len() <= 1, "{found:?}"); // the edited file is shorter in the first ten releases
+        assert!(found.len() <= 1, "{found:?}"); // in the first ten releases, the edited file has another size
     }
     let each = (sizes[19] - sizes[0]) / 19;
     // Each release has its own directories and its own edited file; all other files are shared.
@@ -225,7 +225,7 @@ fn reused_file_with_a_flipped_byte_is_restored_from_the_archive() {
     assert_eq!(std::fs::read(deploy.join(two.to_string()).join("damaged")).unwrap(), b"some content");
     assert_eq!((report.linked, report.unpacked), (1, 2));
 
-    // Making a spare finds the damage as well, and the release that is installed into the spare is sound.
+    // The worker that makes a spare finds the damage as well. The release that is installed into this spare has no damage.
     let copy = install_at(&deploy, spare, &first, Some((one, &first))).unwrap();
     let report = install_on(&deploy, spare, &second, Some((one, &first)), copy.fingerprint).unwrap();
     assert_eq!(std::fs::read(deploy.join(spare.to_string()).join("damaged")).unwrap(), b"some content");
@@ -254,7 +254,7 @@ fn damaged_previous_tree_is_not_shared() {
 }
 
 #[test]
-fn installing_into_a_spare_touches_only_changes() {
+fn installation_into_a_spare_changes_only_different_files() {
     let dir = tempfile::tempdir().unwrap();
     let (app, deploy) = (dir.path().join("app"), dir.path().join("deploy"));
     std::fs::create_dir(&deploy).unwrap();
@@ -288,7 +288,7 @@ fn installing_into_a_spare_touches_only_changes() {
     let tree = deploy.join(second.to_string());
     assert_eq!(verify(&tree, &new.parsed).unwrap(), []);
     assert_eq!(verify(&deploy.join(first.to_string()), &old.parsed).unwrap(), []);
-    // A tree that is no longer a copy of the previous release is cleared first.
+    // A tree that is no longer a copy of the previous release is cleared before the installation.
     put(&tree, "kept/more", "x");
     let report = install_on(&deploy, second, &new, Some((first, &old)), spare.fingerprint).unwrap();
     assert_eq!((report.linked, report.unpacked), (2, 3));
@@ -342,7 +342,7 @@ fn entries_that_no_release_can_hold_are_refused_or_left_out() {
 }
 
 #[test]
-fn larderignore_keeps_files_out() {
+fn entries_that_match_larderignore_are_left_out() {
     let dir = tempfile::tempdir().unwrap();
     for path in ["keep", "node_modules/x/y", "src/a.o", "src/b.c"] {
         put(dir.path(), path, path);
@@ -523,7 +523,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_installed_tree_equals_the_bundled_one(first in node(), second in node()) {
+    fn any_installed_tree_equals_bundled_tree(first in node(), second in node()) {
         let dir = tempfile::tempdir().unwrap();
         let wrap = |node: &Node| Node::Dir(vec![("x".into(), node.clone())]);
         plant(&dir.path().join("one"), &wrap(&first));

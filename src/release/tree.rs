@@ -104,7 +104,7 @@ fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") }
 }
 
-/// Returns the names of the entries of a directory, without those of its subdirectories.
+/// Returns the names of the entries that are directly in a directory.
 fn children(found: &Found, directory: &str) -> Vec<String> {
     let start = if directory.is_empty() { String::new() } else { format!("{directory}/") };
     let mut names = Vec::new();

@@ -1,7 +1,7 @@
 //! Decides which received deliverables are accepted; [`accept`](super::accept()) acts on the decisions.
 //!
 //! An attacker without the signing key can rename files, exchange them, and present old releases as new. Therefore file names are never
-//! trusted: release, commit, project and environment are taken from the signed statement. If a release was requested by name, only this
+//! trusted: release, commit, project and environment are taken from the signed statement. If a release was requested by its id, only this
 //! release is accepted. If the newest release was requested, a release that is older than an accepted release is refused ([`Accepted`]).
 //! This module cannot detect an attacker who holds back newer releases.
 

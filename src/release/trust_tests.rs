@@ -56,7 +56,8 @@ fn refusal(expect: &Expectation, manifest: &Manifest, trust: &[PublicKey]) -> Re
 fn look(file: &File, manifest: &Manifest) -> Result<(), Refusal> {
     let quick = check::verdict(manifest, check::read_digests(file, manifest, &ArchiveLimits::default())).unwrap();
     let whole = check::verdict(manifest, check::read_all(file, manifest, &ArchiveLimits::default(), 2)).unwrap();
-    // The thorough check also refuses everything that the quick check refuses, but not the other way round.
+    // The thorough check refuses everything that the quick check refuses. The quick check may accept an archive that the thorough check
+    // refuses.
     assert!(quick.is_ok() || whole.is_err(), "{quick:?} {whole:?}");
     whole
 }
@@ -106,7 +107,8 @@ fn unsigned_untrusted_and_forged_releases_are_refused() {
     assert!(found.hint().contains(&format!("larder key trust shop {}", other.public())), "{}", found.hint());
     assert!(matches!(refusal(&shop(), &signed(plain, &key), &[]), Refusal::UnknownSigner { .. }), "no key is trusted");
 
-    // A signature of an untrusted key that names a trusted key, then a signature of the trusted key for another statement.
+    // The first forgery is signed by an untrusted key and names a trusted key. The second forgery has a signature of the trusted key for
+    // another statement.
     let mut forged = signed(plain, &other);
     forged.signature.as_mut().unwrap().key = key.public();
     let found = refusal(&shop(), &forged, &trust);
@@ -176,7 +178,7 @@ fn old_build_offered_as_the_newest_is_refused() {
             five.release, six.release
         )
     );
-    // An old release that was requested by name is accepted. The known release is not old. Each signer has its own mark.
+    // An old release that was requested by its id is accepted. The release of the mark itself is not old. Each signer has its own mark.
     let named = Expectation { release: Some(five.release), ..shop() };
     accept(&named, &five, &trust, &accepted).unwrap();
     accept(&newest, &six, &trust, &accepted).unwrap();
@@ -234,14 +236,14 @@ fn signer_with_many_environments_displaces_only_its_own_marks() {
 }
 
 #[test]
-fn newer_formats_and_other_files_are_refused() {
+fn newer_format_and_malformed_file_are_refused() {
     let (_dir, made) = small();
     let text = serde_json::to_string(&made.parsed).unwrap();
     let newer = text.replacen("\"format\":1", "\"format\":2,\"novelty\":[]", 1);
     let found = read_manifest(newer.as_bytes()).unwrap_err();
     assert_eq!(found.to_string(), "the manifest has the format 2 (expected at most 1)");
     assert_eq!(found.hint(), "update larder on this server");
-    // A newer format is reported even if nothing else can be parsed.
+    // A newer format is reported even if the manifest has no other valid field.
     assert!(matches!(read_manifest(b"{\"format\":9,\"entries\":7}"), Err(Refusal::NewerFormat { format: 9, .. })));
     let older = text.replacen("\"format\":1", "\"format\":0", 1);
     for bad in ["", "{}", "[]", "null", "\u{0}", &text[1..], &text[..text.len() - 1], &older, &"[".repeat(100_000)] {
@@ -418,7 +420,7 @@ fn health_record_of_another_release_or_signer_is_refused() {
 }
 
 #[test]
-fn older_health_record_does_not_replace_a_newer_one() {
+fn older_health_record_does_not_replace_newer_record() {
     let (_dir, made) = small();
     let key = key();
     let manifest = &made.parsed;

@@ -18,7 +18,7 @@ pub enum Address {
         host: String,
         /// The port; default 22.
         port: u16,
-        /// The name of the project on the other server.
+        /// The name of the project on the remote server.
         project: ProjectName,
         /// The environment of the project; `None` for all environments.
         environment: Option<EnvironmentName>,
@@ -27,7 +27,7 @@ pub enum Address {
     Directory(String),
     /// The URL of a directory on a web server, without the project's name.
     Web(String),
-    /// A prefix in a bucket of S3.
+    /// A prefix in an S3 bucket.
     Bucket {
         /// The name of the bucket.
         bucket: String,

@@ -16,9 +16,9 @@ use crate::model::{CommitId, EnvironmentName, ProjectName, ReleaseId, Remote, sa
 
 /// The maximum length of the list of ranges in one command, in bytes. The SSH client sends commands of at most 1024 bytes.
 const MAX_RANGES_BYTES: usize = 600;
-/// The time limit for a list of offers, which a push may wait for.
+/// The time limit for a list of offers. A push may wait for this list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(60);
-/// The time limit for a small answer that the remote may have to compute, such as the digest of a delta.
+/// The time limit for a small answer that the remote computes on request, such as the digest of a delta.
 const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 /// The maximum number of commits that a request for a pack lists as already present on this server.
 const MAX_HAVES: usize = 12;
@@ -277,7 +277,7 @@ impl DeliverableStore {
         }
     }
 
-    /// Runs a command on the other server, with the rights that the other server grants to this server's key.
+    /// Runs a command on the remote server, with the rights that the remote server grants to this server's key.
     pub async fn exec(&self, words: &[String]) -> Result<Exec, RemoteError> {
         self.server("run commands")?.exec(words).await
     }

@@ -222,7 +222,7 @@ mod tests {
         assert_eq!(found("v2"), Some(2));
         assert_eq!(found("v1.4.0"), Some(2));
         assert_eq!(found(&offers[2].release.to_string()), Some(1));
-        // Of two releases of one commit, the newer one is found.
+        // Two releases have this commit; the newer release is found.
         assert_eq!(found("abababab"), Some(3));
         assert_eq!(found(offers[1].commit.as_str()), Some(2));
         for missing in ["v9", "ab", "", "deadbeef", "v", "2"] {

@@ -30,8 +30,8 @@ pub struct Publication {
     pub health: Option<Vec<u8>>,
 }
 
-/// Publishes a release: the archive first, and the offer after all files of the release, because the offer makes the release visible. The
-/// call may be repeated: an archive or manifest that is already published is not sent again. Returns the number of bytes sent.
+/// Publishes a release: the archive first, and the offer after all files of the release, because the offer makes the release visible. A
+/// repeated call does not send an archive or a manifest that is already published. Returns the number of bytes sent.
 pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u64, RemoteError> {
     let Some(store) = remote.files() else {
         return Err(RemoteError::NotAStore { remote: remote.title().to_owned() });
@@ -79,7 +79,7 @@ pub async fn publish(remote: &DeliverableStore, share: &Publication) -> Result<u
     }
     sent = sent.saturating_add(small(store.offer_path(project, release), "offer", json(&share.offer)).await?);
     if store.is_listable() {
-        // The list is rebuilt from all published offers. An offer that is missing because of a concurrent publication is therefore added by
+        // The list is rebuilt from the published offers. An offer that is missing because of a concurrent publication is therefore added by
         // the next publication.
         let mut offers = store.list(project, u64::MAX).await?;
         offers.truncate(MAX_OFFERS);

@@ -5,7 +5,7 @@
 //!                   <release>.manifest.json
 //!                   <release>.health.json        the health record at the time of publication
 //!                   <release>.offer.json         the offer, written last, because an offer makes the release visible
-//!                   index.json                   all offers, because the directories of web servers cannot be listed
+//!                   index.json                   the newest offers, because the directories of web servers cannot be listed
 //! ```
 
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -46,7 +46,7 @@ pub struct ObjectFiles {
 }
 
 impl ObjectFiles {
-    /// Opens the store at `address`, which must not be the address of a larder server. `buckets` are the settings for buckets of S3.
+    /// Opens the store at `address`, which must not be the address of a larder server. `buckets` are the settings for S3 buckets.
     pub fn open(title: &str, address: &Address, buckets: &[(String, String)]) -> Result<ObjectFiles, RemoteError> {
         // This call fails only if a provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();

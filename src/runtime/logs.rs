@@ -1,4 +1,4 @@
-//! The output of processes. This file reads the output from the keeper's pipes, writes lines to rotated files, and sends lines to
+//! The output of processes: this module reads the output from the keeper's pipes, writes lines to rotated files, and sends lines to
 //! followers.
 
 use std::{

@@ -130,7 +130,7 @@ pub struct Instance {
     pub id: ProcessId,
     /// The identity of the process.
     pub label: Label,
-    /// The exits of the process since its first start.
+    /// The exits of the process since this server started or adopted it.
     pub exits: watch::Receiver<Exits>,
 }
 
@@ -144,7 +144,7 @@ impl Instance {
 /// The exits of a supervised process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Exits {
-    /// The number of exits. The keeper restarts the process after each exit.
+    /// The number of exits since this server started or adopted the process. The keeper restarts the process after each exit.
     pub count: u32,
     /// The last exit.
     pub last: Option<Exit>,

@@ -18,7 +18,7 @@ use crate::{
 /// The reason why a process could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
-    /// The keeper refused the request or failed to perform it.
+    /// The keeper refused the request or failed to carry out the request.
     #[error("cannot start or stop {process}")]
     Launch {
         /// The name of the process, such as `web.1`. For a task, the first 60 characters of the command.
@@ -86,7 +86,7 @@ impl Runtime {
     }
 
     /// Records that a supervised process exited. Returns the label of the process, or `None` for an unknown process. The server calls this
-    /// function for each exit that the keeper reports.
+    /// function for each exit after which the keeper restarts the process.
     pub fn exited(&self, id: ProcessId, exit: Exit) -> Option<Label> {
         let supervised = self.0.supervised.lock();
         let process = supervised.get(&id)?;
@@ -210,7 +210,8 @@ impl Runtime {
     }
 
     /// Adds the processes that outlived the previous server, and returns the number of added processes. `logs` returns the directory of an
-    /// environment's logs, or `None` for an environment that no longer exists. The processes of a removed environment are stopped.
+    /// environment's logs, or `None` for an environment that no longer exists. The processes of a removed environment are stopped, as are
+    /// processes whose label cannot be decoded.
     ///
     /// A process that the previous server was stopping does not become an instance. [`Runtime::stop_each`] waits for the exit of such a
     /// process.

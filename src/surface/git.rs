@@ -207,7 +207,8 @@ impl Pushes {
             }
         }
         let mut early = session.ticket.early.lock();
-        // Only the request of proc-receive states if the push is atomic. For an atomic push, proc-receive then refuses the other refs, too.
+        // Only the request of proc-receive states if the push is atomic. If an atomic push has an objection, proc-receive refuses all of
+        // its refs.
         early.discarded = accepted == 0;
         early.objections = objections;
         early.discarded
@@ -427,6 +428,6 @@ async fn explain(output: Option<OwnedFd>, text: &str) {
     let text = text.to_owned();
     let written = tokio::task::spawn_blocking(move || File::from(output).write_all(text.as_bytes()));
     if !matches!(written.await, Ok(Ok(()))) {
-        tracing::debug!("cannot write advice to the pusher");
+        tracing::debug!("cannot write advice to the client");
     }
 }

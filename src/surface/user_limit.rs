@@ -1,4 +1,4 @@
-//! A limit on the connections or requests that one user may have at the same time, so that one user cannot block others.
+//! A limit on the connections or requests that one user may have at the same time, so that one user cannot block other users.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -19,7 +19,7 @@ pub fn work() -> io::Result<()> {
 }
 
 /// Deletes the content of `area`, including unreadable, read-only and very deep directories. Files of other users stay. An error does not
-/// stop the deletion: the function returns the first error of the last round at the end.
+/// stop the deletion: at the end, the function returns the first error of the last round.
 pub fn empty(area: &Path) -> io::Result<()> {
     let _ = chmodat(CWD, area, open_mode(), AtFlags::empty());
     let top = openat(CWD, area, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;

@@ -69,7 +69,7 @@ where
     }
 }
 
-/// Returns true if a complete file with the right digest exists. A file with a wrong digest is removed.
+/// Returns true if a complete file with the right digest exists. A file with a wrong size or digest is removed.
 pub(super) async fn is_whole(lease: &IncomingLease, path: &Path, piece: Piece) -> Result<bool, RemoteError> {
     let path = path.to_owned();
     let look = move || {

@@ -92,8 +92,8 @@ impl HeldFrames {
         HeldFrames(known)
     }
 
-    /// Copies a piece from an older archive to its offset in `to`. Returns false if no copy was made. The caller must
-    /// verify the digest of a copy.
+    /// Copies a piece from an older archive to the offset of the piece in `to`. Returns false if the piece was not copied completely. The
+    /// caller must verify the digest of a copy.
     pub(super) fn copy(&self, piece: &Piece, to: &File, buffer: &mut [u8]) -> bool {
         let Some((from, offset, bytes)) = self.0.get(&piece.digest).filter(|(.., bytes)| *bytes == piece.bytes) else {
             return false;

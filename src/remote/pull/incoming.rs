@@ -79,7 +79,8 @@ pub(super) fn remove(directory: &Path) -> io::Result<()> {
     fs::remove_dir_all(&renamed)
 }
 
-/// Locks an incoming directory. Returns `None` if another pull has the lock, or if the directory was removed before this call got the lock.
+/// Locks an incoming directory. Returns `None` if another pull has the lock, or if the lock file was removed before this call locked the
+/// file.
 fn lock(directory: &Path) -> io::Result<Option<File>> {
     let path = directory.join(LOCK);
     let lock = File::options().create(true).append(true).open(&path)?;

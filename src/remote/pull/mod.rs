@@ -37,7 +37,7 @@ use crate::{
     model::ReleaseId,
 };
 
-/// A function that is called with the number of bytes that were fetched or reused so far, and the total.
+/// A function that is called with the number of bytes that were fetched or reused so far, and the number of all bytes of the transfer.
 pub type ProgressFn = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 /// A function that checks the manifest file before the archive is fetched. The function rejects the manifest with
@@ -203,7 +203,8 @@ async fn content(
 /// The maximum number of held releases from which a delta is requested.
 const MAX_BASES: usize = 2;
 
-/// Fetches a delta from a held release. Returns false if no delta is smaller than the archive.
+/// Fetches a delta from a held release. Returns false if no delta was fetched: the store requests no deltas, or the remote has no delta
+/// that is smaller than the archive.
 async fn by_delta(
     remote: &DeliverableStore,
     offer: &Offer,

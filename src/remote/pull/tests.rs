@@ -141,7 +141,7 @@ async fn published_release_is_listed_and_pulled() {
     assert_eq!(names.len(), 4, "{names:?}");
     world.accept(pulled, offer.release);
     assert_eq!(std::fs::read_dir(world.paths.incoming()).unwrap().count(), 0);
-    // The release is not fetched again, but its health record is.
+    // The next pull fetches only the health record, because the environment has the release.
     std::fs::write(world.shared(&offer, "health.json"), b"[1]").unwrap();
     let again = world.pull(&offer, &[]).await.unwrap();
     assert_eq!((again.content, again.fetched), (PulledContent::Held, 0));
@@ -197,7 +197,7 @@ async fn intact_parts_of_an_interrupted_pull_are_reused() {
         let pulled = world.pull(&offer, &[]).await.unwrap();
         assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, fetched), "{rot}");
     }
-    // A note with an invalid position.
+    // The note has an invalid position, so every frame is fetched again.
     clear(&pulled.directory);
     drop(std::fs::remove_file(directory.join(LOCK)));
     leave(0, u64::MAX, u64::MAX, None);
@@ -233,7 +233,7 @@ async fn corrupt_or_contradictory_data_of_a_remote_is_rejected() {
         let names = std::fs::read_dir(world.incoming(offer.release)).unwrap().map(|entry| entry.unwrap().file_name());
         assert!(names.filter_map(|name| name.into_string().ok()).all(|name| name != "archive.tar.zst"));
     };
-    // Positions within frames and at their edges.
+    // In each round, one byte at the edge of a frame is wrong.
     for at in [0, 99_999, 100_000, 299_999] {
         let mut wrong = bytes.clone();
         wrong[at] ^= 0x80;
@@ -246,7 +246,7 @@ async fn corrupt_or_contradictory_data_of_a_remote_is_rejected() {
     assert!(matches!(cut, RemoteError::Damaged { .. } | RemoteError::Lost { .. }), "{cut}");
     nothing_final();
     std::fs::write(world.shared(&offer, "tar.zst"), &bytes).unwrap();
-    // A manifest that contradicts the offer, or whose frames overlap.
+    // The manifest contradicts the offer, or the frames of the manifest overlap.
     let good = std::fs::read_to_string(world.shared(&offer, "manifest.json")).unwrap();
     for (from, to) in [("\"shop\"", "\"blog\""), ("\"staging\"", "\"testing\""), ("\"offset\":100000", "\"offset\":99999")] {
         clear(&world.incoming(offer.release));
@@ -288,7 +288,7 @@ async fn concurrent_pulls_of_one_release_are_serialised() {
         }
     };
     let (one, other) = tokio::join!(one, other);
-    assert!(one != other, "exactly one pull must fetch it");
+    assert!(one != other, "exactly one pull must fetch the release");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The ssh client of one other larder server: the connection, the commands, and the output of commands.
+//! The ssh client for a remote larder server: the connection, the commands, and the output of commands.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -26,11 +26,11 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const MAX_KEEPALIVES: usize = 3;
 /// The maximum time without data during a transfer, even if the keep-alive requests are answered.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
-/// The maximum time before the first byte of an answer. The other server may have to compute a delta first.
+/// The maximum time before the first byte of an answer. The remote server may have to compute a delta before it answers.
 const COMPUTE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
-/// The maximum number of requests on one connection. The other server allows 32 requests.
+/// The maximum number of requests on one connection. The remote server allows 32 requests.
 const MAX_REQUESTS: usize = 24;
-/// The maximum length of a command that is sent to the other server, in bytes. Every version of larder accepts commands of this length.
+/// The maximum length of a command that is sent to the remote server, in bytes. Every version of larder accepts commands of this length.
 const MAX_COMMAND: usize = 1024;
 /// The maximum size of the standard error that is kept for messages, in bytes.
 const MAX_WORDS: usize = 4096;
@@ -79,7 +79,7 @@ struct Connection {
     requests: usize,
 }
 
-/// A client of another larder server.
+/// A client for a remote larder server.
 pub struct RemoteServer {
     /// The name and address of the server, for messages.
     title: String,
@@ -196,7 +196,7 @@ pub enum ExecOutput {
     Err(Bytes),
 }
 
-/// A running command. If this value is dropped, the channel is closed, and the other server terminates the command.
+/// A running command. If this value is dropped, the channel is closed, and the remote server terminates the command.
 pub struct Exec {
     channel: Channel<Msg>,
     _connection: Arc<Handle<Pinned>>,

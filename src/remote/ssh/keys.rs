@@ -131,7 +131,7 @@ impl PullKey {
         Ok(PullKey(Arc::new(key)))
     }
 
-    /// Returns the public key as one line, for `larder user add --key` on the other server.
+    /// Returns the public key as one line, for `larder user add --key` on a remote server.
     pub fn line(&self) -> String {
         line_of(self.0.public_key())
     }

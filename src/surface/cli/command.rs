@@ -32,7 +32,7 @@ pub(super) type ViewOf<C> = <<C as Command>::Request as Request>::View;
 pub(super) enum Shown {
     /// A listing or a page.
     Page(String),
-    /// One or two sentences about the change that the command made. With `--json`, this text is the field `done` of the view.
+    /// A short text about the change that the command made. With `--json`, this text is the field `done` of the view.
     Done(String),
     /// Text that another program reads, such as a patch. The text is written unchanged, except to a terminal.
     Verbatim(String),

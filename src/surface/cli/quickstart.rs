@@ -175,7 +175,7 @@ fn guide(root: &Path) -> Result<(), CommandError> {
         guide.run(Command::new("git").arg("-C").arg(&site).args(arguments))?;
     }
     say(&format!("\n$ cd {}\n$ git push prod main", site.display()));
-    // GIT_SSH_COMMAND of the caller would override core.sshCommand above, and use another key.
+    // The caller's `GIT_SSH_COMMAND` would override `core.sshCommand` above, and ssh would use another key.
     let mut push = Command::new("git");
     let pushed = push.arg("-C").arg(&site).args(["push", "prod", "main"]).env_remove("GIT_SSH_COMMAND").status();
     if !pushed.is_ok_and(|status| status.success()) {
@@ -255,7 +255,7 @@ mod tests {
         fs::set_permissions(&root, fs::Permissions::from_mode(0o755)).unwrap();
         let link = directory.path().join("link");
         symlink(&root, &link).unwrap();
-        assert!(refused(&link), "a link of another user");
+        assert!(refused(&link), "a symlink");
         let file = directory.path().join("file");
         fs::write(&file, "").unwrap();
         assert!(refused(&file));

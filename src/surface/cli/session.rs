@@ -20,7 +20,7 @@ use crate::{
     remote::ssh::{Exec, ExecOutput},
 };
 
-/// The maximum length of a line of another server's output, in bytes. A longer line is split.
+/// The maximum length of a line of a remote server's output, in bytes. A longer line is split.
 const MAX_LINE: usize = 16 << 10;
 
 /// Carries out a command. Returns the exit status.
@@ -48,7 +48,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
     let gone = io.gone.clone();
     let answering = conclude(outcome, json, io);
     tokio::pin!(answering);
-    // A caller that loses the right meanwhile is treated like a caller that disconnects.
+    // If the caller loses the right while the command runs, the command ends as if the caller had disconnected.
     tokio::select! {
         code = &mut answering => code,
         () = control.revoked(caller, project.as_ref(), needed) => {
@@ -105,7 +105,7 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
                 Ok(child) => child,
                 Err(error) => return Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
             };
-            // The caller's output ends when the command closes it, not when this function returns.
+            // Only the command then holds the caller's descriptors, so the caller's output ends when the command exits.
             drop(stderr);
             let exit = tokio::select! {
                 exit = child.wait() => exit,
@@ -172,7 +172,7 @@ async fn deployment(mut screen: Screen, mut ticket: Ticket, goal: DeploymentGoal
     Ok(if reached { 0 } else { failed })
 }
 
-/// Writes the output of another server line by line, without control characters.
+/// Writes the output of a remote server line by line, without control characters.
 async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> io::Result<u8> {
     let mut unfinished = [Vec::new(), Vec::new()];
     loop {
@@ -189,7 +189,7 @@ async fn relay(mut screen: Screen, mut exec: Exec, gone: &CancellationToken) -> 
                 for hint in error.hints() {
                     screen.err(&sanitise_text(&format!("hint: {hint}\n"))).await?;
                 }
-                // The outcome on the other server is unknown, so the status does not report a failed deployment.
+                // The outcome on the remote server is unknown, so the exit status does not report a failed deployment.
                 return Ok(ErrorKind::Refused.exit_code());
             }
         };

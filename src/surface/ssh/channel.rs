@@ -115,7 +115,7 @@ impl Input {
         true
     }
 
-    /// Waits until a chunk has been taken from the queue.
+    /// Waits until a chunk was taken from the queue, or the queue was discarded.
     pub(super) async fn space_freed(&self) {
         self.taken.notified().await;
     }

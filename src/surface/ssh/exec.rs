@@ -54,7 +54,7 @@ pub enum ExecError {
         /// The length of the request, in bytes.
         given: usize,
     },
-    /// The request is not UTF-8, or has control characters.
+    /// The request is not UTF-8, or has a control character other than a tab or a newline.
     #[error("the command contains bytes that are not printable text")]
     NotText,
     /// The git program is not one of the two services.
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn other_requests_are_split_into_words() {
+    fn request_not_for_git_is_split_into_words() {
         let verb = |words: &[&str]| ExecRequest::Verb(words.iter().map(|w| w.to_string()).collect());
         assert_eq!(parse(b"config set shop 'A=b c'").unwrap(), verb(&["config", "set", "shop", "A=b c"]));
         assert_eq!(parse(b"run shop -- ls -l").unwrap(), verb(&["run", "shop", "--", "ls", "-l"]));

@@ -36,8 +36,8 @@ pub struct ExecIo {
     pub stdout: OwnedFd,
     /// The error output, which clients show apart from the output.
     pub stderr: OwnedFd,
-    /// Cancelled when the client closes the channel, disconnects or sends Ctrl-C. The server does not abort the request: the handler must
-    /// end the request by itself.
+    /// The token that is cancelled when the client closes the channel, disconnects, or sends Ctrl-C or a signal. The server does not abort
+    /// the request: the handler must end the request by itself.
     pub gone: CancellationToken,
     /// The number of ref updates in the input so far; 0 unless the request is a push.
     pub commands: PushCommands,
@@ -60,7 +60,7 @@ pub struct ExecCall {
     pub io: ExecIo,
 }
 
-/// Identifies users and carries out their requests.
+/// The interface of the handler that identifies users and carries out their requests.
 pub trait ExecHandler: Send + Sync + 'static {
     /// Returns the user of a key. The function must change nothing, because clients may offer keys that they cannot sign with. The function
     /// must not block, because it runs on the connection's task. The server calls the function again before each request, so that a removed

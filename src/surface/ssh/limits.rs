@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn totals_apply_to_all_and_early_drop_grows() {
+    fn total_limits_apply_to_every_source_and_early_drop_grows() {
         let limiter = ConnectionLimiter::new(SshLimits::default());
         let now = Instant::now();
         let mut inside = Vec::new();

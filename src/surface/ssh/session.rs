@@ -46,9 +46,9 @@ pub(super) enum SessionError {
 
 /// The progress of a connection, for the task that oversees it.
 pub(super) struct ConnectionProgress {
-    /// Cancelled when the key exchange is done.
+    /// The token that is cancelled when the key exchange is done.
     pub(super) keyed: CancellationToken,
-    /// Cancelled when a user has logged in.
+    /// The token that is cancelled when a user has logged in.
     pub(super) logged_in: CancellationToken,
     /// The number of running requests.
     pub(super) busy: watch::Sender<usize>,
@@ -88,7 +88,7 @@ impl Drop for Busy {
 
 struct Open {
     shared: Arc<ChannelState>,
-    /// Absent after the first request, because a channel carries only one request.
+    /// The sender to the client; absent after the first request, because a channel carries only one request.
     write: Option<ChannelWriteHalf<Msg>>,
     tty: Option<Tty>,
     git_protocol: Option<String>,

@@ -91,7 +91,7 @@ pub enum ObjectWord {
     Archive,
     /// The health record of the release
     Health,
-    /// The delta that turns an older release into this one
+    /// The delta that turns an older release into this release
     Delta,
     /// The commit of the release, as a pack of git
     Pack,

@@ -39,7 +39,7 @@ impl KeyVerb {
     }
 }
 
-/// Add another key to a user
+/// Add an SSH key to a user
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  larder key add alice --key-file ~/.ssh/laptop.pub\n  ssh -p 2222 larder@HOST key add alice --key \"'$(cat ~/.ssh/laptop.pub)'\""

@@ -62,7 +62,7 @@ impl Command for ReleaseListArgs {
 /// Show, compare, export, import and pin releases
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "A release is named by its number (v42), a tag of its commit (v1.4.0), its id or its commit. The first four or more characters of an id or a commit are enough. If several releases have the same commit, the commit names the newest of them. A name like v3 is always a number; the tag v3 is named refs/tags/v3."
+    after_help = "A release is named by its number (v42), a tag of its commit (v1.4.0), its id or its commit. The first four or more characters of an id or a commit are enough. If several releases have the same commit, the commit names the newest of these releases. A name like v3 is always a number; the tag v3 is named refs/tags/v3."
 )]
 pub enum ReleaseVerb {
     Show(ReleaseShowArgs),
@@ -92,7 +92,7 @@ impl ReleaseVerb {
 pub struct ReleaseShowArgs {
     #[command(flatten)]
     on: OnTarget,
-    /// Release; the live one if none is named
+    /// Release [default: the live release]
     #[arg(value_name = "RELEASE", value_parser = release_name)]
     release: Option<String>,
 }
@@ -177,7 +177,7 @@ pub struct ReleaseDiffArgs {
     /// Older release
     #[arg(value_name = "FROM", value_parser = release_name)]
     from: String,
-    /// Newer release; the live one if none is named
+    /// Newer release [default: the live release]
     #[arg(value_name = "TO", value_parser = release_name)]
     to: Option<String>,
 }

@@ -117,7 +117,7 @@ async fn large_input_arrives_and_echo_does_not_deadlock() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stuck_channel_does_not_block_others() {
+async fn stuck_channel_does_not_block_other_channels() {
     let world = World::new().await;
     let socket = world.root().join("mux");
     let file = world.root().join("input");
@@ -136,7 +136,7 @@ async fn stuck_channel_does_not_block_others() {
         let other = world.ssh("alice").args(["-S", &path, "git@127.0.0.1", "zeros 4"]).output().await.unwrap();
         assert_eq!((other.stdout.len(), other.status.code()), (4 << 20, Some(7)));
     }
-    // A channel whose client does not read its output does not block others, either.
+    // A channel whose client reads no output does not block other channels, either.
     let mut lazy = world.ssh("alice").args(["-S", &path, "git@127.0.0.1", "zeros 30"]).stdout(Stdio::piped()).spawn().unwrap();
     lazy.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
     for _ in 0..3 {

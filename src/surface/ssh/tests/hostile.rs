@@ -127,7 +127,7 @@ async fn channels_per_connection_are_limited() {
     for _ in 0..3000 {
         assert!(matches!(handle.channel_open_session().await, Err(russh::Error::ChannelOpenFailure(_))));
     }
-    // A channel that ended is replaced by another, thirty-two in total.
+    // Each channel that ended is replaced by a new channel, until the connection has opened 32 channels.
     for _ in 4..32 {
         let channel = open.remove(0);
         channel.exec(true, "true").await.unwrap();
@@ -269,22 +269,22 @@ async fn silent_and_slow_clients_are_disconnected() {
         config.limits.login_grace = Duration::from_millis(1400);
     })
     .await;
-    // A client that sends nothing.
+    // The first client sends nothing.
     hung_up(TcpStream::connect(world.address).await.unwrap()).await;
-    // A client that sends its greeting, then nothing.
+    // The second client sends its greeting, then nothing.
     let mut greeted = TcpStream::connect(world.address).await.unwrap();
     greeted.write_all(b"SSH-2.0-x\r\n").await.unwrap();
     hung_up(greeted).await;
-    // A client that sends endless data before its greeting.
+    // The third client sends endless data instead of a greeting.
     let mut chatty = TcpStream::connect(world.address).await.unwrap();
     while chatty.write_all(&[b'x'; 65536]).await.is_ok() {}
-    // A client that never logs in, but keeps the connection busy.
+    // The fourth client never logs in, but keeps the connection busy.
     let handle = connect(&world).await;
     while !handle.is_closed() {
         let _ = handle.send_keepalive(false).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // On a busy machine an honest login may exceed the limit as well, so it is retried.
+    // On a busy machine, an honest login can exceed the limit as well, so the login is retried.
     while !world.run("alice", &["true"]).await.status.success() {}
     world.end().await;
 }
@@ -362,7 +362,7 @@ async fn login_succeeds_during_connection_flood() {
     for _ in 0..300 {
         flood.push(TcpStream::connect(world.address).await.unwrap());
     }
-    // Sixty-four connections are kept for half a second; then others are accepted again.
+    // The server keeps 64 connections of the flood for half a second. Then new connections are accepted.
     loop {
         if world.run("alice", &["true"]).await.status.success() {
             break;
@@ -398,7 +398,7 @@ async fn stuck_request_does_not_grow_memory() {
 
 const FEW_FILES: &str = "LARDER_TEST_FEW_FILES";
 
-/// The limit applies to a whole process, so this test starts itself again and floods the new process.
+/// The limit on descriptors applies to a whole process, so this test starts itself again and floods the new process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn descriptor_exhaustion_is_survived() {
     if let Some(path) = std::env::var_os(FEW_FILES) {

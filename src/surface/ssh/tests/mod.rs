@@ -34,9 +34,9 @@ struct TestHandler {
     repositories: std::path::PathBuf,
     keys: Mutex<Vec<(String, SshIdentity)>>,
     calls: Mutex<Vec<Call>>,
-    /// Notified after a change of `keys`.
+    /// The sender for the receivers of [`ExecHandler::key_changes`].
     changed: watch::Sender<()>,
-    /// Notified when the command `stuck` ends because its client is gone.
+    /// The notification that the command `stuck` has ended because its client is gone.
     finished: Arc<Notify>,
 }
 
