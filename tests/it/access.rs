@@ -9,10 +9,10 @@ in_one_mode!(
     unknown_key_is_refused,
     removed_user_is_disconnected,
     requests_per_user_are_limited,
-    changes_during_a_push_apply_to_it,
+    changes_during_a_push_apply_to_the_push,
     ssh_request_outside_the_grammar_is_refused,
     environment_of_the_client_is_ignored,
-    commands_print_the_same_locally_and_over_ssh,
+    command_output_is_the_same_locally_and_over_ssh,
     keys_are_added_and_removed,
     private_key_is_refused_and_not_logged,
     largest_accepted_rsa_key_can_be_added_over_ssh,
@@ -25,7 +25,7 @@ fn rights_allow_and_refuse_commands(world: &World) {
     world.key("bob");
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
     let bob = repo.by("bob");
-    // Without a right the project seems not to exist.
+    // To a user without a right, the project seems not to exist.
     let unseen = bob.git(&["ls-remote", &bob.url()]);
     assert_ne!(unseen.status, 0);
     unseen.says("no project shop that you may see");
@@ -49,7 +49,7 @@ fn rights_allow_and_refuse_commands(world: &World) {
     for words in [&["project", "create", "more"][..], &["user", "list"], &["project", "destroy", "shop", "--confirm", "shop"]] {
         world.ssh("bob", words).exits(3);
     }
-    // A hidden project and a missing one get the same answer.
+    // Requests for a hidden project and for a missing project get the same answer.
     let words = |project: &str| world.ssh("bob", &["releases", project]).exits(4).stderr.replace(project, "X");
     assert_eq!(words("secret"), words("nowhere"));
     world.ssh("bob", &["project", "list"]).keeps_quiet_about("secret").says("shop");
@@ -72,7 +72,7 @@ fn unknown_key_is_refused(world: &World) {
 
 fn keys_are_added_and_removed(world: &World) {
     world.key("laptop");
-    // The server sees no file of the client; its hint works.
+    // The server cannot read a file of the client. The command in the server's hint works.
     world.ssh("alice", &["key", "add", "alice", "--key-file", "k.pub"]).exits(2).says("--key \"'$(cat FILE)'\"");
     let key = std::fs::read_to_string(world.public_key("laptop")).unwrap();
     world.ssh("alice", &["key", "add", "alice", "--key", &format!("'{}'", key.trim())]).ok();
@@ -81,7 +81,7 @@ fn keys_are_added_and_removed(world: &World) {
     let fingerprint = Output::of(world.client("ssh-keygen").arg("-lf").arg(world.public_key("laptop")));
     let fingerprint = fingerprint.ok().split(' ').nth(1).unwrap().to_owned();
     world.larder(&["user", "list"]).says(&fingerprint);
-    // Open connections of the removed key end, others stay.
+    // Open connections of the removed key end; connections of other keys stay.
     let open = |user: &str| {
         let control = world.directory().join("home").join(format!("c-{user}"));
         let mut command = world.client("ssh");
@@ -105,7 +105,7 @@ fn ssh_request_outside_the_grammar_is_refused(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
-    // Without a command the user is shown; there is no shell.
+    // Without a command, the server shows the name of the user; there is no shell.
     world.ssh("alice", &[]).exits(0).says("alice");
     for words in [
         "git-upload-archive 'shop'",
@@ -178,7 +178,7 @@ fn environment_of_the_client_is_ignored(world: &World) {
     }
 }
 
-fn commands_print_the_same_locally_and_over_ssh(world: &World) {
+fn command_output_is_the_same_locally_and_over_ssh(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -214,12 +214,12 @@ fn removed_user_is_disconnected(world: &World) {
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
     world.larder(&["user", "grant", "bob", "shop", "operate"]).ok();
     world.ssh("bob", &["whoami"]).exits(0).says("bob");
-    // Connections with running requests.
+    // Each of these connections has a running request.
     let open = |words: &[&str]| {
         let mut open = world.client("ssh");
         open.args(world.ssh_options("bob")).arg("larder@127.0.0.1").args(words);
         let mut open = open.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        assert!(!within(Duration::from_millis(500), || open.try_wait().unwrap().is_some()), "it did not stay open");
+        assert!(!within(Duration::from_millis(500), || open.try_wait().unwrap().is_some()), "the connection did not stay open");
         open
     };
     let mut logs = open(&["logs", "shop", "--follow"]);
@@ -250,9 +250,9 @@ fn requests_per_user_are_limited(world: &World) {
         logs.args(world.ssh_options("alice")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
         logs.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // A few connections above the limit, because the command below may get the place of one of them.
+    // There are a few more connections than the limit allows, because the command below may get the place of a connection.
     let mut all: Vec<_> = (0..19).map(|_| follow()).collect();
-    until("there are too many", || {
+    until("there are too many requests", || {
         let more = world.ssh("alice", &["whoami"]);
         more.status == 3 && more.stderr.contains("alice has 16 requests in progress")
     });
@@ -265,7 +265,7 @@ fn requests_per_user_are_limited(world: &World) {
 }
 
 /// The client of a push has read the server's refs and waits before it sends anything, while environments and rights change.
-fn changes_during_a_push_apply_to_it(world: &World) {
+fn changes_during_a_push_apply_to_the_push(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -291,10 +291,10 @@ fn changes_during_a_push_apply_to_it(world: &World) {
         until("the push has begun", || gate.with_extension("here").exists());
         let served =
             || processes::of(world.directory()).iter().any(|process| process.arguments.iter().any(|a| a == "receive-pack"));
-        until("git serves it", served);
+        until("git serves the push", served);
         push
     };
-    // An environment that was created meanwhile deploys.
+    // An environment that is created during the push deploys its branch.
     bob.page("version two");
     let push = started("next");
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
@@ -341,7 +341,7 @@ fn private_key_is_refused_and_not_logged(world: &World) {
     assert!(!log.contains(secret), "a private key is in the server's log");
 }
 
-/// Every key that is accepted fits into a command over ssh, with a long comment.
+/// Every accepted key, even with a long comment, fits into a command over ssh.
 fn largest_accepted_rsa_key_can_be_added_over_ssh(world: &World) {
     let field = |bytes: &[u8]| [&u32::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat();
     let modulus = [&[0][..], &[0xff; 1023], &[0xfd]].concat();

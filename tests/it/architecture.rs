@@ -31,10 +31,10 @@ const KEPT: [(&str, &[&str]); 18] = [
     ("larder_sandbox", &["keeper"]),
 ];
 
-/// The lines of a file without its tests.
+/// The maximum number of lines of a file without its tests.
 const MAX_LINES: usize = 500;
 
-/// The lines of the privileged role without its tests, few enough for one person to audit them.
+/// The maximum number of lines of the privileged role without its tests, so that one person can audit the role.
 const MAX_KEEPER_LINES: usize = 2500;
 
 /// The sources of the program itself, with their paths below `src/`.
@@ -109,7 +109,7 @@ fn module_imports_only_modules_below_it() {
 fn super_does_not_leave_the_top_level_module() {
     let mut wrong = Vec::new();
     for (path, source) in program() {
-        // Modules inside a file are indented, and there `super` is the file.
+        // A module inside a file is indented; its `super` is the module of the file.
         for line in source.code().lines().filter(|line| !line.starts_with(' ')) {
             let supers = line.matches("super::").count();
             if supers > 0 && supers >= depth(&path) && line.contains(&"super::".repeat(depth(&path))) {
@@ -205,7 +205,7 @@ fn keeper_without_tests_has_at_most_2500_lines() {
     assert!(all <= MAX_KEEPER_LINES, "the keeper has {all} lines (limit {MAX_KEEPER_LINES}): {files:#?}");
 }
 
-/// The crate with the keeper's mechanisms must not learn of larder, or the keeper could no longer be audited alone.
+/// If the crate with the keeper's mechanisms depended on another crate of larder, the keeper could not be audited without that crate.
 #[test]
 fn sandbox_crate_depends_on_no_other_crate_of_larder() {
     let manifest = fs::read_to_string(top().join("crates/sandbox/Cargo.toml")).unwrap();
@@ -221,5 +221,5 @@ fn unsafe_code_is_in_one_file_per_directory() {
     let mut directories: Vec<_> = files.iter().map(|path| path.parent()).collect();
     directories.sort();
     directories.dedup();
-    assert_eq!(directories.len(), files.len(), "one file for each directory that needs it: {files:?}");
+    assert_eq!(directories.len(), files.len(), "a directory has several files with unsafe code: {files:?}");
 }

@@ -25,7 +25,7 @@ in_one_mode!(
     restore_into_a_frozen_environment_is_refused,
     restore_point_of_another_project_or_newer_format_is_refused,
     pusher_may_take_and_operator_may_restore,
-    exact_restore_point_before_a_restore_is_required,
+    restore_without_a_complete_copy_of_the_live_data_is_refused,
 );
 
 const PROCFILE: &str = "web: exec larder static-server --root .\n";
@@ -349,7 +349,7 @@ fn restore_during_a_deployment_is_refused(world: &World) {
     let restore = || world.larder(&["backup", "restore", "shop", "latest", "--yes"]);
     std::thread::scope(|scope| {
         let push = scope.spawn(|| repo.push());
-        until("it is being deployed", || !world.has_ended("shop"));
+        until("the push is being deployed", || !world.has_ended("shop"));
         restore().exits(3).says("being deployed");
         // A restore point can be taken during a deployment, because a capture does not change the data.
         take(world);
@@ -430,8 +430,9 @@ fn pusher_may_take_and_operator_may_restore(world: &World) {
     world.ssh("ann", &["backup:remove", "shop", "latest"]).ok();
 }
 
-/// A restore keeps the replaced data as a restore point, so an unreadable file would be lost.
-fn exact_restore_point_before_a_restore_is_required(world: &World) {
+/// The replaced data is kept only as a restore point. An unreadable file is missing in this restore point, so a restore would lose the
+/// file.
+fn restore_without_a_complete_copy_of_the_live_data_is_refused(world: &World) {
     shop(world);
     sh(world, "echo one > media/file");
     take(world);

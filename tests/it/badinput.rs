@@ -1,4 +1,4 @@
-//! Malformed files: file, line, what was expected, and a hint, in git's own line, before anything has changed.
+//! Refusals of malformed files: the reason names the file, the line, the expected value and a hint, and nothing was changed.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ fn malformed_file_is_refused_with_its_line(world: &World) {
     let good = repo.head();
     repo.push().accepted();
     let before = world.snapshot("shop");
-    // The file, its text, the reason in git's own line, and further output for the pusher.
+    // Each case has a file, its text, the reason in git's line for the ref, and further output for the client.
     let cases: [(&str, &str, &str, &str); 9] = [
         (
             "larder.yml",
@@ -55,7 +55,7 @@ fn malformed_file_is_refused_with_its_line(world: &World) {
     assert_eq!(repo.live(), Some(good));
     world.serves("shop", "version one");
     assert_eq!(world.outcomes("shop").len(), 1, "a deployment was started for a malformed recipe");
-    // All problems of a file are shown, not only the first.
+    // All problems of a file are shown, not only the first problem.
     repo.write("larder.yml", "helth: 1\nscal: 2\n");
     repo.commit("two mistakes");
     repo.push().rejected_with("and 1 more").says("larder.yml:2");
@@ -86,11 +86,11 @@ fn wrong_recipe_is_refused_before_objects_are_kept(world: &World) {
     // Refs that are refused leave no objects either.
     repo.push_as(&["HEAD:refs/notes/x"]).rejected_with("only branches and tags");
     assert_eq!(objects(world), kept);
-    // An atomic push refuses the other ref, too.
+    // If one ref of an atomic push is refused, the other ref is refused, too.
     let both = ["HEAD:refs/heads/main", "HEAD:refs/heads/feature"];
     let push = repo.push_as(&["--atomic", both[0], both[1]]);
     push.rejected_with("").says(wrong).says("another ref of this atomic push was refused");
-    // Otherwise each ref is decided separately; the stored branch is complete.
+    // In a push that is not atomic, each ref is decided separately. The stored branch is complete.
     repo.push_as(&both).rejected_with("helth").says("feature is stored and not deployed");
     assert_eq!(repo.ls_remote()["refs/heads/feature"], bad);
     let copy = world.directory().join("clones/copy");
@@ -127,7 +127,7 @@ fn every_malformed_fixture_is_refused_by_a_push(world: &World) {
         let push = repo.push_as(&["--force", "HEAD:refs/heads/main"]);
         let errors = fs::read_to_string(fixtures.join(format!("{name}.errors"))).unwrap();
         for error in errors.lines().take(5) {
-            // File, line and the beginning of the message; a long line may be cut.
+            // Only file, line and the beginning of the message are compared, because a long line may be cut.
             let start: String = error.chars().take(60).collect();
             assert!(push.remote().iter().any(|line| line.contains(&start)), "{name}: {start:?} is not in {}", push.0);
         }

@@ -47,10 +47,10 @@ fn project_is_created_deployed_and_destroyed(world: &World) {
     world.serves("shop", "version one");
     world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).exits(0);
     assert_eq!(world.application("shop"), Vec::<i32>::new());
-    assert!(!world.root().join("projects/shop/production").exists(), "its directory is still there");
+    assert!(!world.root().join("projects/shop/production").exists(), "the directory of the environment still exists");
     world.larder(&["project", "info", "shop"]).exits(4);
     assert_eq!(world.get("shop", "/").status, 404);
-    // The name is free again, and the new project shares nothing with the old one.
+    // The name is free again, and the new project shares nothing with the destroyed project.
     world.project("shop");
     assert_eq!(repo.live(), None);
     repo.push().accepted().says("v1 is live");
@@ -75,7 +75,7 @@ fn listings_print_json(world: &World) {
     assert_eq!(json(&["user", "list", "--json"])[0]["name"], "alice");
     assert_eq!(json(&["whoami", "--json"])["name"], "alice");
     assert!(json(&["doctor", "--json"]).as_array().unwrap().len() > 5);
-    // The same command with an option for the project, and on the server itself.
+    // The output is the same with an option for the project, and for a command on the server itself.
     assert_eq!(json(&["releases", "-a", "shop", "--json"]), releases);
     assert_eq!(world.larder(&["--json", "releases", "--app", "shop"]).json(), releases);
     assert_eq!(world.larder(&["releases", "shop", "--json"]).json(), releases);
@@ -123,7 +123,7 @@ fn second_environment_deploys_its_own_branch(world: &World) {
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
     repo.git(&["ls-remote", "--symref", &repo.url(), "HEAD"]).says("ref: refs/heads/main");
     world.larder(&["releases", "shop/staging"]).says("v1");
-    // The hint names this environment, not the default one.
+    // The hint names this environment, not the default environment.
     repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
     repo.commit("does not build");
     repo.push_as(&["HEAD:refs/heads/next"]).says("`larder deploy shop/staging --retry`").rejected();
@@ -136,10 +136,10 @@ fn excess_local_commands_are_refused(world: &World) {
         let mut logs = world.larder_command();
         logs.args(["logs", "shop", "--follow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // A few clients above the limit, because the command below may get the place of one of them.
+    // There are a few more clients than the limit allows, because the command below may get the place of a client.
     let mut all: Vec<_> = (0..68).map(|_| follow()).collect();
-    until("there are too many", || {
-        // A follower that was refused, because all connected at once, tries again.
+    until("there are too many commands", || {
+        // A client that was refused, because all clients connected at the same time, connects again.
         for one in &mut all {
             if one.try_wait().unwrap().is_some() {
                 *one = follow();
@@ -175,7 +175,7 @@ fn failed_project_creation_frees_the_name(world: &World) {
     world.larder(&["project", "list"]).keeps_quiet_about("shop");
     assert!(!world.root().join("projects/shop").exists());
     world.project("shop");
-    // The same for an environment of an existing project, which stays as it is.
+    // If the creation of an environment of an existing project fails, the project stays as it is.
     world.restart(&[("FAILPOINTS", "attach-fails=1*off->1*return")]);
     let staging = ["project", "create", "shop", "--env", "staging", "--branch", "next"];
     world.larder(&staging).exits(70);
@@ -239,8 +239,8 @@ fn missing_or_second_server_is_reported(world: &World) {
     let mut command = world.client(env!("CARGO_BIN_EXE_larder"));
     command.arg("--root").arg(&nowhere).args(["releases", "shop"]);
     Output::of(&mut command).exits(4).says("no server runs in").says("larder serve --root");
-    assert!(!nowhere.exists(), "asking made a directory");
-    // A second server on the same root does not disturb the first.
+    assert!(!nowhere.exists(), "the command created a directory");
+    // A second server on the same root does not disturb the first server.
     let mut second = world.larder_command();
     second.args(["serve", "--ssh", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
     let second = Output::of(&mut second);
@@ -265,7 +265,7 @@ fn closed_output_is_no_error(world: &World) {
 fn quickstart_serves_a_page(world: &World) {
     let root = world.directory().join("q");
     fs::create_dir(&root).unwrap();
-    // Application ports of its own: other worlds have those from 10000 on.
+    // This server has application ports below 10000, because other worlds use the ports from 10000 on.
     let first = 9000 + std::process::id() % 15 * 50;
     fs::write(root.join("larder.yml"), format!("ports:\n  from: {first}\n  to: {}\n", first + 49)).unwrap();
     let mut command = world.client(world.directory().join("larder").to_str().unwrap());
@@ -273,7 +273,7 @@ fn quickstart_serves_a_page(world: &World) {
     let mut quickstart = command.process_group(0).spawn().unwrap();
     let mut lines = BufReader::new(quickstart.stdout.take().unwrap()).lines().map_while(Result::ok);
     let live = lines.find_map(|line| line.strip_prefix("The example is live: http://").map(str::to_owned));
-    let live = live.unwrap_or_else(|| panic!("it ended before the example was live: {:?}", quickstart.wait()));
+    let live = live.unwrap_or_else(|| panic!("the quickstart ended before the example was live: {:?}", quickstart.wait()));
     let (host, port) = live.rsplit_once(':').unwrap();
     let page = http::get(port.parse().unwrap(), host, "/").unwrap();
     assert_eq!((host, page.status), ("hello.localhost", 200), "{page:?}");
@@ -284,7 +284,7 @@ fn quickstart_serves_a_page(world: &World) {
     git(&["commit", "--quiet", "-a", "-m", "My first change"]).ok();
     git(&["push", "prod", "main"]).exits(0).says("v2 is live");
     http::get(port.parse().unwrap(), host, "/").unwrap().holds("my first change");
-    // A second quickstart does not take the directory of the first.
+    // A second quickstart does not use the directory of the first quickstart.
     let mut again = world.client(world.directory().join("larder").to_str().unwrap());
     Output::of(again.arg("quickstart").arg("--root").arg(&root)).exits(3).says("the directory contains a server already");
     kill_process_group(Pid::from_child(&quickstart), Signal::INT).unwrap();
@@ -322,7 +322,7 @@ fn local_command_above_64_kib_is_carried_out(world: &World) {
         let counted = world.larder(&["run", "shop", "--", "sh", "-c", "printf %s \"$1$1\" | wc -c", "sh", &word]);
         assert_eq!(counted.ok().trim(), (2 * length).to_string());
     }
-    // Above the limit, the sentence names both sizes.
+    // If the command is longer than the limit, the error names the limit.
     let word = "x".repeat(120_000);
     let words: Vec<&str> = ["run", "shop", "--", "true"].into_iter().chain(std::iter::repeat_n(word.as_str(), 9)).collect();
     world.larder(&words).exits(2).says("at most 1048576 are accepted").keeps_quiet_about("reset");

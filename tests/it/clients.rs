@@ -1,4 +1,5 @@
-//! SSH clients other than OpenSSH below git, shared connections, unusual clones and refs: each must see the verdict.
+//! Pushes through SSH clients other than OpenSSH, over shared connections, from unusual clones, and of unusual refs. Each client must see
+//! the verdict.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Command};
 
@@ -159,8 +160,8 @@ fn refused_push_exits_1_on_the_ssh_channel(world: &World) {
     assert_eq!(status, "0");
 }
 
-/// git's receive-pack exits with 0 although it has refused every ref: objects that fsck refuses, a pack above the limit, a damaged
-/// pack, and hidden refs. No hook of larder runs then.
+/// git's receive-pack exits with 0 although it has refused every ref, because of objects that fsck refuses, a pack above the limit, a
+/// damaged pack, or hidden refs. In these cases, no hook of larder runs.
 fn push_that_git_refuses_before_hooks_exits_1_on_the_ssh_channel(world: &World) {
     let file = world.root().join("larder.yml");
     let settings = std::fs::read_to_string(&file).unwrap().replace("limits:\n", "limits:\n  push_bytes: 1M\n");
@@ -174,7 +175,7 @@ fn push_that_git_refuses_before_hooks_exits_1_on_the_ssh_channel(world: &World) 
     let (push, status) = push_with_channel_status(world, &repo, &main);
     push.accepted();
     assert_eq!(status, "0");
-    // Nothing to push is no refusal, and neither is a dry run.
+    // A push without changes and a dry run are not refused.
     assert_eq!(push_with_channel_status(world, &repo, &main).1, "0");
     repo.page("version two");
     let dry = [OsStr::new("--dry-run"), main[0], main[1]];
@@ -183,7 +184,7 @@ fn push_that_git_refuses_before_hooks_exits_1_on_the_ssh_channel(world: &World) 
     let hidden = [OsStr::new(&url), OsStr::new("HEAD:refs/larder/mine")];
     let (push, status) = push_with_channel_status(world, &repo, &hidden);
     assert!(push.0.status != 0 && status == "1", "a hidden ref: {status} {}", push.0);
-    // A hidden ref beside a good one.
+    // A hidden ref is refused, even beside an accepted ref.
     let both = [OsStr::new(&url), OsStr::new("HEAD:refs/tags/beside"), OsStr::new("HEAD:refs/larder/mine")];
     let (push, status) = push_with_channel_status(world, &repo, &both);
     assert!(push.0.status != 0 && status == "1", "a hidden ref beside a tag: {status} {}", push.0);
@@ -205,7 +206,7 @@ fn push_that_git_refuses_before_hooks_exits_1_on_the_ssh_channel(world: &World) 
     push.says("unpacker error");
     assert_eq!(status, "1", "{}", push.0);
 
-    // A damaged pack, from a client that is not git.
+    // A client other than git sends a damaged pack.
     let command = format!("{good} {commit} refs/heads/main\0report-status");
     let input = [format!("{:04x}{command}0000", command.len() + 4).as_bytes(), b"PACK\0\0\0\x02\0\0\0\x01garbage"].concat();
     let file = world.directory().join("home/damaged");
@@ -217,7 +218,7 @@ fn push_that_git_refuses_before_hooks_exits_1_on_the_ssh_channel(world: &World) 
     assert_eq!(repo.live(), Some(good));
 }
 
-/// Names that larder does not take are refused one by one; what was pushed beside them is deployed.
+/// A ref whose name larder does not accept is refused alone; the branch that is pushed with this ref is deployed.
 fn one_bad_ref_is_refused_alone(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -234,7 +235,7 @@ fn one_bad_ref_is_refused_alone(world: &World) {
         assert_eq!(repo.live(), Some(repo.head()), "{shown}: the branch beside it was not deployed: {}", push.0);
         assert_eq!(repo.ls_remote().len(), 2, "{shown}: only HEAD and the branch are there");
     }
-    // Alone, too, and all of an atomic push.
+    // A bad ref is also refused without other refs. In an atomic push, all refs are refused.
     let bad = OsStr::from_bytes(b"HEAD:refs/tags/caf\xe9");
     let (push, status) = push_with_channel_status(world, &repo, &[OsStr::new(&url), bad]);
     push.rejected_with("this ref name is not allowed");

@@ -10,7 +10,7 @@ in_one_mode!(
     sqlite_database_persists_with_its_journal,
     data_path_kind_follows_name_and_release,
     failed_first_deployment_removes_seeded_data,
-    failed_later_deployment_keeps_what_was_written,
+    failed_later_deployment_keeps_files_written_since_seeding,
     postdeploy_runs_once_per_environment,
     interrupted_postdeploy_is_not_repeated,
     killed_postdeploy_is_not_repeated,
@@ -38,7 +38,7 @@ fn data_file_persists_over_push_and_rollback(world: &World) {
     let repo = shop(world, "data: [db.sqlite3, var/state.json]\n");
     repo.page("version one");
     repo.push().accepted();
-    assert_eq!(sh(world, "test -e db.sqlite3 && echo there || echo absent"), "absent", "the application makes its file itself");
+    assert_eq!(sh(world, "test -e db.sqlite3 && echo there || echo absent"), "absent", "the application creates the file");
     sh(world, "echo one > db.sqlite3; echo '{}' > var/state.json");
     assert!(data(world).join("db.sqlite3").is_file() && data(world).join("var/state.json").is_file());
     repo.page("version two");
@@ -107,7 +107,7 @@ fn failed_first_deployment_removes_seeded_data(world: &World) {
     );
     repo.write("media/seed.txt", "first").write("release.sh", "echo schema > db/schema; exit 1\n").page("version one");
     repo.push().rejected_with("the release command exited 1");
-    assert_eq!(names(&data(world)), ["kept"], "what the failed deployment put there is gone, and nothing else");
+    assert_eq!(names(&data(world)), ["kept"], "only the data that the failed deployment seeded is removed");
     assert_eq!(names(&data(world).join("kept")), ["by-hand"]);
     // A deployment that is killed leaves nothing, either.
     world.restart(&[("FAILPOINTS", "journal.started.deploy.release=1*sleep(60000)")]);
@@ -117,13 +117,13 @@ fn failed_first_deployment_removes_seeded_data(world: &World) {
     world.kill9_all();
     let _ = push.wait();
     world.start(&[]);
-    crate::harness::until("it is put back", || names(&data(world)) == ["kept"]);
+    crate::harness::until("the seeded data is removed", || names(&data(world)) == ["kept"]);
     repo.write("media/seed.txt", "second").write("release.sh", "echo schema > db/schema\n").page("version one");
     repo.push().accepted();
     assert_eq!(sh(world, "cat media/seed.txt db/schema kept/by-hand"), "secondschema\nrestored");
 }
 
-fn failed_later_deployment_keeps_what_was_written(world: &World) {
+fn failed_later_deployment_keeps_files_written_since_seeding(world: &World) {
     let repo = shop(world, "data: [media]\n");
     repo.page("version one");
     repo.push().accepted();
@@ -132,7 +132,7 @@ fn failed_later_deployment_keeps_what_was_written(world: &World) {
     repo.program(".larder/post_deploy", "#!/bin/sh\necho users > uploads/from-a-user\nexit 1\n").page("version two");
     repo.push().rejected_with("post_deploy: ");
     assert_eq!(names(&data(world)), ["media", "uploads"]);
-    assert_eq!(names(&data(world).join("uploads")), ["from-a-user"], "what was written since stays, the seeds go");
+    assert_eq!(names(&data(world).join("uploads")), ["from-a-user"], "the files that were written since then stay, and the seeded files are removed");
     assert_eq!(names(&data(world).join("media")), ["mine"]);
 }
 
@@ -179,7 +179,7 @@ fn interrupted_postdeploy_is_not_repeated(world: &World) {
     world.larder(&["deploy", "shop", "--follow"]).says("was interrupted and is not run again");
 }
 
-/// A script that is killed from outside has done an unknown part of its work, unlike one that exits by itself.
+/// A script that is killed has done an unknown part of its work, unlike a script that exits by itself.
 fn killed_postdeploy_is_not_repeated(world: &World) {
     let repo = shop(world, "data: [db]\n");
     repo.write("app.json", r#"{"scripts": {"postdeploy": "echo begun >> db/seeds; exec sleep 98763"}}"#).page("version one");
@@ -199,7 +199,7 @@ fn killed_postdeploy_is_not_repeated(world: &World) {
     assert_eq!(fs::read_to_string(data(world).join("db/seeds")).unwrap(), "begun\n");
 }
 
-/// The files of a failed build would fill the disk until the next build, and every push of other projects would fail.
+/// Otherwise the files of a failed build could fill the disk until the next build, and pushes of other projects would fail.
 fn failed_build_leaves_no_layer(world: &World) {
     let repo = shop(world, "env: {A: b}\n");
     repo.page("version one");

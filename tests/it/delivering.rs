@@ -18,7 +18,7 @@ fn server_killed_at_every_event_of_a_delivery_recovers() {
     at_every_event(Victim::Server, Course::Delivering);
 }
 
-/// Sets up a project with staging and production on one server; version one serves in both, version two on staging alone.
+/// Sets up a project with staging and production on one server. Production serves version one, and staging serves version two.
 pub fn halfway<'w>(world: &'w World, recipe: &str, procfile: &str) -> (Repo<'w>, String) {
     pair(world);
     let repo = Repo::new(world, "shop");
@@ -71,14 +71,14 @@ fn repeated_step_of_a_delivery_succeeds(world: &World) {
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(world, "staging", "shop"));
     until("the old release has retired", || world.ports("shop").len() == 1);
     world.is_consistent("shop");
-    // Version one ran once, version two twice; staging keeps its records elsewhere.
+    // The release command of version one ran once, and the release command of version two ran twice. Staging has its own data.
     assert_eq!(world.larder(&["run", "shop/production", "--", "cat", "media/count"]).ok().lines().count(), 3);
     world.larder(&["rollback", "shop/production"]).ok();
     world.serves("shop", "version one");
     world.is_consistent("shop");
 }
 
-/// The same tests with a release that is fetched from another server, as an archive or as a delta.
+/// Fails, repeats and kills the steps of a delivery from another server, whose release is fetched as an archive or as a delta.
 fn fetch_from_a_second_server_survives_failure_repetition_and_kill(world: &World) {
     let Some(staging) = World::any() else { return };
     introduce(here(world), here(&staging), &["shop"]);
@@ -113,7 +113,7 @@ fn fetch_from_a_second_server_survives_failure_repetition_and_kill(world: &World
         steps.iter().filter(|step| step.starts_with("gather.") || *step == "deploy.install").cloned().collect();
     assert!(fetching.len() > 4, "{fetching:?}");
     drop(attempt.fails_once_at_each(&fetching));
-    assert!(deltas.get() > 4, "it did not come as a delta");
+    assert!(deltas.get() > 4, "no release was fetched as a delta");
     complete();
     assert_eq!(stored(world, &release), [".health.json", ".index", ".manifest.json", ".tar.zst"]);
 
@@ -134,7 +134,7 @@ fn fetch_from_a_second_server_survives_failure_repetition_and_kill(world: &World
         let mut asking = world.larder_command();
         let mut asking = asking.args(["pull", "shop"]).stdout(std::process::Stdio::null()).spawn().unwrap();
         let step = event.split_once('.').unwrap().1;
-        until("the pull has come so far", || {
+        until("the pull has reached the step", || {
             let journals = world.journals("shop");
             journals.len() > before && journals.last().unwrap().iter().any(|line| line["step"] == step)
         });

@@ -20,10 +20,10 @@ use larder::{
 
 use crate::keeper_world::{World, grounds};
 
-/// One of the two environments of the world.
+/// Returns the context of one of the two environments of the world.
 fn context<'a>(world: &'a World, number: u32, paths: &'a EnvironmentPaths) -> WorkerContext<'a> {
     let (project, environment) = (ProjectId(number), EnvId(number + 2));
-    // The key signs nothing in these tests, but the context needs one.
+    // The key signs nothing in these tests, but the context needs a key.
     static SIGNING: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::ephemeral().unwrap());
     let (signing, archive_limit) = (&*SIGNING, u64::MAX);
     WorkerContext { launcher: &world.launcher, project, environment, paths, output: None, threads: 2, signing, archive_limit }
@@ -97,7 +97,7 @@ async fn delta_installs_a_release_of_another_environment() {
         fs::remove_file(tree.join("d2/2")).unwrap();
         let new = cook(&staging, &tree, 2000);
 
-        // Both environments have the first release; staging has installed it, and has only the archive of the second.
+        // Both environments have the archive of the first release, and install it. Staging also has the archive of the second release.
         for path in [staging.archive(old.release), staging.manifest(old.release)] {
             fs::copy(&path, production.releases().join(path.file_name().unwrap())).unwrap();
         }
@@ -109,7 +109,7 @@ async fn delta_installs_a_release_of_another_environment() {
         assert!(first.len() < 1000, "{}", first.len());
         let made = fs::metadata(&path).unwrap().modified().unwrap();
         assert_eq!(release::make_delta(&cook_side, old.release, new.release).await.unwrap(), path);
-        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), made, "it was made twice");
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), made, "the delta was made twice");
         assert_eq!(names(&staging.deltas()), [format!("{}..{}", old.release, new.release)]);
         // A delta has the same bytes from trees, from archives, and from the archive of a damaged tree.
         release::install(&cook_side, new.release, Some(old.release), None, None).await.unwrap();
@@ -123,7 +123,7 @@ async fn delta_installs_a_release_of_another_environment() {
             Err(ReleaseError::Unknown { release, .. }) if release == unknown
         ));
 
-        // The other side installs into a spare tree, as a deployment does. The spare has the id of the new release.
+        // Production installs the release into a spare tree, as a deployment does. The spare has the id of the new release.
         let told = receive(&production, &path, &old);
         assert!(told.archive.frames.is_empty() && told.tree == new.tree);
         let seal = release::spare(&serve_side, new.release, old.release).await.unwrap().report.fingerprint;

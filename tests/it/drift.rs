@@ -14,7 +14,7 @@ in_one_mode!(
     changed_installed_tree_is_reported,
     invalid_drift_settings_are_refused,
     drift_commands_need_view_or_push_right,
-    rollback_without_its_patch_is_refused_before_it_begins,
+    rollback_without_its_patch_is_refused_before_any_change,
 );
 
 const PAGE: &str = "<!doctype html>\n<title>shop</title>\none\n\n\n\n\n\n\nlast\n";
@@ -83,9 +83,9 @@ fn changes_by_hand_are_listed_and_saved(world: &World) {
     assert_eq!(world.get("shop", "/extra.txt").status, 404);
     assert_eq!(changes(world), []);
     let kept = patches(world);
-    assert_eq!((kept.len(), &kept[0]["by"], &kept[0]["number"]), (1, &"alice".into(), &1.into()), "the same is kept once");
+    assert_eq!((kept.len(), &kept[0]["by"], &kept[0]["number"]), (1, &"alice".into(), &1.into()), "equal changes are saved once");
     world.larder(&["drift", "shop", "--patches"]).says(id).says("alice");
-    // Changes up to the retirement of the old slot are saved after the verdict; the next deployment waits for that.
+    // Changes until the retirement of the old slot are saved after the verdict. The next deployment waits until these changes are saved.
     repo.commit("three");
     repo.push().accepted();
     assert_eq!(patches(world).len(), 1);
@@ -97,7 +97,7 @@ fn changes_by_hand_are_listed_and_saved(world: &World) {
 fn hotfix_is_applied_to_next_release(world: &World) {
     let repo = shop(world, "drift: reapply\n");
     by_hand(world, HOTFIX);
-    // Another line of the same file, and the binary with the same content as the hotfix.
+    // The next release changes another line of the same file, and has the binary file with the content of the hotfix.
     repo.write("index.html", PAGE.replace("last", "second")).write("lib/data.bin", [1, 0, 3, 4]).commit("two");
     let push = repo.push();
     push.accepted()
@@ -170,7 +170,7 @@ fn changes_by_deployment_itself_are_no_drift(world: &World) {
     repo.write("Procfile", "web: date +%N > started.txt; exec larder static-server --root .\n");
     repo.program(".larder/deploy", "#!/bin/sh\necho $$ > generated.txt\n").page("one");
     repo.push().accepted();
-    until("the processes of before are known", || changes(world).is_empty());
+    until("the changes by the deployment are known", || changes(world).is_empty());
     world
         .larder(&["drift", "shop"])
         .says("except for 3 expected")
@@ -178,7 +178,7 @@ fn changes_by_deployment_itself_are_no_drift(world: &World) {
         .says("[unchanged since the release went live]");
     repo.commit("two");
     repo.push().accepted().0.keeps_quiet_about("by hand");
-    // A later change of such a file by hand is drift.
+    // A later change of a generated file by hand is drift.
     by_hand(world, "echo mine > generated.txt");
     assert_eq!(changes(world), [(String::from("added"), String::from("generated.txt"))]);
     repo.commit("three");
@@ -197,15 +197,15 @@ fn change_during_deployment_is_saved(world: &World) {
         by_hand(world, "echo late > late.txt");
         push.join().unwrap().accepted().0.keeps_quiet_about("by hand");
     });
-    until("it is kept", || patches(world).len() == 1);
+    until("the patch is saved", || patches(world).len() == 1);
     let patch = patches(world);
     assert_eq!(patch[0]["number"], 1);
     let id = patch[0]["id"].as_str().unwrap();
     world.larder(&["drift", "shop", "--show", id]).says("+late");
 }
 
-/// The server dies when the end of the deployment is recorded and the changes in the old slot are not saved yet; then once more when they
-/// are, and the follow-ups are not done. The changes are saved exactly once.
+/// The server is killed twice: first between the recorded end of the deployment and the saving of the changes in the old slot, then between
+/// this saving and the end of the follow-ups. The changes are saved exactly once.
 fn change_during_deployment_survives_a_kill_after_its_end(world: &World) {
     let repo = shop(world, "env: {A: b}\n");
     let marks = world.directory().join("marks");
@@ -275,7 +275,7 @@ fn drift_commands_need_view_or_push_right(world: &World) {
     world.ssh("bob", &["drift", "shop", "--show", &id]).exits(0).says("+FIXED");
 }
 
-fn rollback_without_its_patch_is_refused_before_it_begins(world: &World) {
+fn rollback_without_its_patch_is_refused_before_any_change(world: &World) {
     let repo = shop(world, "drift: reapply\n");
     by_hand(world, HOTFIX);
     repo.write("second.txt", "two").commit("two");

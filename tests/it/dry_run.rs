@@ -19,7 +19,7 @@ in_one_mode!(
     dry_run_of_gather_tells_if_production_accepts_a_release,
 );
 
-/// A live site, and a commit on the stored branch `topic` with `script` as its build.
+/// Sets up a live site, and a commit on the stored branch `topic` with `script` as its build.
 fn live_and_topic<'w>(world: &'w World, script: &str) -> (Repo<'w>, String) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");

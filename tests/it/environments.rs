@@ -1,4 +1,5 @@
-//! The variables of processes: each role's are built from nothing, so that those of the operator's shell reach no other process.
+//! The environment variables of processes. The variables of each role are built from nothing, so that the variables of the operator's shell
+//! reach only the keeper.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,9 +14,9 @@ use rustix::process::Signal;
 
 use crate::harness::{Repo, World, in_each_mode, processes, until};
 
-in_each_mode!(variables_of_the_operators_shell_reach_no_other_process);
+in_each_mode!(variables_of_the_operators_shell_reach_only_the_keeper);
 
-/// Variables that change what a program loads, executes or allocates, and one with a secret. Their values are harmless.
+/// Variables that change what a program loads, executes or allocates, and a variable with a secret. The values are harmless.
 const OF_THE_SHELL: [(&str, &str); 8] = [
     ("GLIBC_TUNABLES", "glibc.malloc.tcache_count=11"),
     ("LD_LIBRARY_PATH", "/from-the-shell"),
@@ -27,7 +28,7 @@ const OF_THE_SHELL: [(&str, &str); 8] = [
     ("SHELL_SECRET", "from-the-shell"),
 ];
 
-/// A variable that the server inherits, and no other process.
+/// The variable that only the server inherits from the keeper.
 const OF_THE_SERVER: (&str, &str) = ("AWS_SECRET_ACCESS_KEY", "for-the-server");
 
 type Variables = BTreeMap<String, String>;
@@ -38,23 +39,25 @@ fn variables(pid: i32) -> Option<Variables> {
     Some(text.split('\0').filter_map(|pair| pair.split_once('=')).map(|(name, value)| (name.into(), value.into())).collect())
 }
 
-/// Returns the variables of a process that are the operator's.
+/// Returns the names of the operator's variables that a process has.
 fn inherited(variables: &Variables) -> Vec<&str> {
     let has = |(name, value): &(&'static str, &str)| variables.get(*name).is_some_and(|found| found == value);
     OF_THE_SHELL.iter().chain(&[OF_THE_SERVER]).filter(|pair| has(pair)).map(|(name, _)| *name).collect()
 }
 
-/// The process with these arguments is the keeper or a fork of it that executes no other program, such as a guard.
+/// Returns true if the process with these arguments is the keeper, or a fork of the keeper that executes no other program, such as a guard.
 fn is_keeper(arguments: &[String]) -> bool {
     arguments.get(1).is_some_and(|word| word == "serve")
 }
 
-/// Looks at all processes again and again until `stop`; returns the roles that were seen, and the processes with an operator's variable.
+/// Examines all processes repeatedly until `stop` is true. Returns the roles that were seen, and the processes with a variable of the
+/// operator.
 fn watch(world: &World, stop: &AtomicBool) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut roles, mut wrong) = (BTreeSet::new(), BTreeSet::new());
     while !stop.load(Ordering::SeqCst) {
         for process in processes::of(world.directory()) {
-            // The arguments were read first: a process that has executed another program has its new variables, too.
+            // The arguments were read before the variables, so a process with the arguments of a program also has the variables of this
+            // program.
             let Some(variables) = variables(process.pid).filter(|_| !is_keeper(&process.arguments)) else { continue };
             let of_server = process.arguments.get(1).is_some_and(|word| word == "server" || word == "check-server");
             roles.extend(process.arguments.get(if of_server { 1 } else { 2 }).cloned());
@@ -69,7 +72,7 @@ fn watch(world: &World, stop: &AtomicBool) -> (BTreeSet<String>, BTreeSet<String
     (roles, wrong)
 }
 
-fn variables_of_the_operators_shell_reach_no_other_process(world: &World) {
+fn variables_of_the_operators_shell_reach_only_the_keeper(world: &World) {
     let env: Vec<_> = OF_THE_SHELL.into_iter().chain([OF_THE_SERVER]).collect();
     world.restart(&env);
     world.project("shop");
@@ -94,7 +97,7 @@ fn variables_of_the_operators_shell_reach_no_other_process(world: &World) {
     });
     world.serves("shop", "version one");
 
-    // The keeper is the operator's own process. Its forks have a copy of its memory, which their user must not be able to read.
+    // The keeper is the operator's own process. The user of a fork of the keeper must not be able to read the copy of the keeper's memory.
     let keeper = world.with(|server| server.keeper());
     assert_eq!(inherited(&variables(keeper).unwrap()).len(), env.len(), "the keeper was started with these variables");
     let mut guards = 0;

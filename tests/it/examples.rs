@@ -63,7 +63,7 @@ fn is_live_twice(name: &str) {
     let answer = world.get("shop", "/");
     assert_eq!(answer.status, 200, "{answer:#?}");
     assert!(!answer.body.is_empty());
-    // The second build uses the caches of the first.
+    // The second build uses the caches of the first build.
     repo.write("a-new-file", "x");
     repo.commit("a new file");
     repo.push().accepted().says("v2 is live");

@@ -20,14 +20,14 @@ use crate::{
 };
 
 in_one_mode!(
-    forged_deliverables_of_a_place_are_refused_with_the_reason,
+    forged_deliverables_of_a_remote_are_refused_with_the_reason,
     old_build_offered_as_the_newest_is_refused,
     release_of_another_environment_is_refused,
     contradictory_statements_about_one_release_are_refused,
     health_record_counts_only_with_a_trusted_signature,
 );
 
-/// A shared place that production pulls from, and the key that production trusts, both held by an attacker.
+/// A remote from which production pulls, and a key that production trusts. An attacker controls both.
 struct Forge<'w> {
     world: &'w World,
     repo: Repo<'w>,
@@ -78,7 +78,7 @@ impl<'w> Forge<'w> {
         manifest
     }
 
-    /// Makes the place offer this release alone; `lie` changes the offer.
+    /// Makes the remote offer only this release; `lie` changes the offer.
     fn offers(&self, manifest: &Manifest, archive: &Path, health: Option<Vec<u8>>, lie: impl FnOnce(&mut Offer)) {
         self.offers_text(manifest, &serde_json::to_vec(manifest).unwrap(), archive, health, lie);
     }
@@ -131,7 +131,7 @@ impl<'w> Forge<'w> {
         assert!(incoming.is_empty(), "{text}: {incoming:?} stays");
         self.world.serves("shop", "version one");
         match self.world.outcomes("shop").pop().flatten().as_deref() {
-            Some("refused") => assert_eq!(accepted(), known, "{text}: it counts as accepted"),
+            Some("refused") => assert_eq!(accepted(), known, "{text}: the build counts as accepted"),
             // The manifest was valid, so the build still counts as accepted.
             Some("rolled_back") => {}
             other => panic!("{text}: {other:?}"),
@@ -139,7 +139,7 @@ impl<'w> Forge<'w> {
     }
 }
 
-fn forged_deliverables_of_a_place_are_refused_with_the_reason(world: &World) {
+fn forged_deliverables_of_a_remote_are_refused_with_the_reason(world: &World) {
     let forge = Forge::new(world, "");
     let (second, archive) = forge.genuine();
     let trusted = forge.key.public();
@@ -264,7 +264,7 @@ fn old_build_offered_as_the_newest_is_refused(world: &World) {
         forge.offers(release, &archive, None, |_| {});
         pull(release).ok();
     }
-    // The newest release was rolled back. The attacker now hides it and offers an older one as the newest.
+    // The newest release was rolled back. The attacker now hides this release, and offers an older release as the newest.
     world.larder(&["rollback", "shop/production", &old.release.to_string()]).ok();
     forge.offers(&middle, &archive, None, |_| {});
     let before = world.snapshot("shop");

@@ -1,4 +1,4 @@
-//! Another proxy in front of larder's proxy: it terminates TLS and states its visitors' addresses.
+//! A proxy in front of larder's proxy, which terminates TLS and states the addresses of its visitors.
 
 use crate::harness::{Repo, World, http, installed};
 

@@ -5,7 +5,7 @@ use std::{fs, thread};
 use crate::harness::{Repo, World, in_one_mode, state::names, until};
 
 in_one_mode!(
-    branch_that_cannot_be_restored_freezes_and_keeps_current_tree,
+    branch_that_cannot_be_restored_freezes_environment_and_keeps_current_tree,
     stuck_journal_without_an_end_is_concluded_by_unfreeze,
     unreadable_journal_freezes_environment,
     journal_write_failure_rejects_push_or_freezes_environment,
@@ -13,7 +13,7 @@ in_one_mode!(
 );
 
 /// The undo of the switch fails half-way: `current` still names a complete tree, and the previous release keeps serving.
-fn branch_that_cannot_be_restored_freezes_and_keeps_current_tree(world: &World) {
+fn branch_that_cannot_be_restored_freezes_environment_and_keeps_current_tree(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
@@ -22,7 +22,7 @@ fn branch_that_cannot_be_restored_freezes_and_keeps_current_tree(world: &World) 
     thread::scope(|scope| {
         let push = scope.spawn(|| repo.push());
         let switched = |event: &serde_json::Value| event["step"] == "deploy.switch" && event["event"] == "succeeded";
-        until("it has switched", || world.journals("shop").get(1).is_some_and(|second| second.iter().any(switched)));
+        until("the deployment has switched", || world.journals("shop").get(1).is_some_and(|second| second.iter().any(switched)));
         fs::write(&lock, "").unwrap();
         push.join().unwrap().rejected_with("frozen");
     });
@@ -42,8 +42,8 @@ fn branch_that_cannot_be_restored_freezes_and_keeps_current_tree(world: &World) 
     world.is_consistent("shop");
 }
 
-/// The end of a stuck deployment was not written to the disk. `--unfreeze` must write an end: a journal without one would be unwound
-/// by the next start, over the release that is live by then.
+/// The end of a stuck deployment was not written to the disk. `--unfreeze` must write an end: otherwise the next start would unwind this
+/// deployment, although a later release is live.
 fn stuck_journal_without_an_end_is_concluded_by_unfreeze(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -99,10 +99,10 @@ fn journal_write_failure_rejects_push_or_freezes_environment(world: &World) {
     repo.push().accepted();
     world.restart(&[("FAILPOINTS", "record.opened=1*return;record.ended=1*return")]);
     let commit = repo.page("version two");
-    // Nothing was begun, so the environment is not frozen.
+    // No deployment has begun, so the environment is not frozen.
     repo.push().rejected_with("cannot write the journal").says("Nothing was changed");
     world.larder(&["deploy", "shop", "--unfreeze"]).exits(4);
-    // The release serves, but its record would not survive a power cut.
+    // The release serves, but the record of its deployment would not survive a power cut.
     repo.push().rejected_with("frozen");
     assert!(world.larder(&["status"]).ok().contains("frozen"));
     repo.push_as(&["HEAD:refs/heads/main", "--force"]);
@@ -117,8 +117,8 @@ fn journal_write_failure_rejects_push_or_freezes_environment(world: &World) {
     repo.push().accepted().says("v3 is live");
 }
 
-/// The server died during a deployment, and the next server does not know the journal's version, a step, its facts or its environment.
-/// The deployment is neither finished nor unwound with defaults in their place.
+/// The server died during a deployment, and the next server does not know the journal's version, a step, its facts or its environment. The
+/// server neither finishes nor unwinds the deployment with default values.
 fn unrecoverable_journal_freezes_environment_until_it_is_repaired(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -137,7 +137,7 @@ fn unrecoverable_journal_freezes_environment_until_it_is_repaired(world: &World)
         thread::scope(|scope| {
             let push = scope.spawn(|| repo.push());
             let log = |name: &String| world.environment("shop").join("deployments").join(name).join("log");
-            until("it builds", || {
+            until("the build runs", || {
                 let names = names(&world.environment("shop").join("deployments"));
                 names.len() > before
                     && names.iter().any(|name| {

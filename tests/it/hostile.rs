@@ -1,4 +1,4 @@
-//! Hostile pushes: larder refuses them quickly, with a reason, and with little use of the machine.
+//! Hostile pushes: larder bounds their use of time, disk and output, and refuses them with a reason.
 
 use std::time::{Duration, Instant};
 
@@ -58,19 +58,19 @@ fn submodule_lfs_pointer_and_symlink_are_handled(world: &World) {
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     let good = repo.head();
-    // A submodule whose commit is not in the push.
+    // The first tree has a submodule.
     repo.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{good},vendor/lib")]).ok();
     repo.git(&["commit", "-m", "submodule"]).ok();
     let push = repo.push();
     push.says("vendor/lib").says("submodule");
     repo.git(&["reset", "--quiet", "--hard", &good]).ok();
-    // A pointer of git-lfs instead of the file.
+    // The second tree has a pointer of git-lfs instead of the file.
     repo.write(".gitattributes", "*.mp4 filter=lfs diff=lfs merge=lfs -text\n");
     repo.write("video.mp4", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n");
     repo.commit("lfs");
     repo.push_as(&["--force", "HEAD:refs/heads/main"]).says("video.mp4").says("LFS");
     repo.git(&["reset", "--quiet", "--hard", &good]).ok();
-    // A symlink out of the tree is kept as a symlink, and the static server does not follow it.
+    // The third tree has a symlink out of the tree. If the push is accepted, the static server does not follow the symlink.
     std::os::unix::fs::symlink("/etc/passwd", repo.path().join("passwd")).unwrap();
     repo.commit("link");
     let push = repo.push_as(&["--force", "HEAD:refs/heads/main"]);
@@ -101,7 +101,7 @@ fn build_cannot_reach_beyond_its_sandbox(world: &World) {
     );
     repo.page("version one");
     repo.push().accepted();
-    assert_eq!(world.get("shop", "/reached.txt").body, "", "a build reached what it should not");
+    assert_eq!(world.get("shop", "/reached.txt").body, "", "the build reached a path outside its sandbox");
     assert_ne!(world.get("shop", "/id.txt").body.trim(), "0");
 }
 
@@ -124,7 +124,7 @@ fn build_leaves_no_processes(world: &World) {
     world.serves("shop", "version one");
 }
 
-/// The output of a build is bounded: it fills neither the disk nor the pusher's terminal, and does not stop the deployment.
+/// The output of a build is bounded: the output fills neither the disk nor the client's terminal, and does not stop the deployment.
 fn endless_build_output_is_bounded(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -167,7 +167,7 @@ fn names_like_options_are_treated_as_names(world: &World) {
         assert!(matches!(deploy.status, 0 | 2 | 4), "{name}: {deploy}");
         deploy.keeps_quiet_about("usage: git").keeps_quiet_about("uid=");
     }
-    // A commit message and an author with control characters and shell syntax.
+    // The last commit has control characters and shell syntax in its message and its author.
     repo.git(&["-c", "user.name=$(id)\u{1b}[2J", "commit", "--allow-empty", "-m", "\u{1b}]0;title\u{7} --help `id`"]).ok();
     let push = repo.push();
     push.accepted();
@@ -192,11 +192,11 @@ fn push_of_too_many_refs_is_refused(world: &World) {
     assert_eq!(push.0.status, 1, "{}", push.0.stderr.chars().take(2000).collect::<String>());
     push.says("the push changes more than 2000 refs").says("smaller groups");
     assert!(start.elapsed() < Duration::from_secs(30), "it took {:?}", start.elapsed());
-    // The limit of the server file, at its default.
+    // The next push exceeds the default limit of the server file.
     let push = repo.push_as(&["refs/heads/topic/1*:refs/heads/topic/1*"]);
     assert_eq!(push.0.status, 1);
     push.says("this push changes 1111 refs; at most 100 are allowed");
-    assert_eq!(repo.ls_remote().len(), 2, "some of them were stored");
+    assert_eq!(repo.ls_remote().len(), 2, "some refs were stored");
     repo.page("version two");
     repo.push().accepted();
     world.serves("shop", "version two");
@@ -238,7 +238,7 @@ fn tree_with_escaping_paths_is_refused(world: &World) {
     world.serves("shop", "version one");
 }
 
-/// Objects as old programs wrote them, below a commit of today.
+/// The history below a valid commit has commits and trees with harmless faults, as old programs wrote them.
 fn old_history_with_harmless_faults_is_deployed(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");

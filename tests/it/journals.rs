@@ -4,8 +4,8 @@ use std::{fs, path::Path};
 
 use crate::harness::{Repo, World, until};
 
-/// Writes `<kind>.jsonl` files to `$LARDER_TEST_JOURNALS`. Run it before the format of journals changes:
-/// `LARDER_TEST_JOURNALS=DIR cargo test --test it journals:: -- --ignored`.
+/// Writes `<kind>.jsonl` files to `$LARDER_TEST_JOURNALS`. Run this test before the format of journals changes: `LARDER_TEST_JOURNALS=DIR
+/// cargo test --test it journals:: -- --ignored`.
 #[test]
 #[ignore = "writes fixtures"]
 fn journal_fixtures_of_this_version_are_written() {
@@ -24,7 +24,7 @@ fn journal_fixtures_of_this_version_are_written() {
         let deployments = world.root().join("projects/shop").join(environment).join("deployments");
         let last = crate::harness::state::names(&deployments).pop().unwrap();
         let journal = deployments.join(last).join("journal.jsonl");
-        until("it has ended", || fs::read_to_string(&journal).unwrap().contains("\"ended\""));
+        until("the deployment has ended", || fs::read_to_string(&journal).unwrap().contains("\"ended\""));
         fs::copy(journal, directory.join(format!("{kind}.jsonl"))).unwrap();
     };
     repo.page("version one");
@@ -58,7 +58,7 @@ fn journal_fixtures_of_this_version_are_written() {
         let staging = world.root().join("projects/shop/staging/deployments");
         let before = crate::harness::state::names(&staging).len();
         let push = scope.spawn(|| crate::promotion::staging(&repo));
-        until("it has switched", || {
+        until("the deployment has switched", || {
             let names = crate::harness::state::names(&staging);
             let Some(last) = names.last().filter(|_| names.len() > before) else { return false };
             fs::read_to_string(staging.join(last).join("journal.jsonl"))

@@ -7,7 +7,7 @@ pub fn around(steps: &[String]) -> Vec<String> {
     steps.iter().flat_map(|step| [format!("step.{step}"), format!("step.{step}.late")]).collect()
 }
 
-/// Returns the value of `FAILPOINTS` with which each of these fires once.
+/// Returns the value of `FAILPOINTS` with which each of these failpoints fires once.
 pub fn once(points: &[String]) -> String {
     points.iter().map(|point| format!("{point}=1*return")).collect::<Vec<_>>().join(";")
 }
@@ -22,7 +22,7 @@ pub fn unwind(world: &World) -> String {
     format!("{}: {}\n", of("failed").join(" "), of("undo_finished").join(" "))
 }
 
-/// A way to make another release live, which can be repeated.
+/// A repeatable way to make a new release live.
 pub struct Attempt<'a, 'w> {
     pub world: &'w World,
     pub repo: &'a Repo<'w>,
@@ -56,7 +56,7 @@ impl Attempt<'_, '_> {
         (self.ask)().ok();
         self.world.serves("shop", self.new);
         assert_ne!(self.repo.live(), live);
-        // A failure after the switch shows the new version for a moment. No other failure may, and every request is answered.
+        // A failure after the switch shows the new version for a moment. Earlier failures do not show it, and every request is answered.
         let flickers = visitor.satisfied().pages.len();
         assert!(flickers <= 2 * steps.len(), "{flickers} changes of the page");
         self.world.is_consistent("shop");

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-/// Serves a directory on loopback until it is dropped.
+/// A web server of a directory on loopback, which runs until this value is dropped.
 pub struct Files {
     pub address: SocketAddr,
     found: Arc<AtomicUsize>,

@@ -46,7 +46,7 @@ impl<'w> Repo<'w> {
         &self.path
     }
 
-    /// Returns the URL to push to. It contains the port, which changes when the server restarts.
+    /// Returns the URL to push to. The URL contains the port, which changes when the server restarts.
     pub fn url(&self) -> String {
         format!("ssh://larder@127.0.0.1:{}/{}", self.world.ssh_port(), self.project)
     }
@@ -73,7 +73,7 @@ impl<'w> Repo<'w> {
         self
     }
 
-    /// Writes a program.
+    /// Writes an executable file.
     pub fn program(&self, path: &str, contents: &str) -> &Repo<'w> {
         self.write(path, contents);
         fs::set_permissions(self.path.join(path), fs::Permissions::from_mode(0o755)).unwrap();

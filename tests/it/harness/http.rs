@@ -1,4 +1,4 @@
-//! Visitors: a small HTTP/1.1 client, and one that sends requests continuously in the background.
+//! Visitors: a small HTTP/1.1 client, and a client that sends requests continuously in the background.
 
 use std::{
     io::{self, Read, Write},

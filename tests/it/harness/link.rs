@@ -23,13 +23,12 @@ pub struct Link {
 
 struct State {
     to: u16,
-    /// The bytes from the server after which the next connections are cut, in order.
+    /// The numbers of bytes from the server after which the next connections are cut, in order.
     cuts_to_come: Mutex<VecDeque<u64>>,
-    /// The limit in bytes per second from the server; zero for none.
+    /// The maximum rate from the server, in bytes per second; zero for no limit.
     rate: AtomicU64,
-    /// The bytes from the server so far.
-    passed: AtomicU64,
-    /// The number of cut connections.
+    /// The number of bytes from the server so far.
+    passed: AtomicU64, The number of cut connections.
     cuts: AtomicUsize,
     stop: AtomicBool,
 }
@@ -58,7 +57,7 @@ impl Link {
         Link { port, state, thread: Some(thread) }
     }
 
-    /// Cuts each of the next connections after the given bytes from the server.
+    /// Cuts each of the next connections after the given number of bytes from the server.
     pub fn cut_after(&self, bytes: impl IntoIterator<Item = u64>) {
         self.state.cuts_to_come.lock().extend(bytes);
     }
@@ -68,7 +67,7 @@ impl Link {
         self.state.rate.store(bytes_per_second, Ordering::Relaxed);
     }
 
-    /// The bytes from the server so far.
+    /// Returns the number of bytes from the server so far.
     pub fn passed(&self) -> u64 {
         self.state.passed.load(Ordering::Relaxed)
     }

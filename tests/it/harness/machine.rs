@@ -1,6 +1,5 @@
-//! A simulated machine: a network namespace and a mount namespace.
-//!
-//! One process holds both namespaces. The kernel removes them with it, links and mounts included, so that nothing is left behind.
+//! A simulated machine: a network namespace and a mount namespace. One process holds both namespaces. When this process exits, the kernel
+//! removes the namespaces with their links and mounts, so that nothing is left behind.
 
 use std::{
     fs::{self, File},
@@ -18,7 +17,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{cli::Output, server::PATH};
 
-/// The directory with the remaining programs of a restricted machine.
+/// The script that removes all programs of a machine except its arguments.
 const BARE: &str = r#"
 mount -t tmpfs -o mode=755,size=1m none /mnt
 mkdir /mnt/bin /mnt/none
@@ -45,7 +44,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Creates a machine with only a loopback device. Without the rights for it, prints `SKIPPED:` and returns nothing.
+    /// Creates a machine with only a loopback device. If the rights or the program `ip` are missing, prints `SKIPPED:` and returns `None`.
     pub fn new() -> Option<Machine> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: a machine of its own needs root");
@@ -75,7 +74,7 @@ impl Machine {
         Some(machine)
     }
 
-    /// Connects two machines, with an address at each end. The link is removed with the first of them.
+    /// Connects two machines, with an address at each end. The kernel removes the link when one of the machines is removed.
     pub fn connect(&self, address: Ipv4Addr, other: &Machine, there: Ipv4Addr) {
         let [here, far] = [self, other].map(|machine| machine.holder.id().to_string());
         let words = ["link", "add", "cable", "netns", &here, "type", "veth", "peer", "name", "cable", "netns", &far];
@@ -86,7 +85,7 @@ impl Machine {
         }
     }
 
-    /// Removes every other program from the directories of programs.
+    /// Removes all programs except `programs` from the directories of programs.
     pub fn keep_only(&self, programs: &[&str]) {
         self.runs(&[&["sh", "-euc", BARE, "sh"], programs].concat());
     }
@@ -134,7 +133,8 @@ impl Drop for Machine {
     }
 }
 
-/// A web proxy on a machine's loopback, which is the only way out of it. It forwards `CONNECT` requests, as https uses them.
+/// A web proxy on a machine's loopback, which is the machine's only connection to other networks. The proxy forwards `CONNECT` requests, as
+/// https uses them.
 pub struct WebProxy {
     pub address: SocketAddr,
     machine: File,
@@ -143,7 +143,8 @@ pub struct WebProxy {
 
 impl WebProxy {
     pub fn on(machine: &Machine) -> WebProxy {
-        // A socket stays in the network namespace in which it was created. This thread is in the outer one.
+        // A socket stays in the network namespace in which it was created. This thread, which connects to the targets, is in the namespace
+        // of the tests.
         let listener = machine.inside(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let (address, stop) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&stop);

@@ -44,7 +44,7 @@ pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// Returns the path of a program. Without it, prints `SKIPPED:` and returns nothing.
+/// Returns the path of a program. If the program is missing, prints `SKIPPED:` and returns `None`.
 pub fn installed(program: &str) -> Option<std::path::PathBuf> {
     let found = ["/usr/local/bin", "/usr/bin", "/bin"].iter().map(|directory| std::path::Path::new(directory).join(program));
     let found = found.into_iter().find(|path| path.is_file());

@@ -63,13 +63,13 @@ fn durations(line: String) -> String {
     out.join(" ")
 }
 
-/// The file with all plans and unwinds. One file, so that a new step changes one file.
+/// The file with all plans and unwinds. All are in one file, so that a new step changes only this file.
 const GOLDEN: &str = "tests/golden/plans.txt";
 
 /// The start of the line before each part of [`GOLDEN`].
 const TITLE: &str = "== ";
 
-/// Held while a test reads or writes [`GOLDEN`]: tests run at the same time, and each writes its own part.
+/// The lock on [`GOLDEN`]. Tests run at the same time, and each test writes its own part.
 static GOLDEN_LOCK: Mutex<()> = Mutex::new(());
 
 /// Compares a text with the part of [`GOLDEN`] that has this title. With `LARDER_BLESS=1`, replaces the part instead.

@@ -1,4 +1,4 @@
-//! The processes of a world: those whose program, directory, arguments, environment or mounts are below its directory.
+//! The processes of a world: processes whose program, working directory, arguments, environment or mounts name the world's directory.
 
 use std::{fs, os::unix::ffi::OsStrExt, path::Path};
 
@@ -54,7 +54,7 @@ pub fn signal(pid: i32, signal: Signal) {
     }
 }
 
-/// Kills all processes of a world, and those that start meanwhile.
+/// Kills all processes of a world, and processes that start meanwhile.
 pub fn kill_all(directory: &Path) {
     super::within(std::time::Duration::from_secs(10), || {
         let left = of(directory);

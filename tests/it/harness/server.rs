@@ -64,7 +64,7 @@ impl Setup {
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Server {
-    /// Starts the server and waits for its ready line. Kills keeper and server if `abort` becomes true before.
+    /// Starts the server and waits for its ready line. Kills keeper and server if `abort` returns true before the server is ready.
     pub fn start_unless(setup: &Setup, abort: &dyn Fn() -> bool) -> Option<Server> {
         let log = File::options().create(true).append(true).open(log_file(&setup.directory)).unwrap();
         let mut command = setup.command();
@@ -126,7 +126,7 @@ impl Server {
         self.ready.load(Ordering::SeqCst)
     }
 
-    /// Kills the server process, and waits until the keeper has started another one and it is ready.
+    /// Kills the server process, and waits until the keeper's next server is ready.
     pub fn kill9_role(&self) {
         let ready = self.ready();
         self.shoot_role();
@@ -154,7 +154,7 @@ impl Server {
         let _ = self.keeper.wait();
     }
 
-    /// The world's own copy of the program.
+    /// Returns the path of the program in the world.
     pub fn binary(&self) -> PathBuf {
         self.directory.join("larder")
     }
@@ -164,7 +164,7 @@ impl Server {
         self.stop_within(STOP);
     }
 
-    /// The same with another limit.
+    /// Stops the server gracefully, with the time limit `limit`.
     pub fn stop_within(mut self, limit: Duration) {
         processes::signal(self.keeper(), Signal::TERM);
         let mut status = None;
@@ -181,7 +181,7 @@ impl Server {
         assert!(status.success(), "the server ended with {status}:\n{}", log_tail(&self.directory));
     }
 
-    /// Kills the server, for worlds that are being removed.
+    /// Kills the keeper, for a world that is being removed.
     pub fn kill(&mut self) {
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();

@@ -56,7 +56,7 @@ impl Source {
         (root.to_owned(), module)
     }
 
-    /// Returns the code without comments. What stands behind `//` names modules for readers only.
+    /// Returns the code without comments, which name modules only for readers.
     pub fn code(&self) -> String {
         let uncommented = self.text.lines().map(|line| line.split("//").next().unwrap_or_default());
         uncommented.collect::<Vec<_>>().join("\n")
@@ -138,7 +138,7 @@ fn without_test_items(code: &str) -> String {
     kept
 }
 
-/// A path that a file names, and whether it re-exports the item.
+/// A path that a file names. `is_reexport` is true if the file re-exports the item.
 pub struct Named {
     pub segments: Vec<String>,
     pub is_reexport: bool,
@@ -234,7 +234,7 @@ impl Imports {
         Imports { edges }
     }
 
-    /// Returns the groups of files that import each other in a circle.
+    /// Returns the groups of files that import each other in a cycle.
     pub fn cycles(&self) -> Vec<BTreeSet<Vec<String>>> {
         let mut cycles: Vec<BTreeSet<Vec<String>>> = Vec::new();
         for start in self.edges.keys().filter(|start| !self.edges[*start].is_empty()) {

@@ -13,7 +13,7 @@ use super::{World, processes};
 /// The state of an environment that a failed deployment must not change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Links, releases, installed trees and restore points, with the targets and contents of the small ones.
+    /// The names of releases, installed trees, restore points and slots, the targets of links, and the content of `metadata.yml`.
     pub files: BTreeMap<String, String>,
     /// Branches, tags and the refs that keep the objects of releases.
     pub refs: Vec<String>,
@@ -44,7 +44,7 @@ impl World {
         Snapshot { files, refs: self.refs(project), processes: self.application(project) }
     }
 
-    /// Returns the refs of the server's repository, including hidden ones.
+    /// Returns the refs of the server's repository, including hidden refs.
     pub fn refs(&self, project: &str) -> Vec<String> {
         let repository = self.root().join("projects").join(project).join("git/project.git");
         let mut command = self.client("git");
@@ -60,7 +60,7 @@ impl World {
         ports
     }
 
-    /// Returns the processes of a project: those of the world with the project's name in their environment.
+    /// Returns the processes of a project: the processes of the world whose environment names the project.
     pub fn application(&self, project: &str) -> Vec<i32> {
         let mark = format!("LARDER_PROJECT={project}");
         let marked = |pid: i32| {
@@ -78,7 +78,7 @@ impl World {
             text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
         });
         let mut journals: Vec<Vec<Value>> = journals.collect();
-        // The names have a resolution of seconds.
+        // The journals are sorted by their first event, because their names have a resolution of seconds.
         let began =
             |journal: &Vec<Value>| journal.first().and_then(|record| record["at"].as_str()?.parse::<jiff::Timestamp>().ok());
         journals.sort_by_key(|journal| (began(journal).is_none(), began(journal)));
@@ -100,7 +100,7 @@ impl World {
         last.collect()
     }
 
-    /// Returns the outcome of each deployment to production, oldest first, or nothing for one that runs.
+    /// Returns the outcome of each deployment to production, oldest first; `None` for a deployment in flight.
     pub fn outcomes(&self, project: &str) -> Vec<Option<String>> {
         let ended = |journal: &Vec<Value>| {
             let last = journal.iter().rev().find(|record| record["event"] == "ended");
@@ -109,7 +109,7 @@ impl World {
         self.journals(project).iter().map(ended).collect()
     }
 
-    /// Returns true if every deployment to production has ended. A restarted server may still be recovering one.
+    /// Returns true if every deployment to production has ended. A restarted server may still be recovering a deployment.
     pub fn has_ended(&self, project: &str) -> bool {
         self.outcomes(project).iter().all(Option::is_some)
     }
@@ -130,7 +130,8 @@ impl World {
         steps
     }
 
-    /// Asserts a consistent state: `current` names a complete release, its archive, manifest and tree exist, and the branch names it.
+    /// Asserts a consistent state: `current` names a complete release, its archive, manifest and tree exist, and the branch names its
+    /// commit.
     #[track_caller]
     pub fn is_consistent(&self, project: &str) {
         self.is_whole(project, |trees, stored| trees == stored);
@@ -161,14 +162,14 @@ impl World {
             let names = names(&top.join(directory)).into_iter().filter(|name| name != "current");
             names.filter_map(|name| name.strip_suffix(ending).map(str::to_owned)).collect()
         };
-        // Releases are pruned one by one.
+        // Releases are pruned one by one, so trees and archives may differ for a moment.
         let alike = || {
             let archives = all("releases", ".tar.zst");
             archives == all("releases", ".manifest.json") && fits(&all("deploy", ""), &archives)
         };
         let listing = || (names(&top.join("deploy")), names(&top.join("releases")));
         assert!(super::within(std::time::Duration::from_secs(30), alike), "trees and archives differ: {:#?}", listing());
-        // A follow-up may be writing one.
+        // A follow-up may still be writing such a file.
         let whole = || names(&top).iter().all(|name| !name.starts_with('.'));
         assert!(super::within(std::time::Duration::from_secs(10), whole), "half-written files: {:?}", names(&top));
         let slots: Value = serde_json::from_slice(&fs::read(top.join("slots.json")).unwrap()).unwrap();

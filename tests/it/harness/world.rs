@@ -25,7 +25,7 @@ use super::{
 /// The program under test.
 const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 
-/// The number of worlds at the same time. Each has 50 ports below the kernel's ephemeral range.
+/// The maximum number of worlds at the same time. Each world has 50 ports below the kernel's ephemeral range.
 const WORLDS: u32 = 400;
 
 /// The mode of the server.
@@ -40,7 +40,7 @@ pub enum Mode {
 /// The world of a test. [`World::end`] checks that nothing is left behind; dropping a world cleans up in any case.
 pub struct World {
     setup: Setup,
-    /// Held, so that no other world has the same ports and user.
+    /// The socket that reserves the ports and the user of this world.
     _reserved: UnixListener,
     _shared: SharedBinary,
     server: RwLock<Option<Server>>,
@@ -51,7 +51,7 @@ fn root() -> bool {
 }
 
 impl World {
-    /// Starts a server as root. Without root, prints `SKIPPED:` and returns nothing.
+    /// Starts a server as root. Without root, prints `SKIPPED:` and returns `None`.
     pub fn system() -> Option<World> {
         if !root() {
             eprintln!("SKIPPED: system mode needs root");
@@ -60,7 +60,7 @@ impl World {
         Some(World::new(Mode::System, "", None))
     }
 
-    /// Starts a server as an unprivileged user: a user of the world if the tests run as root, else the tests' own.
+    /// Starts a server as an unprivileged user: a user of the world if the tests run as root, otherwise the user of the tests.
     pub fn rootless() -> Option<World> {
         Some(World::new(Mode::Rootless, "", None))
     }
@@ -122,7 +122,7 @@ impl World {
 
     /// Starts the server, and kills it if `abort` becomes true before it is ready. Returns true if it runs.
     pub fn start_unless(&self, env: &[(&str, &str)], abort: &dyn Fn() -> bool) -> bool {
-        assert!(self.server.read().is_none(), "it runs already");
+        assert!(self.server.read().is_none(), "the server runs already");
         let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         *self.server.write() = Server::start_unless(&Setup { env, ..self.setup.clone() }, abort);
         self.server.read().is_some()
@@ -137,12 +137,12 @@ impl World {
 
     /// Stops the server gracefully.
     pub fn stop(&self) {
-        self.server.write().take().expect("it does not run").stop();
+        self.server.write().take().expect("the server does not run").stop();
     }
 
     /// Stops the server gracefully, which may take up to `limit`.
     pub fn stop_within(&self, limit: std::time::Duration) {
-        self.server.write().take().expect("it does not run").stop_within(limit);
+        self.server.write().take().expect("the server does not run").stop_within(limit);
     }
 
     /// Stops the server gracefully and starts it with another environment.
@@ -153,12 +153,12 @@ impl World {
 
     /// Kills the server process.
     pub fn kill9_server(&self) {
-        self.server.read().as_ref().expect("it does not run").kill9_role();
+        self.server.read().as_ref().expect("the server does not run").kill9_role();
     }
 
     /// Kills keeper and server; [`World::start`] starts them again.
     pub fn kill9_all(&self) {
-        self.server.write().take().expect("it does not run").kill9_all();
+        self.server.write().take().expect("the server does not run").kill9_all();
     }
 
     /// Calls a function with the running server.
@@ -237,7 +237,7 @@ impl World {
         self.private_key(user).with_extension("pub").display().to_string()
     }
 
-    /// Returns a client's command: the tests' own user, in the world's environment.
+    /// Returns a command of a client, which runs as the user of the tests in the world's environment.
     pub fn client(&self, program: &str) -> Command {
         let home = self.directory().join("home");
         let mut command = Command::new(program);
@@ -297,8 +297,8 @@ impl Drop for World {
     }
 }
 
-/// A number that no other world on this machine has, of this run or another one, as long as the socket is open. An abstract socket
-/// leaves no file behind, even if this process is killed.
+/// Reserves a number for a world. No other world on this machine, in this or another test run, has this number while the socket is open. An
+/// abstract socket leaves no file behind, even if this process is killed.
 fn reserve() -> (u32, UnixListener) {
     let first = std::process::id() * 7;
     let numbers = (0..WORLDS).map(|number| (first + number) % WORLDS);
@@ -312,8 +312,8 @@ fn reserve() -> (u32, UnixListener) {
 /// The number of worlds that use the copy of the program, and its path.
 static COPY: Mutex<(usize, Option<PathBuf>)> = Mutex::new((0, None));
 
-/// The program under test in a world: a hard link to it. If it cannot be linked, or not every user can run it, the worlds share a copy,
-/// which is removed with the last of them.
+/// The program under test in a world, which is a hard link. If the program cannot be linked, or if not every user can run it, the worlds
+/// share a copy, which is removed with the last world.
 struct SharedBinary {
     copied: bool,
 }
@@ -330,7 +330,7 @@ impl SharedBinary {
             let fresh = tempfile::NamedTempFile::new().unwrap();
             fs::copy(LARDER, fresh.path()).unwrap();
             fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755)).unwrap();
-            // The file is closed before it is linked; otherwise starting it fails with ETXTBSY.
+            // The file is closed before it is linked; otherwise its execution fails with ETXTBSY.
             fs::rename(fresh.into_temp_path().keep().unwrap(), &path).unwrap();
             path
         });
