@@ -132,7 +132,11 @@ fn failed_later_deployment_keeps_files_written_since_seeding(world: &World) {
     repo.program(".larder/post_deploy", "#!/bin/sh\necho users > uploads/from-a-user\nexit 1\n").page("version two");
     repo.push().rejected_with("post_deploy: ");
     assert_eq!(names(&data(world)), ["media", "uploads"]);
-    assert_eq!(names(&data(world).join("uploads")), ["from-a-user"], "the files that were written since then stay, and the seeded files are removed");
+    assert_eq!(
+        names(&data(world).join("uploads")),
+        ["from-a-user"],
+        "the files that were written since then stay, and the seeded files are removed"
+    );
     assert_eq!(names(&data(world).join("media")), ["mine"]);
 }
 

@@ -21,7 +21,7 @@ pub struct Io {
     pub stderr: OwnedFd,
     /// True if the output goes to a terminal although its descriptor is not a terminal, as over ssh.
     pub terminal: bool,
-    /// Cancelled when the caller disconnects.
+    /// The token that is cancelled when the caller disconnects, or loses the right that the command needs.
     pub gone: CancellationToken,
 }
 

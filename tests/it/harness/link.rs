@@ -28,7 +28,8 @@ struct State {
     /// The maximum rate from the server, in bytes per second; zero for no limit.
     rate: AtomicU64,
     /// The number of bytes from the server so far.
-    passed: AtomicU64, The number of cut connections.
+    passed: AtomicU64,
+    /// The number of cut connections.
     cuts: AtomicUsize,
     stop: AtomicBool,
 }

@@ -245,7 +245,7 @@ impl Command for BackupVerifyArgs {
 /// Restore a restore point: in place of the live data, or beside it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without --yes, the command shows what would be lost, and asks for the name of the project on a terminal. Without a terminal, it changes nothing and exits with 3.\n\nAfter the confirmation, or with --yes, the processes are stopped, a fresh restore point of the live data is taken, the data is exchanged by one rename, and the processes are started again. Visitors wait, or see the maintenance page. Code and configuration stay as they are.\n\nWith --into, the files are written to archives/restored/NAME of the environment, and the live data is not changed.\n\nExamples:\n  larder backup restore shop latest\n  larder backup restore shop latest --yes\n  larder backup restore shop 4f1c --into monday"
+    after_help = "Without --yes or --into, the command shows what would be lost, and asks for the name of the project on a terminal. Without a terminal, the command changes nothing and exits with 3.\n\nAfter the confirmation, or with --yes, the processes are stopped, a fresh restore point of the live data is taken, the data is exchanged by one rename, and the processes are started again. Visitors wait, or see the maintenance page. Code and configuration stay as they are.\n\nWith --into, the files are written to archives/restored/NAME of the environment, and the live data is not changed.\n\nExamples:\n  larder backup restore shop latest\n  larder backup restore shop latest --yes\n  larder backup restore shop 4f1c --into monday"
 )]
 pub struct BackupRestoreArgs {
     #[command(flatten)]
@@ -318,7 +318,7 @@ fn live(restored: &LiveRestored) -> String {
     text
 }
 
-/// Renders the changes of the newer state that a restore of the older state loses.
+/// Renders the changes of the live data since a restore point, which a restore of this point would lose.
 pub(super) fn lost(text: &mut String, diff: &DataDiff) {
     if diff.is_empty() {
         text.push_str("  none: the data is equal\n");
