@@ -60,10 +60,10 @@ async fn worker_sees_only_its_own_directories() {
 }
 
 #[tokio::test]
-async fn descendants_of_a_worker_end_with_it() {
+async fn descendants_of_a_worker_end_with_the_worker() {
     for ground in grounds() {
         let world = World::new(ground).await;
-        // A grandchild that ignores SIGTERM, has a session of its own and holds stdout; and one that it leaves behind.
+        // The worker leaves two processes behind. One of them ignores SIGTERM, has its own session and holds stdout.
         let line = "(setsid sh -c 'trap \"\" TERM HUP; while :; do sleep 1; done' &) ; sleep 1000 & exit 7";
         let (exit, text) = world.run(line).await;
         assert_eq!((exit.code, text.as_str()), (Some(7), ""));
@@ -145,7 +145,7 @@ async fn areas_are_reset_and_environments_removed() {
         assert!(exit.success() && text == "as released\n" || !namespaces(&world).await, "{text}");
         world.launcher.unregister(PROJECT, None).await.unwrap();
         assert!(!world.root.join("projects/shop").exists() && world.root.join("projects/other/live").exists());
-        // Again, like a server that crashed before it recorded the removal.
+        // The removal is repeated, as by a server that crashed before it recorded the removal.
         world.launcher.unregister(PROJECT, None).await.unwrap();
         world.launcher.unregister(PROJECT, Some(ENV)).await.unwrap();
         world.launcher.unregister(ProjectId(2), Some(ENV)).await.unwrap();
@@ -203,7 +203,7 @@ async fn second_keeper_of_a_root_is_refused() {
     }
 }
 
-/// The control groups of the keeper of `root`.
+/// Returns the control groups of the keeper of `root`.
 fn groups(root: &Path) -> Vec<PathBuf> {
     let name = format!("larder-{}", &blake3::hash(root.as_os_str().as_encoded_bytes()).to_hex()[..12]);
     let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().map(|entry| entry.unwrap().path().join(&name));
@@ -216,8 +216,8 @@ async fn stop_signal_reaches_all_processes_of_an_application() {
     for ground in grounds() {
         let world = World::new(ground).await;
         for (stop, name) in [(StopSignal::Term, "TERM"), (StopSignal::Int, "INT"), (StopSignal::Quit, "QUIT")] {
-            // The shell in front exits at once, and its child takes some time. The child is no shell that waits for another program: if that
-            // program exits at the same moment, the shell ignores SIGINT.
+            // The shell in front exits at once, and its child takes some time. The child is not a shell that waits for a program, because
+            // such a shell ignores SIGINT if the program exits at the same moment.
             let takes_time =
                 format!("$SIG{{{name}}} = sub {{ select undef, undef, undef, 0.2; print qq(finished\\n); exit 0 }};");
             let line = format!("perl -e '$| = 1; {takes_time} print qq(up\\n); sleep 1 while 1' && echo never");
@@ -258,7 +258,7 @@ async fn worker_environment_has_fixed_variables_and_host_paths() {
         let tool = world.elsewhere.path().join("home/tool/bin");
         assert!(path.ends_with(&format!(":{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tool.display())));
         assert!(Path::new(path.split(':').next().unwrap()).is_absolute());
-        // Only a mount of its own leads past a home that other users cannot enter.
+        // A worker reaches a directory below a home that other users cannot enter only if the directory is mounted separately.
         let closed = ground.system && world.launcher.capabilities().await.unwrap().namespaces.is_err();
         assert_eq!(lines.next(), Some(if closed { "closed" } else { "hello" }));
         for line in lines {
@@ -310,7 +310,8 @@ async fn reload_keeps_applications_running() {
         let mut child = world.launcher.launch(launch, &job(line), Stdio::default()).await.unwrap();
         let id = child.id();
         read_line(&child.output().unwrap()).await;
-        // The first new server sends no request before the second reload: the keeper waits for its end and starts another one.
+        // The first new server sends no request before the second reload, so the keeper waits for the exit of this server and starts the
+        // next server.
         for _ in 0..2 {
             let old = world.server_id;
             kill_process(Pid::from_child(&world.keeper), Signal::HUP).unwrap();

@@ -52,11 +52,12 @@ async fn process_can_reopen_its_standard_output() {
     }
 }
 
-/// A process that has been killed and cannot end: its namespace has a member whose parent is outside and does not reap it.
+/// A killed process that cannot end, because its namespace has a member whose parent is outside and does not reap the member.
 struct Lingering(process::Child);
 
 impl Lingering {
-    /// Finds the namespace by a `sleep` in it; `None` if processes share the namespace of this test.
+    /// Finds the namespace by a `sleep` of `seconds` inside, and adds such a member. Returns `None` if processes share the namespace of
+    /// this test.
     fn with(seconds: &str) -> Option<Lingering> {
         let line = format!("sleep\0{seconds}\0");
         let named = |path: &Path| fs::read_to_string(path.join("cmdline")).is_ok_and(|found| found == line);
@@ -91,18 +92,18 @@ impl Drop for Lingering {
     }
 }
 
-/// A unique duration of `sleep`, by which a process can be found.
+/// Returns a unique duration of `sleep`, by which a process can be found.
 fn some_seconds() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("1000.{}0{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Whether the end of the process has been reported.
+/// Returns true if the end of the process was reported.
 async fn is_gone(child: &mut Child) -> bool {
     tokio::time::timeout(Duration::ZERO, child.wait()).await.is_ok()
 }
 
-/// A killed process holds its overlay until it has ended. The reset of a slot waits for it, so the next process finds no old files.
+/// A killed process holds its overlay until it has ended. The reset of a slot waits for this end, so the next process finds no old files.
 #[tokio::test]
 async fn slot_reset_waits_for_killed_processes() {
     for ground in grounds() {
@@ -127,7 +128,8 @@ async fn slot_reset_waits_for_killed_processes() {
     }
 }
 
-/// Other areas do not wait: a killed build keeps the overlay of the discarded directories, and the next build gets its own.
+/// The reset of an area other than a slot does not wait: a killed build keeps the overlay of the discarded directories, and the next build
+/// gets its own overlay.
 #[tokio::test]
 async fn new_build_gets_an_overlay_of_its_own() {
     for (ground, area) in grounds().into_iter().flat_map(|ground| [(ground, Area::Build), (ground, Area::Source)]) {
@@ -157,7 +159,7 @@ async fn new_build_gets_an_overlay_of_its_own() {
 
 /// Starts a build whose script prints `word`.
 async fn start_build(world: &World, word: &str) -> Child {
-    // Builds see this directory.
+    // The view of a build contains this directory.
     fs::create_dir_all(Root::new(&world.root).lib().join("buildpacks")).unwrap();
     let job = BuildJob {
         steps: vec![BuildStep::Script(Phase::Build)],
@@ -223,7 +225,7 @@ fn root_that_another_user_can_change_is_refused() {
     assert_eq!(fs::read_dir(&root).unwrap().count(), 0, "nothing is made in it");
 }
 
-/// root's own home is closed to the server's user and to those of projects.
+/// root's own home is closed to the server's user and to the users of projects.
 #[test]
 fn root_below_closed_directory_is_refused_before_anything_is_made() {
     let directory = tempfile::tempdir().unwrap();
@@ -236,7 +238,7 @@ fn root_below_closed_directory_is_refused_before_anything_is_made() {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "nothing is made in it");
         chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     }
-    // A user's own home is closed to all others, and open to the user.
+    // A user's own home is closed to all other users, and open to the user itself.
     let mut command = serve(&root);
     if geteuid().is_root() {
         std::os::unix::process::CommandExt::uid(&mut command, NOBODY);

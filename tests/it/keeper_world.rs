@@ -1,7 +1,6 @@
-//! A keeper with real processes for tests, as root and as an ordinary user.
-//!
-//! The keeper runs in a process of its own, started from this test binary. So does its server: it passes its end of the connection to
-//! the test, which then sends the requests itself, and exits when the test closes its socket.
+//! A keeper with real processes for tests, as root and as an ordinary user. The keeper and its server run in separate processes, which are
+//! started from this test binary. The server passes its end of the connection to the test, and exits when the test closes its socket. The
+//! test itself sends the requests to the keeper.
 #![allow(unsafe_code)] // for the one attribute of AS_KEEPER
 
 use std::{
@@ -42,7 +41,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const BUILD_MEMORY: u64 = 96 * 1024 * 1024;
 pub const BUILD_PROCESSES: u64 = 64;
 
-/// The keeper's process: runs in this binary before the test harness starts its first thread.
+/// The entry of the keeper's process, which runs in this binary before the test harness starts its first thread.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static AS_KEEPER: extern "C" fn() = as_keeper;
@@ -68,7 +67,7 @@ extern "C" fn as_keeper() {
     }
 }
 
-/// The server's process; not a test.
+/// Runs the server's process. This function is not a test.
 #[test]
 #[ignore = "a part of the other tests"]
 fn as_server() {
@@ -83,12 +82,12 @@ fn as_server() {
     let id = std::process::id().to_string();
     sendmsg(&test, &[std::io::IoSlice::new(id.as_bytes())], &mut control, SendFlags::empty()).unwrap();
     drop(keeper);
-    // Until the test closes its socket.
+    // The server runs until the test closes its socket.
     let _ = test.read(&mut [0]);
     std::process::exit(9);
 }
 
-/// The conditions of a keeper: its user, and the features that the machine refuses.
+/// The conditions of a keeper: its mode, and the feature of the machine that it must not use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ground {
     pub system: bool,
@@ -117,14 +116,14 @@ impl World {
         World::with(ground, false).await
     }
 
-    /// With its root in a directory that workers see, if `shown`.
+    /// Creates a world. If `shown` is true, the root is in a directory that workers see.
     pub async fn with(ground: Ground, shown: bool) -> World {
         eprintln!("{ground:?}");
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let name = format!("larder-test-{}", directory.path().display());
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        // A language runtime in a home directory that other users cannot enter.
+        // A home directory that other users cannot enter has a language runtime.
         let elsewhere = ["/srv", "/var/lib"].into_iter().find_map(|place| tempfile::tempdir_in(place).ok());
         let elsewhere = elsewhere.unwrap_or_else(|| tempfile::tempdir_in(env::var_os("HOME").unwrap()).unwrap());
         fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -161,13 +160,13 @@ impl World {
         self.root.join("projects/shop/live")
     }
 
-    /// Changes the owner of `path` to one of the environment's users, or in rootless mode to the keeper's.
+    /// Changes the owner of `path` to one of the environment's users, or in rootless mode to the keeper's user.
     pub fn give(&self, path: &Path, which: u32) {
         let uid = if self.ground.system { self.number(which) } else { fs::metadata(&self.root).unwrap().uid() };
         chown(path, Some(uid), Some(uid)).unwrap();
     }
 
-    /// The number of one of the environment's users in system mode.
+    /// Returns the number of one of the environment's users in system mode.
     pub fn number(&self, which: u32) -> u32 {
         let first: u32 = fs::read_to_string(self.root.join("keeper/numbers")).unwrap().trim().parse().unwrap();
         first + 1000 + ENV.0 * 4 + which
@@ -185,7 +184,7 @@ impl World {
         }
     }
 
-    /// Starts a task that runs `line`; returns the read end of its stdout and stderr, too.
+    /// Starts a task that runs `line`. Returns the task, and the read end of its stdout and stderr.
     pub async fn task(&self, line: &str) -> (Child, OwnedFd) {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let stdio = Stdio { stdout: Some(write.try_clone().unwrap()), stderr: Some(write), ..Stdio::default() };
@@ -234,7 +233,7 @@ pub fn keeper_command(ground: Ground, root: &Path, shown: &Path, socket: &str) -
     let mut command = Command::new(env::current_exe().unwrap());
     command.env("LARDER_TEST_ROOT", root).env("LARDER_TEST_SOCKET", socket);
     command.env("LARDER_TEST_WITHOUT", ground.without).env("LARDER_TEST_HOST_PATH", shown);
-    // Without a private `/tmp`, workers use this one; it goes with the world, also if a worker is killed.
+    // Without a private `/tmp`, workers use this directory, which is deleted with the world, even if a worker is killed.
     let temporary = root.with_file_name("tmp");
     fs::create_dir_all(&temporary).unwrap();
     fs::set_permissions(&temporary, fs::Permissions::from_mode(0o1777)).unwrap();
@@ -298,7 +297,7 @@ pub async fn read_line(output: &OwnedFd) -> String {
     tokio::time::timeout(PATIENCE, reading).await.unwrap().unwrap()
 }
 
-/// All conditions that can be tested on this machine.
+/// Returns all conditions that can be tested on this machine.
 pub fn grounds() -> Vec<Ground> {
     if !geteuid().is_root() {
         eprintln!("SKIPPED: system mode needs root");

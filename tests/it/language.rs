@@ -10,16 +10,16 @@ const HEADLESS: [&str; 10] = ["What", "Whether", "Where", "Which", "Why", "Who",
 /// Words that hide their subject, or that are not terms of this project.
 const VAGUE: [&str; 7] = ["whoever", "nobody", "somebody", "room", "rooms", "trade", "trades"];
 
-/// Texts with such a word that are right: a name of the system, or a person.
+/// Texts in which such a word is correct, because it is a name of the system.
 const ALLOWED_TEXTS: [&str; 4] = ["(\"nobody\"", "\"nobody\",", "user nobody", "nobody:x:"];
 
-/// Of a module's doc comments, one in fifty may be headless: some questions are the clearest opening.
+/// The number of doc comments of a module for which one headless doc comment is allowed, because some of them are clear.
 const HEADLESS_PER_DOCS: usize = 50;
 
-/// The public items without a doc comment that are still to be described. The number may only fall.
+/// The maximum number of public items without a doc comment. This number must not be raised.
 const UNDOCUMENTED: usize = 45;
 
-/// Crates that the program does not use yet. Their type names are compared only with each other.
+/// Crates whose type names are compared only with each other, not with the type names of the program.
 const SEPARATE_CRATES: [&str; 1] = ["crates/points/"];
 
 #[derive(Default)]
@@ -52,7 +52,7 @@ fn counted() -> BTreeMap<String, Counts> {
                 }
             }
             is_inside = doc.is_some();
-            // Inside strings a word may be part of an identifier only by an accident of quoting; identifiers are not words.
+            // Only docs and lines with strings are texts. A word with an underscore is an identifier.
             let is_text = doc.is_some() || line.contains('"');
             if is_text && !ALLOWED_TEXTS.iter().any(|text| line.contains(text)) {
                 let words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
@@ -89,7 +89,7 @@ fn texts_name_their_subject() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Fields and variants may speak for themselves; other public items may not, except constructors and predicates.
+/// Public items need a doc comment, except fields, variants, constructors and predicates.
 #[test]
 fn public_item_has_a_doc_comment() {
     const ITEMS: [&str; 8] = ["fn", "struct", "enum", "trait", "type", "const", "static", "macro"];

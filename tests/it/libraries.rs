@@ -1,4 +1,4 @@
-//! Programs that push with a library instead of git: each must see the verdict with its reason.
+//! Programs that push with a library instead of git. Each program must see the verdict with its reason.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ fn verdicts(world: &World, push: impl Fn(&Repo) -> Output) {
     repo.commit("broken");
     let refused = push(&repo);
     assert_ne!(refused.status, 0, "{refused}");
-    // The reason comes with the ref, not from the output of the server.
+    // The program receives the reason with the ref, not only in the output of the server.
     assert!(refused.stdout.contains("web.1 exited 6") && refused.stdout.contains("v1 still live"), "{refused}");
     world.serves("shop", "version one");
     repo.remove("Procfile");
@@ -30,7 +30,7 @@ fn verdicts(world: &World, push: impl Fn(&Repo) -> Output) {
     assert_eq!(repo.live(), Some(repo.head()));
 }
 
-/// A Python that can import `module` of `package`: the machine's own, or one in a virtual environment that is created now.
+/// Returns a Python that can import `module` of `package`: the machine's Python, or a Python in a new virtual environment.
 pub fn python_with(world: &World, package: &str, module: &str) -> Option<PathBuf> {
     let own = installed("python3")?;
     let imports = |python: &Path| Command::new(python).args(["-c", &format!("import {module}")]).output();
@@ -39,7 +39,7 @@ pub fn python_with(world: &World, package: &str, module: &str) -> Option<PathBuf
         return Some(own);
     }
     let place = world.directory().join("python");
-    // With the settings of the account that runs the tests, which name the package index.
+    // The commands use the settings of the account that runs the tests, because these settings name the package index.
     let venv = Command::new(&own).args(["-m", "venv"]).arg(&place).output();
     let pip = place.join("bin/pip");
     let installed = venv.is_ok_and(|output| output.status.success())
@@ -122,14 +122,14 @@ fn jgit_sees_the_verdict(world: &World) {
     let ssh = world.directory().join("home/jgit-ssh");
     fs::write(&ssh, format!("#!/bin/sh\nexec ssh {} \"$@\"\n", world.ssh_options("alice").join(" "))).unwrap();
     fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    // Debian's own script names only the first of them.
+    // Debian's own script names only the first of these files.
     let jars = ["org.eclipse.jgit.lfs", "org.eclipse.jgit.http.apache", "httpclient", "httpcore", "commons-logging-1.2"];
     let jars: Vec<String> = jars.iter().map(|jar| format!("/usr/share/java/{jar}.jar")).collect();
     verdicts(world, |repo| {
         let mut command = world.client(jgit.to_str().unwrap());
         command.current_dir(repo.path()).env("GIT_SSH", &ssh).env("JGIT_CLASSPATH", jars.join(":"));
         let mut output = Output::of(command.args(["push", &repo.url(), "HEAD:refs/heads/main"]));
-        // It shows a refused ref as git does, but exits 0.
+        // JGit shows a refused ref as git does, but exits 0.
         if output.stdout.contains("[remote rejected]") {
             output.status = output.status.max(1);
         }
@@ -185,7 +185,7 @@ fn go_git_sees_the_verdict(world: &World) {
         eprintln!("SKIPPED: golang-github-go-git-go-git-dev is not installed");
         return;
     }
-    // In the tree where Go looks for sources, with a module file, so that Go accepts the "/v5" of a package path.
+    // The program is in the tree where Go looks for sources, and has a module file, so that Go accepts the "/v5" of a package path.
     let place = world.directory().join("home/go");
     let source = place.join("src/push");
     fs::create_dir_all(&source).unwrap();
@@ -194,7 +194,7 @@ fn go_git_sees_the_verdict(world: &World) {
     let mut build = world.client(go.to_str().unwrap());
     build.current_dir(&source).env("GO111MODULE", "off").env("GOPATH", format!("{}:{}", place.display(), sources.display()));
     build.env("GOCACHE", place.join("cache")).env("CGO_ENABLED", "0").args(["build", "-o", "../../push", "."]);
-    // Without the time limit of other commands: compiling may take long.
+    // This command has no time limit, because compiling may take long.
     let built = build.output().unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     verdicts(world, |repo| {

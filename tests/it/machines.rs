@@ -12,7 +12,7 @@ use crate::{
 const STAGING: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const PRODUCTION: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
-/// All programs of production: those that larder needs, and the interpreters of the applications.
+/// All programs of production: the programs that larder needs, and the interpreters of the applications.
 const PRODUCTION_HAS: [&str; 5] = ["sh", "bash", "git", "python3", "node"];
 
 /// Prints the available build tools.
@@ -92,7 +92,8 @@ fn production_without_tools_internet_and_staging_serves() {
         staging.serves("panel", NODE_IS_THERE);
     });
 
-    // Production could not build. The searches that find nothing there find tools and caches on staging.
+    // Production has neither build tools nor a route to the internet. The searches that find nothing on production find tools and caches on
+    // staging.
     let (devices, networks) = counter.network();
     assert_eq!((devices.len(), networks), (2, vec![Ipv4Addr::new(192, 0, 2, 0).into()]), "{devices:?}");
     for project in ["shop", "panel"] {
@@ -114,7 +115,7 @@ fn production_without_tools_internet_and_staging_serves() {
         production.serves("panel", NODE_IS_THERE);
     });
 
-    // The second release: one by `promote`, one by a push to production.
+    // The second release of panel is deployed by `promote`, and the second release of shop by a push to production.
     let (second, _) = (flask(&shop, "version two"), node(&panel, "version two"));
     kitchen.inside(|| [&shop, &panel].map(|repo| repo.push().accepted().says("v2 is live").0.status));
     staging.larder(&["promote", "panel", "v2", "--to", "prod"]).says("v2 is live");
@@ -126,14 +127,14 @@ fn production_without_tools_internet_and_staging_serves() {
         production.serves("panel", "version two");
     });
     for project in ["shop", "panel"] {
-        until("the archive is made again", || {
+        until("the archive is rebuilt", || {
             live_manifest(&production, "production", project) == live_manifest(&staging, "production", project)
         });
         same_release(&production, &staging, project);
         never_built(&production, project);
     }
 
-    // Staging is switched off, and its cable with it.
+    // Staging is switched off, which also removes the cable.
     staging.end();
     drop(way_out);
     drop(kitchen);
@@ -156,12 +157,12 @@ fn production_without_tools_internet_and_staging_serves() {
         here.push().accepted();
         assert_eq!(here.live().as_deref(), Some(&*second));
     });
-    // As if the power had been cut.
+    // Keeper and server are killed, as by a power cut.
     production.kill9_all();
     production.start(&[]);
     counter.inside(|| {
         for (project, there) in [("shop", FLASK_IS_THERE), ("panel", NODE_IS_THERE)] {
-            until("it serves again", || production.get(project, "/").status == 200);
+            until("the project serves again", || production.get(project, "/").status == 200);
             production.serves(project, "version two");
             production.serves(project, there);
             production.is_consistent(project);
@@ -174,12 +175,12 @@ fn production_without_tools_internet_and_staging_serves() {
     production.end();
 }
 
-/// The build tools that an application finds.
+/// Returns the build tools that an application finds.
 fn tools(world: &World, project: &str) -> Vec<String> {
     world.larder(&["run", project, "--", "sh", "-c", LOOK_FOR_TOOLS]).ok().lines().map(str::to_owned).collect()
 }
 
-/// The live releases of both servers have equal manifests, archives, files and modes.
+/// Asserts that the live releases of both servers have equal manifests, archives, files and modes.
 fn same_release(production: &World, staging: &World, project: &str) {
     let manifest = live_manifest(staging, "production", project);
     assert_eq!(live_manifest(production, "production", project), manifest);
@@ -207,7 +208,7 @@ fn same_release(production: &World, staging: &World, project: &str) {
     }
 }
 
-/// All entries below a directory, with their modes and contents.
+/// Adds all entries below a directory to `files`, with their modes and contents.
 fn tree(top: &Path, below: &Path, files: &mut BTreeMap<String, (u32, Vec<u8>)>) {
     for name in names(&top.join(below)) {
         let (path, at) = (below.join(&name), top.join(below).join(&name));

@@ -1,5 +1,5 @@
-//! Mirrors of package registries for machines without access to them: made of files of Debian's packages, and configured as
-//! documented for mirrors of companies.
+//! Mirrors of package registries, for machines without access to the registries. The mirrors consist of files of Debian's packages, and are
+//! configured as documented for mirrors of companies.
 
 use std::{
     fs,
@@ -9,16 +9,16 @@ use std::{
 
 use crate::harness::{World, files::Files, installed};
 
-/// A mirror that runs until it is dropped.
+/// A mirror that runs until this value is dropped.
 pub struct Mirror {
-    /// The variable that tells builds its address.
+    /// The name of the variable that tells builds the address of the mirror.
     pub variable: &'static str,
     path: &'static str,
     files: Files,
 }
 
 impl Mirror {
-    /// Creates the mirror that an example needs; `None`, and a line that says so, if a package is missing.
+    /// Creates the mirror that an example needs. Returns `None` if there is no mirror for the example, or if a package is missing.
     pub fn of(example: &str, world: &World) -> Option<Mirror> {
         let directory = world.directory().join("mirror");
         let (variable, path) = match example {
@@ -53,7 +53,7 @@ fn maven(directory: &Path) -> Option<()> {
         };
         versions += &format!("<{plugin}.version>{version}</{plugin}.version>");
     }
-    // Debian's repository has no checksums, and Maven warns about each missing one.
+    // Debian's repository has no checksums, and Maven warns about each missing checksum.
     let repository = format!(
         "<id>central</id><url>file://{MAVEN_REPOSITORY}</url>\
          <releases><checksumPolicy>ignore</checksumPolicy></releases><snapshots><enabled>false</enabled></snapshots>"

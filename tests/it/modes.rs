@@ -37,7 +37,7 @@ fn path_owners_and_modes_match_the_layout(world: &World) {
     world.larder(&["backup", "restore", "shop", "latest", "--into", "copy"]).ok();
     world.larder(&["restart", "shop"]).ok();
     let layout = Layout::standard().unwrap();
-    // Drafts of unfinished writes and discarded directories are removed later.
+    // Drafts of unfinished writes and discarded directories are removed after the verdicts, so the comparison is repeated.
     let mut wrong = Vec::new();
     within(Duration::from_secs(20), || {
         wrong = differences(world.root(), &layout);

@@ -1,4 +1,4 @@
-//! Projects share the machine's ports: a project that takes another's port gets none of its requests.
+//! Projects share the machine's ports. A project that takes the port of another project gets no requests for the other project.
 
 use std::thread;
 
@@ -36,7 +36,7 @@ threading.Thread(target=steal, daemon=True).start()
 Server(("127.0.0.1", own), Handler).serve_forever()
 "#;
 
-/// Makes the thief take `port`, and waits until it has.
+/// Makes the thief take `port`, and waits until the thief has the port.
 fn steal(world: &World, port: u64) {
     world.larder(&["run", "thief", "--", "touch", &format!("media/{port}")]).exits(0);
     until("the thief has the port", || {

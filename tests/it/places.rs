@@ -1,4 +1,4 @@
-//! Remotes that are stores of files: a directory, a web server with and without ranges, and a bucket, each with the same suite.
+//! Remotes that are stores of files: a directory, a web server and a bucket with the same suite, and a web server without ranges.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ in_one_mode!(
 struct Shared {
     publish: DeliverableStore,
     read: DeliverableStore,
-    /// The network link to it, if there is one.
+    /// The network link between the readers and the store, if there is one.
     link: Option<Link>,
     runtime: tokio::runtime::Runtime,
 }
@@ -55,7 +55,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Two releases of a site with pictures, as the server has built them, oldest first.
+/// Builds two releases of a site with pictures on the server. Returns the releases, oldest first.
 fn cooked(world: &World) -> Vec<Publication> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -89,7 +89,7 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes / 8).flat_map(|_| next().to_le_bytes()).collect()
 }
 
-/// The tests that every kind of store passes.
+/// Runs the tests that every kind of store must pass.
 fn suite(world: &World, shared: &Shared) {
     let shares = cooked(world);
     let [old, new] = shares.as_slice() else { panic!("{shares:?}") };
@@ -113,7 +113,7 @@ fn suite(world: &World, shared: &Shared) {
     let again = run.block_on(publish(&shared.publish, old)).unwrap();
     assert!(again < 20_000, "{again}");
     assert_eq!(list().unwrap(), [new.offer.clone(), old.offer.clone()]);
-    // The pull is aborted and the link is cut many times: each attempt resumes the previous one.
+    // The pull is aborted and the link is cut many times. Each attempt resumes the previous attempt.
     if let Some(link) = &shared.link {
         link.cut_after((1..24).map(|n| n * 20_011));
         link.slow_to(4 << 20);
@@ -121,7 +121,7 @@ fn suite(world: &World, shared: &Shared) {
     let mut attempts = 0;
     let pulled: Pulled = loop {
         attempts += 1;
-        assert!(attempts < 100, "it does not get any further");
+        assert!(attempts < 100, "the pull makes no progress");
         let pulling = pull(&shared.read, &old.offer, &[], &paths, &quiet);
         match run.block_on(async { tokio::time::timeout(Duration::from_millis(20 + 40 * attempts), pulling).await }) {
             Ok(pulled) => break pulled.unwrap(),
@@ -158,7 +158,7 @@ fn altered(world: &World, shared: &Shared, release: &Offer, file: &Path) {
     assert!(!paths.incoming().join(release.release.to_string()).join("archive.tar.zst").exists());
 }
 
-/// Returns the archive of the newest release in a published directory.
+/// Returns the offer of the newest release, and the path of its archive in a published directory.
 fn newest(world: &World, directory: &Path) -> (Offer, PathBuf) {
     let offers: Vec<Offer> = serde_json::from_str(world.larder(&["deliverable", "list", "shop", "--json"]).ok()).unwrap();
     let file = directory.join("shop").join(format!("{}.tar.zst", offers[0].release));
@@ -227,7 +227,7 @@ fn bucket_store_resumes_and_verifies_pulls(world: &World) {
         .says("nothing is pulled from this remote");
 }
 
-/// The settings for the bucket, reached through this port.
+/// Returns the settings for the bucket that is reached through this port.
 pub fn settings(port: u16) -> [(String, String); 5] {
     let endpoint = format!("http://127.0.0.1:{port}");
     let pairs = [
@@ -345,7 +345,7 @@ impl Bucket {
             return None;
         };
         let bucket = Bucket { port, process };
-        // Where buckets are directories, the bucket exists already; elsewhere this request creates it.
+        // If the server stores buckets as directories, the bucket exists already. Otherwise, this request creates the bucket.
         let made = within(Duration::from_secs(60), || {
             let Ok(mut stream) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return false };
             let asked = "PUT /deliverables HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";

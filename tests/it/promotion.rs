@@ -12,10 +12,10 @@ in_one_mode!(
     health_record_grows_while_staging_serves,
     promote_to_shared_remote_updates_health_record,
     promotion_policy_refuses_until_it_is_met,
-    unusable_remote_is_status_3_or_4_of_pull_and_promote,
+    unusable_remote_ends_pull_and_promote_with_status_3_or_4,
 );
 
-/// A project with staging, which cooks the branch `staging`, and production, which serves the branch `main`.
+/// Creates a project with staging, which cooks the branch `staging`, and production, which serves the branch `main`.
 pub fn pair(world: &World) {
     world.larder(&["project", "create", "shop", "--env", "production", "--mode", "final", "--branch", "main"]).ok();
     world.larder(&["project", "create", "shop", "--env", "staging", "--mode", "cooking", "--branch", "staging"]).ok();
@@ -37,10 +37,10 @@ pub fn live_manifest(world: &World, environment: &str, project: &str) -> serde_j
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Checks that two servers have the same live release with its archive. A release that came as a delta is packed after the verdict.
+/// Checks that two servers have the same live release with its archive. A release that was fetched as a delta is packed after the verdict.
 #[track_caller]
 pub fn are_alike(one: &World, other: &World) {
-    crate::harness::until("the archive is made again", || {
+    crate::harness::until("the archive is rebuilt", || {
         let stored = names(&one.environment("shop").join("releases"));
         !stored.iter().any(|name| name.ends_with(".delta"))
             && live_manifest(one, "production", "shop") == live_manifest(other, "production", "shop")
@@ -59,7 +59,7 @@ fn production_serves_bytes_of_staging_on_one_server(world: &World) {
     assert_eq!(here, there, "the same release, to the last digest");
     assert!(here["signature"]["key"].as_str().unwrap().starts_with("ed25519:"));
     world.is_consistent("shop");
-    // `promote` deploys the next release, and `rollback` returns to the previous one.
+    // `promote` deploys the next release, and `rollback` deploys the previous release.
     let second = repo.page("version two");
     staging(&repo).accepted();
     world.serves("shop", "version one");
@@ -86,7 +86,7 @@ fn commit_that_was_not_cooked_is_refused(world: &World) {
     let push = production(&repo);
     push.rejected_with("there is no deliverable of commit").says("choose an offered release: v1");
     world.serves("shop", "version one");
-    assert_eq!(world.outcomes("shop").len(), 1, "nothing was begun");
+    assert_eq!(world.outcomes("shop").len(), 1, "no further deployment begins");
     // A release that failed on staging cannot be promoted.
     repo.program(".larder/post_build", "#!/bin/sh\nexit 1\n");
     repo.commit("tests fail");
@@ -109,7 +109,7 @@ fn commit_with_equal_tree_uses_existing_release(world: &World) {
     repo.git(&["commit", "--quiet", "--allow-empty", "-m", "a merge that changes nothing"]).ok();
     production(&repo).accepted().says("has the same tree");
     world.serves("shop", "version one");
-    assert_eq!(repo.live(), Some(repo.head()), "the branch names what was pushed");
+    assert_eq!(repo.live(), Some(repo.head()), "the branch names the pushed commit");
 }
 
 fn production_does_not_build(world: &World) {
@@ -142,7 +142,7 @@ fn production_serves_without_staging(world: &World) {
     repo.page("version two");
     staging(&repo).accepted();
     production(&repo).accepted();
-    // The store of staging is removed; production has its own.
+    // The store of staging is removed; production has its own store.
     let releases = world.root().join("projects/shop/staging/releases");
     for name in names(&releases) {
         let _ = std::fs::remove_file(releases.join(name));
@@ -162,12 +162,13 @@ fn keys(world: &World) -> serde_json::Value {
 /// A server, and the address and port at which the other server reaches it.
 pub type Side<'w> = (&'w World, &'w str, u16);
 
-/// A server on this machine, reached directly.
+/// Returns a server on this machine that is reached directly.
 pub fn here(world: &World) -> Side<'_> {
     (world, "127.0.0.1", world.ssh_port())
 }
 
-/// Adds two servers as each other's remotes: the first one serves, the second one cooks. `projects` are made on both.
+/// Adds each of two servers as a remote of the other server. `production` serves, and `staging` cooks. `projects` are created on both
+/// servers.
 pub fn introduce(production: Side<'_>, staging: Side<'_>, projects: &[&str]) {
     let text =
         |value: &serde_json::Value, key: &str| value[key].as_str().unwrap_or_else(|| panic!("{key} in {value}")).to_owned();
@@ -261,20 +262,20 @@ fn promote_to_shared_remote_updates_health_record(world: &World) {
     repo.page("version one");
     repo.push().accepted();
     let offered = || names(&shared.join("shop")).iter().any(|name| name.ends_with(".offer.json"));
-    crate::harness::until("it is published", offered);
+    crate::harness::until("the release is published", offered);
     // A shared remote has no commits.
     world.larder(&["pull", "shop"]).exits(1).says("does not have the commit").says("push the commit to any branch");
     let here = Repo::new(world, "shop");
     here.git(&["pull", "--quiet", repo.path().to_str().unwrap(), "HEAD"]).ok();
     here.push_as(&["HEAD:refs/heads/kept"]).accepted();
     world.larder(&["pull", "shop"]).exits(1).says("not fit for promotion").says("of the 4 s");
-    // The record there is from the time of publishing.
+    // The health record in the shared remote is from the time of publication.
     let is_old_enough = || {
         let record = staging.larder(&["deliverable", "get", "shop", "v1", "health"]).json();
         let moment = |value: &serde_json::Value| value.as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
         moment(&record["as_of"]).duration_since(moment(&record["served"][0]["since"])).as_secs() >= 4
     };
-    crate::harness::until("it has served long enough", is_old_enough);
+    crate::harness::until("the release has served long enough", is_old_enough);
     world.larder(&["pull", "shop"]).exits(1).says("not fit for promotion");
     staging.larder(&["promote", "shop", "--to", "other"]).exits(3).says("does not publish to").says("--publish");
     staging.larder(&["promote", "shop", "--to", "shared", "--override", "it cannot wait"]).exits(2).says("larder pull");
@@ -301,15 +302,16 @@ fn promotion_policy_refuses_until_it_is_met(world: &World) {
     assert_eq!(opened["overriding"], "the shop is down");
 }
 
-/// A remote that is not known is 4, one that does not answer is 3: never a wrong command line, a failed deployment or a defect.
-fn unusable_remote_is_status_3_or_4_of_pull_and_promote(world: &World) {
+/// The exit status is 4 for an unknown remote and 3 for a remote that does not answer, not the status of a usage error, a failed deployment
+/// or an internal error.
+fn unusable_remote_ends_pull_and_promote_with_status_3_or_4(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     staging(&repo).accepted();
     world.larder(&["pull", "shop/production", "--from", "nowhere"]).exits(4).says("shop/production has no remote nowhere");
     world.larder(&["promote", "shop/staging", "--to", "nowhere"]).exits(4);
     let signing = world.larder(&["key", "show", "--json"]).json()["signing"].as_str().unwrap().to_owned();
-    // A directory that disappears.
+    // The directory of a remote disappears.
     let shared = world.directory().join("home/shared");
     std::fs::create_dir(&shared).unwrap();
     let url = format!("file://{}", shared.display());
@@ -319,7 +321,7 @@ fn unusable_remote_is_status_3_or_4_of_pull_and_promote(world: &World) {
     std::fs::remove_dir(&shared).unwrap();
     world.larder(&["pull", "shop/production", "--from", "shared"]).exits(3).says("cannot reach a remote");
     world.larder(&["promote", "shop/staging", "--to", "shared"]).exits(3);
-    // A server that is not there.
+    // No server listens at the address of a remote.
     let host_key = std::fs::read_to_string(world.public_key("alice")).unwrap();
     let far = |environment: &str| {
         let words = ["remote", "add", environment, "far", "ssh://larder@127.0.0.1:1/shop", "--host-key", host_key.trim()];

@@ -1,5 +1,5 @@
 //! Pulls through the whole pipeline while production is killed, while the link is cut, and over a link of 1 Mbit/s: fetched data is not
-//! fetched again, and the release is not visible before all of it serves.
+//! fetched again, and the release is not visible before it serves completely.
 
 use std::{
     fs,
@@ -41,14 +41,14 @@ fn current(world: &World) -> String {
     fs::read_link(world.environment("shop").join("deploy/current")).unwrap().display().to_string()
 }
 
-/// The seed of this run. It is printed, so that the run can be repeated.
+/// Returns and prints the seed of this run, so that a failed run can be reproduced.
 fn seed() -> u64 {
     let seed = u64::from(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos());
     eprintln!("seed: {seed}");
     seed
 }
 
-/// The `n`th number of a sequence below `most`.
+/// Returns the `n`th number of a pseudo-random sequence; the numbers are below `most`.
 fn random(seed: u64, n: u64, most: u64) -> u64 {
     noise(seed + n * 77, 8).iter().fold(0_u64, |sum, byte| sum.wrapping_mul(31) + u64::from(*byte)) % most
 }
@@ -80,7 +80,7 @@ impl<'w> Scene<'w> {
         command.spawn().unwrap()
     }
 
-    /// Returns whether a part of the new release is here.
+    /// Returns true if a part of the new release was fetched.
     fn is_half_here(&self) -> bool {
         let incoming = self.world.environment("shop").join("releases/.incoming");
         let of = |directory: &String| names(&incoming.join(directory)).iter().any(|name| name.ends_with(".part"));
@@ -111,7 +111,7 @@ impl<'w> Scene<'w> {
         assert!(content || !file(".manifest.json").exists(), "{when}: a manifest is there and nothing that it describes");
     }
 
-    /// The minimum traffic: the release, and the commit with the same pictures.
+    /// Returns the minimum traffic in bytes: the release, and the commit with the same pictures.
     fn all(&self) -> u64 {
         2 * self.bytes
     }
@@ -122,7 +122,7 @@ impl<'w> Scene<'w> {
         let of_new = |directory: &str, ending: &str| top.join(directory).join(format!("{}{ending}", self.new));
         let mut looks = 0;
         while !done.load(Ordering::Relaxed) {
-            // Checked in the order in which they change.
+            // The state that changes last is read first: if a change is seen, all earlier changes must be seen as well.
             let listed = self.world.larder(&["releases", "shop", "--json"]).json().to_string().contains(&self.new);
             let status = self.world.larder(&["status", "--json"]).json();
             let serving = status["environments"][0]["live"]["release"].as_str().unwrap() == self.new;
@@ -134,11 +134,11 @@ impl<'w> Scene<'w> {
             let installing = of_new("deploy", "").exists();
             let exists = of_new("releases", ".manifest.json").exists();
             for (seen, needs, what) in [
-                (listed, named, "`releases` names it before it is current"),
-                (serving, named, "`status` names it before it is current"),
-                (shown, named, "it answers before it is current"),
-                (named, installing, "it is current and not installed"),
-                (installing, exists, "it is installed and not in the store"),
+                (listed, named, "`releases` names the release before it is current"),
+                (serving, named, "`status` names the release before it is current"),
+                (shown, named, "the release answers before it is current"),
+                (named, installing, "the release is current and not installed"),
+                (installing, exists, "the release is installed and not in the store"),
             ] {
                 assert!(!seen || needs, "{what}");
             }
@@ -167,7 +167,7 @@ impl<'w> Scene<'w> {
                     asked += 1;
                     let mut pull = self.ask();
                     let ended = within(Duration::from_secs(80), || pull.try_wait().unwrap().is_some());
-                    assert!(ended && began.elapsed() < Duration::from_secs(120), "it does not arrive");
+                    assert!(ended && began.elapsed() < Duration::from_secs(120), "the new release does not become live");
                 }
                 asked
             });
@@ -179,7 +179,7 @@ impl<'w> Scene<'w> {
         })
     }
 
-    /// Asserts that both sides have the same bytes, and that they serve.
+    /// Asserts that both servers have the same bytes, and that production serves the new release.
     fn has_arrived(&self) {
         self.world.serves("shop", "version two");
         are_alike(self.world, self.staging);
@@ -197,7 +197,7 @@ impl<'w> Scene<'w> {
 fn pull_survives_kills_of_production(world: &World) {
     let Some(staging) = World::any() else { return };
     let scene = Scene::new(world, &staging);
-    // By frames; the other test uses a delta.
+    // This test pulls frames; the test with cuts of the link pulls a delta.
     fs::write(world.environment("shop").join("releases/.no-deltas"), "").unwrap();
     let (seed, before) = (seed(), scene.link.passed());
     scene.link.slow_to(3 * SLOW);
@@ -213,7 +213,6 @@ fn pull_survives_kills_of_production(world: &World) {
             world.kill9_server();
         }
         let _ = (pull.kill(), pull.wait());
-        // An earlier deployment may still be ending.
         scene.is_as_before(&format!("killed for the {}. time", instant + 1));
     }
     let so_far = scene.link.passed() - before;
@@ -240,7 +239,7 @@ fn pull_survives_cuts_of_the_link(world: &World) {
     scene.link.slow_to(8 * SLOW);
     let done = AtomicBool::new(false);
     let asked = std::thread::scope(|scope| {
-        // Slow after the last cut.
+        // After the last cut, the link is slow.
         scope.spawn(|| {
             within(Duration::from_secs(100), || scene.link.cuts() >= INSTANTS as usize || done.load(Ordering::Relaxed));
             scene.link.slow_to(SLOW);

@@ -8,8 +8,8 @@ in_each_mode!(consecutive_pushes_to_several_projects_go_live);
 in_one_mode!(
     simultaneous_pushes_to_one_project_accept_one,
     simultaneous_pushes_to_ten_projects_get_their_own_verdicts,
-    waiting_push_is_superseded_by_a_newer_one,
-    cancel_stops_the_running_deployment_before_the_waiting_one,
+    waiting_push_is_superseded_by_a_newer_push,
+    cancel_stops_the_running_deployment_before_the_waiting_deployment,
     restarts_and_deployments_exclude_each_other,
     time_in_the_build_queue_does_not_count_as_build_time,
     queued_push_into_frozen_environment_is_refused,
@@ -19,7 +19,7 @@ in_one_mode!(
     queued_deployment_uses_scale_set_while_it_waits,
 );
 
-/// Asserts that no two deployments of an environment overlap: each ends before the next one opens.
+/// Asserts that no two deployments of an environment overlap: each deployment ends before the next deployment opens.
 fn one_at_a_time(world: &World, project: &str) {
     let moment = |record: &serde_json::Value| record["at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
     let journals = world.journals(project);
@@ -56,7 +56,7 @@ fn simultaneous_pushes_to_one_project_accept_one(world: &World) {
         });
         let accepted: Vec<_> =
             pushes.iter().enumerate().filter(|(_, push)| push.0.status == 0).map(|(number, _)| number).collect();
-        assert!(!accepted.is_empty(), "nobody was accepted: {pushes:#?}");
+        assert!(!accepted.is_empty(), "no push was accepted: {pushes:#?}");
         let live = repos[0].0.live().unwrap();
         let winner = repos.iter().position(|(_, commit)| *commit == live).expect("something else is live");
         assert!(accepted.contains(&winner), "{pushes:#?}");
@@ -98,7 +98,7 @@ fn simultaneous_pushes_to_ten_projects_get_their_own_verdicts(world: &World) {
     }
 }
 
-fn waiting_push_is_superseded_by_a_newer_one(world: &World) {
+fn waiting_push_is_superseded_by_a_newer_push(world: &World) {
     world.project("shop");
     let base = Repo::new(world, "shop");
     base.program(".larder/build", "#!/bin/sh\nwhile ! [ -e \"$LARDER_CACHE/gate\" ]; do sleep 0.05; done\n");
@@ -123,7 +123,7 @@ fn waiting_push_is_superseded_by_a_newer_one(world: &World) {
         wrong.push_as(&["--force", main]).rejected_with("larder.yml:1").rejected_with("nothing is live yet");
         assert_eq!(deployments(), 2);
         let newest = scope.spawn(|| third.push_as(&["--force", main]));
-        // The superseded push ends at once, before the first push does.
+        // The superseded push ends at once, before the first push ends.
         let superseded = waiting.join().unwrap();
         std::fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
         [first.join().unwrap(), superseded, newest.join().unwrap()]
@@ -136,7 +136,7 @@ fn waiting_push_is_superseded_by_a_newer_one(world: &World) {
     one_at_a_time(world, "shop");
 }
 
-fn cancel_stops_the_running_deployment_before_the_waiting_one(world: &World) {
+fn cancel_stops_the_running_deployment_before_the_waiting_deployment(world: &World) {
     world.project("shop");
     let hangs = Repo::new(world, "shop");
     hangs.program(".larder/build", "#!/bin/sh\nexec sleep 98762\n");
@@ -147,9 +147,9 @@ fn cancel_stops_the_running_deployment_before_the_waiting_one(world: &World) {
         let first = scope.spawn(|| hangs.push());
         let sleeps =
             || processes::of(world.directory()).iter().any(|process| process.arguments.iter().any(|word| word == "98762"));
-        until("the first one builds", sleeps);
+        until("the first push builds", sleeps);
         let second = scope.spawn(|| good.push_as(&["--force", "HEAD:refs/heads/main"]));
-        until("the second one waits", || deployments() == 2);
+        until("the second push waits", || deployments() == 2);
         world.larder(&["deploy", "shop", "--cancel"]).exits(0);
         (first.join().unwrap(), second.join().unwrap())
     });
@@ -224,7 +224,7 @@ fn restarts_and_deployments_exclude_each_other(world: &World) {
         restart.join().unwrap();
     });
     world.larder(&["status"]).keeps_quiet_about("shop/production");
-    until("no process of it runs", || world.application("shop").is_empty());
+    until("no process of the project runs", || world.application("shop").is_empty());
 }
 
 /// A build that waited for another build still has its whole time limit.
@@ -311,11 +311,11 @@ fn queued_push_of_a_removed_user_is_refused(world: &World) {
     });
     first.exits(0);
     assert_ne!(second.status, 0, "{second}");
-    until("it has ended", || deployments() == 2);
+    until("the deployments have ended", || deployments() == 2);
     assert_eq!(world.journals("shop").len(), 2, "a deployment of a user who was removed was begun");
 }
 
-/// Does `work` while the build of another project is under way.
+/// Calls `work` while the build of another project is under way.
 fn while_another_builds(world: &World, work: impl FnOnce()) {
     world.project("slow");
     let slow = Repo::site(world, "slow", "slow one");
@@ -363,7 +363,7 @@ fn rollback_restart_and_removal_do_not_wait_for_another_project(world: &World) {
             world.serves("shop", "version one");
             world.larder(&["restart", "shop"]).ok();
             world.larder(&["project", "destroy", "old", "--confirm", "old"]).ok();
-            // A build waits, and says what for, and does not keep its project from anything else.
+            // The build of the next push waits, and the output of the push names the reason.
             waiting = Some(scope.spawn(|| next.push_as(&["--force", "HEAD:refs/heads/main"])));
             let log = || {
                 let deployments = world.environment("shop").join("deployments");
@@ -384,7 +384,7 @@ fn failing_deployment_is_reverted_while_another_project_builds(world: &World) {
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();
     one_deployment_at_a_time(world);
-    // Fails before it needs the permit that the other project's build holds.
+    // The deployment fails before it needs the permit that the build of the other project holds.
     repo.program(".larder/configure", "#!/bin/sh\nexit 7\n").page("version two");
     while_another_builds(world, || {
         repo.push().rejected_with("configure");
@@ -393,7 +393,7 @@ fn failing_deployment_is_reverted_while_another_project_builds(world: &World) {
     world.is_consistent("shop");
 }
 
-/// The scale is that of the moment at which the deployment begins, not that of its submission.
+/// A deployment uses the scale that is set when the deployment begins, not the scale at its submission.
 fn queued_deployment_uses_scale_set_while_it_waits(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -405,7 +405,7 @@ fn queued_deployment_uses_scale_set_while_it_waits(world: &World) {
         until("the first push is under way", || world.journals("shop").len() == 2);
         let second = scope.spawn(|| other.push_as(&["--force", "HEAD:refs/heads/main"]));
         waits(world);
-        // The numbers are stored; nothing can be restarted now.
+        // The numbers are stored, but the processes cannot be restarted during a deployment.
         world.larder(&["ps", "shop", "--scale", "web=2", "--scale", "clock=1"]).exits(3).says("being deployed");
         open(world);
         first.join().unwrap().accepted();

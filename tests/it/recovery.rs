@@ -19,10 +19,10 @@ in_one_mode!(
     pending_followups_run_after_a_restart,
     every_outcome_is_announced_once,
     push_during_recovery_is_rejected_with_the_reason,
-    ending_that_an_observer_did_not_take_is_told_by_the_next_server,
+    ending_that_an_observer_did_not_accept_is_announced_by_the_next_server,
 );
 
-/// The number of worlds that share the events of a large test. Each runs in its own thread and mostly waits.
+/// The number of worlds that share the events of a large test. Each world runs in its own thread and mostly waits.
 const SHARES: usize = 6;
 
 /// The kind of deployment that is interrupted.
@@ -96,7 +96,7 @@ fn events(steps: &[String]) -> Vec<String> {
 /// The processes that are killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Victim {
-    /// The server role alone; the keeper starts a new one.
+    /// The server alone; the keeper starts a new server.
     Server,
     /// Keeper and server, as in a reset of the machine.
     Both,
@@ -207,7 +207,7 @@ impl Deadly<'_> {
         names(&self.marks).len()
     }
 
-    /// Pushes the next version until it is live, over all kills.
+    /// Pushes the next version repeatedly, through all kills, until the version is live.
     fn survives(&mut self) {
         let (old, new) = (format!("version {}\n", self.version), format!("version {}\n", self.version + 1));
         self.version += 1;
@@ -271,7 +271,7 @@ impl Deadly<'_> {
         push
     }
 
-    /// Kills both whenever the server has stopped at an event, also during the recovery from the last kill.
+    /// Kills keeper and server whenever the server has stopped at an event, also during the recovery from the last kill.
     fn push_to_both_dying(&self) -> Push {
         let mut seen = self.deaths();
         thread::scope(|scope| {
@@ -377,7 +377,7 @@ fn recovers(world: &World, repo: &Repo<'_>, commit: &str, version: u32) {
     world.is_consistent("shop");
 }
 
-/// A stale lock of git, which would block every push, and the directory of a deployment that never began.
+/// The leftovers are a stale lock of git, which would block every push, and the directory of a deployment that never began.
 fn leftovers_of_a_kill_are_removed_at_start(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -480,8 +480,8 @@ fn every_outcome_is_announced_once(world: &World) {
     assert_eq!(counts, [1, 2, 1, 1, 1, 1], "{text}");
 }
 
-/// An observer that fails three times hears of the ending from the next server.
-fn ending_that_an_observer_did_not_take_is_told_by_the_next_server(world: &World) {
+/// If an observer fails three times, the next server announces the ending to the observer.
+fn ending_that_an_observer_did_not_accept_is_announced_by_the_next_server(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.push().accepted();

@@ -24,7 +24,7 @@ in_one_mode!(
     deployment_continues_after_its_pusher_is_interrupted,
     failure_is_recorded_after_its_pusher_is_killed,
     pushed_commit_can_be_deployed_by_name,
-    queued_push_is_superseded_by_a_newer_one,
+    queued_push_is_superseded_by_a_newer_push,
     cancel_does_not_interrupt_the_switch,
 );
 
@@ -91,7 +91,7 @@ fn push_of_an_older_commit_is_deployed(world: &World) {
     let (repo, one) = live_site(world);
     repo.page("version two");
     repo.push().accepted();
-    // Not a fast-forward, so git requires --force.
+    // The push is not a fast-forward, so git requires --force.
     let refused = repo.push_as(&[&format!("{one}:refs/heads/main")]);
     assert_eq!(refused.0.status, 1, "{}", refused.0);
     repo.push_as(&["--force", &format!("{one}:refs/heads/main")]).accepted().says("v3 is live");
@@ -119,14 +119,14 @@ fn atomic_push_is_all_or_nothing(world: &World) {
     assert_eq!(push.0.status, 1, "{}", push.0);
     let refs = repo.ls_remote();
     assert_eq!(refs.get("refs/heads/main"), Some(&one));
-    assert_eq!(refs.get("refs/heads/topic"), None, "the rest of a failed atomic push was stored: {}", push.0);
+    assert_eq!(refs.get("refs/heads/topic"), None, "a ref of a failed atomic push was stored: {}", push.0);
     repo.remove("Procfile");
     let two = repo.page("version two");
     repo.push_as(&["--atomic", "HEAD:refs/heads/main", "HEAD:refs/heads/topic"]).accepted();
     let refs = repo.ls_remote();
     assert_eq!((refs.get("refs/heads/main"), refs.get("refs/heads/topic")), (Some(&two), Some(&two)));
     world.serves("shop", "version two");
-    // A ref that git cannot store, because a branch has the name of its directory, refuses the deployment too.
+    // If git cannot store a ref, because a branch has the name of the ref's directory, the deployment of the atomic push is refused, too.
     repo.page("version three");
     let push = repo.push_as(&["--atomic", "HEAD:refs/heads/main", "HEAD:refs/heads/topic/sub"]);
     assert_eq!(push.0.status, 1, "{}", push.0);
@@ -162,7 +162,7 @@ fn refs_other_than_branches_and_tags_are_refused(world: &World) {
     assert_eq!(refs.into_iter().collect::<Vec<_>>(), [("HEAD".into(), one.clone()), ("refs/heads/main".into(), one)]);
 }
 
-/// A site whose build waits until the test creates a file in its cache.
+/// Commits a build that waits until the test creates a file in its cache, and then runs `then`. Returns the commit.
 fn slow_site(repo: &Repo<'_>, then: &str) -> String {
     repo.program(
         ".larder/build",
@@ -175,7 +175,7 @@ fn open_the_gate(world: &World, project: &str) {
     fs::write(world.environment(project).join("cache/gate"), "").unwrap();
 }
 
-/// Returns whether the output of the deployment contains `text`.
+/// Returns true if the output of a deployment contains `text`.
 fn said(world: &World, project: &str, text: &str) -> bool {
     let directory = world.environment(project).join("deployments");
     let logs = state::names(&directory).into_iter().map(|name| fs::read_to_string(directory.join(name).join("log")));
@@ -189,7 +189,7 @@ fn waits(world: &World) {
 /// Starts a push, and sends a signal to its process group as soon as the build runs, as Ctrl-C does.
 fn interrupted(repo: &Repo<'_>, world: &World, signal: Signal) {
     let git = repo.command();
-    // Tests that run in the background ignore interrupts, and so do the processes that they start.
+    // If the tests run in the background, they ignore interrupts. `--default-signal` prevents that the push ignores them as well.
     let mut push = Command::new("env");
     push.env_clear().envs(git.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(repo.path());
     push.arg("--default-signal").arg(git.get_program()).args(["push", &repo.url(), "HEAD:refs/heads/main"]);
@@ -204,7 +204,7 @@ fn interrupted(repo: &Repo<'_>, world: &World, signal: Signal) {
     assert!(members().count() > 0, "git has started no ssh");
     kill_process_group(Pid::from_child(&push), signal).unwrap();
     assert!(!push.wait().unwrap().success());
-    until("its ssh has ended", || members().count() == 0);
+    until("the ssh of the push has ended", || members().count() == 0);
 }
 
 fn deployment_continues_after_its_pusher_is_interrupted(world: &World) {
@@ -218,14 +218,14 @@ fn deployment_continues_after_its_pusher_is_interrupted(world: &World) {
     thread::scope(|scope| {
         let follow = scope.spawn(|| world.ssh("alice", &["deploy", "shop", "--follow"]));
         let late = !within(Duration::from_millis(300), || follow.is_finished());
-        assert!(late, "it did not wait for the end: {}", follow.join().unwrap());
+        assert!(late, "the follower did not wait for the end: {}", follow.join().unwrap());
         open_the_gate(world, "shop");
         let follow = follow.join().unwrap();
         follow.exits(0).says("Deploying").says("waiting for the gate").says("through the gate").says("v2 is live");
     });
     world.serves("shop", "version two");
     assert_eq!(repo.live(), Some(two));
-    // A later follower sees the same.
+    // A later follower sees the same output.
     world.larder(&["deploy", "shop", "--follow"]).exits(0).says("waiting for the gate").says("v2 is live");
     repo.push().accepted().says("Everything up-to-date");
 }
@@ -281,7 +281,7 @@ fn pushed_commit_can_be_deployed_by_name(world: &World) {
     world.serves("shop", "version one");
     assert_eq!(repo.live(), Some(one.clone()));
     repo.push_as(&["--force", "HEAD:refs/heads/main"]).accepted();
-    // A tag, a branch without an environment, an abbreviated commit id.
+    // The names are a tag, a branch without an environment, and an abbreviated commit id.
     let two = repo.head();
     repo.push_as(&["HEAD:refs/heads/topic"]).accepted();
     for (name, page, commit) in [("v1.0", "version one", &one), ("topic", "version two", &two), (&one[..10], "version one", &one)]
@@ -300,11 +300,11 @@ fn pushed_commit_can_be_deployed_by_name(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn queued_push_is_superseded_by_a_newer_one(world: &World) {
+fn queued_push_is_superseded_by_a_newer_push(world: &World) {
     let (repo, _) = live_site(world);
     repo.page("version two");
     slow_site(&repo, "");
-    // Separate clones, because a clone pushes its own HEAD. Their parent is the commit that will be live by then.
+    // Each push has its own clone, because a push sends the HEAD of its clone. The parent of both commits is the commit of the first push.
     let clones: Vec<_> = ["version three", "version four"]
         .iter()
         .map(|page| {
@@ -321,7 +321,7 @@ fn queued_push_is_superseded_by_a_newer_one(world: &World) {
         let second = scope.spawn(|| clones[0].0.push_as(&["--force", "HEAD:refs/heads/main"]));
         until("the second push waits", waiting);
         let third = scope.spawn(|| clones[1].0.push_as(&["--force", "HEAD:refs/heads/main"]));
-        // The superseded push ends at once, while the first one still builds.
+        // The superseded push ends at once, while the first push still builds.
         let second = second.join().unwrap();
         assert!(!first.is_finished() && !third.is_finished());
         open_the_gate(world, "shop");
@@ -334,7 +334,7 @@ fn queued_push_is_superseded_by_a_newer_one(world: &World) {
     assert_eq!(repo.live().as_ref(), Some(&clones[1].1));
 }
 
-/// A cancel request during the switch. A git process that was killed there would leave its lock, and the switch could not be undone.
+/// A cancel request during the switch must not kill git: a killed git process would leave its lock, and the switch could not be undone.
 fn cancel_does_not_interrupt_the_switch(world: &World) {
     let (repo, one) = live_site(world);
     world.restart(&[("FAILPOINTS", "deploy.switch=1*sleep(5000)")]);

@@ -1,4 +1,5 @@
-//! Imports: accepted with a valid signature, or refused with the reason and removed.
+//! Signing keys, imports and health records. An import with a valid signature is accepted; other imports are refused with the reason and
+//! removed.
 
 use std::{
     fs::{self, File},
@@ -11,7 +12,7 @@ use crate::harness::{Repo, World, cli::Output, in_one_mode, processes, state::na
 
 in_one_mode!(
     releases_are_signed_and_keys_are_trusted_by_name,
-    export_is_accepted_elsewhere_and_altered_ones_are_refused,
+    export_is_accepted_elsewhere_and_altered_exports_are_refused,
     health_record_has_periods_checks_and_restarts,
 );
 
@@ -111,7 +112,7 @@ fn releases_are_signed_and_keys_are_trusted_by_name(world: &World) {
     assert_eq!(world.larder(&["key", "trust", "shop", "--json"]).json(), Value::Array(Vec::new()));
 }
 
-fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
+fn export_is_accepted_elsewhere_and_altered_exports_are_refused(staging: &World) {
     staging.project("shop");
     let repo = Repo::site(staging, "shop", "one");
     repo.push().accepted();
@@ -136,7 +137,7 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
         let incoming = releases(&production).join(".incoming");
         assert!(!incoming.exists() || names(&incoming).is_empty(), "{what} has left something");
     };
-    // First without a trusted key, then with each other defect.
+    // For the first import, the key is not trusted. Each further import has one other defect.
     refused(
         "unknown",
         "shop",
@@ -189,7 +190,7 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
     refused("nothing", "shop", b"", "it is cut off", "larder release export");
     refused("else", "shop", &[b'x'; 5000], "it is not an export of a release", "larder release export");
     refused("more", "shop", &[&good[..], b"more"].concat(), "it has bytes after its archive", "larder release export");
-    // The manifest with another archive: of another release, and with one byte too many in a frame.
+    // The archive has one byte more than its manifest states.
     let longer = with("archive.tar.zst", &|content| content.push(0));
     refused("longer", "shop", &longer, "and its manifest disagree", "deploy the commit again");
 
@@ -208,14 +209,14 @@ fn export_is_accepted_elsewhere_and_altered_ones_are_refused(staging: &World) {
     assert_eq!(read(format!("{id}.health.json")), whole[1].1);
     import(&production, "shop", &good).exits(0);
     assert_eq!(names(&releases(&production).join(".incoming")), Vec::<String>::new());
-    // The right to view permits an export; without a right there is none.
+    // The right to view permits an export, but no import.
     production.larder(&["user", "grant", "dora", "shop", "view"]).ok();
     let again = production.directory().join("again");
     let mut ssh = production.client("ssh");
     ssh.args(production.ssh_options("dora")).args(["larder@127.0.0.1", "release", "export", "shop", id]);
     assert!(ssh.stdout(File::create(&again).unwrap()).status().unwrap().success());
     let found = parts(&fs::read(again).unwrap());
-    assert_eq!((&found[1].1, &found[2].1), (&whole[1].1, &whole[2].1), "it is handed on with its proof");
+    assert_eq!((&found[1].1, &found[2].1), (&whole[1].1, &whole[2].1), "the second export differs from the first export");
     production.ssh("dora", &["release", "import", "shop"]).exits(3).says("dora may not push to shop");
     production.end();
 }

@@ -10,7 +10,7 @@ in_one_mode!(
     pin_before_pruning_begins_keeps_release,
     retention_follows_recipe_of_live_release,
     releases_beyond_size_limit_are_pruned,
-    imports_that_were_never_live_push_out_no_good_release,
+    imports_that_were_never_live_displace_no_release_that_was_live,
     kill_while_pruning_leaks_no_ref,
     records_of_an_environment_that_was_never_live_are_pruned,
     delayed_pruning_keeps_current_live_release,
@@ -37,7 +37,7 @@ fn build_numbers_rise_over_all_environments(world: &World) {
     repo.push().accepted().says("build 4: ").says("v2 is live");
     let builds = |environment| manifest(world, "shop", environment)["build"].as_u64();
     assert_eq!((builds("production"), builds("staging")), (Some(4), Some(2)));
-    // Each project has its own numbers; a recreated project continues after the last number of the old one.
+    // Each project has its own numbers; a recreated project continues after the last number of the destroyed project.
     world.project("blog");
     Repo::site(world, "blog", "one").push().accepted().says("build 1: ");
     world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
@@ -45,7 +45,7 @@ fn build_numbers_rise_over_all_environments(world: &World) {
     repo.push().accepted().says("build 5: ").says("v1 is live");
     let rows = world.larder(&["releases", "shop", "--json"]).json();
     assert_eq!((&rows[0]["build"], &rows[0]["number"]), (&5.into(), &1.into()));
-    // Without the file, the numbers in the records are enough.
+    // Without the file of build numbers, the server continues after the highest number in the records.
     world.stop();
     std::fs::remove_file(world.root().join("state/builds.json")).unwrap();
     world.start(&[]);
@@ -56,17 +56,17 @@ fn build_numbers_rise_over_all_environments(world: &World) {
 fn tag_names_release_of_its_commit(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "one");
-    // Pushed together: the manifest has the tag, though git stores it after the deployment.
+    // The first tag is pushed with its commit: the manifest has the tag, although git stores the tag after the deployment.
     repo.git(&["tag", "--annotate", "--message", "first", "v1.4.0"]).ok();
     repo.push_as(&["HEAD:refs/heads/main", "refs/tags/v1.4.0"]).accepted();
     assert_eq!(manifest(world, "shop", "production")["tag"], "v1.4.0");
-    // Pushed before.
+    // The second tag is pushed before its commit is deployed.
     repo.page("two");
     repo.git(&["tag", "v1.5.0"]).ok();
     repo.push_as(&["refs/tags/v1.5.0"]).accepted();
     repo.push().accepted();
     assert_eq!(manifest(world, "shop", "production")["tag"], "v1.5.0");
-    // Pushed later: the tag is shown, and the manifest stays as it is.
+    // Two tags are pushed after the deployment: the tags are shown, and the manifest stays as it is.
     repo.page("three");
     repo.push().accepted();
     let before = manifest(world, "shop", "production");
@@ -118,8 +118,8 @@ fn release_diff_lists_files_and_commits(world: &World) {
     world.larder(&["release", "diff", "shop", "v2"]).exits(0).says("The trees are equal.");
 }
 
-/// Releases that were imported and never deployed do not count against the limit, and push out none that was live.
-fn imports_that_were_never_live_push_out_no_good_release(world: &World) {
+/// Releases that were imported and never deployed do not count against the limit, and displace no release that was live.
+fn imports_that_were_never_live_displace_no_release_that_was_live(world: &World) {
     crate::promotion::pair(world);
     let repo = Repo::new(world, "shop");
     repo.write("larder.yml", "keep: {releases: 3}\n");
@@ -139,12 +139,12 @@ fn imports_that_were_never_live_push_out_no_good_release(world: &World) {
             export.args(["release", "export", "shop/staging", &id]).stdout(std::fs::File::create(&file).unwrap());
             assert!(export.status().unwrap().success());
             crate::refusals::import(world, "shop/production", &std::fs::read(&file).unwrap()).exits(0);
-            // As if it had been brought long ago.
+            // The import becomes two hours old.
             let manifest = std::fs::File::options().write(true).open(releases.join(format!("{id}.manifest.json"))).unwrap();
             manifest.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(7200)).unwrap();
         }
         if round == 1 {
-            // What is missing is a release, not a word of the command line.
+            // A missing live release is not a usage error.
             world.larder(&["release", "diff", "shop/production", &id]).exits(4).says("nothing is live in shop/production yet");
         }
         if round % 2 == 1 {
@@ -157,7 +157,7 @@ fn imports_that_were_never_live_push_out_no_good_release(world: &World) {
     assert_eq!(ids(), wanted, "of {made:?}");
 }
 
-/// The refs that keep the commits of releases are gone with the releases, also if the server dies in the middle of pruning.
+/// The refs that keep the commits of releases are removed with the releases, even if the server is killed during the pruning.
 fn kill_while_pruning_leaks_no_ref(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -279,7 +279,7 @@ fn retention_follows_recipe_of_live_release(world: &World) {
     repo.push().rejected_with("stopped by a failpoint");
     pruned();
     assert_eq!(releases_on_disk(world), 4);
-    // Once live, the recipe counts.
+    // After the recipe went live, its limits apply.
     world.restart(&[]);
     repo.remove(".larder/build").page("six");
     repo.push().accepted();
@@ -303,7 +303,7 @@ fn releases_beyond_size_limit_are_pruned(world: &World) {
     world.is_consistent("shop");
 }
 
-/// Pruning runs after the verdict, when other deployments may have ended already.
+/// Pruning runs after the verdict, when later deployments may have ended already.
 fn delayed_pruning_keeps_current_live_release(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");

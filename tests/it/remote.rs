@@ -23,7 +23,7 @@ in_one_mode!(
     interrupted_pull_resumes,
     pull_over_a_slow_link_completes,
     server_with_another_host_key_is_rejected,
-    commit_is_pulled_and_resumed,
+    pull_of_a_commit_resumes,
     remotes_are_added_checked_and_removed,
 );
 
@@ -36,7 +36,7 @@ struct Puller {
 }
 
 impl Puller {
-    /// A puller with the right to view `shop`.
+    /// Creates a puller with the right to view `shop`.
     fn new(world: &World) -> Puller {
         let puller = Puller::stranger();
         world.larder(&["user", "add", "production", "--key", &puller.places.key().line()]).ok();
@@ -79,7 +79,7 @@ impl Puller {
     }
 }
 
-/// The world's host key, as one line.
+/// Returns the world's host key, as one line.
 fn host_key(world: &World) -> String {
     let scanned =
         Output::of(world.client("ssh-keyscan").args(["-t", "ed25519", "-p", &world.ssh_port().to_string(), "127.0.0.1"]));
@@ -87,7 +87,7 @@ fn host_key(world: &World) -> String {
     line.split_once(' ').unwrap().1.to_owned()
 }
 
-/// Random bytes, which do not compress.
+/// Returns pseudo-random bytes, which cannot be compressed.
 pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -99,7 +99,7 @@ pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     (0..bytes.div_ceil(8)).flat_map(|_| next().to_le_bytes()).take(bytes).collect()
 }
 
-/// A site with some megabytes of pictures, so that its archive has several frames.
+/// Creates a repository with 12 MiB of pictures, so that the archive of its release has several frames.
 fn heavy(world: &World) -> Repo<'_> {
     let repo = Repo::new(world, "shop");
     for number in 0..12 {
@@ -147,13 +147,13 @@ fn offered_release_can_be_fetched(world: &World) {
     assert_eq!(parts, [&archive[5..15], &archive[1_000_000..1_300_000], &archive[..1]].concat());
     let info = world.ssh("alice", &["deliverable", "info", "shop", "v1", "manifest", "--json"]).json();
     assert_eq!(info["digest"], serde_json::json!(offer.manifest.digest));
-    // The error for a missing release names the existing ones.
+    // The error for a missing release names the existing releases.
     world.ssh("alice", &["deliverable", "get", "shop", "v7", "archive"]).exits(4).says("has no release v7; available: v1");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "archive", "--parts", "1-2"]).exits(2).says("OFFSET+LENGTH");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "delta"]).exits(2).says("--from RELEASE");
     world.ssh("alice", &["deliverable", "get", "shop", "v1", "../../etc/passwd"]).exits(2);
     world.ssh("alice", &["deliverable", "get", "shop", "../v1", "manifest"]).exits(4);
-    // A failed deployment offers nothing. A pruned release is reported as such.
+    // A failed deployment offers nothing. A pruned release is reported as pruned.
     repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
     repo.commit("broken");
     repo.push().rejected();
@@ -184,7 +184,7 @@ fn pull_requires_the_view_right(world: &World) {
     );
     world.larder(&["user", "grant", "production", "shop", "view"]).ok();
     assert_eq!(stranger.list(&place).unwrap().len(), 1);
-    // The right permits nothing else.
+    // The right to view does not permit a deployment.
     let words = ["deploy", "shop"].map(str::to_owned);
     let mut exec = stranger.runtime.block_on(place.exec(&words)).unwrap();
     stranger.runtime.block_on(async { while exec.next().await.unwrap().is_some() {} });
@@ -199,14 +199,14 @@ fn interrupted_pull_resumes(world: &World) {
     let link = Link::to(world.ssh_port());
     let place = puller.place(world, link.port);
     let first = puller.list(&place).unwrap().remove(0);
-    // Twenty cuts at random positions; and the puller is killed now and then.
+    // The link is cut at 20 random positions, and the pull is aborted at random times.
     let random = |n: u64, most: u64| noise(n + 77, 8).iter().fold(0_u64, |sum, b| sum * 31 + u64::from(*b)) % most;
     puller.runtime.block_on(place.leave());
     link.cut_after((0..20).map(|n| 6_000 + random(n, 350_000)));
     let mut attempt = 0;
     let pulled = loop {
         attempt += 1;
-        assert!(attempt < 60, "it does not get any further; {} bytes passed", link.passed());
+        assert!(attempt < 60, "the pull makes no progress; {} bytes passed", link.passed());
         let quiet: ProgressFn = Arc::new(|_, _| {});
         let pulling = pull(&place, &first, &[], &puller.paths, &quiet);
         let limit = Duration::from_millis(300 + random(attempt, 2500));
@@ -241,7 +241,7 @@ fn interrupted_pull_resumes(world: &World) {
         assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &second, "tar.zst"));
     }
     discard(pulled);
-    // A delta is smaller still.
+    // A delta is even smaller.
     let pulled = puller.pull(&place.clone().with_deltas(), &second, &[first.release]).unwrap();
     assert_eq!(pulled.content, PulledContent::Delta { from: first.release });
     assert!(pulled.fetched < (1 << 20) + 100_000, "{}", pulled.fetched);
@@ -249,7 +249,7 @@ fn interrupted_pull_resumes(world: &World) {
     let delta = fs::File::open(pulled.delta().unwrap()).unwrap();
     let manifest = larder::release::delta::manifest(&delta, old).unwrap();
     assert_eq!((manifest.release, manifest.tree), (second.release, second.tree));
-    // The health record of the first release is signed by its server.
+    // The health record of the second release is signed.
     let record: serde_json::Value = serde_json::from_slice(&fs::read(pulled.health().unwrap()).unwrap()).unwrap();
     assert_eq!((&record["number"], record["signature"]["key"].is_string()), (&serde_json::json!(2), true));
     discard(pulled);
@@ -279,7 +279,8 @@ fn pull_over_a_slow_link_completes(world: &World) {
     let offer = puller.list(&place).unwrap().remove(0);
     let began = Instant::now();
     let quiet: ProgressFn = Arc::new(|_, _| {});
-    // Killed repeatedly: each attempt resumes the previous one, and gets more time if the handshake alone is slow.
+    // The pull is aborted repeatedly. Each attempt resumes the previous attempt, and has a longer time limit, because the handshake alone
+    // may be slow.
     let mut limit = Duration::from_millis(1700);
     let pulled = loop {
         let pulling = pull(&place, &offer, &[], &puller.paths, &quiet);
@@ -287,7 +288,7 @@ fn pull_over_a_slow_link_completes(world: &World) {
             break pulled.unwrap();
         }
         limit += Duration::from_millis(200);
-        assert!(began.elapsed() < Duration::from_secs(60), "it does not get any further");
+        assert!(began.elapsed() < Duration::from_secs(60), "the pull makes no progress");
     };
     assert!(began.elapsed() > Duration::from_secs(4), "the link was not slow: {:?}", began.elapsed());
     assert_eq!(fs::read(pulled.archive().unwrap()).unwrap(), file(world, &offer, "tar.zst"));
@@ -305,7 +306,7 @@ fn server_with_another_host_key_is_rejected(world: &World) {
     assert!(error.to_string().contains(expected) && error.to_string().contains(shown) && shown.starts_with("SHA256:"), "{error}");
     let error = puller.list(&puller.open(&url, None)).unwrap_err();
     assert!(matches!(&error, RemoteError::Unpinned { line, .. } if *line == host_key(world)), "{error}");
-    // No listener; and a listener that is not an SSH server.
+    // The first address has no listener. The second address has a listener that is not an SSH server.
     let absent = puller.open("ssh://larder@127.0.0.1:1/shop", Some(host_key(world)));
     assert!(matches!(puller.list(&absent), Err(RemoteError::Unreachable { .. })));
     let web = format!("ssh://larder@127.0.0.1:{}/shop", world.http_port());
@@ -313,7 +314,7 @@ fn server_with_another_host_key_is_rejected(world: &World) {
     assert!(matches!(error, RemoteError::Unreachable { .. }), "{error}");
 }
 
-fn commit_is_pulled_and_resumed(world: &World) {
+fn pull_of_a_commit_resumes(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let first: CommitId = repo.head().parse().unwrap();
@@ -380,7 +381,7 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
         .says("larder remote add shop staging");
     refused.says(&format!("--host-key \"{}\"", host_key(staging)));
     assert_eq!(production.larder(&["remote", "list", "shop", "--json"]).json(), serde_json::json!([]));
-    // Following the hints grants access there; then the signing key is shown, too.
+    // The commands in the hints grant access on staging. Then the signing key is shown, too.
     let key = refused.stderr.split("--key \"").nth(1).and_then(|rest| rest.split('"').next()).unwrap().to_owned();
     staging.larder(&["user", "add", "production", "--key", &key]).ok();
     staging.larder(&["user", "grant", "production", "shop", "view"]).ok();

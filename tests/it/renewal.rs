@@ -20,9 +20,9 @@ in_one_mode!(
     push_after_reload_waits_for_stopping_processes,
     push_after_server_kill_waits_for_stopping_processes,
     reload_with_invalid_server_file_keeps_service,
-    reload_with_broken_binary_keeps_service_until_good_one_is_reloaded,
-    server_killed_beside_broken_binary_falls_back_to_keepers_own,
-    stop_is_not_outlasted_by_recipe_grace,
+    reload_with_broken_binary_keeps_service_until_good_binary_is_reloaded,
+    server_killed_beside_broken_binary_is_replaced_by_the_keepers_own_binary,
+    stop_ends_before_a_longer_grace_of_the_recipe,
 );
 
 fn reload(world: &World) {
@@ -51,7 +51,7 @@ fn deployment_in_progress_during_reload_sees_its_pages(world: &World) {
     visitor.satisfied();
 }
 
-/// Switches the protocol, and then sends nothing.
+/// An application that switches the protocol, and then sends nothing.
 const UPGRADE: &str = r#"
 import http.server, os, time
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -94,7 +94,7 @@ fn open_tunnel_does_not_delay_reload(world: &World) {
 const STUBBORN: &str =
     "trap 'touch \"$LARDER_DATA/asked\"' TERM\nlarder static-server --root . &\nwhile :; do wait; sleep 0.2; done\n";
 
-/// A project with two deployed versions, the first of which is being stopped and has most of `grace` left.
+/// Deploys two versions of a project. Returns while the first version is being stopped and most of its `grace` is left.
 fn with_stopping_processes<'w>(world: &'w World, grace: &str) -> Repo<'w> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -138,7 +138,7 @@ fn install(world: &World, program: &Path) {
     fs::rename(fresh, place).unwrap();
 }
 
-/// The inode of the program that the server role runs.
+/// Returns the inode of the program that the server role runs.
 fn program_of_role(world: &World) -> Option<u64> {
     let role = world.with(|server| server.role())?;
     fs::metadata(format!("/proc/{role}/exe")).ok().map(|found| found.ino())
@@ -169,7 +169,7 @@ fn reload_with_invalid_server_file_keeps_service(world: &World) {
     assert_ne!(world.with(|server| server.role()), role);
 }
 
-fn reload_with_broken_binary_keeps_service_until_good_one_is_reloaded(world: &World) {
+fn reload_with_broken_binary_keeps_service_until_good_binary_is_reloaded(world: &World) {
     world.project("shop");
     Repo::site(world, "shop", "version one").push().accepted();
     let (role, ready, original) = world.with(|server| (server.role(), server.ready(), server.binary()));
@@ -189,7 +189,7 @@ fn reload_with_broken_binary_keeps_service_until_good_one_is_reloaded(world: &Wo
     assert_eq!(program_of_role(world), Some(installed));
 }
 
-fn server_killed_beside_broken_binary_falls_back_to_keepers_own(world: &World) {
+fn server_killed_beside_broken_binary_is_replaced_by_the_keepers_own_binary(world: &World) {
     let (ready, original) = world.with(|server| (server.ready(), server.binary()));
     let (good, own) = (world.directory().join("larder.good"), fs::metadata(&original).unwrap().ino());
     fs::copy(&original, &good).unwrap();
@@ -205,8 +205,8 @@ fn server_killed_beside_broken_binary_falls_back_to_keepers_own(world: &World) {
     assert_eq!(program_of_role(world), Some(installed));
 }
 
-/// systemd kills after `TimeoutStopSec=60`.
-fn stop_is_not_outlasted_by_recipe_grace(world: &World) {
+/// systemd kills larder if a stop takes longer than 60 seconds (`TimeoutStopSec=60`).
+fn stop_ends_before_a_longer_grace_of_the_recipe(world: &World) {
     with_stopping_processes(world, "4m");
     let begun = Instant::now();
     world.stop_within(Duration::from_secs(100));

@@ -11,7 +11,7 @@ in_one_mode!(
     rollback_with_every_step_run_twice_goes_live
 );
 
-/// Three releases: v1, v2 and v3.
+/// Deploys the releases v1, v2 and v3.
 fn three<'w>(world: &'w World, files: &[(&str, &str)]) -> (Repo<'w>, Vec<String>) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -27,8 +27,8 @@ fn three<'w>(world: &'w World, files: &[(&str, &str)]) -> (Repo<'w>, Vec<String>
     (repo, commits.into())
 }
 
-/// Python's server answers 304 if its file is not newer than the copy of the browser. The tree of the older release was installed
-/// before the newer one.
+/// Python's server answers 304 if its file is not newer than the copy of the browser. The tree of the older release was installed before
+/// the tree of the newer release.
 fn browser_gets_the_page_of_the_older_release_after_rollback(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -37,7 +37,7 @@ fn browser_gets_the_page_of_the_older_release_after_rollback(world: &World) {
     repo.push().accepted();
     repo.page("bad page");
     repo.push().accepted();
-    // As a browser does it: each page with the date of the copy that it has.
+    // Like a browser, `revisit` sends the date of the copy that `dated` has received.
     let dated = |path: &str| {
         let answer = world.get("shop", path);
         let field = |line: &str| {
@@ -83,10 +83,10 @@ fn rollback_goes_back_and_forward_without_building(world: &World) {
     assert_eq!(repo.live().as_ref(), Some(&commits[0]));
     rollback(world, &["v3"]).ok();
     world.serves("shop", "version three");
-    // By the first digits of its commit, and over ssh.
+    // The release is named by the first digits of its commit, over ssh.
     world.ssh("alice", &["rollback", "shop", &commits[1][..8]]).ok();
     world.serves("shop", "version two");
-    // By a tag that came later than the release.
+    // The release is named by a tag that was pushed after the release.
     repo.git(&["tag", "v1.0.0", &commits[0]]).ok();
     repo.push_as(&["refs/tags/v1.0.0"]).accepted();
     rollback(world, &["v1.0.0"]).ok();
@@ -101,7 +101,7 @@ fn rollback_goes_back_and_forward_without_building(world: &World) {
     assert_eq!(after, before, "a rollback makes no release");
     assert!(world.last_plan("shop").iter().all(|step| !step.starts_with("build") && !step.starts_with("bundle")));
     world.is_consistent("shop");
-    // A push after rollbacks.
+    // A push after rollbacks deploys a new release.
     repo.page("version four");
     repo.push().accepted();
     world.serves("shop", "version four");

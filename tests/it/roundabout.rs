@@ -19,7 +19,7 @@ in_one_mode!(
     abandoned_transfer_is_swept,
 );
 
-/// Two servers: version one is live on both, version two on staging.
+/// Two servers: version one is live on production, and version two is live on staging.
 struct Pair<'w> {
     world: &'w World,
     staging: &'w World,
@@ -53,7 +53,7 @@ impl<'w> Pair<'w> {
         self.world.environment("shop").join("releases")
     }
 
-    /// The delta that staging keeps, which it creates if necessary.
+    /// Returns the path of the delta in the store of staging, which creates the delta if necessary.
     fn delta(&self) -> PathBuf {
         let live = |world: &World| live_manifest(world, "production", "shop")["release"].as_str().unwrap().to_owned();
         let (from, to) = (live(self.world), live(self.staging));
@@ -61,7 +61,7 @@ impl<'w> Pair<'w> {
         self.staging.environment("shop").join(format!("releases/.delta/{from}..{to}"))
     }
 
-    /// Asserts that both sides have the same release and archive.
+    /// Asserts that both servers have the same release and archive.
     fn are_alike(&self) {
         are_alike(self.world, self.staging);
         self.world.is_consistent("shop");
@@ -69,7 +69,7 @@ impl<'w> Pair<'w> {
     }
 }
 
-/// The number of KiB that the output of a pull reports as fetched.
+/// Returns the number of KiB that the output of a pull reports as fetched.
 fn pulled(said: &Output) -> u64 {
     let line = said.stdout.lines().find_map(|line| line.trim().split_once(" KiB pulled")?.0.parse().ok());
     line.unwrap_or_else(|| panic!("{said}"))
@@ -99,7 +99,7 @@ fn delta_that_cannot_be_installed_is_discarded(world: &World) {
     let delta = fs::metadata(pair.delta()).unwrap().len();
     let said = pair.pull();
     said.ok();
-    assert!(!names(&pair.releases()).iter().any(|name| name.ends_with(".delta")), "it came as a delta again");
+    assert!(!names(&pair.releases()).iter().any(|name| name.ends_with(".delta")), "a delta was fetched again");
     world.serves("shop", "version two");
     pair.are_alike();
 
@@ -120,7 +120,7 @@ fn delta_that_cannot_be_installed_is_discarded(world: &World) {
 fn invalid_delta_falls_back_to_the_archive(world: &World) {
     let Some(staging) = World::any() else { return };
     let pair = Pair::new(world, &staging);
-    // The right size and digest, but not a delta.
+    // The file has a size and a digest that can be offered, but is not a delta.
     let path = pair.delta();
     let mut bytes = fs::read(&path).unwrap();
     let end = bytes.len();
@@ -137,7 +137,7 @@ fn invalid_delta_falls_back_to_the_archive(world: &World) {
 fn error_unrelated_to_the_delta_ends_the_pull(world: &World) {
     let Some(staging) = World::any() else { return };
     let pair = Pair::new(world, &staging);
-    // The key is not trusted any more; only the remote's own keys are.
+    // The signing key of staging is no longer trusted; the remote has only the key of a stranger.
     pair.delta();
     let remotes = world.larder(&["remote", "list", "shop", "--json"]).json();
     let (url, host) = (remotes[0]["url"].as_str().unwrap(), remotes[0]["host_key"].as_str().unwrap());
@@ -148,7 +148,7 @@ fn error_unrelated_to_the_delta_ends_the_pull(world: &World) {
     let before = world.snapshot("shop");
     let said = pair.pull();
     said.exits(1).says("which is not trusted for shop").keeps_quiet_about("pulling the whole archive");
-    assert_eq!(said.stdout.matches("KiB pulled").count(), 1, "it was pulled again: {said}");
+    assert_eq!(said.stdout.matches("KiB pulled").count(), 1, "the release was pulled again: {said}");
     assert_eq!(world.snapshot("shop"), before);
     world.serves("shop", "version one");
     staging.end();
@@ -177,7 +177,7 @@ fn abandoned_transfer_is_swept(world: &World) {
     held.lock().unwrap();
     pair.pull().ok();
     let left = ["20260101T000000Z-01a1feff-e0f2-75c1-8020-1274c86e2389", "20260101T000000Z-01a1feff-e0f2-75c1-8020-1274c86e2390"];
-    until("what is old and free is gone", || names(&incoming) == left);
+    until("only the old directory without a lock is removed", || names(&incoming) == left);
     drop(held);
     staging.end();
 }

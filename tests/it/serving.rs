@@ -123,7 +123,7 @@ fn scale_and_restart_apply_to_processes(world: &World) {
     world.serves("shop", "version two");
 }
 
-/// Without a web process visitors see a page that says so, and no request reaches a retired instance.
+/// Without a web process, visitors see the page of a stopped application, and no request reaches a retired instance.
 fn scaling_web_to_zero_shows_stopped_page(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -148,7 +148,7 @@ fn scaling_web_to_zero_shows_stopped_page(world: &World) {
     stopped();
     world.larder(&["ps", "shop", "--scale", "web=1"]).exits(0);
     world.serves("shop", "version two");
-    // A release without a web process replaces one that has one.
+    // A release without a web process replaces a release with a web process.
     repo.write("Procfile", "clock: while :; do sleep 1; done\n").write("larder.yml", "buildpack: procfile\nscale: {clock: 1}\n");
     repo.commit("no web");
     repo.push().accepted();
@@ -214,7 +214,7 @@ fn open_command_ends_when_its_slot_is_needed(world: &World) {
     world.larder(&["restart", "shop"]).exits(0);
     world.serves("shop", "version 1");
     until("the command has ended", || run.try_wait().unwrap().is_some());
-    // The first of two deployments leaves the slot, the second empties it.
+    // The first deployment uses the other slot. The second deployment empties the slot of the command.
     let mut run = open();
     for version in 2..=3 {
         repo.page(&format!("version {version}"));
@@ -256,7 +256,7 @@ fn run_executes_command_in_live_release(world: &World) {
     let output = run.wait_with_output().unwrap();
     assert!(output.status.success());
     let digest = String::from_utf8(output.stdout).unwrap();
-    // As `head -c 1000000 /dev/zero | tr '\0' x | sha256sum` says.
+    // The expected digest is the output of `head -c 1000000 /dev/zero | tr '\0' x | sha256sum`.
     assert!(digest.starts_with(&sha256_of_a_million_x(world)), "{digest}");
 }
 
@@ -290,7 +290,7 @@ fn phase_script_passes_variables_on(world: &World) {
     let repo = Repo::site(world, "shop", "version one");
     let phases = ["gather", "pre_install", "configure", "build", "post_build", "bundle", "deploy", "post_deploy", "post_install"];
     for phase in phases {
-        // Each script adds its name to the value that the one before has left.
+        // Each script adds its name to the value that the previous script has left.
         let script = format!(
             "#!/bin/sh\nset -e\nseen=$(sed -n 's/.*\"seen\": *\"\\([^\"]*\\)\".*/\\1/p' \"$LARDER_VARIABLES\")\n\
              echo \"{phase} sees <$seen>\"\nprintf '{{\"seen\": \"%s {phase}\"}}' \"$seen\" > \"$LARDER_VARIABLES\"\n"
@@ -314,7 +314,7 @@ fn phase_script_passes_variables_on(world: &World) {
     repo.program(".larder/configure", "#!/bin/sh\nexit 5\n");
     repo.commit("failure");
     repo.push().rejected_with("configure: .larder/configure").rejected_with("5");
-    // A script that is not executable is not run, and the pusher is told.
+    // A script that is not executable is not run, and the output of the push has a hint.
     repo.write(".larder/configure", "#!/bin/sh\nexit 6\n");
     std::fs::set_permissions(repo.path().join(".larder/configure"), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     repo.commit("no program");
@@ -324,7 +324,7 @@ fn phase_script_passes_variables_on(world: &World) {
 fn stop_grace_applies_per_process(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    // In small steps, because the signal also ends the current sleep.
+    // The script sleeps in small steps, because the signal also ends the current sleep.
     let work = "n=0; while [ $n -lt 60 ]; do sleep 0.05; n=$((n+1)); done";
     let busy = |name: &str| format!("trap '{work}; touch media/{name}; exit 0' TERM\nwhile :; do sleep 0.05; done\n");
     repo.write("larder.yml", "data:\n  - media\nstop:\n  grace: 1s\nprocesses:\n  hasty:\n    scale: 1\n  patient:\n    scale: 1\n    stop:\n      grace: 20s\n")
@@ -337,13 +337,13 @@ fn stop_grace_applies_per_process(world: &World) {
     repo.page("version two");
     repo.push().accepted();
     let media = world.environment("shop").join("data/media");
-    until("the patient one has done its work", || media.join("patient").exists());
+    until("the process `patient` has done its work", || media.join("patient").exists());
     until("the old release has retired", || world.ports("shop").len() == 3);
     // A restart gives processes the same grace.
     std::fs::remove_file(media.join("patient")).unwrap();
     world.larder(&["restart", "shop"]).exits(0);
     assert!(media.join("patient").exists() && !media.join("hasty").exists());
-    assert!(!media.join("hasty").exists(), "it had one second only");
+    assert!(!media.join("hasty").exists(), "the process `hasty` had only one second");
 }
 
 fn logs_are_read_and_followed(world: &World) {
@@ -353,7 +353,7 @@ fn logs_are_read_and_followed(world: &World) {
         .write("serve.sh", format!("echo the first word; echo the second word >&2\n{SERVE}"));
     repo.page("version one");
     repo.push().accepted();
-    until("the log has both", || {
+    until("the log has both lines", || {
         let logs = world.larder(&["logs", "shop"]).stdout;
         logs.contains("the first word") && logs.contains("the second word")
     });
@@ -371,14 +371,14 @@ fn logs_are_read_and_followed(world: &World) {
     follow.wait().unwrap();
 }
 
-/// With `--json`, each line that is followed is one JSON value: the same that the list without `--follow` has.
+/// With `--json`, each line that is followed is one JSON value, equal to the value in the list without `--follow`.
 fn followed_logs_are_json_values_of_one_line_each(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", format!("printf 'a \"quoted\" \\\\ word\\n'\n{SERVE}"));
     repo.page("version one");
     repo.push().accepted();
-    until("the log has it", || world.larder(&["logs", "shop"]).stdout.contains("a \"quoted\" \\ word"));
+    until("the log has the line", || world.larder(&["logs", "shop"]).stdout.contains("a \"quoted\" \\ word"));
     let list = world.larder(&["logs", "shop", "--json"]).json();
     let mut follow = world.larder_command();
     follow.args(["logs", "shop", "--follow", "--json"]).stdout(std::process::Stdio::piped());
@@ -439,14 +439,14 @@ fn domain_is_routed_while_live_recipe_names_it(world: &World) {
     repo.write("larder.yml", "domains: [www.example.org]\n").page("version one");
     repo.push().accepted();
     assert_eq!(status(), 200);
-    // Undoing a release restores the domains of the one before.
+    // The undo of a deployment restores the domains of the previous release.
     repo.write("larder.yml", "domains: [other.example.org]\n");
     repo.program(".larder/post_install", "#!/bin/sh\nexit 1\n").commit("broken");
     repo.push().rejected();
     assert_eq!((status(), http::get(world.http_port(), "other.example.org", "/").unwrap().status), (200, 404));
     repo.remove(".larder/post_install").remove("larder.yml").page("version two");
     repo.push().accepted();
-    assert_eq!(status(), 404, "the recipe no longer names it");
+    assert_eq!(status(), 404, "the recipe no longer names the domain");
     repo.write("larder.yml", "domains: [www.example.org]\n").page("version three");
     repo.push().accepted();
     world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
@@ -456,7 +456,7 @@ fn domain_is_routed_while_live_recipe_names_it(world: &World) {
     assert_eq!(status(), 200);
 }
 
-/// A web process that exits before the verdict fails the push; one that exits afterwards is reported.
+/// A web process that exits before the verdict fails the push. A web process that exits afterwards is reported.
 fn web_process_that_exits_early_is_reported(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
@@ -467,27 +467,27 @@ fn web_process_that_exits_early_is_reported(world: &World) {
     world.serves("shop", "version one");
     repo.write("Procfile", "web: timeout 4 larder static-server --root .\n").remove(".larder/post_install").page("version three");
     repo.push().accepted();
-    until("the log of the deployment has it", || {
+    until("the log of the deployment has the exit", || {
         world.larder(&["deploy", "shop", "--follow"]).stdout.contains("after v2 went live, and is restarted")
     });
     assert!(world.larder(&["status"]).ok().contains("web.1 exited"), "status does not report the exit");
 }
 
-/// A domain of the recipe is answered by the live release while the server is replaced, while a killed deployment is recovered, and
-/// while an old release drains.
+/// The live release answers requests to a domain of its recipe after the server was killed, while an old release drains, and after a
+/// graceful stop.
 fn domain_of_recipe_is_answered_through_restarts_and_drains(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    // Requests for /slow take two seconds, so that the old release drains for as long.
+    // Requests for /slow take two seconds, so that the old release drains for two seconds.
     repo.write("server.py", SLOW_SERVER).write("Procfile", "web: exec python3 server.py\n");
     repo.write("larder.yml", "domains: [www.shop.test]\n").page("version one");
     repo.push().accepted();
     let (port, host) = (world.http_port(), "www.shop.test");
     let visitor = world.visitor_of("www.shop.test");
-    // Over a restart of the keeper's child.
+    // The server is killed, and the keeper starts a new server.
     world.kill9_server();
     until("the server is back", || http::get(port, host, "/").is_ok_and(|answer| answer.status == 200));
-    // Over a switch with a request in flight.
+    // The release is switched while a request is in flight.
     repo.page("version two");
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| http::get(port, host, "/slow").unwrap());
@@ -496,7 +496,7 @@ fn domain_of_recipe_is_answered_through_restarts_and_drains(world: &World) {
         http::get(port, host, "/").unwrap().holds("version two");
         slow.join().unwrap().holds("version one");
     });
-    // Over a kill while the old release drains, and one in the middle of a deployment that fails.
+    // The server is killed while the old release drains.
     repo.page("version three");
     std::thread::scope(|scope| {
         let slow = scope.spawn(|| http::get(port, host, "/slow"));
@@ -508,9 +508,9 @@ fn domain_of_recipe_is_answered_through_restarts_and_drains(world: &World) {
     until("the server is back", || http::get(port, host, "/").is_ok_and(|answer| answer.status == 200));
     http::get(port, host, "/").unwrap().holds("version three");
     let seen = visitor.seen();
-    // A killed server cuts the requests that it is answering; none is told that there is no such address.
+    // A killed server cuts the requests in flight, but no request is answered with 404.
     assert!(seen.answers > 0 && !seen.failures.iter().any(|failure| failure.starts_with("404")), "{:?}", seen.failures);
-    // The same with the whole larder stopped in good order and started again.
+    // Keeper and server are stopped gracefully and started again.
     world.stop();
     world.start(&[]);
     http::get(world.http_port(), host, "/").unwrap().holds("version three");

@@ -19,7 +19,7 @@ in_one_mode!(
     release_is_published_to_and_pulled_from_bucket
 );
 
-/// Makes a directory that every server may write to.
+/// Creates a directory that every server may write to.
 fn open_directory(world: &World) -> PathBuf {
     let directory = world.directory().join("home/shared");
     fs::create_dir(&directory).unwrap();
@@ -68,9 +68,9 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
         repo.push().accepted();
     };
     cook("version one");
-    until("it is a place", || world.larder(&["remote", "add", "shop", "shared", read, "--trust", &key]).status == 0);
+    until("the remote is added", || world.larder(&["remote", "add", "shop", "shared", read, "--trust", &key]).status == 0);
     let offers = |count: &str| {
-        until("it is in the place", || {
+        until("the release is in the remote", || {
             world.larder(&["remote", "check", "shop", "shared"]).stdout.contains(&format!("the remote offers {count}"))
         });
     };
@@ -91,13 +91,13 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
 
-    // The health record came along.
+    // The health record was fetched with the release.
     let release = fs::read_link(world.environment("shop").join("deploy/current")).unwrap();
     let record = world.environment("shop").join("releases").join(format!("{}.health.json", release.display()));
     let record: serde_json::Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
     assert_eq!(record["signature"]["key"], key.as_str());
 
-    // The next release by a push, which brings the commit.
+    // The next release is deployed by a push, which brings the commit.
     cook("version two");
     offers("2 deliverables");
     fetch().ok();
@@ -106,7 +106,7 @@ fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, 
     assert_eq!(live_manifest(world, "production", "shop"), live_manifest(&staging, "production", "shop"));
     world.is_consistent("shop");
 
-    // A release that was changed there is refused, and nothing of it stays.
+    // A release that was changed in the remote is refused, and leaves nothing behind.
     if let Some(directory) = directory {
         cook("version three");
         offers("3 deliverables");

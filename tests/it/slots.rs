@@ -47,7 +47,7 @@ fn old_release_is_stopped_by_its_own_grace(world: &World) {
     push(&repo, "version one", "30s");
     push(&repo, "version two", "50ms");
     assert_eq!(use_of_slots(world), ["draining", "live"]);
-    // Needs the slot in which version one is still being stopped.
+    // Version three needs the slot in which version one is still being stopped.
     push(&repo, "version three", "50ms");
     assert_eq!(ended(world), "v1\n");
     world.serves("shop", "version three");

@@ -11,8 +11,8 @@ use crate::harness::{Repo, World, http, in_one_mode, installed, until};
 
 in_one_mode!(response_is_streamed, connection_is_upgraded, request_begun_before_a_switch_was_undone_is_finished,);
 
-/// An application that sends a chunk, and the next one only after the client has confirmed it; it speaks another protocol after an
-/// upgrade.
+/// An application that sends a chunk, and sends the next chunk only after the client has confirmed the first chunk. After an upgrade, the
+/// application returns each line in upper case.
 const PYTHON: &str = r#"
 import http.server, os, threading
 seen = threading.Event()
@@ -107,7 +107,7 @@ fn connection_is_upgraded(world: &World) {
     assert!(rest.is_empty());
 }
 
-/// The new release is live for a moment, then the switch is undone: the requests that it has begun are finished.
+/// The new release is live for a moment before the switch is undone. The requests that the new release has begun are finished.
 fn request_begun_before_a_switch_was_undone_is_finished(world: &World) {
     if installed("python3").is_none() {
         return;
@@ -133,7 +133,7 @@ fn request_begun_before_a_switch_was_undone_is_finished(world: &World) {
         assert!(!push.is_finished(), "the undo did not wait for the request in flight");
         let seen = "GET /seen HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\n\r\n";
         http::request(u16::try_from(new).unwrap(), seen).unwrap().holds("noted");
-        assert!(lines.any(|line| line == "second"), "it was cut off");
+        assert!(lines.any(|line| line == "second"), "the response was cut off");
         push.join().unwrap().rejected_with("post_deploy: ").rejected_with("v1 still live");
     });
     world.serves("shop", "version one");

@@ -11,7 +11,7 @@ fn failure_at_any_step_leaves_nothing(world: &World) {
     let good = repo.head();
     repo.push().accepted();
     let steps = world.steps("shop");
-    // Each failpoint fires once, so each push fails at the next place.
+    // Each failpoint fires once, so each push fails at the next failpoint.
     let names = faults::around(&steps);
     world.restart(&[("FAILPOINTS", &faults::once(&names))]);
     world.serves("shop", "version one");

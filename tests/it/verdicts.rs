@@ -21,8 +21,8 @@ in_one_mode!(
 const SERVE: &str = "exec larder static-server --root .\n";
 const SHORT: &str = "health:\n  timeout: 2s\n";
 
-/// Pushes `break_it` over a live version one: the push is rejected with `why`, version one goes on serving, nothing is left behind, and
-/// after `mend` the next push goes live.
+/// Pushes the change `break_it` while version one is live. Asserts that the push is rejected with `why`, that version one keeps serving,
+/// that nothing is left behind, and that the next push after `mend` goes live.
 fn breaks(world: &World, phase: &str, why: &str, break_it: impl FnOnce(&Repo<'_>), mend: impl FnOnce(&Repo<'_>)) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -70,7 +70,7 @@ fn renamed_directory_of_the_source_is_explained(world: &World) {
     repo.write("public/page.html", "a page");
     repo.program(".larder/build", "#!/usr/bin/env python3\nimport os\nos.rename('public', 'dist')\n").commit("rename");
     repo.push().rejected_with("Invalid cross-device link").says(hint);
-    // What the hint names works.
+    // The command that the hint names works.
     repo.program(".larder/build", "#!/bin/sh\nset -e\nmv public dist\n").commit("mv");
     repo.push().accepted().0.keeps_quiet_about(hint);
     world.larder(&["run", "shop", "--", "cat", "dist/page.html"]).exits(0).says("a page");
@@ -188,7 +188,7 @@ fn live_shop(world: &World) -> Repo<'_> {
 
 fn missing_program_is_named_with_exit_127(world: &World) {
     let repo = live_shop(world);
-    // A command without a shell, a command that needs one, and a path.
+    // The first command needs no shell, the second command needs a shell, and the third command is a path.
     for command in ["no-such-server --port 80", "no-such-server --port $PORT", "bin/no-such-server"] {
         repo.write("Procfile", format!("web: {command}\n")).commit("broken");
         let push = repo.push();
@@ -258,7 +258,7 @@ fn long_output_keeps_verdict_and_last_lines(world: &World) {
     push.rejected_with("no such header").says("left out").says("All changes were reverted. v2 is still live.");
     let shown = push.remote().iter().filter(|line| line.trim() == "no such header").count();
     assert!(shown >= 1, "{}", push.0);
-    // A later follower reads the same.
+    // A later follower reads the same output.
     world.larder(&["deploy", "shop", "--follow"]).says("is left out").says("no such header");
 }
 
