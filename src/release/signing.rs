@@ -19,7 +19,7 @@ const MAX_FILE: u64 = 4096;
 const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 const END: &str = "-----END PRIVATE KEY-----";
 
-/// The reason why the signing key cannot be loaded or created. Without a key, no release is built, because other environments refuse
+/// The reason why the signing key cannot be loaded or created. Without a key, the server does not start, because other environments refuse
 /// unsigned releases.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeyError {

@@ -39,9 +39,9 @@ pub fn listing(
 type Found = BTreeMap<String, ItemKind>;
 
 /// Lists the entries of a built tree, starting with the list of exported files. Of the directories in this list, only those that exist in
-/// `upper` are read, because the others are unchanged. A directory that is in neither the list nor `upper` is walked completely. The names
-/// in a directory are read from the merged view `app`, to which the kernel has applied all whiteouts and opaque marks of the overlay. An
-/// unprivileged worker cannot read some of these marks.
+/// `upper` are read, because the other directories are unchanged. A directory that is in neither the list nor `upper` is walked completely.
+/// The names in a directory are read from the merged view `app`, to which the kernel has applied all whiteouts and opaque marks of the
+/// overlay. An unprivileged worker cannot read some of these marks.
 fn merged(app: &Confined, source: SourceList, upper: &Confined, warnings: &mut Warnings) -> Result<Vec<Item>, ReleaseError> {
     let mut found: Found = source.entries.into_iter().map(exported).collect();
     let mut pending = vec![OsString::new()];

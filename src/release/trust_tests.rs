@@ -451,9 +451,9 @@ fn older_health_record_does_not_replace_newer_record() {
     assert_eq!([take(10), take(20), take(5)], [10, 10, 5]);
 }
 
-/// The signature of a manifest can never be the signature of a health record, nor the other way round.
+/// The statement of a manifest begins with its kind, so the signature of a manifest is never valid for a health record.
 #[test]
-fn statements_of_manifest_and_record_differ() {
+fn statement_of_a_manifest_begins_with_its_kind() {
     let (_dir, made) = small();
     let bytes = made.parsed.statement();
     assert!(bytes.starts_with(b"{\"larder\":\"release manifest\","));

@@ -104,7 +104,7 @@ fn compare_with(
     for result in each_thread(threads, check) {
         found.extend(result?);
     }
-    // If every entry is present and every directory has the right number of names, the tree has no other entries.
+    // If every entry is present and every directory has the right number of names, the tree has no further entries.
     if !found.is_empty() || odd.into_inner() {
         found.extend(extras(&root, entries)?);
     }

@@ -33,7 +33,7 @@ struct Walk<'a> {
 }
 
 /// Returns all entries below the directory `from` of `app`, sorted by path. `others` is the number of entries that the caller has found
-/// before, which count against the same limit.
+/// before; these entries count against the limit as well.
 pub(super) fn walk(
     app: &Confined,
     from: OsString,

@@ -155,8 +155,8 @@ impl DeliverableStore {
         tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Returns the offers of the project, newest first, at most `MAX_OFFERS`. If the address names an environment, returns only the offers of
-    /// this environment.
+    /// Returns the offers of the project, newest first, at most `MAX_OFFERS`. If the address names an environment, returns only offers of
+    /// releases that this environment built.
     pub async fn list(&self) -> Result<Vec<Offer>, RemoteError> {
         self.within(LIST_TIMEOUT, "list of deliverables", self.listed()).await
     }

@@ -53,7 +53,7 @@ pub struct Offer {
     pub environment: EnvironmentName,
     /// The id of the release.
     pub release: ReleaseId,
-    /// The number of the release in `environment`; `None` if the release never ran in `environment`.
+    /// The number of the release in the environment that offers it; `None` if the release never went live there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<ReleaseNumber>,
     /// The build number.
@@ -74,10 +74,10 @@ pub struct Offer {
     pub archive_bytes: u64,
     /// The size and digest of the manifest file.
     pub manifest: Blob,
-    /// True if the release is live in `environment`.
+    /// True if the release is live in the environment that offers it.
     #[serde(default)]
     pub live: bool,
-    /// The time at which the release last became healthy in `environment`.
+    /// The time at which the release last became healthy in the environment that offers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthy_since: Option<Timestamp>,
 }

@@ -274,7 +274,7 @@ impl Pushes {
         session.finish(verdicts).await;
     }
 
-    /// Refuses an atomic push as a whole, before its deployment, if git would refuse to store one of its other refs afterwards.
+    /// Refuses all refs of an atomic push before its deployment, if git would refuse to store one of the refs afterwards.
     async fn refuse_unstorable(&self, session: &HookSession<PushInFlight>, updates: &[RefUpdate], fates: &mut [RefDecision]) {
         let repositories = &self.control.pipeline().services().repositories;
         let found = match repositories.read_refs(session.ticket.project.id, usize::MAX).await {

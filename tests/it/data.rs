@@ -203,7 +203,7 @@ fn killed_postdeploy_is_not_repeated(world: &World) {
     assert_eq!(fs::read_to_string(data(world).join("db/seeds")).unwrap(), "begun\n");
 }
 
-/// Otherwise the files of a failed build could fill the disk until the next build, and pushes of other projects would fail.
+/// If the layer stayed, the files of a failed build could fill the disk until the next build, and pushes of other projects would fail.
 fn failed_build_leaves_no_layer(world: &World) {
     let repo = shop(world, "env: {A: b}\n");
     repo.page("version one");

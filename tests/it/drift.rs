@@ -221,7 +221,7 @@ fn change_during_deployment_survives_a_kill_after_its_end(world: &World) {
         by_hand(world, "echo late > late.txt");
         let _ = push.join().unwrap();
     });
-    until("the server has died twice", || marks.join("journal.ended").exists() && marks.join("followups.kept").exists());
+    until("the server was killed twice", || marks.join("journal.ended").exists() && marks.join("followups.kept").exists());
     until("the follow-ups are done", || {
         let deployments = world.environment("shop").join("deployments");
         world.has_ended("shop")

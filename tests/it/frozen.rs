@@ -117,8 +117,8 @@ fn journal_write_failure_rejects_push_or_freezes_environment(world: &World) {
     repo.push().accepted().says("v3 is live");
 }
 
-/// The server died during a deployment, and the next server does not know the journal's version, a step, its facts or its environment. The
-/// server neither finishes nor unwinds the deployment with default values.
+/// The server is killed during a deployment, and the journal names a version, a step, facts or an environment that the next server does not
+/// have. The server neither finishes nor unwinds the deployment with default values.
 fn unrecoverable_journal_freezes_environment_until_it_is_repaired(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");

@@ -66,7 +66,8 @@ fn all_announced(world: &World, project: &str) -> bool {
     })
 }
 
-/// Asserts that the test observer has seen every end since it was added exactly once, with the right outcome.
+/// Asserts that the test observer has seen each end exactly once, with the right outcome. The first deployment ended
+/// before the observer was added.
 fn each_ending_is_announced_once(world: &World, project: &str, observed: &std::path::Path) {
     until("observers are told", || all_announced(world, project));
     let text = fs::read_to_string(observed).unwrap();
@@ -83,7 +84,7 @@ fn each_ending_is_announced_once(world: &World, project: &str, observed: &std::p
     }
 }
 
-/// Returns every journal event that a push can reach, while it runs and while it is unwound.
+/// Returns every journal event that a push can reach, while its deployment runs and while the deployment is unwound.
 fn events(steps: &[String]) -> Vec<String> {
     let of_step = |step: &String| ["started", "succeeded", "undo_started", "undo_finished"].map(|word| format!("{word}.{step}"));
     let whole = ["opened", "recovered", "ended", "announced"].map(str::to_owned);

@@ -263,7 +263,7 @@ fn deployment_can_be_cancelled_and_retried(world: &World) {
     world.serves("shop", "version one");
     let left: Vec<_> = processes::of(world.directory()).into_iter().filter(|process| process.arguments[0] == "sleep").collect();
     assert!(left.is_empty(), "the cancelled build goes on: {left:?}");
-    // The exit status tells the outcome, also with --json.
+    // The exit status depends on the outcome, also with --json.
     world.larder(&["deploy", "shop", "--follow"]).exits(1);
     world.larder(&["deploy", "shop", "--follow", "--json"]).exits(1).says("cancelled");
     open_the_gate(world, "shop");

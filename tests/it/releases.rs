@@ -172,7 +172,7 @@ fn kill_while_pruning_leaks_no_ref(world: &World) {
     world.restart(&[("FAILPOINTS", &format!("followups.half-pruned=return({})", marks.display()))]);
     repo.page("three");
     let _ = repo.push();
-    until("the server has died", || marks.join("followups.half-pruned").exists());
+    until("the server was killed", || marks.join("followups.half-pruned").exists());
     until("two releases are left", || releases_on_disk(world) == 2);
     let kept = || world.refs("shop").into_iter().filter(|line| line.starts_with("refs/larder/keep/")).collect::<Vec<_>>();
     until("two refs are left", || kept().len() <= 2);

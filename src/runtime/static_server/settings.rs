@@ -59,8 +59,8 @@ struct File {
     error_page: Option<String>,
     #[serde(default)]
     headers: IndexMap<String, IndexMap<String, String>>,
-    /// This key is ignored, because the TLS proxy in front of larder redirects to https. The key is accepted, so that files for other
-    /// servers can be used.
+    /// This key is ignored, because the TLS proxy in front of larder redirects to https. The key is accepted, so that a `static.json` for
+    /// another static server needs no change.
     #[serde(default, rename = "https_only")]
     _https_only: bool,
 }

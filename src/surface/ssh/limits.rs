@@ -152,7 +152,7 @@ struct Source {
     unauthenticated: usize,
     tokens: f64,
     seen: Instant,
-    /// The time at which all penalties have ended; each penalty begins after the previous one. This time may be in the past.
+    /// The time at which all penalties have ended; each penalty begins after the previous penalty. This time may be in the past.
     penalty_ends: Instant,
     blocked: bool,
 }

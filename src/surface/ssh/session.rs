@@ -130,7 +130,8 @@ impl SshConnection {
         }
     }
 
-    /// Returns the key and its user if the login name and the kind of key are accepted. The client gets the same answer to all refusals.
+    /// Returns the key and its user if the key is known, and the login name and the kind of key are accepted. The client gets the same
+    /// answer to all refusals.
     fn lookup(
         &self,
         login: &str,

@@ -126,11 +126,11 @@ pub struct UserGrantArgs {
 pub enum Right {
     /// No right: the project is not even shown
     None,
-    /// See the state, releases and logs; clone the repository
+    /// See the state, releases and logs; clone the repository; pull releases
     View,
-    /// Push and deploy
+    /// Push, deploy and roll back; take and verify restore points
     Push,
-    /// Run commands, scale, restart
+    /// Run commands, scale, restart, unfreeze; restore data; pin releases; save drift
     Operate,
 }
 
