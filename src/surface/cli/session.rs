@@ -105,7 +105,7 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
                 Ok(child) => child,
                 Err(error) => return Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
             };
-            // Only the command then holds the caller's descriptors, so the caller's output ends when the command exits.
+            // Only the command then holds the caller's descriptors, so the caller's output ends when the command closes these descriptors.
             drop(stderr);
             let exit = tokio::select! {
                 exit = child.wait() => exit,

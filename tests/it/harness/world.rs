@@ -198,7 +198,7 @@ impl World {
         command
     }
 
-    /// Runs larder on a terminal on which a person types `input`. Without the program `script`, prints `SKIPPED:` and returns nothing.
+    /// Runs larder on a terminal on which a person types `input`. If the program `script` is missing, prints `SKIPPED:` and returns `None`.
     pub fn larder_on_terminal(&self, words: &[&str], input: &str) -> Option<Output> {
         super::installed("script")?;
         let mut command = self.larder_command();

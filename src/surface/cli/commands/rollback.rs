@@ -1,4 +1,4 @@
-//! The command `larder rollback`, which deploys an older release again, with or without the data of that time.
+//! The command `larder rollback`, which deploys an older release again, with or without the data of a restore point.
 
 use std::fmt::Write as _;
 
