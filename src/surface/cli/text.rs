@@ -8,7 +8,7 @@ use crate::{
     model::{Live, sanitise_text},
 };
 
-/// The maximum number of files or changes that are shown; `--json` prints all.
+/// The maximum number of files or changes in a text for people; `--json` prints all files and changes of the view.
 pub(super) const MAX_ROWS: usize = 500;
 
 /// Lays out rows in columns below a header. Returns the text `none` if there are no rows.
