@@ -67,6 +67,9 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
         DumpJob::List => list(&store),
         DumpJob::Show { point } => Ok(DumpReport::Point(Box::new(described(&named(&store, point)?)?), Vec::new())),
         DumpJob::Verify { point } => verify(&store, point),
+        DumpJob::Export { .. } => {
+            Err(BackupFailure::new(FailureKind::Machine, "cannot export a restore point: no output is given"))
+        }
         DumpJob::Remove { point } => {
             let id = resolve(&store, point)?;
             store.remove(&id)?;

@@ -9,6 +9,7 @@
 pub mod databases;
 mod dump;
 mod error;
+mod export;
 mod restore;
 mod server;
 #[cfg(test)]
@@ -19,8 +20,9 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     dump::{DumpPaths, work as dump_work},
     error::{BackupError, BackupFailure, FailureKind},
+    export::work as export_work,
     restore::{RestorePaths, work as restore_work},
-    server::{BackupContext, dump, restore},
+    server::{BackupContext, dump, export, restore},
 };
 use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, ReleaseNumber, UserName};
 
@@ -87,6 +89,13 @@ pub enum DumpJob {
         /// The restore point.
         point: String,
     },
+    /// Writes a restore point as an archive to the descriptor that the worker gets with the job.
+    Export {
+        /// The restore point.
+        point: String,
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+    },
     /// Compares two restore points, or a restore point with the live data.
     Diff {
         /// The older restore point.
@@ -105,6 +114,8 @@ pub enum DumpReport {
     List(Vec<PointInfo>, u64),
     /// The id of a removed restore point.
     Removed(String),
+    /// The id of a restore point whose archive was written completely.
+    Exported(String),
     /// The differences between two restore points, or between a restore point and the live data.
     Diff(DataDiff),
 }

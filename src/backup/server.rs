@@ -1,8 +1,8 @@
 //! The server side of restore points: starts the dump and restore workers and waits for their reports.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
-use super::{BackupError, DumpJob, DumpReport, Filled, RestoreJob, error::BackupFailure};
+use super::{BackupError, DumpJob, DumpReport, Filled, PointOwner, RestoreJob, error::BackupFailure};
 use crate::{
     host::launch::{Launcher, Stdio},
     model::{EnvId, Launch, LimitClass, ProjectId, Role, Supervision},
@@ -31,15 +31,25 @@ pub struct BackupContext {
 /// Runs a job of the dump worker.
 pub async fn dump(context: &BackupContext, job: &DumpJob) -> Result<DumpReport, BackupError> {
     let limit = match job {
-        DumpJob::Take { .. } | DumpJob::Verify { .. } | DumpJob::Diff { .. } => FILES_LIMIT,
+        DumpJob::Take { .. } | DumpJob::Verify { .. } | DumpJob::Diff { .. } | DumpJob::Export { .. } => FILES_LIMIT,
         DumpJob::List | DumpJob::Show { .. } | DumpJob::Remove { .. } => RECORDS_LIMIT,
     };
-    run(context, Role::Dump, job, limit).await
+    run(context, Role::Dump, job, limit, Stdio::default()).await
+}
+
+/// Writes a restore point as an archive to `out`, which may be slow. Returns the id of the restore point. If the returned future is dropped,
+/// the worker is killed.
+pub async fn export(context: &BackupContext, point: String, owner: PointOwner, out: OwnedFd) -> Result<String, BackupError> {
+    let stdio = Stdio { extra: vec![out], ..Stdio::default() };
+    match run(context, Role::Dump, &DumpJob::Export { point, owner }, FILES_LIMIT, stdio).await? {
+        DumpReport::Exported(id) => Ok(id),
+        _ => Err(BackupError::Confused { role: Role::Dump.as_str() }),
+    }
 }
 
 /// Runs a job of the restore worker.
 pub async fn restore(context: &BackupContext, job: &RestoreJob) -> Result<Filled, BackupError> {
-    run(context, Role::Restore, job, FILES_LIMIT).await
+    run(context, Role::Restore, job, FILES_LIMIT, Stdio::default()).await
 }
 
 async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
@@ -47,6 +57,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     role: Role,
     job: &J,
     limit: Duration,
+    stdio: Stdio,
 ) -> Result<R, BackupError> {
     let name = role.as_str();
     let failed = |source| BackupError::Launch { role: name, source };
@@ -59,7 +70,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
         limits: LimitClass::Service,
         supervision: Supervision::Once,
     };
-    let mut child = context.launcher.launch(launch, job, Stdio::default()).await.map_err(failed)?;
+    let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
     let ended = async {
         let report: Option<Result<R, BackupFailure>> = child.report(MAX_REPORT).await.map_err(failed)?;
         // The worker holds locks of the store until it exits, so the report alone does not complete the job.

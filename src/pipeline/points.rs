@@ -150,6 +150,16 @@ impl Pipeline {
         }
     }
 
+    /// Writes a restore point as an archive to `out`.
+    pub async fn export_point(
+        &self,
+        environment: &Environment,
+        point: String,
+        out: std::os::fd::OwnedFd,
+    ) -> Result<String, PointsError> {
+        Ok(backup::export(&self.backup(environment), point, owner(environment), out).await?)
+    }
+
     /// Compares a restore point with another restore point, or with the live data.
     pub async fn diff_points(
         &self,

@@ -119,7 +119,12 @@ fn patch(mut input: WorkerInput) -> io::Result<u8> {
 
 fn dump(mut input: WorkerInput) -> io::Result<u8> {
     let job: backup::DumpJob = read_job(&mut input.job)?;
-    write_report(&mut input.report, &backup::dump_work(&job, &backup::DumpPaths::from_environment()))?;
+    let paths = backup::DumpPaths::from_environment();
+    let report = match (&job, input.extra.pop().map(File::from)) {
+        (backup::DumpJob::Export { point, owner }, Some(out)) => backup::export_work(point, owner, &paths, out),
+        (job, _) => backup::dump_work(job, &paths),
+    };
+    write_report(&mut input.report, &report)?;
     Ok(0)
 }
 

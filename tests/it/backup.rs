@@ -30,15 +30,15 @@ in_one_mode!(
 
 const PROCFILE: &str = "web: exec larder static-server --root .\n";
 
-fn data(world: &World) -> PathBuf {
+pub(crate) fn data(world: &World) -> PathBuf {
     world.environment("shop").join("data")
 }
 
-fn store(world: &World) -> PathBuf {
+pub(crate) fn store(world: &World) -> PathBuf {
     world.environment("shop").join("archives/points")
 }
 
-fn shop(world: &World) -> Repo<'_> {
+pub(crate) fn shop(world: &World) -> Repo<'_> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", PROCFILE).write("larder.yml", "data: [media, db.sqlite3]\n");
@@ -47,21 +47,21 @@ fn shop(world: &World) -> Repo<'_> {
     repo
 }
 
-fn sh(world: &World, script: &str) -> String {
+pub(crate) fn sh(world: &World, script: &str) -> String {
     world.larder(&["run", "shop", "--", "sh", "-ec", script]).ok().trim().to_owned()
 }
 
-fn take(world: &World) -> serde_json::Value {
+pub(crate) fn take(world: &World) -> serde_json::Value {
     world.larder(&["--json", "backup", "take", "shop"]).json()
 }
 
-fn id(point: &serde_json::Value) -> &str {
+pub(crate) fn id(point: &serde_json::Value) -> &str {
     point["id"].as_str().unwrap()
 }
 
 /// The properties of an entry, read without code of the program: kind, mode, owner, time, content, links.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
+pub(crate) struct Seen {
     kind: String,
     mode: u32,
     owner: (u32, u32),
@@ -73,7 +73,7 @@ struct Seen {
 }
 
 /// Returns all entries below a directory, except FIFOs and other special files.
-fn walk(top: &Path) -> BTreeMap<PathBuf, Seen> {
+pub(crate) fn walk(top: &Path) -> BTreeMap<PathBuf, Seen> {
     let (mut all, mut pending, mut names) = (BTreeMap::new(), vec![PathBuf::new()], BTreeMap::<u64, Vec<PathBuf>>::new());
     while let Some(relative) = pending.pop() {
         for entry in fs::read_dir(top.join(&relative)).unwrap() {
@@ -122,7 +122,7 @@ fn attributes(path: &Path, link: bool) -> Vec<(OsString, Vec<u8>)> {
 }
 
 #[track_caller]
-fn same(found: &BTreeMap<PathBuf, Seen>, expected: &BTreeMap<PathBuf, Seen>) {
+pub(crate) fn same(found: &BTreeMap<PathBuf, Seen>, expected: &BTreeMap<PathBuf, Seen>) {
     let paths = |one: &BTreeMap<PathBuf, Seen>| one.keys().cloned().collect::<Vec<_>>();
     assert_eq!(paths(found), paths(expected));
     for (path, seen) in expected {
@@ -130,7 +130,7 @@ fn same(found: &BTreeMap<PathBuf, Seen>, expected: &BTreeMap<PathBuf, Seen>) {
     }
 }
 
-const POPULATE: &str = r#"
+pub(crate) const POPULATE: &str = r#"
 echo upload > media/upload; mkdir -p media/deep/er; echo deep > media/deep/er/file
 echo secret > media/secret; chmod 600 media/secret
 echo script > media/script; chmod 751 media/script

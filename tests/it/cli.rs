@@ -216,6 +216,10 @@ fn remote_option_uses_the_server_of_a_git_remote(world: &World) {
     larder(&["-r", "prod", "releases", "nowhere"]).exits(4).says("no project nowhere");
     larder(&["-r", "nowhere", "whoami"]).exits(4).says("git remote -v");
     larder(&["-r", "elsewhere", "whoami"]).exits(5).says("expected an ssh address");
+    // The local program writes the file of an export.
+    world.larder(&["backup", "take", "shop"]).ok();
+    larder(&["-r", "prod", "backup", "export", "shop", "latest", "--output", "x.tar.zst"]).ok();
+    assert!(std::fs::read(repo.path().join("x.tar.zst")).unwrap().starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), "a zstd frame");
     larder(&["-r", "--upload-pack=x", "whoami"]).keeps_quiet_about("panicked");
 }
 

@@ -5,6 +5,7 @@
 mod access;
 mod architecture;
 mod backup;
+mod backup_export;
 mod badinput;
 mod cli;
 mod clients;

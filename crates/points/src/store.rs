@@ -248,6 +248,19 @@ impl Point {
         sys::open_dir(self.fd.as_fd(), FILES.as_bytes(), true).map_err(|e| PointError::io("open", self.path.join(FILES), e))
     }
 
+    /// Opens the stored content of the file at `path`, which is a path of the index.
+    pub(crate) fn open_stored(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
+        let (parent, name) = sys::split(path);
+        let parent = sys::join(FILES.as_bytes(), parent);
+        let parent = parent.strip_suffix(b"/").unwrap_or(&parent);
+        sys::open_dir(self.fd.as_fd(), parent, true).and_then(|dir| sys::open_file(dir.as_fd(), name))
+    }
+
+    /// Returns the bytes of `point.json`, whose digest is [`Point::digest`].
+    pub fn manifest_bytes(&self) -> Result<Vec<u8>> {
+        read(self.fd.as_fd(), MANIFEST, manifest::MAX_BYTES, &self.path)
+    }
+
     /// Records a verification durably.
     pub(crate) fn record(&mut self, verified: Verified) -> Result<()> {
         let bytes = serde_json::to_vec(&verified).map_err(|e| PointError::io("encode", self.path.join(VERIFIED), e))?;

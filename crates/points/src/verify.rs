@@ -135,12 +135,8 @@ impl Point {
 
     fn fault(&self, entry: &Entry, copier: &Copier<'_>, from_disk: bool) -> Result<Option<Fault>> {
         let Kind::File { size: expected, digest, .. } = &entry.kind else { return Ok(None) };
-        let (parent, name) = sys::split(&entry.path);
         let unreadable = |e: Errno| Fault::Unreadable(std::io::Error::from(e).to_string());
-        let parent = [crate::store::FILES.as_bytes(), b"/", parent].concat();
-        let parent = parent.strip_suffix(b"/").unwrap_or(&parent);
-        let opened = sys::open_dir(self.fd.as_fd(), parent, true).and_then(|dir| sys::open_file(dir.as_fd(), name));
-        let file = match opened {
+        let file = match self.open_stored(&entry.path) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Some(Fault::Missing)),
             // A lack of resources of this process does not mean that the file is damaged.
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {

@@ -1,7 +1,7 @@
 //! Requests about restore points. Taking, listing, showing, verifying and comparing restore points need the right to push. Removing and
 //! restoring need the right to operate, because both can lose data that users have written.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -13,7 +13,7 @@ use crate::{
     control::{
         error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
-        request::{Confirmation, Context, Reply, Request},
+        request::{Confirmation, Context, Reply, Request, Stream},
     },
     model::{Access, CommitId, Environment, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_line},
     pipeline::{Pipeline, PointsError, RestoreRecord},
@@ -245,6 +245,44 @@ pub struct RestorePreview {
     pub point: PointView,
     /// The differences of the live data from the restore point.
     pub would_lose: DataDiff,
+}
+
+/// The request to write a restore point as one archive.
+#[derive(Debug)]
+pub struct BackupExport {
+    /// The environment.
+    pub target: Target,
+    /// The id of the restore point, the beginning or end of its id, or `latest`.
+    pub point: String,
+}
+
+impl Request for BackupExport {
+    type View = ();
+    const NAME: &'static str = "backup export";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        // The archive contains all data of the users. A command of `run`, which also reads this data, needs the same right.
+        (Some(&self.target.project), Access::Operate)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {
+        point_name(&self.point)?;
+        let environment = control.environment(&self.target)?;
+        let pipeline = control.pipeline().clone();
+        // A restore point that cannot be exported is refused before the first byte.
+        let info = pipeline.point(&environment, self.point).await.map_err(|error| of_points(&error))?;
+        if let PointState::Damaged(..) = info.state {
+            return Err(refused(format!("cannot export {}: stored files are damaged", info.id))
+                .hint("choose another restore point, and check it with `larder backup verify`"));
+        }
+        let send = move |out: OwnedFd| -> BoxFuture<'static, _> {
+            Box::pin(async move {
+                let sent = pipeline.export_point(&environment, info.id, out).await;
+                sent.map(drop).map_err(|error| of_points(&error))
+            })
+        };
+        Ok(Reply::Stream(Stream::Bytes(Box::new(send))))
+    }
 }
 
 pub(super) fn of_points(error: &PointsError) -> CommandError {

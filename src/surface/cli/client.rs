@@ -1,6 +1,14 @@
 //! The local program's part of a command that the server carries out: sends the command to the server, or starts ssh.
 
-use std::{fs, io, os::fd::AsFd, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use super::{
     grammar::Cli,
@@ -15,12 +23,73 @@ use crate::{
 /// Sends `words` and the descriptors of this process to the server, which carries out the command. Returns the exit status.
 pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandError> {
     let words = inline_key_files(words)?;
-    if let Some(remote) = &cli.remote {
-        return Err(over_ssh(remote, &words, cli.command.may_ask()));
+    let Some(path) = cli.command.output() else {
+        return match &cli.remote {
+            Some(remote) => Err(over_ssh(remote, &words, cli.command.may_ask())),
+            None => ask(root, words, io::stdout().as_fd()),
+        };
+    };
+    let output = OutputFile::create(path)?;
+    let words = without_output(words);
+    let code = match &cli.remote {
+        Some(remote) => {
+            let mut ssh = ssh(remote, &words, false)?;
+            let file = output.file.try_clone().map_err(|error| output.failed(&error))?;
+            let status = ssh.stdout(file).status();
+            let status = status.map_err(|error| CommandError::new(ErrorKind::Internal, format!("cannot start ssh: {error}")))?;
+            status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+        }
+        None => ask(root, words, output.file.as_fd())?,
+    };
+    if code == 0 {
+        output.keep()?;
     }
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let code = socket::call(&root.control_socket(), words, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]);
+    Ok(code)
+}
+
+fn ask(root: &Root, words: Vec<String>, stdout: BorrowedFd<'_>) -> Result<u8, CommandError> {
+    let (stdin, stderr) = (io::stdin(), io::stderr());
+    let code = socket::call(&root.control_socket(), words, [stdin.as_fd(), stdout, stderr.as_fd()]);
     code.map_err(|error| unanswered(root, &error))
+}
+
+/// A new file that gets its name only when it is complete. Dropping this value deletes an incomplete file.
+struct OutputFile {
+    file: fs::File,
+    part: PathBuf,
+    path: PathBuf,
+}
+
+impl OutputFile {
+    fn create(path: &Path) -> Result<OutputFile, CommandError> {
+        let refused = |why: String| CommandError::new(ErrorKind::Refused, format!("cannot write {}: {why}", path.display()));
+        if path.symlink_metadata().is_ok() {
+            return Err(refused(String::from("the file exists")).hint("name a new file, or remove the existing file first"));
+        }
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        // The archive contains private data, so only the caller may read the file.
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part);
+        let file = file.map_err(|error| refused(format!("cannot create {}: {error}", Path::new(&part).display())))?;
+        Ok(OutputFile { file, part: part.into(), path: path.to_owned() })
+    }
+
+    /// Makes the file durable and gives it its name.
+    fn keep(&self) -> Result<(), CommandError> {
+        self.file.sync_all().map_err(|error| self.failed(&error))?;
+        // A hard link does not replace a file that was created meanwhile.
+        fs::hard_link(&self.part, &self.path).map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &io::Error) -> CommandError {
+        CommandError::new(ErrorKind::Internal, format!("cannot write {}: {error}", self.path.display()))
+    }
+}
+
+impl Drop for OutputFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.part);
+    }
 }
 
 fn unanswered(root: &Root, error: &CallError) -> CommandError {
@@ -97,25 +166,33 @@ fn own_words(words: &[String]) -> usize {
     words.len()
 }
 
-/// Replaces this process by `ssh` to the server behind a git remote. If the command may ask for a confirmation and this process has a
-/// terminal, the server gets a terminal, too. Returns an error if `ssh` cannot be started; otherwise this function
+/// Replaces this process by `ssh` to the server behind a git remote. Returns an error if `ssh` cannot be started; otherwise this function
 /// does not return.
 fn over_ssh(remote: &str, words: &[String], may_ask: bool) -> CommandError {
+    match ssh(remote, words, may_ask) {
+        Ok(mut ssh) => CommandError::new(ErrorKind::Internal, format!("cannot start ssh: {}", ssh.exec())),
+        Err(error) => error,
+    }
+}
+
+/// Returns the command line of `ssh` to the server behind a git remote. If the command may ask for a confirmation and this process has a
+/// terminal, the server gets a terminal, too.
+fn ssh(remote: &str, words: &[String], may_ask: bool) -> Result<Command, CommandError> {
     let words: Vec<_> = without_remote(words);
     let asked = Command::new("git").args(["remote", "get-url", "--end-of-options", remote]).output();
     let url = match asked {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         _ => {
-            return CommandError::new(ErrorKind::NotFound, format!("there is no git remote {remote} in this directory"))
-                .hint("list the git remotes with `git remote -v`");
+            return Err(CommandError::new(ErrorKind::NotFound, format!("there is no git remote {remote} in this directory"))
+                .hint("list the git remotes with `git remote -v`"));
         }
     };
     let Some((login, port)) = login_of(&url) else {
-        return CommandError::new(
+        return Err(CommandError::new(
             ErrorKind::Configuration,
             format!("the git remote {remote} has the address {url} (expected an ssh address)"),
         )
-        .hint("use an address such as ssh://larder@HOST:PORT/PROJECT");
+        .hint("use an address such as ssh://larder@HOST:PORT/PROJECT"));
     };
     let quoted = shlex::try_join(words.iter().map(String::as_str)).unwrap_or_default();
     let mut ssh = Command::new("ssh");
@@ -125,8 +202,8 @@ fn over_ssh(remote: &str, words: &[String], may_ask: bool) -> CommandError {
     if may_ask && rustix::termios::isatty(io::stdin()) && rustix::termios::isatty(io::stdout()) {
         ssh.arg("-t");
     }
-    let error = ssh.arg("--").arg(login).arg(quoted).exec();
-    CommandError::new(ErrorKind::Internal, format!("cannot start ssh: {error}"))
+    ssh.arg("--").arg(login).arg(quoted);
+    Ok(ssh)
 }
 
 /// Splits `ssh://larder@host:2222/shop` into `larder@host` and `2222`. If the address has no port, ssh takes the port from the caller's
@@ -143,6 +220,20 @@ fn login_of(url: &str) -> Option<(String, Option<String>)> {
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let login = user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}"));
     (!host.is_empty() && !login.starts_with('-')).then(|| (login, port.map(str::to_owned)))
+}
+
+/// Removes `--output FILE` from the words.
+fn without_output(words: Vec<String>) -> Vec<String> {
+    let mut kept = Vec::with_capacity(words.len());
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        if word == "-o" || word == "--output" {
+            words.next();
+        } else if !(word.starts_with("--output=") || word.starts_with("-o")) {
+            kept.push(word);
+        }
+    }
+    kept
 }
 
 /// Removes `--remote REMOTE` from the words.

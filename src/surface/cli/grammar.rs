@@ -47,6 +47,14 @@ pub enum CliCommand {
 }
 
 impl CliCommand {
+    /// Returns the file on the caller's machine to which the command writes, instead of to the standard output.
+    pub(super) fn output(&self) -> Option<&std::path::Path> {
+        match self {
+            CliCommand::Verb(verb) => verb.output(),
+            CliCommand::Local(_) => None,
+        }
+    }
+
     /// Returns true if the command may ask for a confirmation on a terminal.
     pub(super) fn may_ask(&self) -> bool {
         matches!(self, CliCommand::Verb(verb) if verb.may_ask())

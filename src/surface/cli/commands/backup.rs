@@ -14,8 +14,8 @@ use super::{
 use crate::{
     backup::DataDiff,
     control::{
-        BackupDiff, BackupList, BackupRemove, BackupRemoved, BackupRestore, BackupShow, BackupTake, BackupVerify, CommandError,
-        LiveRestored, PointList, PointView, RestoreView, RestoreWay, VerifyView,
+        BackupDiff, BackupExport, BackupList, BackupRemove, BackupRemoved, BackupRestore, BackupShow, BackupTake, BackupVerify,
+        CommandError, ErrorKind, LiveRestored, PointList, PointView, RestoreView, RestoreWay, VerifyView,
     },
     model::sanitise_line,
     pipeline::RestoreEnd,
@@ -36,10 +36,19 @@ pub enum BackupVerb {
     Verify(BackupVerifyArgs),
     Restore(BackupRestoreArgs),
     Diff(BackupDiffArgs),
+    Export(BackupExportArgs),
     Remove(BackupRemoveArgs),
 }
 
 impl BackupVerb {
+    /// Returns the file on the caller's machine to which the command writes.
+    pub(super) fn output(&self) -> Option<&std::path::Path> {
+        match self {
+            BackupVerb::Export(command) => command.output(),
+            _ => None,
+        }
+    }
+
     /// Returns true if the command may ask for a confirmation on a terminal.
     pub(super) fn may_ask(&self) -> bool {
         matches!(self, BackupVerb::Restore(command) if command.into.is_none() && !command.yes)
@@ -53,6 +62,7 @@ impl BackupVerb {
             BackupVerb::Verify(command) => asking.ask(command).await,
             BackupVerb::Restore(command) => asking.ask(command).await,
             BackupVerb::Diff(command) => asking.ask(command).await,
+            BackupVerb::Export(command) => asking.ask(command).await,
             BackupVerb::Remove(command) => asking.ask(command).await,
         }
     }
@@ -379,6 +389,49 @@ impl Command for BackupDiffArgs {
         let _ = writeln!(text, "{added} added, {changed} changed, {removed} removed, {metadata} with other metadata");
         list(&mut text, diff, MAX_ROWS);
         Shown::Page(text)
+    }
+}
+
+/// Write a restore point as one archive, which `tar --zstd -x` opens
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The archive holds one directory with the name of the restore point. The directory has the captured files, the manifest `point.json`, and the digests `checksums` for `b3sum --check`. Owners, modes, times, links and holes are kept; GNU tar restores extended attributes with --xattrs --xattrs-include='*'. The server writes nothing to its disk. If the restore point is damaged, or the transfer is cut, the archive has no end, and tar fails.\n\nExamples:\n  larder backup export shop latest --output shop.tar.zst\n  ssh larder@HOST backup export shop latest > shop.tar.zst"
+)]
+pub struct BackupExportArgs {
+    #[command(flatten)]
+    on: OnTarget,
+    /// Restore point
+    #[arg(value_name = "POINT")]
+    point: String,
+    /// New file on this machine; `-` is the standard output
+    #[arg(long, short = 'o', value_name = "FILE", default_value = "-")]
+    output: std::path::PathBuf,
+}
+
+impl BackupExportArgs {
+    /// Returns the file on the caller's machine to which the archive is written; `None` for the standard output.
+    pub(super) fn output(&self) -> Option<&std::path::Path> {
+        Some(self.output.as_path()).filter(|path| path.as_os_str() != "-")
+    }
+}
+
+impl Command for BackupExportArgs {
+    type Request = BackupExport;
+
+    fn request(self) -> Result<BackupExport, CommandError> {
+        // The local program opens the file and removes the option, because the server must not write a file that a caller names.
+        if let Some(path) = self.output() {
+            let why = format!("cannot write {} on the server: --output names a file of the caller's machine", path.display());
+            return Err(
+                CommandError::new(ErrorKind::Usage, why).hint("use `larder -r REMOTE backup export`, or redirect the output")
+            );
+        }
+        Ok(BackupExport { target: self.on.target, point: self.point })
+    }
+
+    // The answer is always the archive.
+    fn show((): &()) -> Shown {
+        Shown::Page(String::new())
     }
 }
 

@@ -73,6 +73,14 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// Returns the file on the caller's machine to which the command writes.
+    pub(super) fn output(&self) -> Option<&std::path::Path> {
+        match self {
+            Verb::Backup(noun) => noun.output(),
+            _ => None,
+        }
+    }
+
     /// Returns true if the command may ask for a confirmation on a terminal.
     pub(super) fn may_ask(&self) -> bool {
         match self {
