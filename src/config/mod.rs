@@ -19,6 +19,7 @@ mod reader;
 mod recipe;
 mod server;
 mod settings;
+mod upgrade;
 mod value;
 pub mod yaml;
 
@@ -38,4 +39,5 @@ pub use quantity::{Age, ByteSize, StatusRange, TimeSpan};
 pub use recipe::Recipe;
 pub use server::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
 pub use settings::{BuildSettings, RequiredVariable, Settings};
+pub use upgrade::{Safety, UpgradeSettings};
 pub use value::{BuildpackRef, CommandLine, DataPath, Domain, HttpPath, RelativePath, VariableName};

@@ -171,6 +171,16 @@ impl Settings {
         self.drain.min(TimeSpan::MAX_DRAIN)
     }
 
+    /// Returns the upgrade command: the command of the key `upgrade`, or else the release command.
+    pub fn upgrade_command(&self) -> Option<&CommandLine> {
+        self.upgrade.run.as_ref().or(self.release.as_ref())
+    }
+
+    /// Returns the time for which requests wait during an upgrade, at most [`TimeSpan::MAX_HOLD`].
+    pub fn hold(&self) -> TimeSpan {
+        self.upgrade.hold.min(TimeSpan::MAX_HOLD)
+    }
+
     /// Returns the time limit within which a process must become healthy, at most [`TimeSpan::MAX_HEALTH`].
     pub fn health_timeout(&self) -> TimeSpan {
         self.health.timeout.min(TimeSpan::MAX_HEALTH)

@@ -21,6 +21,8 @@ impl TimeSpan {
 
     /// The maximum of `drain` in a recipe.
     pub const MAX_DRAIN: TimeSpan = TimeSpan::minutes(15);
+    /// The maximum of `hold` in a recipe.
+    pub const MAX_HOLD: TimeSpan = TimeSpan::minutes(5);
     /// The maximum of `stop.grace` in a recipe.
     pub const MAX_GRACE: TimeSpan = TimeSpan::minutes(15);
     /// The maximum of `health.timeout` in a recipe.

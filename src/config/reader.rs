@@ -183,6 +183,20 @@ impl<'f> ConfigReader<'f> {
         self.bounded(node, key, example).iter().filter_map(|node| read(self, node)).collect()
     }
 
+    /// Reads a list of patterns as in `.gitignore`.
+    pub fn patterns(&mut self, node: &Node, key: &str) -> Vec<String> {
+        /// The maximum length of a pattern, in bytes.
+        const MAX_PATTERN: usize = 250;
+        let expected = "a pattern as in .gitignore, such as \"*.tmp\" or \"/uploads/\"";
+        self.items(node, key, "[\"*.tmp\", \"/uploads/\"]", |reader, node| {
+            reader.value(node, key, expected, |text| {
+                let fits = !text.trim().is_empty() && text.len() <= MAX_PATTERN && !text.chars().any(char::is_control);
+                let problem = || format!("the pattern is empty, longer than {MAX_PATTERN} bytes, or has control characters");
+                if fits { Ok(text.to_owned()) } else { Err(problem()) }
+            })
+        })
+    }
+
     pub fn command(&mut self, node: &Node, key: &str) -> Option<CommandLine> {
         self.value(node, key, "a command such as \"python app.py\"", str::parse)
     }

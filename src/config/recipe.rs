@@ -79,6 +79,11 @@ fn report_double_keys(reader: &mut ConfigReader, level: &Node) {
     if let (Some(node), Some(_)) = (level.child("buildpack"), level.child("buildpacks")) {
         both(node, "buildpack", "buildpacks");
     }
+    if let (Some(node), Some(_)) =
+        (level.child("release"), level.child("upgrade").filter(|node| node.text().is_some() || node.child("run").is_some()))
+    {
+        both(node, "release", "upgrade");
+    }
     let timeout = |section: &str, key: &str| level.child(section).and_then(|node| node.child(key));
     if let (Some(node), Some(_)) = (timeout("build", "timeout"), timeout("timeouts", "build")) {
         both(node, "build.timeout", "timeouts.build");

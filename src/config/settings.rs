@@ -18,6 +18,7 @@ use super::{
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
     reader::ConfigReader,
+    upgrade::{UPGRADE_KEYS, UpgradeSettings},
     value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
     yaml::Node,
 };
@@ -34,8 +35,11 @@ pub struct Settings {
     pub processes: IndexMap<ProcessType, ProcessSpec>,
     /// Settings of processes that have no command in any file. [`Settings::with_defaults`] may add the command of a buildpack.
     pub unnamed: IndexMap<ProcessType, ProcessTuning>,
-    /// The command that runs once before the switch.
+    /// The release command, which runs once before the switch; [`Settings::upgrade_command`] is the command that runs.
     pub release: Option<CommandLine>,
+    /// The upgrade step.
+    #[serde(default)]
+    pub upgrade: UpgradeSettings,
     /// The paths of the application that persist between releases. No path is inside another path.
     pub data: Vec<DataPath>,
     /// The databases whose dumps belong to a restore point; `None` if the recipe has no key `databases`. larder then recognises the
@@ -121,6 +125,7 @@ impl Default for Settings {
             processes: IndexMap::new(),
             unnamed: IndexMap::new(),
             release: None,
+            upgrade: UpgradeSettings::default(),
             data: Vec::new(),
             databases: None,
             env: IndexMap::new(),
@@ -238,6 +243,33 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         |reader, node, key, draft| {
             let command = reader.command(node, key);
             draft.settings.release = command.or_else(|| draft.settings.release.take());
+        },
+    ),
+    KeyRow::custom(
+        "upgrade",
+        "The command that changes the data for a new release, and the protection of the data. \
+         `upgrade: bin/migrate` is short for `upgrade: {run: bin/migrate}`. A `release` command is an upgrade with these defaults.",
+        Unstated,
+        || keys::render(UPGRADE_KEYS),
+        |reader, node, key, draft| {
+            let upgrade = &mut draft.settings.upgrade;
+            match node.text() {
+                Some(_) => upgrade.run = reader.command(node, key).or_else(|| upgrade.run.take()),
+                None => {
+                    let example = "{run: bin/migrate, paths: [\"migrations/**\"]}";
+                    keys::read_section(reader, node, key, example, UPGRADE_KEYS, upgrade);
+                }
+            }
+        },
+    ),
+    KeyRow::value(
+        "hold",
+        "The time for which requests wait during an upgrade with a hold, at most 5m. Afterwards, visitors get the maintenance page with status 503 and Retry-After.",
+        Is("30s"),
+        "30s",
+        |reader, node, key, draft| {
+            let upgrade = &mut draft.settings.upgrade;
+            upgrade.hold = reader.time_within(node, key, TimeSpan::MAX_HOLD).unwrap_or(upgrade.hold);
         },
     ),
     KeyRow::value(
@@ -428,21 +460,9 @@ const DRIFT_KEYS: &[KeyRow<Draft>] = &[
          A pattern with `!`, such as `!logs/`, reports changes that larder ignores by default.",
         Unstated,
         "\n- /uploads/\n- \"*.sqlite3\"",
-        |reader, node, key, draft| {
-            let expected = "a pattern as in .gitignore, such as \"*.tmp\" or \"/uploads/\"";
-            draft.settings.drift_ignore = reader.items(node, key, "[\"*.tmp\", \"/uploads/\"]", |reader, node| {
-                reader.value(node, key, expected, |text| {
-                    let fits = !text.trim().is_empty() && text.len() <= MAX_PATTERN && !text.chars().any(char::is_control);
-                    let problem = || format!("the pattern is empty, longer than {MAX_PATTERN} bytes, or has control characters");
-                    if fits { Ok(text.to_owned()) } else { Err(problem()) }
-                })
-            });
-        },
+        |reader, node, key, draft| draft.settings.drift_ignore = reader.patterns(node, key),
     ),
 ];
-
-/// The maximum length of a pattern of `drift.ignore`, in bytes.
-const MAX_PATTERN: usize = 250;
 
 const AS_SERVER: Fallback = Says("as in the server file");
 

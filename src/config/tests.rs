@@ -481,3 +481,17 @@ fn unknown_key_without_a_similar_key_is_reported_with_the_known_keys() {
     let levels = known[..known.len() - 1].join(", ");
     assert_eq!(nested, format!("larder.yml:1: unknown key \"environments\" in environments.staging; expected one of {levels}"));
 }
+
+#[test]
+fn upgrade_replaces_the_release_command_and_merges_key_by_key() {
+    let procfile = "web: x\nrelease: bin/release\n";
+    let plain = settings("", procfile);
+    assert_eq!((plain.upgrade_command().unwrap().to_string(), plain.upgrade.safety), ("bin/release".to_owned(), Safety::Auto));
+    assert_eq!(settings("upgrade: bin/migrate", procfile).upgrade_command().unwrap().to_string(), "bin/migrate");
+    let recipe = "hold: 5s\nupgrade: {paths: [\"migrations/**\"], safety: online}\n\
+                  environments: {production: {upgrade: {safety: hold}}}\n";
+    let merged = settings(recipe, procfile);
+    assert_eq!(merged.upgrade_command().unwrap().to_string(), "bin/release");
+    assert_eq!((merged.upgrade.paths.as_slice(), merged.upgrade.safety), (&["migrations/**".to_owned()][..], Safety::Hold));
+    assert_eq!(merged.hold(), TimeSpan::seconds(5));
+}

@@ -1,0 +1,83 @@
+//! The upgrade step of a recipe: the command that changes the data for a new release, and the protection of the data during the command.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    keys::{
+        Fallback::{Is, Says, Unstated},
+        KeyRow,
+    },
+    quantity::TimeSpan,
+    value::CommandLine,
+};
+
+/// The upgrade step of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpgradeSettings {
+    /// The command of the key `upgrade`; absent if the command is the `release` command.
+    pub run: Option<CommandLine>,
+    /// Patterns, as in `.gitignore`. If no file that matches one of them changed since the live release, the command is skipped. Without
+    /// patterns, the command runs in each deployment.
+    pub paths: Vec<String>,
+    /// The protection of the data.
+    pub safety: Safety,
+    /// The time for which requests wait during the upgrade. Afterwards, visitors get the maintenance page.
+    pub hold: TimeSpan,
+}
+
+impl Default for UpgradeSettings {
+    fn default() -> UpgradeSettings {
+        UpgradeSettings { run: None, paths: Vec::new(), safety: Safety::Auto, hold: TimeSpan::seconds(30) }
+    }
+}
+
+/// The protection of the data while an upgrade command runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Safety {
+    /// Requests wait and the old release is stopped, so that the data can be restored exactly.
+    Hold,
+    /// The old release serves during the upgrade. A failed upgrade does not restore the data.
+    Online,
+    /// `Hold` if the estimated time fits the limit, else `Online`.
+    #[default]
+    Auto,
+}
+
+impl Safety {
+    /// Each value with its word in configuration files.
+    pub const WORDS: [(&'static str, Safety); 3] = [("hold", Safety::Hold), ("online", Safety::Online), ("auto", Safety::Auto)];
+}
+
+pub(super) const UPGRADE_KEYS: &[KeyRow<UpgradeSettings>] = &[
+    KeyRow::<UpgradeSettings>::value(
+        "run",
+        "The command. It runs once in each deployment, before the new release starts.",
+        Says("`release` of this file, or else of the Procfile"),
+        "bin/migrate",
+        |reader, node, key, upgrade| {
+            let command = reader.command(node, key);
+            upgrade.run = command.or_else(|| upgrade.run.take());
+        },
+    )
+    .commented(),
+    KeyRow::value(
+        "paths",
+        "Patterns as in .gitignore. If no matching file changed since the live release, the command is skipped and the data is not touched.",
+        Unstated,
+        "[\"migrations/**\"]",
+        |reader, node, key, upgrade| upgrade.paths = reader.patterns(node, key),
+    ),
+    KeyRow::value(
+        "safety",
+        "hold: requests wait and the old release stops during the upgrade; if the deployment fails, the data is restored. \
+         online: the old release serves during the upgrade; if the deployment fails, the data is not restored. \
+         auto: hold if the estimated time fits the limit `hold`, else online.",
+        Is("auto"),
+        "auto",
+        |reader, node, key, upgrade| {
+            upgrade.safety = reader.choice(node, key, &Safety::WORDS).unwrap_or(upgrade.safety);
+        },
+    ),
+];
