@@ -18,7 +18,7 @@ use super::{
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
     reader::ConfigReader,
-    upgrade::{UPGRADE_KEYS, UpgradeSettings},
+    upgrade::{self, UPGRADE_KEYS, UpgradeSettings},
     value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
     yaml::Node,
 };
@@ -251,26 +251,14 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
          `upgrade: bin/migrate` is short for `upgrade: {run: bin/migrate}`. A `release` command is an upgrade with these defaults.",
         Unstated,
         || keys::render(UPGRADE_KEYS),
-        |reader, node, key, draft| {
-            let upgrade = &mut draft.settings.upgrade;
-            match node.text() {
-                Some(_) => upgrade.run = reader.command(node, key).or_else(|| upgrade.run.take()),
-                None => {
-                    let example = "{run: bin/migrate, paths: [\"migrations/**\"]}";
-                    keys::read_section(reader, node, key, example, UPGRADE_KEYS, upgrade);
-                }
-            }
-        },
+        |reader, node, key, draft| upgrade::read(reader, node, key, &mut draft.settings.upgrade),
     ),
     KeyRow::value(
         "hold",
         "The time for which requests wait during an upgrade with a hold, at most 5m. Afterwards, visitors get the maintenance page with status 503 and Retry-After.",
         Is("30s"),
         "30s",
-        |reader, node, key, draft| {
-            let upgrade = &mut draft.settings.upgrade;
-            upgrade.hold = reader.time_within(node, key, TimeSpan::MAX_HOLD).unwrap_or(upgrade.hold);
-        },
+        |reader, node, key, draft| upgrade::read_hold(reader, node, key, &mut draft.settings.upgrade),
     ),
     KeyRow::value(
         "data",

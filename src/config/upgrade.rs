@@ -4,11 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     keys::{
+        self,
         Fallback::{Is, Says, Unstated},
         KeyRow,
     },
     quantity::TimeSpan,
+    reader::ConfigReader,
     value::CommandLine,
+    yaml::Node,
 };
 
 /// The upgrade step of a recipe.
@@ -81,3 +84,19 @@ pub(super) const UPGRADE_KEYS: &[KeyRow<UpgradeSettings>] = &[
         },
     ),
 ];
+
+/// Reads the key `upgrade`: a command, or a mapping.
+pub(super) fn read(reader: &mut ConfigReader, node: &Node, key: &str, upgrade: &mut UpgradeSettings) {
+    match node.text() {
+        Some(_) => upgrade.run = reader.command(node, key).or_else(|| upgrade.run.take()),
+        None => {
+            let example = "{run: bin/migrate, paths: [\"migrations/**\"]}";
+            keys::read_section(reader, node, key, example, UPGRADE_KEYS, upgrade);
+        }
+    }
+}
+
+/// Reads the key `hold`.
+pub(super) fn read_hold(reader: &mut ConfigReader, node: &Node, key: &str, upgrade: &mut UpgradeSettings) {
+    upgrade.hold = reader.time_within(node, key, TimeSpan::MAX_HOLD).unwrap_or(upgrade.hold);
+}

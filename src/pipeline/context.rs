@@ -1,6 +1,11 @@
 //! The context of a step: the deployment's specification, the subsystems, and the results of earlier steps.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -8,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     facts::Facts,
     failure::Failure,
+    live_app::LiveApp,
     observe::{Announcement, News, Observers},
     permits::Permits,
     scans::DriftScans,
@@ -26,7 +32,7 @@ use crate::{
     model::{
         DeploymentSpec, EnvId, Environment, HealthRecord, Launch, LimitClass, Phase, ReleaseId, Role, Supervision, UserNumbers,
     },
-    proxy::{Connector, Proxy, Retired, Route, RouteState, RouteTarget, TcpConnector},
+    proxy::{Connector, Hold, Proxy, Retired, Route, RouteState, RouteTarget, TcpConnector},
     release::{self, SigningKey},
     remote::DeliverableStores,
     runtime::Runtime,
@@ -183,6 +189,12 @@ pub struct Memory {
     pub retired: Option<Retired>,
     /// The route's state before the switch, if visitors were shown a page of larder's own.
     pub replaced_state: Option<RouteState>,
+    /// The hold of an upgrade, with its beginning. The field is not journalled: the requests that wait end with the server.
+    pub hold: Option<(Hold, Instant)>,
+    /// True if the deployment has passed its commit point, even if the commit was undone since. Visitors may have written data from then on.
+    pub committed: bool,
+    /// The live release and its data.
+    pub(super) live_app: Arc<dyn LiveApp>,
     /// The store of the spare tree, from which the installation may start.
     pub(super) spare: SpareTree,
     /// The last renewal of the times of a release's files.

@@ -44,6 +44,14 @@ pub(super) struct PipelineState {
 #[derive(Clone)]
 pub struct Pipeline(pub(super) Arc<PipelineState>);
 
+/// The live application of one environment, as the running deployment sees it.
+pub(super) struct LiveHandle {
+    pub(super) pipeline: Pipeline,
+    pub(super) queue: Queue,
+    /// The lock of the restore points, while the deployment or a task that it has started uses them.
+    pub(super) locked: Mutex<Option<Arc<tokio::sync::OwnedMutexGuard<()>>>>,
+}
+
 impl Pipeline {
     /// Creates a pipeline without environments; [`Pipeline::attach`] adds them.
     pub fn new(services: Arc<Services>) -> Pipeline {
@@ -148,6 +156,9 @@ impl Pipeline {
             slots: queue.slots.clone(),
             retired: None,
             replaced_state: None,
+            hold: None,
+            committed: false,
+            live_app: Arc::new(LiveHandle { pipeline: self.clone(), queue: queue.clone(), locked: Mutex::default() }),
             spare: queue.spare.clone(),
             renewed: queue.renewed.clone(),
             entries: 0,

@@ -3,7 +3,9 @@
 
 use jiff::Timestamp;
 
-use super::{core::Pipeline, history::Summary, journal::JournalState, points::PointsError, util::run_blocking};
+use super::{
+    core::Pipeline, history::Summary, journal::JournalState, live_app::UpgradePlan, points::PointsError, util::run_blocking,
+};
 use crate::{
     backup::{PointInfo, PointState},
     host::root::EnvironmentPaths,
@@ -72,8 +74,8 @@ impl Pipeline {
         }
     }
 
-    /// Returns the release commands that ran after the deployment `made` began, oldest first. A failed deployment counts, too, because a
-    /// reverted deployment does not revert the changes of its release command. Deployments whose journals no longer exist are not known.
+    /// Returns the release commands that ran after the deployment `made` began, oldest first. A failed deployment counts,
+    /// too, unless the data was restored. Deployments whose journals no longer exist are not known.
     pub fn upgrades_since(&self, environment: &Environment, made: &Summary) -> Vec<Upgrade> {
         let paths = self.services().root.environment(&environment.project, &environment.name);
         let history = self.history(environment.id);
@@ -92,10 +94,13 @@ fn belongs_to(point: &PointInfo, made: &Summary) -> bool {
     point.label.as_ref().is_some_and(|label| label.release == Some(made.release) && label.number == Some(made.number))
 }
 
-/// Returns the release command of a deployment, if the deployment began to run it.
+/// Returns the release command of a deployment, if the deployment began to run it and has not restored the data.
 fn upgrade(paths: &EnvironmentPaths, summary: &Summary) -> Option<Upgrade> {
     let state = JournalState::read(&paths.deployment(summary.deployment)).ok()?;
     if state.status(UPGRADE) == StepStatus::Waiting {
+        return None;
+    }
+    if state.facts.upgrade.as_ref().is_some_and(UpgradePlan::is_held) && !state.was_committed {
         return None;
     }
     let command = state.facts.release_command()?;

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::failure::Failure;
+use super::{
+    failure::Failure,
+    live_app::{UpgradeCase, UpgradePlan},
+};
 use crate::{
     config::Settings,
     model::{BuildpackUse, CommitId, Digest, ProcessType},
@@ -49,6 +52,9 @@ pub struct Facts {
     pub processes: Vec<Process>,
     /// The environment variables of all processes; from `deploy.slot`.
     pub env: BTreeMap<String, String>,
+    /// The protection of the data; from `deploy.hold`, absent without an upgrade command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<UpgradePlan>,
 }
 
 impl Facts {
@@ -69,9 +75,13 @@ impl Facts {
         serde_json::from_value(value.clone()).map(Some).map_err(|error| error.to_string())
     }
 
-    /// Returns the release command of the recipe or the Procfile, or else of the buildpack.
+    /// Returns the upgrade command of the recipe or the Procfile, or else the release command of the buildpack. Returns `None` if the
+    /// deployment skips the command.
     pub fn release_command(&self) -> Option<String> {
-        let own = self.settings.as_ref().and_then(|settings| settings.release.as_ref()).map(|command| command.to_string());
+        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.case == UpgradeCase::Skipped) {
+            return None;
+        }
+        let own = self.settings.as_ref().and_then(|settings| settings.upgrade_command()).map(|command| command.to_string());
         let of_buildpack = || self.buildpack_processes.iter().find(|(process, _)| process.is_release());
         own.or_else(|| of_buildpack().map(|(_, command)| command.clone()))
     }

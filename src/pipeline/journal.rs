@@ -117,6 +117,8 @@ pub struct JournalState {
     pub steps: BTreeMap<String, StepStatus>,
     /// The moment at which each step succeeded, for steps that were not undone.
     pub moments: BTreeMap<String, Timestamp>,
+    /// True if the deployment has passed its commit point, even if the commit was undone since.
+    pub was_committed: bool,
     /// The latest facts that a successful step recorded.
     pub facts: Facts,
     /// The first failure.
@@ -168,6 +170,7 @@ impl JournalState {
             Event::Succeeded { step, facts } => {
                 self.advance(step, event, "succeeded")?;
                 self.moments.insert(step.clone(), record.at);
+                self.was_committed |= self.spec.as_ref().is_some_and(|spec| spec.commit_point.as_str() == step);
                 let facts = Facts::from_journal(facts).map_err(|why| Misfit::Facts { step: step.clone(), why })?;
                 self.facts = facts.unwrap_or_else(|| std::mem::take(&mut self.facts));
             }

@@ -18,10 +18,12 @@ mod failure;
 mod fault;
 mod followups;
 mod health;
+mod held;
 mod history;
 pub mod intake;
 mod journal;
 mod known;
+mod live_app;
 pub mod observe;
 #[cfg(test)]
 mod old_journals_tests;

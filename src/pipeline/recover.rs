@@ -159,7 +159,7 @@ impl Pipeline {
             true => {
                 deployment.transcript.title(&format!("{why}; this deployment continues"));
                 deployment.services.open_domains(&deployment.environment, &deployment.settings());
-                let runs = run_in_slot(deployment, ProcessType::is_web, async || {}).await;
+                let runs = run_in_slot(deployment, ProcessType::is_web, async || Ok(())).await;
                 runs.map_err(|failure| failure.in_phase(Phase::Deploy))
             }
             false => Err(journal.state().fault.clone().unwrap_or_else(restarted)),
@@ -184,7 +184,9 @@ impl Pipeline {
         let transcript = Transcript::open(&directory);
         let transcript = transcript.map_err(|source| JournalError::File { path: directory, doing: "open", source })?;
         let facts = journal.state().facts.clone();
-        Ok((self.revive(queue, spec, facts, transcript, CancellationToken::new()), journal))
+        let mut deployment = self.revive(queue, spec, facts, transcript, CancellationToken::new());
+        deployment.memory.committed = journal.state().was_committed;
+        Ok((deployment, journal))
     }
 
     /// Unfreezes an environment, and returns the number of deployments that had frozen the environment. Each of these deployments

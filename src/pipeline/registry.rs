@@ -6,8 +6,8 @@ use super::{
 };
 use crate::model::{Mode, Origin, Phase, StepName};
 
-/// The step after which a deployment is finished instead of unwound, because visitors have seen the new release.
-pub const COMMIT_POINT: &str = "deploy.switch";
+/// The step after which a deployment is finished instead of unwound, because visitors use the new release.
+pub const COMMIT_POINT: &str = "deploy.resume";
 
 /// The plans, one for each way in which a deployment gets its release. From `deploy.install` on, all plans have the same steps,
 /// except that `Recall` omits `post_deploy.first`.
@@ -51,9 +51,13 @@ const STEPS: &[Row] = &[
     ("deploy.install", &[Build, Deliver, Recall], || Box::new(deploy::install::Install)),
     ("deploy.slot", &[Build, Deliver, Recall], || Box::new(deploy::slot::PrepareSlot)),
     ("deploy.script", &[Build, Deliver, Recall], || Box::new(Script(Phase::Deploy))),
-    ("deploy.release", &[Build, Deliver, Recall], || Box::new(deploy::slot::ReleaseCommand)),
+    ("deploy.hold", &[Build, Deliver, Recall], || Box::new(deploy::hold::HoldRequests)),
+    ("deploy.quiesce", &[Build, Deliver, Recall], || Box::new(deploy::hold::StopWriters)),
+    ("deploy.point", &[Build, Deliver, Recall], || Box::new(deploy::hold::TakePoint)),
+    ("deploy.release", &[Build, Deliver, Recall], || Box::new(deploy::upgrade::ReleaseCommand)),
     ("deploy.boot", &[Build, Deliver, Recall], || Box::new(deploy::boot::BootWeb)),
-    (COMMIT_POINT, &[Build, Deliver, Recall], || Box::new(deploy::switch::Switch)),
+    ("deploy.switch", &[Build, Deliver, Recall], || Box::new(deploy::switch::Switch)),
+    (COMMIT_POINT, &[Build, Deliver, Recall], || Box::new(deploy::hold::Resume)),
     ("post_deploy.workers", &[Build, Deliver, Recall], || Box::new(post_deploy::Workers)),
     ("post_deploy.smoke", &[Build, Deliver, Recall], || Box::new(post_deploy::SmokeChecks)),
     ("post_deploy.first", &[Build, Deliver], || Box::new(post_deploy::First)),

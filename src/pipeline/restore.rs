@@ -141,6 +141,7 @@ impl Pipeline {
         let mut exchanged = None;
         let before_boot = async || {
             exchanged = Some(self.exchange_idle(queue, environment, paths, record, other, failure.as_ref()).await);
+            Ok(())
         };
         let served = self.serve_after(queue, &history, &live, before_boot).await;
         // A release that is scaled to zero has no process to start, so `serve_after` did not call `before_boot`.
@@ -191,9 +192,19 @@ impl Pipeline {
         let failed = |source| PointsError::Exchange { environment: environment.title(), source };
         record.write(paths).map_err(failed)?;
         fault::in_restore("taken");
+        self.swap(environment, paths, record)
+    }
+
+    /// Exchanges `data/` with `restoring/` by one rename. The caller has stopped all processes of the application.
+    pub(super) fn swap(
+        &self,
+        environment: &Environment,
+        paths: &EnvironmentPaths,
+        record: &RestoreRecord,
+    ) -> Result<(), PointsError> {
         if let Err(error) = run_blocking(|| files::exchange(&paths.data(), &paths.restoring())) {
             if record.end_by(paths) == RestoreEnd::Unchanged {
-                return Err(failed(error));
+                return Err(PointsError::Exchange { environment: environment.title(), source: error });
             }
             // A power cut may revert the exchange. The live data is then the old data, and is complete.
             tracing::warn!(
@@ -208,7 +219,7 @@ impl Pipeline {
 
     /// Empties `restoring/`, and then records the end of the restore. If the server is killed before the end is recorded, the next server
     /// repeats this work.
-    async fn end_restore(&self, environment: &Environment, paths: &EnvironmentPaths, record: &mut RestoreRecord) {
+    pub(super) async fn end_restore(&self, environment: &Environment, paths: &EnvironmentPaths, record: &mut RestoreRecord) {
         if let Err(error) = backup::restore(&self.backup(environment), &RestoreJob::Clear).await {
             tracing::warn!(environment = environment.title(), error = chain(&error), "cannot delete the replaced data");
         }
@@ -231,7 +242,7 @@ impl Pipeline {
 }
 
 /// Returns the first mount point at or below `path`. `mounts` is the text of `/proc/self/mountinfo`.
-fn mount_at_or_below(mounts: &str, path: &Path) -> Option<String> {
+pub(super) fn mount_at_or_below(mounts: &str, path: &Path) -> Option<String> {
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(unescaped);
     points.into_iter().find(|point| Path::new(point).starts_with(path))
 }

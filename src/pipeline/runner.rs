@@ -1,10 +1,6 @@
 //! The only loop that executes a plan, and the only loop that reverts a plan.
 
-use std::{
-    any::Any,
-    panic::AssertUnwindSafe,
-    time::{Duration, Instant},
-};
+use std::{any::Any, panic::AssertUnwindSafe, time::Instant};
 
 use futures_util::FutureExt;
 
@@ -18,11 +14,10 @@ use super::{
     step::Step,
     util::{chain, run_blocking, seconds},
 };
-use crate::model::{Blame, Event, Fault, Outcome, Phase, StepStatus};
-
-/// The time limit of one undo. A recipe cannot change this limit, because the release of the recipe has failed. The limit is long enough to
-/// drain requests and to stop processes that ignore the stop signal.
-const UNDO_TIMEOUT: Duration = Duration::from_secs(300);
+use crate::{
+    model::{Blame, Event, Fault, Outcome, Phase, StepStatus},
+    proxy::RouteState,
+};
 
 /// Executes `plan` from the first step that is not done, and unwinds the deployment if a step fails. The journal records every event before
 /// the next action begins. Returns the outcome, which the caller records.
@@ -45,9 +40,13 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
             Ok(facts) => {
                 // The sync of the next durable step's start also writes this event to the disk. If the power fails before that sync, the
                 // step is reverted or repeated, as if it had been interrupted.
-                journal.note(Event::Succeeded { step: step.name().to_owned(), facts })?;
+                let succeeded = Event::Succeeded { step: step.name().to_owned(), facts };
                 if step.name() == deployment.spec.commit_point.as_str() {
+                    commit(deployment, journal, succeeded)?;
+                    step.committed(deployment);
                     deployment.services.observers.milestone(deployment.announcement("committed", News::Committed));
+                } else {
+                    journal.note(succeeded)?;
                 }
             }
             Err(failure) => {
@@ -75,6 +74,24 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
             Outcome::Stuck { fault: Failure::blameless("the dry run succeeded").in_phase(phase), undo }
         }
     })
+}
+
+/// Records that the deployment has passed its commit point. If requests wait, the record is on the disk before they continue: a server that
+/// does not find the record restores the data, and would lose the writes of these requests.
+fn commit(deployment: &mut Deployment, journal: &mut Journal, succeeded: Event) -> Result<(), JournalError> {
+    let recorded = match &deployment.memory.hold {
+        Some(_) => run_blocking(|| journal.append(succeeded)),
+        None => journal.note(succeeded),
+    };
+    match recorded {
+        Ok(()) => deployment.memory.committed = true,
+        Err(_) if deployment.memory.hold.is_some() => {
+            let route = deployment.services.route(&deployment.environment);
+            drop(route.set(RouteState::Failed(String::from("cannot write the journal of the deployment"))));
+        }
+        Err(_) => {}
+    }
+    recorded
 }
 
 async fn attempt(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
@@ -181,8 +198,9 @@ pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator
 }
 
 async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
-    let undoing = tokio::time::timeout(UNDO_TIMEOUT, step.undo(deployment));
-    let late = || Failure::blameless(format!("the undo took longer than {}", seconds(UNDO_TIMEOUT)));
+    let limit = step.undo_limit();
+    let undoing = tokio::time::timeout(limit, step.undo(deployment));
+    let late = || Failure::blameless(format!("the undo took longer than {}", seconds(limit)));
     caught(step.name(), async { undoing.await.unwrap_or_else(|_| Err(late())) }).await
 }
 

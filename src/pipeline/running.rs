@@ -26,17 +26,17 @@ impl Pipeline {
     /// Ensures that the live release runs. Stops the processes of releases that do not occupy their slot, unless the use of the
     /// slots is unknown.
     pub(super) async fn serve(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
-        self.serve_after(queue, history, live, async || {}).await
+        self.serve_after(queue, history, live, async || Ok(())).await
     }
 
     /// Ensures that the live release runs, like [`Pipeline::serve`]. If processes must be started, calls `before_boot` after the slot is
-    /// emptied and before the first process starts.
+    /// emptied and before the first process starts. If `before_boot` fails, no process is started.
     pub(super) async fn serve_after(
         &self,
         queue: &Queue,
         history: &History,
         live: &Live,
-        before_boot: impl AsyncFnOnce(),
+        before_boot: impl AsyncFnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let served = self.serve_live(queue, history, live, before_boot).await;
         let route = self.0.services.route(&queue.environment());
@@ -53,7 +53,7 @@ impl Pipeline {
         queue: &Queue,
         history: &History,
         live: &Live,
-        before_boot: impl AsyncFnOnce(),
+        before_boot: impl AsyncFnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let services = self.0.services.clone();
         let environment = &queue.environment();
@@ -116,12 +116,12 @@ pub enum RestartError {
 }
 
 /// Ensures that the processes for which `which` returns true run in the release's slot, and routes requests to these processes.
-/// If these processes do not run yet, the slot is emptied first, and then `before_boot` is called. Requests are routed to started
+/// If these processes do not run yet, the slot is emptied first, and then `before_boot` is called, whose failure prevents the start. Requests are routed to started
 /// processes even if they are not healthy: they may become healthy later, and until then the proxy shows its error page.
 pub(super) async fn run_in_slot(
     deployment: &mut Deployment,
     which: impl Fn(&ProcessType) -> bool,
-    before_boot: impl AsyncFnOnce(),
+    before_boot: impl AsyncFnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let services = deployment.services.clone();
     let (environment, slot) = (deployment.environment.clone(), deployment.spec.slot);
@@ -138,7 +138,7 @@ pub(super) async fn run_in_slot(
         // The slot's layer does not survive a new mount, so changes made by hand are saved first.
         drift::over_a_restart(deployment, &live).await;
         slot::empty(deployment).await?;
-        before_boot().await;
+        before_boot().await?;
         let limit = deployment.time_limit(Phase::Deploy);
         let late =
             || Err(Failure::pusher(format!("cannot link the persistent paths: the work took longer than {}", seconds(limit))));

@@ -74,6 +74,17 @@ pub trait Step: Send + Sync {
     /// Does the work.
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a>;
 
+    /// Acts after the success of the step is recorded, if the step is the commit point.
+    fn committed(&self, deployment: &mut Deployment) {
+        let _ = deployment;
+    }
+
+    /// Returns the time limit of the undo. A recipe cannot change this limit, because the release of the recipe has failed. The default is
+    /// long enough to drain requests and to stop processes that ignore the stop signal.
+    fn undo_limit(&self) -> Duration {
+        Duration::from_secs(300)
+    }
+
     /// Reverts the work.
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         let _ = deployment;

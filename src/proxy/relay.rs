@@ -205,7 +205,8 @@ async fn forward(
             }
             _ => {
                 tracing::debug!(route = route.name(), error = %error.error(), "application closed a connection without a response");
-                return Err(Page::BadGateway);
+                // The processes of a retired target are stopped for a deployment.
+                return Err(if lease.in_flight.is_retired() { Page::Maintenance } else { Page::BadGateway });
             }
         }
     }

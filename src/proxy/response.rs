@@ -176,6 +176,7 @@ pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Re
 /// Starts the task of a tunnel, for which `listen::serve` waits. The task copies bytes in both directions until both sides have finished
 /// sending, a connection fails, the target is cut, or the proxy closes all tunnels.
 fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
+    let in_flight = in_flight.into_tunnel();
     let hang_up = connection.hang_up.clone();
     let kept = connection.clone();
     connection.tasks.spawn(async move {

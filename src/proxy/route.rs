@@ -185,6 +185,15 @@ impl Hold {
         }
     }
 
+    /// Waits until the live target has no requests in flight, at most `limit`. Tunnels may stay. Returns the number of requests that are
+    /// still in flight.
+    pub async fn settle_requests(&self, limit: Duration) -> usize {
+        match self.route.state() {
+            RouteState::Live(target) => target.settle_requests(limit).await,
+            _ => 0,
+        }
+    }
+
     /// Returns true if the limit has passed. From then on, clients get the maintenance page.
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.held.deadline

@@ -42,7 +42,9 @@ struct Shared {
     turn: AtomicUsize,
     /// The number of requests and tunnels in flight.
     in_flight: AtomicUsize,
-    /// The notification that the last request or tunnel in flight has ended.
+    /// The number of tunnels in flight.
+    tunnels: AtomicUsize,
+    /// The notification that the last request or the last tunnel in flight has ended.
     quiet: Notify,
     retired: AtomicBool,
     /// The token that is cancelled to close every connection to the instances.
@@ -73,6 +75,7 @@ impl RouteTarget {
                 connector,
                 turn: AtomicUsize::new(0),
                 in_flight: AtomicUsize::new(0),
+                tunnels: AtomicUsize::new(0),
                 quiet: Notify::new(),
                 retired: AtomicBool::new(false),
                 cut: CancellationToken::new(),
@@ -93,6 +96,20 @@ impl RouteTarget {
     /// Waits until no request and no tunnel is in flight, at most `limit`. Returns the number of requests and tunnels that are still in
     /// flight.
     pub async fn settle(&self, limit: Duration) -> usize {
+        self.settle_until(limit, || self.in_flight() == 0).await;
+        self.in_flight()
+    }
+
+    /// Waits until no request is in flight, at most `limit`. Tunnels may stay, because a tunnel usually ends with its application. Returns
+    /// the number of requests that are still in flight.
+    pub async fn settle_requests(&self, limit: Duration) -> usize {
+        // A tunnel that ends leaves the count of tunnels first, so the difference is never too small.
+        let requests = || self.in_flight().saturating_sub(self.shared.tunnels.load(SeqCst));
+        self.settle_until(limit, || requests() == 0).await;
+        requests()
+    }
+
+    async fn settle_until(&self, limit: Duration, is_quiet: impl Fn() -> bool) {
         let waiting = async {
             loop {
                 let quiet = self.shared.quiet.notified();
@@ -100,14 +117,13 @@ impl RouteTarget {
                 // The notification is enabled before the count is read, so that a request that ends between the read and the `await` is
                 // not missed.
                 quiet.as_mut().enable();
-                if self.in_flight() == 0 {
+                if is_quiet() {
                     return;
                 }
                 quiet.await;
             }
         };
         let _ = timeout(limit, waiting).await;
-        self.in_flight()
     }
 
     /// Returns true if both targets have the same instances: clones of one target, or targets with the same addresses. Equal addresses mean
@@ -121,7 +137,7 @@ impl RouteTarget {
     /// Counts a request as in flight until the returned guard is dropped.
     pub(super) fn enter(&self) -> InFlight {
         self.shared.in_flight.fetch_add(1, SeqCst);
-        InFlight { target: self.clone() }
+        InFlight { target: self.clone(), is_tunnel: false }
     }
 
     /// Marks the target as live; reverts [`RouteTarget::retire`].
@@ -166,9 +182,19 @@ impl Retired {
 /// The guard of a request or tunnel in flight. A drain of the target waits until all guards are dropped.
 pub(super) struct InFlight {
     target: RouteTarget,
+    is_tunnel: bool,
 }
 
 impl InFlight {
+    /// Counts the request as a tunnel from now on.
+    pub fn into_tunnel(mut self) -> InFlight {
+        if !std::mem::replace(&mut self.is_tunnel, true) {
+            self.target.shared.tunnels.fetch_add(1, SeqCst);
+            self.target.shared.quiet.notify_waiters();
+        }
+        self
+    }
+
     pub fn is_retired(&self) -> bool {
         self.target.shared.retired.load(SeqCst)
     }
@@ -211,8 +237,13 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.target.shared.in_flight.fetch_sub(1, SeqCst) == 1 {
-            self.target.shared.quiet.notify_waiters();
+        let shared = &self.target.shared;
+        if self.is_tunnel {
+            shared.tunnels.fetch_sub(1, SeqCst);
+        }
+        let left = shared.in_flight.fetch_sub(1, SeqCst).saturating_sub(1);
+        if left <= shared.tunnels.load(SeqCst) {
+            shared.quiet.notify_waiters();
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Computes the changes between two releases from their manifests.
 
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
 use larder_archive::between;
 use serde::{Deserialize, Serialize};
 
+use super::ReleaseError;
 use crate::model::{Entry, EntryKind};
 
 /// The kind of a change between two releases.
@@ -47,6 +49,31 @@ pub struct Change {
 /// Returns the changes between two lists of entries. Both lists and the result are sorted by path.
 pub fn changes(before: &[Entry], after: &[Entry]) -> Vec<Change> {
     between(before, after).map(|pair| describe(pair.0, pair.1)).collect()
+}
+
+/// Patterns as in `.gitignore` that select files of releases.
+#[derive(Debug)]
+pub struct PathPatterns(Gitignore);
+
+impl PathPatterns {
+    /// Compiles the patterns. Fails if a pattern is invalid.
+    pub fn new(patterns: &[String]) -> Result<PathPatterns, ReleaseError> {
+        let mut builder = GitignoreBuilder::new("");
+        for (index, pattern) in patterns.iter().enumerate() {
+            builder.add_line(None, pattern).map_err(|e| ReleaseError::Ignore { line: index + 1, why: e.to_string() })?;
+        }
+        builder.build().map(PathPatterns).map_err(|e| ReleaseError::Ignore { line: 0, why: e.to_string() })
+    }
+
+    /// Returns the path of the first selected entry that differs between two sorted lists of entries.
+    pub fn first_change(&self, before: &[Entry], after: &[Entry]) -> Option<String> {
+        let mut changed = between(before, after).filter_map(|pair| pair.1.or(pair.0));
+        let selected = |entry: &&Entry| {
+            let is_dir = matches!(entry.kind, EntryKind::Dir);
+            self.0.matched_path_or_any_parents(&entry.path, is_dir).is_ignore()
+        };
+        changed.find(selected).map(|entry| entry.path.clone())
+    }
 }
 
 fn describe(before: Option<&Entry>, after: Option<&Entry>) -> Change {

@@ -31,7 +31,7 @@ mod walk;
 mod worker;
 
 pub use accept::{Body, Incoming, MAX_RECORD, VerifyLevel, accept, accept_manifest, accept_record, known_record, verify_archive};
-pub use changes::{Change, ChangeKind, changes};
+pub use changes::{Change, ChangeKind, PathPatterns, changes};
 pub use deliver::{make_delta, rebuild};
 pub use error::{ReleaseError, WorkerAnswer};
 pub use promotion::promotable;

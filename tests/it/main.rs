@@ -22,6 +22,7 @@ mod forged;
 mod fronted;
 mod frozen;
 mod harness;
+mod hold;
 mod hostile;
 mod journals;
 mod keeper;

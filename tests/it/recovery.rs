@@ -175,8 +175,8 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
     }
     let steps = world.steps("shop");
     let events: Vec<_> = events(&steps).into_iter().skip(share).step_by(SHARES).collect();
-    // A kill before the switch makes every share unwind completely; a kill after the switch makes it finish the deployment.
-    let turns = [String::from("journal.started.deploy.switch"), String::from("journal.succeeded.deploy.switch")];
+    // A kill before the commit point makes every share unwind completely; a kill after the commit point makes it finish the deployment.
+    let turns = [String::from("journal.succeeded.deploy.switch"), String::from("journal.succeeded.deploy.resume")];
     let dying = |events: &[String]| events.iter().map(|event| format!("{event}=return({})", marks.display())).collect::<Vec<_>>();
     let mut points = dying(&[&events[..], &turns].concat());
     let observed = observed(&world);

@@ -18,8 +18,9 @@ use crate::{
         intake::{self, RecipeErrors},
         journal::JournalState,
         state_files::Secrets,
-        step::{self, Acquired, Failure, Resource, Step, Work},
+        step::{self, Acquired, Failure, Resource, Step, Work, chain},
     },
+    release::PathPatterns,
 };
 
 /// The step that checks the commit's tree, exports the tree, and reads the recipe.
@@ -85,6 +86,10 @@ impl Step for ExportSource {
             deployment.facts.source = Some(source.tree);
             if let Some(wrong) = Rules::wrong(&settings.drift_ignore) {
                 return Err(Failure::pusher(format!("larder.yml: {wrong}")).hint("write patterns as in .gitignore"));
+            }
+            if let Err(wrong) = PathPatterns::new(&settings.upgrade.paths) {
+                let why = format!("larder.yml: upgrade.paths: {}", chain(&wrong));
+                return Err(Failure::pusher(why).hint("write patterns as in .gitignore"));
             }
             drift::decide(deployment, drifted, &settings).await?;
             deployment.facts.scripts = source.scripts;
@@ -232,7 +237,7 @@ impl Step for LoadRelease {
             // The variables about this deployment are new; all other variables are unchanged.
             let mut variables = known.variables;
             variables.insert(String::from("deployment"), about(deployment));
-            deployment.facts = Facts { settings: Some(settings), variables, processes: Vec::new(), ..known };
+            deployment.facts = Facts { settings: Some(settings), variables, processes: Vec::new(), upgrade: None, ..known };
             Ok(())
         })
     }

@@ -1,7 +1,9 @@
-//! The steps from the archive to the live release: install, fill the idle slot, boot, check, switch.
+//! The steps from the archive to the live release: install, fill the idle slot, upgrade, boot, check, switch.
 
 pub mod boot;
+pub mod hold;
 pub mod install;
 pub mod processes;
 pub mod slot;
 pub mod switch;
+pub mod upgrade;

@@ -1,4 +1,4 @@
-//! The steps that prepare the idle slot for the release: empty the slot, link the persistent paths, run the release command.
+//! The step that prepares the idle slot for the release: empty the slot, link the persistent paths.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
         context::Deployment,
         drift, slots,
         state_files::Postdeploy,
-        step::{self, Acquired, Failure, Resource, Step, Work, seconds},
+        step::{Acquired, Failure, Step, Work, seconds},
     },
     runtime::{DataJob, RunJob},
 };
@@ -147,40 +147,5 @@ async fn unseed(deployment: &Deployment) {
                 .error(&format!("cannot remove the content that this deployment created in data/: {}", failure.why));
             tracing::warn!(deployment = %id, why = failure.why, "seeded data stays");
         }
-    }
-}
-
-/// The step that runs the project's release command once in the slot. If the command fails, the release never serves.
-pub struct ReleaseCommand;
-
-impl Step for ReleaseCommand {
-    fn name(&self) -> &'static str {
-        "deploy.release"
-    }
-
-    fn phase(&self) -> Phase {
-        Phase::Deploy
-    }
-
-    fn about(&self) -> &'static str {
-        "run the release command, if there is one"
-    }
-
-    fn is_durable(&self, deployment: &Deployment) -> bool {
-        deployment.facts.release_command().is_some()
-    }
-
-    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
-        match deployment.facts.release_command().is_some() {
-            true => step::permit(deployment, Resource::Script),
-            false => Box::pin(async { Ok(Vec::new()) }),
-        }
-    }
-
-    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(async {
-            let Some(command) = deployment.facts.release_command() else { return Ok(()) };
-            processes::run(deployment, "the release command", command).await
-        })
     }
 }

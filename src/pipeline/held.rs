@@ -1,0 +1,179 @@
+//! The operations of [`LiveApp`]: restore points, restores and starts of the live release while a deployment holds the lock of deployments
+//! and restarts.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+
+use super::{
+    core::{LiveHandle, Pipeline},
+    failure::Failure,
+    fault,
+    journal::JournalState,
+    live_app::{EarlierRuns, LiveApp, UpgradeCase},
+    points::{PointsError, owner},
+    queue::Queue,
+    restore::mount_at_or_below,
+    restore_record::RestoreRecord,
+    util::chain,
+};
+use crate::{
+    backup::{self, DumpJob, PointInfo, RestoreJob},
+    model::{Environment, Live, UserName},
+};
+
+/// The number of earlier deployments whose durations are compared. The estimate uses the longest duration.
+const COMPARED: usize = 3;
+
+impl LiveApp for LiveHandle {
+    fn lock(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            if self.locked.lock().is_none() {
+                let guard = self.queue.points.clone().lock_owned().await;
+                *self.locked.lock() = Some(Arc::new(guard));
+            }
+        })
+    }
+
+    fn unlock(&self) {
+        *self.locked.lock() = None;
+    }
+
+    fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>> {
+        Box::pin(async move {
+            self.lock().await;
+            let environment = self.queue.environment();
+            let taken = self.pipeline.take(&self.queue, &environment, by, reason, exact).await;
+            taken.map_err(|error| failure(&error))
+        })
+    }
+
+    fn remove(&self, point: String) {
+        let context = self.pipeline.backup(&self.queue.environment());
+        let locked = self.locked.lock().clone();
+        tokio::spawn(async move {
+            if let Err(error) = backup::dump(&context, &DumpJob::Remove { point }).await {
+                tracing::warn!(error = chain(&error), "cannot remove the restore point that was taken before the hold");
+            }
+            drop(locked);
+        });
+    }
+
+    fn obstacle(&self) -> Option<String> {
+        let environment = self.queue.environment();
+        let paths = self.pipeline.services().root.environment(&environment.project, &environment.name);
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        mount_at_or_below(&mounts, &paths.data()).map(|mount| format!("another file system is mounted at {mount}"))
+    }
+
+    fn restore(
+        &self,
+        point: String,
+        by: UserName,
+        previous: Option<Live>,
+    ) -> BoxFuture<'_, Result<Result<(), Failure>, Failure>> {
+        Box::pin(async move {
+            self.lock().await;
+            let (pipeline, queue) = (&self.pipeline, &self.queue);
+            let environment = queue.environment();
+            let paths = pipeline.services().root.environment(&environment.project, &environment.name);
+            let failed = |source| failure(&PointsError::Exchange { environment: environment.title(), source });
+            let mut record = RestoreRecord::begin(point.clone(), by, &paths).map_err(failed)?;
+            record.write(&paths).map_err(failed)?;
+            let context = pipeline.backup(&environment);
+            let filled = backup::restore(&context, &RestoreJob::Fill { point, owner: owner(&environment) }).await;
+            fault::in_restore("filled");
+            let mut restored = filled.map(drop).map_err(|error| failure(&error.into()));
+            let mut served = Ok(());
+            if restored.is_ok() {
+                restored = Err(Failure::blameless("the processes of the environment could not be stopped"));
+                let mut exchange = async || {
+                    restored = pipeline.swap(&environment, &paths, &record).map_err(|error| failure(&error));
+                    restored.clone()
+                };
+                served = match &previous {
+                    None => exchange().await,
+                    Some(previous) => pipeline.start_previous(queue, previous, exchange).await,
+                };
+                // A release that is scaled to zero has no process to start, so the start did not exchange the data.
+                let idle = pipeline.services().runtime.instances(environment.id, None).is_empty();
+                if served.is_ok() && restored.is_err() && idle {
+                    restored = pipeline.swap(&environment, &paths, &record).map_err(|error| failure(&error));
+                }
+            }
+            // The files of the failed upgrade are deleted while the old release serves.
+            let (pipeline, locked) = (pipeline.clone(), self.locked.lock().clone());
+            tokio::spawn(async move {
+                pipeline.end_restore(&environment, &paths, &mut record).await;
+                drop(locked);
+            });
+            restored.map(|()| served)
+        })
+    }
+
+    fn start(&self, previous: Live) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(async move { self.pipeline.start_previous(&self.queue, &previous, async || Ok(())).await })
+    }
+
+    fn earlier(&self) -> EarlierRuns {
+        let environment = self.queue.environment();
+        let (_, history) = self.queue.snapshot();
+        earlier(&self.pipeline, &environment, history.releases().rev().map(|summary| summary.deployment))
+    }
+}
+
+impl Pipeline {
+    /// Starts the release `previous`, which the running deployment was to replace. `before_boot` is called while no process runs.
+    async fn start_previous(
+        &self,
+        queue: &Queue,
+        previous: &Live,
+        before_boot: impl AsyncFnOnce() -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let (_, history) = queue.snapshot();
+        self.serve_after(queue, &history, previous, before_boot).await
+    }
+}
+
+/// Returns the longest durations of the last deployments that went live.
+pub(super) fn earlier(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    newest_first: impl Iterator<Item = crate::model::DeploymentId>,
+) -> EarlierRuns {
+    let paths = pipeline.services().root.environment(&environment.project, &environment.name);
+    let mut runs = EarlierRuns::default();
+    for state in newest_first.take(COMPARED).filter_map(|id| JournalState::read(&paths.deployment(id)).ok()) {
+        let case = state.facts.upgrade.as_ref().map(|upgrade| upgrade.case);
+        let longest = |known: &mut Option<Duration>, step: &str| *known = (*known).max(took(&state, step));
+        longest(&mut runs.boot, "deploy.boot");
+        if state.facts.release_command().is_some() {
+            longest(&mut runs.upgrade, "deploy.release");
+        }
+        if case == Some(UpgradeCase::Held) {
+            longest(&mut runs.stop, "deploy.quiesce");
+        }
+    }
+    runs
+}
+
+/// Returns the time between the end of the step before `step` and the end of `step`.
+fn took(state: &JournalState, step: &str) -> Option<Duration> {
+    let plan = &state.spec.as_ref()?.plan;
+    let at = plan.iter().position(|name| name.as_str() == step)?;
+    let before = plan.get(at.checked_sub(1)?)?;
+    let moment = |name: &str| state.moments.get(name).copied();
+    let (from, to): (Timestamp, Timestamp) = (moment(before.as_str())?, moment(step)?);
+    Some(to.duration_since(from).unsigned_abs())
+}
+
+fn failure(error: &PointsError) -> Failure {
+    match error {
+        PointsError::Worker(backup::BackupError::Failed(failed)) => {
+            let failure = Failure::host(failed);
+            failed.hint.iter().fold(failure, Failure::hint)
+        }
+        other => Failure::host(other),
+    }
+}

@@ -1,0 +1,98 @@
+//! [`LiveApp`], the operations on the live release and its data that a deployment with an upgrade needs, and [`UpgradePlan`], the record of the
+//! upgrade. This file imports no other file of the module that executes deployments.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use super::failure::Failure;
+use crate::{
+    backup::PointInfo,
+    model::{Live, UserName},
+};
+
+/// The protection of the data in one deployment; a fact of the step `deploy.hold`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradePlan {
+    /// The case.
+    pub case: UpgradeCase,
+    /// The reason for the case, as a clause.
+    #[serde(default)]
+    pub reason: String,
+    /// The estimated time for which requests wait, in milliseconds; absent if nothing was estimated.
+    #[serde(default)]
+    pub estimate: Option<u64>,
+    /// The id of the restore point from which the data can be restored; absent until the restore point is taken.
+    #[serde(default)]
+    pub point: Option<String>,
+    /// The id of the restore point that was taken before the hold, so that the exact restore point can share unchanged files with it.
+    #[serde(default)]
+    pub early: Option<String>,
+}
+
+/// The ways in which an upgrade command runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpgradeCase {
+    /// Requests wait and the old release is stopped. A failure before the commit point restores the data.
+    Held,
+    /// The old release serves. A failure does not restore the data.
+    Online,
+    /// There is no data to protect.
+    Unprotected,
+    /// The command does not run, because none of its files changed.
+    Skipped,
+}
+
+impl UpgradePlan {
+    /// Creates the record of an upgrade for which no restore point is taken yet.
+    pub fn new(case: UpgradeCase, reason: impl Into<String>) -> UpgradePlan {
+        UpgradePlan { case, reason: reason.into(), estimate: None, point: None, early: None }
+    }
+
+    /// Returns true if requests wait during this upgrade.
+    pub fn is_held(&self) -> bool {
+        self.case == UpgradeCase::Held
+    }
+}
+
+/// The durations of the parts of earlier deployments; each is absent if no earlier deployment had this part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EarlierRuns {
+    /// The time in which the requests in flight ended and the processes stopped.
+    pub stop: Option<Duration>,
+    /// The time of the upgrade command.
+    pub upgrade: Option<Duration>,
+    /// The time in which the new processes became healthy.
+    pub boot: Option<Duration>,
+}
+
+/// The live release and its data, as a deployment that replaces them sees them. The deployment holds the lock of deployments and restarts.
+pub trait LiveApp: Send + Sync {
+    /// Waits until no other operation uses the restore points. Further operations are refused until [`LiveApp::unlock`].
+    fn lock(&self) -> BoxFuture<'_, ()>;
+
+    /// Allows other operations on the restore points again.
+    fn unlock(&self);
+
+    /// Takes a restore point. With `exact`, the caller has stopped all processes that write the data.
+    fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>>;
+
+    /// Removes a restore point in the background. The lock of the restore points is held until then.
+    fn remove(&self, point: String);
+
+    /// Returns the reason why the data of this environment cannot be exchanged, or `None` if the data can be exchanged.
+    fn obstacle(&self) -> Option<String>;
+
+    /// Replaces the data with a restore point, and then starts the release `previous`. The caller has stopped all processes. If the data
+    /// cannot be restored, no process is started. If the release does not become healthy, the result is the reason.
+    fn restore(&self, point: String, by: UserName, previous: Option<Live>)
+    -> BoxFuture<'_, Result<Result<(), Failure>, Failure>>;
+
+    /// Starts the processes of the release `previous` that do not run, and routes requests to them.
+    fn start(&self, previous: Live) -> BoxFuture<'_, Result<(), Failure>>;
+
+    /// Returns the durations of earlier deployments.
+    fn earlier(&self) -> EarlierRuns;
+}

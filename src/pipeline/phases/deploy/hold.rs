@@ -1,0 +1,246 @@
+//! The steps around an upgrade command: requests wait, the old release stops, a restore point is taken, and at the end the requests
+//! continue. All of these steps do nothing in a deployment without an upgrade.
+//!
+//! Before the commit point `deploy.resume`, no request has reached the new release. A failure therefore restores the data exactly, and loses
+//! no write that a visitor knows of. After the commit point, the data is never restored without a request of a person.
+
+use std::time::{Duration, Instant};
+
+use super::upgrade::{self, is_held};
+use crate::{
+    model::Phase,
+    pipeline::{
+        context::Deployment,
+        live_app::UpgradeCase,
+        step::{Failure, Step, Work, seconds},
+    },
+    proxy::RouteState,
+};
+
+/// The part of the hold's limit in which requests in flight may end: one of `SETTLE`.
+const SETTLE: u32 = 3;
+
+/// The time limit of the undo that restores the data.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+
+/// The step that chooses the case of the upgrade, and makes requests wait.
+pub struct HoldRequests;
+
+impl Step for HoldRequests {
+    fn name(&self) -> &'static str {
+        "deploy.hold"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "make requests wait, if an upgrade command runs and its estimate is within `hold:`"
+    }
+
+    fn is_durable(&self, _: &Deployment) -> bool {
+        false
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            if deployment.facts.upgrade.is_none() {
+                deployment.facts.upgrade = upgrade::decide(deployment).await?;
+                announce(deployment);
+            }
+            if is_held(deployment) && deployment.spec.previous.is_some() {
+                hold(deployment);
+            } else {
+                deployment.memory.live_app.unlock();
+            }
+            Ok(())
+        })
+    }
+
+    fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            release(deployment);
+            Ok(())
+        })
+    }
+}
+
+/// Shows the case of the upgrade and its reason to the pusher.
+fn announce(deployment: &Deployment) {
+    let Some(upgrade) = &deployment.facts.upgrade else { return };
+    let transcript = &deployment.transcript;
+    match upgrade.case {
+        UpgradeCase::Held => transcript.title(&format!("Upgrade with a hold: {}", upgrade.reason)),
+        UpgradeCase::Online => {
+            transcript.title(&format!("Upgrade without a hold: {}", upgrade.reason));
+            transcript.detail("if the deployment fails, the data is not restored");
+        }
+        UpgradeCase::Unprotected | UpgradeCase::Skipped => {}
+    }
+}
+
+/// Makes requests wait. The limit begins with the first call.
+fn hold(deployment: &mut Deployment) {
+    if deployment.memory.hold.is_none() {
+        let hold = deployment.services.route(&deployment.environment).hold(deployment.settings().hold().get());
+        deployment.memory.hold = Some((hold, Instant::now()));
+    }
+}
+
+/// Ends the hold, and removes the restore point that the exact restore point has replaced. Returns the duration of the hold.
+fn release(deployment: &mut Deployment) -> Option<Duration> {
+    let held = deployment.memory.hold.take().map(|(hold, begun)| {
+        hold.release();
+        begun.elapsed()
+    });
+    if let Some(early) = deployment.facts.upgrade.as_mut().and_then(|upgrade| upgrade.early.take()) {
+        deployment.memory.live_app.remove(early);
+    }
+    deployment.memory.live_app.unlock();
+    held
+}
+
+/// The step that stops the processes of the old release.
+pub struct StopWriters;
+
+impl Step for StopWriters {
+    fn name(&self) -> &'static str {
+        "deploy.quiesce"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "stop the processes of the live release, if requests wait"
+    }
+
+    fn is_durable(&self, deployment: &Deployment) -> bool {
+        is_held(deployment)
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let Some(previous) = deployment.spec.previous.clone().filter(|_| is_held(deployment)) else { return Ok(()) };
+            let services = deployment.services.clone();
+            let limit = deployment.previous_settings().drain().get().min(deployment.settings().hold().get() / SETTLE);
+            if let Some((hold, _)) = &deployment.memory.hold {
+                hold.settle_requests(limit).await;
+            }
+            // The processes close their tunnels themselves when they stop.
+            let retired = services.route(&deployment.environment).set(RouteState::Starting);
+            let stopped = deployment.memory.slots.stop(&services.runtime, deployment.environment.id, previous.slot).await;
+            if let Some(retired) = retired {
+                retired.drain(Duration::ZERO).await;
+            }
+            stopped.map_err(|error| Failure::host(&error))
+        })
+    }
+
+    fn undo_limit(&self) -> Duration {
+        RESTORE_TIMEOUT
+    }
+
+    fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            if !is_held(deployment) {
+                return Ok(());
+            }
+            let (previous, by) = (deployment.spec.previous.clone(), deployment.spec.trigger.by().clone());
+            let live_app = deployment.memory.live_app.clone();
+            let point = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.point.clone());
+            let started = match (point.filter(|_| !deployment.memory.committed), previous) {
+                (Some(point), previous) => {
+                    deployment.transcript.detail("restoring the data");
+                    live_app.restore(point, by, previous).await?
+                }
+                (None, Some(previous)) => live_app.start(previous).await,
+                (None, None) => Ok(()),
+            };
+            if let Err(failure) = started {
+                // The data is restored and the processes are started. A release that is not healthy does not freeze the environment.
+                deployment.transcript.error(&format!("the live release does not run: {}", failure.why));
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The step that takes the restore point to which a failure returns.
+pub struct TakePoint;
+
+impl Step for TakePoint {
+    fn name(&self) -> &'static str {
+        "deploy.point"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "take an exact restore point of the data, if requests wait"
+    }
+
+    fn is_durable(&self, _: &Deployment) -> bool {
+        false
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            if !is_held(deployment) {
+                return Ok(());
+            }
+            let reason = format!("before the upgrade of {}", deployment.spec.number);
+            let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, true).await?;
+            if let Some(upgrade) = &mut deployment.facts.upgrade {
+                upgrade.point = Some(taken.id);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The step after which the new release is final: the waiting requests continue.
+pub struct Resume;
+
+impl Step for Resume {
+    fn name(&self) -> &'static str {
+        "deploy.resume"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "let waiting requests continue in the new release"
+    }
+
+    fn is_durable(&self, _: &Deployment) -> bool {
+        false
+    }
+
+    fn run<'a>(&'a self, _: &'a mut Deployment) -> Work<'a> {
+        // Requests continue after the success of this step is on the disk; see `committed`.
+        Box::pin(async { Ok(()) })
+    }
+
+    fn committed(&self, deployment: &mut Deployment) {
+        if let Some(held) = release(deployment) {
+            deployment.transcript.detail(&format!("requests waited for {}", seconds(held)));
+        }
+    }
+
+    fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            // The old release was stopped, and starts again in a later undo.
+            if is_held(deployment) && deployment.spec.previous.is_some() {
+                hold(deployment);
+            }
+            Ok(())
+        })
+    }
+}

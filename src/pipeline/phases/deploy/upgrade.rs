@@ -1,0 +1,209 @@
+//! The upgrade command of a release, and the choice between an upgrade with a hold and an upgrade beside the old release.
+
+use std::{fmt::Write, time::Duration};
+
+use super::processes;
+use crate::{
+    backup::PointInfo,
+    config::Safety,
+    model::Phase,
+    pipeline::{
+        context::Deployment,
+        live_app::{EarlierRuns, UpgradeCase, UpgradePlan},
+        step::{self, Acquired, Failure, Resource, Step, Work, seconds},
+    },
+    release::{PathPatterns, manifest},
+};
+
+/// The estimate of a part of the hold that no earlier deployment had: the stop of the old release, the command, the start of the new release.
+const UNKNOWN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(3)];
+
+/// The step that runs the project's upgrade command once in the slot. If the command fails, the release never serves.
+pub struct ReleaseCommand;
+
+impl Step for ReleaseCommand {
+    fn name(&self) -> &'static str {
+        "deploy.release"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "run the release command, if there is one"
+    }
+
+    fn is_durable(&self, deployment: &Deployment) -> bool {
+        deployment.facts.release_command().is_some()
+    }
+
+    fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
+        // During a hold, no upgrade waits for a script of another project.
+        match deployment.facts.release_command().is_some() && !is_held(deployment) {
+            true => step::permit(deployment, Resource::Script),
+            false => Box::pin(async { Ok(Vec::new()) }),
+        }
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let Some(command) = deployment.facts.release_command() else { return Ok(()) };
+            processes::run(deployment, "the release command", command).await
+        })
+    }
+}
+
+/// Returns true if requests wait during the upgrade of this deployment.
+pub fn is_held(deployment: &Deployment) -> bool {
+    deployment.facts.upgrade.as_ref().is_some_and(UpgradePlan::is_held)
+}
+
+/// Returns true if no file of `upgrade.paths` changed since the live release.
+fn is_unchanged(deployment: &Deployment) -> Result<bool, Failure> {
+    let patterns = deployment.settings().upgrade.paths;
+    let Some(previous) = deployment.previous_release().filter(|_| !patterns.is_empty()) else { return Ok(false) };
+    let patterns = PathPatterns::new(&patterns).map_err(|error| Failure::host(&error))?;
+    let read = |release| manifest::read(&deployment.paths.manifest(release));
+    // Without both manifests, the changes are unknown, and the command runs.
+    let (Ok(before), Ok(after)) = (read(previous), read(deployment.spec.release)) else { return Ok(false) };
+    Ok(patterns.first_change(&before.entries, &after.entries).is_none())
+}
+
+/// Decides about the upgrade of this deployment; `None` without an upgrade command. The restore point that is taken here, while the old
+/// release serves, has all files; the exact restore point in the hold then copies only the files that changed since.
+pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Failure> {
+    if deployment.facts.release_command().is_none() {
+        return Ok(None);
+    }
+    if is_unchanged(deployment)? {
+        return Ok(Some(UpgradePlan::new(UpgradeCase::Skipped, "no file of `upgrade.paths` changed")));
+    }
+    let live_app = &deployment.memory.live_app;
+    live_app.lock().await;
+    let (mut early, mut took) = take_early(deployment).await?;
+    if early.counts.entries == 0 {
+        live_app.remove(early.id);
+        return Ok(Some(UpgradePlan::new(UpgradeCase::Unprotected, "the environment has no data")));
+    }
+    let settings = deployment.settings();
+    let limit = settings.hold().get();
+    if took > limit / 2 && early.counts.copied_bytes > 0 {
+        // This restore point had to copy the files. The next restore point shows the duration in the hold.
+        let copied = early.id;
+        (early, took) = take_early(deployment).await?;
+        live_app.remove(copied);
+    }
+    let estimate = Estimate::new(&live_app.earlier(), took);
+    let (case, reason) = choose(settings.upgrade.safety, &estimate, limit, obstacle(deployment, &early));
+    let mut upgrade = UpgradePlan::new(case, reason);
+    upgrade.estimate = u64::try_from(estimate.total().as_millis()).ok();
+    match case {
+        UpgradeCase::Held => upgrade.early = Some(early.id),
+        _ => upgrade.point = Some(early.id),
+    }
+    deployment.transcript.detail(&estimate.to_string());
+    Ok(Some(upgrade))
+}
+
+/// Takes a restore point while the old release serves. Returns the restore point and the time that the capture took.
+async fn take_early(deployment: &Deployment) -> Result<(PointInfo, Duration), Failure> {
+    let begun = std::time::Instant::now();
+    let reason = format!("before the upgrade of {}, while the release served", deployment.spec.number);
+    let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, false).await;
+    let taken = taken.map_err(|failure| Failure {
+        why: format!("cannot take a restore point before the upgrade: {}", failure.why),
+        ..failure
+    })?;
+    Ok((taken, begun.elapsed()))
+}
+
+/// Returns the reason why the data could not be restored exactly, or `None`.
+fn obstacle(deployment: &Deployment, early: &PointInfo) -> Option<String> {
+    let unreadable = early.skipped.iter().find(|(_, why)| why.contains("unreadable"));
+    let unreadable = unreadable.map(|(path, _)| format!("{path} cannot be read"));
+    deployment.memory.live_app.obstacle().or(unreadable)
+}
+
+/// Chooses the case, and returns it with its reason.
+fn choose(safety: Safety, estimate: &Estimate, limit: Duration, obstacle: Option<String>) -> (UpgradeCase, String) {
+    let total = seconds(estimate.total());
+    match (safety, obstacle) {
+        (Safety::Hold, _) => (UpgradeCase::Held, String::from("the recipe sets `safety: hold`")),
+        (Safety::Online, _) => (UpgradeCase::Online, String::from("the recipe sets `safety: online`")),
+        (Safety::Auto, Some(obstacle)) => (UpgradeCase::Online, format!("the data cannot be restored exactly: {obstacle}")),
+        (Safety::Auto, None) if estimate.total() <= limit => {
+            (UpgradeCase::Held, format!("the estimate of {total} is within the limit of {}", seconds(limit)))
+        }
+        (Safety::Auto, None) => {
+            (UpgradeCase::Online, format!("the estimate of {total} is above the limit of {}", seconds(limit)))
+        }
+    }
+}
+
+/// The estimated duration of a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Estimate {
+    stop: Duration,
+    point: Duration,
+    upgrade: Duration,
+    boot: Duration,
+}
+
+impl Estimate {
+    /// Creates the estimate from earlier deployments and the expected duration of the restore point.
+    pub fn new(earlier: &EarlierRuns, point: Duration) -> Estimate {
+        let [stop, upgrade, boot] = UNKNOWN;
+        Estimate {
+            stop: earlier.stop.unwrap_or(stop),
+            point,
+            upgrade: earlier.upgrade.unwrap_or(upgrade),
+            boot: earlier.boot.unwrap_or(boot),
+        }
+    }
+
+    /// Returns the sum of the parts.
+    pub fn total(&self) -> Duration {
+        self.stop.saturating_add(self.point).saturating_add(self.upgrade).saturating_add(self.boot)
+    }
+}
+
+impl std::fmt::Display for Estimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [("stop", self.stop), ("restore point", self.point), ("upgrade", self.upgrade), ("start", self.boot)];
+        let mut text = format!("estimate: {}", seconds(self.total()));
+        for (index, (name, part)) in parts.into_iter().enumerate() {
+            let before = if index == 0 { " = " } else { " + " };
+            let _ = write!(text, "{before}{name} {}", seconds(part));
+        }
+        f.write_str(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hold_is_chosen_if_the_estimate_fits() {
+        let known = EarlierRuns {
+            stop: Some(Duration::from_millis(200)),
+            upgrade: Some(Duration::from_secs(10)),
+            boot: Some(Duration::from_secs(4)),
+        };
+        let estimate = Estimate::new(&known, Duration::from_millis(300));
+        assert_eq!(estimate.to_string(), "estimate: 14.5 s = stop 200 ms + restore point 300 ms + upgrade 10.0 s + start 4.0 s");
+        let case = |safety, limit, obstacle: Option<&str>| {
+            choose(safety, &estimate, Duration::from_secs(limit), obstacle.map(str::to_owned))
+        };
+        assert_eq!(case(Safety::Auto, 30, None).0, UpgradeCase::Held);
+        assert_eq!(
+            case(Safety::Auto, 14, None),
+            (UpgradeCase::Online, "the estimate of 14.5 s is above the limit of 14.0 s".into())
+        );
+        assert_eq!(case(Safety::Auto, 30, Some("a disk is mounted")).0, UpgradeCase::Online);
+        assert_eq!(case(Safety::Hold, 1, None).0, UpgradeCase::Held);
+        assert_eq!(case(Safety::Online, 30, None).0, UpgradeCase::Online);
+        assert_eq!(Estimate::new(&EarlierRuns::default(), Duration::ZERO).total(), Duration::from_secs(6));
+    }
+}

@@ -1,0 +1,243 @@
+//! Upgrades: a push whose upgrade command damages the data and whose check fails leaves data, release and acknowledged writes as they were.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use crate::harness::{Repo, World, http, in_each_mode, in_one_mode, state::names, until};
+
+in_each_mode!(failed_upgrade_restores_the_data_and_loses_no_acknowledged_write);
+in_one_mode!(upgrade_killed_at_its_events_restores_or_keeps_the_data);
+
+/// An application that acknowledges a write after the write is in `store/ledger`, and answers 500 to `/health` if `broken` exists.
+const APPLICATION: &str = r#"
+import http.server, os, sys, threading
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    lock = threading.Lock()
+
+    def answer(self, status, text):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def do_GET(self):
+        broken = self.path == "/health" and os.path.exists("broken")
+        self.answer(500 if broken else 200, open("version").read())
+
+    def do_POST(self):
+        text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        with self.lock, open("store/ledger", "a") as ledger:
+            ledger.write(text + "\n")
+            ledger.flush()
+            os.fsync(ledger.fileno())
+        self.answer(200, "kept")
+
+    def log_message(self, *arguments):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"#;
+
+/// An upgrade that damages everything in the data.
+const DAMAGE: &str = "rm -rf store/uploads/deep; echo damaged > store/uploads/one; : > store/ledger; echo new > store/added; \
+                      echo top > $LARDER_DATA/top";
+
+fn data(world: &World) -> PathBuf {
+    world.environment("shop").join("data")
+}
+
+/// Creates the project with a first release, a few files in its data, and `upgrade` as the upgrade of the recipe.
+fn shop<'w>(world: &'w World, recipe: &str) -> Repo<'w> {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: exec python3 app.py $PORT\nworker: exec sleep 1000\n");
+    repo.write("app.py", APPLICATION).write("version", "version one\n");
+    repo.write("larder.yml", format!("data: [store/]\nhealth: {{path: /health, timeout: 2s, interval: 50ms}}\n{recipe}"));
+    repo.commit("version one");
+    repo.push().accepted();
+    let populate = ": > store/ledger; mkdir -p store/uploads/deep; echo one > store/uploads/one; echo two > store/uploads/deep/two; \
+                    ln store/uploads/one store/uploads/hard; ln -s one store/uploads/link; chmod 600 store/uploads/deep/two";
+    world.larder(&["run", "shop", "--", "sh", "-ec", populate]).ok();
+    repo
+}
+
+/// Writes the recipe of the next version.
+fn version(repo: &Repo<'_>, version: &str, recipe: &str) {
+    repo.write("version", format!("{version}\n"));
+    repo.write("larder.yml", format!("data: [store/]\nhealth: {{path: /health, timeout: 2s, interval: 50ms}}\n{recipe}"));
+    repo.commit(version);
+}
+
+/// Returns kind, mode, owner, time and content of every entry below the data, except the ledger.
+fn seen(world: &World) -> BTreeMap<PathBuf, String> {
+    let mut all = crate::backup::walk(&data(world));
+    // The record of first content belongs to larder.
+    [".larder-seed", "store/ledger"].into_iter().for_each(|path| drop(all.remove(Path::new(path))));
+    all.into_iter().map(|(path, seen)| (path, format!("{seen:?}"))).collect()
+}
+
+/// A client that writes numbered lines and remembers the lines that were acknowledged.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<String>>>,
+}
+
+impl Writer {
+    fn start(world: &World, name: &str) -> Writer {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, name, port) = (stop.clone(), name.to_owned(), world.http_port());
+        let thread = std::thread::spawn(move || {
+            let mut acknowledged = Vec::new();
+            for number in 0.. {
+                if stopped.load(Relaxed) {
+                    break;
+                }
+                let line = format!("{name}-{number}");
+                let request = format!(
+                    "POST / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{line}",
+                    line.len()
+                );
+                if http::request(port, &request).is_ok_and(|answer| answer.status == 200) {
+                    acknowledged.push(line);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            acknowledged
+        });
+        Writer { stop, thread: Some(thread) }
+    }
+
+    fn stop(mut self) -> Vec<String> {
+        self.stop.store(true, Relaxed);
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+#[track_caller]
+fn keeps(world: &World, acknowledged: &[String]) {
+    let ledger = fs::read_to_string(data(world).join("store/ledger")).unwrap();
+    let kept: BTreeSet<_> = ledger.lines().collect();
+    let lost: Vec<_> = acknowledged.iter().filter(|line| !kept.contains(line.as_str())).collect();
+    assert!(lost.is_empty(), "{} of {} acknowledged writes are lost: {lost:?}", lost.len(), acknowledged.len());
+}
+
+fn failed_upgrade_restores_the_data_and_loses_no_acknowledged_write(world: &World) {
+    if crate::harness::installed("python3").is_none() {
+        return;
+    }
+    let repo = shop(world, "");
+    let before = seen(world);
+    let writer = Writer::start(world, "a");
+    // The upgrade succeeds, and the new release is not healthy.
+    repo.write("broken", "");
+    version(&repo, "version two", &format!("upgrade: |\n  {DAMAGE}\n"));
+    let push = repo.push();
+    push.rejected_with("web.1 answered 500 to GET /health").says("Upgrade with a hold").says("v1 is still live");
+    assert_eq!(seen(world), before);
+    world.serves("shop", "version one");
+    // The upgrade itself fails.
+    version(&repo, "version three", &format!("upgrade: |\n  {DAMAGE}; exit 3\n"));
+    repo.push().rejected_with("the release command exited 3");
+    assert_eq!(seen(world), before);
+    world.serves("shop", "version one");
+    // The next push succeeds, and keeps the changes of its upgrade.
+    repo.remove("broken");
+    version(&repo, "version four", "upgrade: echo new > store/added\n");
+    repo.push().accepted().says("requests waited for");
+    world.serves("shop", "version four");
+    let acknowledged = writer.stop();
+    assert!(acknowledged.len() > 20, "{}", acknowledged.len());
+    keeps(world, &acknowledged);
+    assert_eq!(fs::read_to_string(data(world).join("store/added")).unwrap(), "new\n");
+    until("nothing is left", || names(&world.environment("shop").join("restoring")).is_empty());
+    world.is_consistent("shop");
+}
+
+fn marks(world: &World) -> PathBuf {
+    let marks = world.directory().join("marks");
+    fs::create_dir(&marks).unwrap();
+    fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
+    marks
+}
+
+/// Returns the events at which the server is killed: in the default run a few of them, else all around the upgrade.
+fn events() -> Vec<String> {
+    let few = ["succeeded.deploy.point", "succeeded.deploy.release", "succeeded.deploy.switch", "undo_started.deploy.quiesce"];
+    let last = ["started.deploy.resume", "succeeded.deploy.resume"];
+    let journal = match std::env::var_os("LARDER_TEST_THOROUGH") {
+        None => few.into_iter().chain(last).map(str::to_owned).collect(),
+        Some(_) => {
+            let steps = ["hold", "quiesce", "point", "release", "boot", "switch", "resume"];
+            let words = ["started", "succeeded", "undo_started", "undo_finished"];
+            let of = |step| words.iter().map(move |word| format!("{word}.deploy.{step}"));
+            // The undo of the last step is killed after a failure that follows the commit point; see the suite `recovery`.
+            let all = steps.into_iter().flat_map(of).filter(|event| !event.ends_with("finished.deploy.resume"));
+            all.collect::<Vec<_>>()
+        }
+    };
+    let journal = journal.iter().map(|event| format!("journal.{event}"));
+    journal.chain(["restore.filled", "restore.exchanged"].map(str::to_owned)).collect()
+}
+
+/// The server is killed once at each event, while the deployment goes on and while it is reverted.
+fn upgrade_killed_at_its_events_restores_or_keeps_the_data(world: &World) {
+    if crate::harness::installed("python3").is_none() {
+        return;
+    }
+    let repo = shop(world, "");
+    let before = seen(world);
+    let marks = marks(world);
+    let events = events();
+    let points: Vec<_> = events.iter().map(|event| format!("{event}=return({})", marks.display())).collect();
+    let points = points.join(";");
+    let damage = DAMAGE.replace(": > store/ledger;", "");
+    version(&repo, "version two", &format!("upgrade: |\n  {damage}\n"));
+    let good = repo.live();
+    // A restart ends the keeper's backoff, which grows with every kill.
+    world.restart(&[("FAILPOINTS", &points)]);
+    let mut acknowledged = Vec::new();
+    loop {
+        let died = names(&marks).len();
+        let writer = Writer::start(world, &format!("w{died}"));
+        let push = repo.push();
+        until("the deployment has ended", || {
+            let now = names(&marks).len();
+            world.larder(&["status"]).status == 0 && world.has_ended("shop") && names(&marks).len() == now
+        });
+        acknowledged.extend(writer.stop());
+        keeps(world, &acknowledged);
+        if repo.live() != good {
+            break;
+        }
+        assert_ne!(push.0.status, 0);
+        world.serves("shop", "version one");
+        assert_eq!(seen(world), before, "after {} kills: {}", names(&marks).len(), push.0);
+        assert!(names(&marks).len() > died, "{}", push.0);
+        world.restart(&[("FAILPOINTS", &points)]);
+    }
+    world.serves("shop", "version two");
+    assert!(acknowledged.len() > 20, "{}", acknowledged.len());
+    assert_eq!(fs::read_to_string(data(world).join("store/added")).unwrap(), "new\n");
+    let died = names(&marks);
+    let missed: Vec<_> = events.iter().filter(|event| !died.contains(event)).collect();
+    assert!(missed.is_empty(), "no kill happened at {missed:?}");
+    world.is_consistent("shop");
+}
