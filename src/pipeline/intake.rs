@@ -110,7 +110,8 @@ fn decide_one(environments: &[Environment], update: &RefUpdate) -> RefDecision {
             Some(environment) if deletes => RefDecision::Refuse {
                 reason: format!("{} deploys this branch", environment.title()),
                 hint: Some(format!(
-                    "run `larder project destroy {}` to stop the application; deleting the branch would not stop the application",
+                    "deleting the branch would not stop the application; `larder project destroy {}` removes the project with all its \
+                     environments",
                     environment.project
                 )),
             },
