@@ -12,7 +12,7 @@ pub fn endpoint(manifest: &Manifest) -> Result<DeltaEndpoint<'_>, ReleaseError> 
     Ok(DeltaEndpoint { head: head(manifest)?, ..plain_endpoint(manifest) })
 }
 
-/// Returns a release as one end of a delta that is applied. The head is empty, because only making a delta needs the head.
+/// Returns a release as one end of a delta that is applied. The head is empty, because [`delta::Delta::open`] does not use the head.
 pub(super) fn plain_endpoint(manifest: &Manifest) -> DeltaEndpoint<'_> {
     let Manifest { release, tree, archive, entries, .. } = manifest;
     DeltaEndpoint { id: release.to_string(), tree: *tree, archive, entries, head: Vec::new() }
@@ -34,8 +34,8 @@ pub fn endpoints(file: &File) -> Result<(ReleaseId, ReleaseId), ReleaseError> {
 ///
 /// # Errors
 ///
-/// Returns an error if the delta starts from a release other than `old`, if its lists are damaged, or if this version cannot read its
-/// manifest.
+/// Returns an error if the delta starts from a release other than `old`, if the difference of the two manifests is damaged, or if this
+/// version cannot read the manifest of the newer release.
 pub fn manifest(file: &File, old: Manifest) -> Result<Manifest, ReleaseError> {
     let changes = Changes::read(file, &old.release.to_string(), &old.tree, &head(&old)?)?;
     let mut manifest: Manifest =

@@ -11,7 +11,7 @@ use crate::model::ReleaseId;
 pub struct ReleaseSummary {
     /// The release.
     pub id: ReleaseId,
-    /// True if the release has been live. Other releases do not count against the limits.
+    /// True if the release has been live. Of the other releases, only pinned releases count against a limit: the limit `bytes`.
     pub good: bool,
     /// The size of the archive in bytes.
     pub bytes: u64,
@@ -24,7 +24,7 @@ pub struct Keep {
     pub releases: usize,
     /// The maximum age of a release at the time `now`.
     pub age: Option<Duration>,
-    /// The maximum total size of all archives, in bytes. The newest releases are kept.
+    /// The maximum total size of the archives of good and pinned releases, in bytes. The newest releases are kept.
     pub bytes: Option<u64>,
     /// The current time.
     pub now: Timestamp,
@@ -32,7 +32,7 @@ pub struct Keep {
 
 /// Returns the releases to remove, oldest first: all good releases that exceed a limit of `keep`, except the live release, its predecessor
 /// and the pinned releases. Releases that were never live are removed as soon as a newer good release exists, and do not count against the
-/// limits. `releases` may be in any order.
+/// limits; a pinned release counts only against the limit `bytes`. `releases` may be in any order.
 pub fn prune_plan(
     releases: &[ReleaseSummary],
     live: Option<ReleaseId>,

@@ -39,7 +39,7 @@ enum HookError {
     #[error("cannot connect to the larder server at {path}: {source}; check that `larder serve` is running")]
     Unreachable { path: PathBuf, source: io::Error },
     #[error(
-        "the larder server closed the connection before its verdict; run `larder deploy PROJECT --follow` to see the outcome"
+        "the connection to the larder server failed before its verdict; run `larder deploy PROJECT --follow` to see the outcome"
     )]
     Gone(#[source] io::Error),
     #[error("cannot read git's request: {0}")]
@@ -333,7 +333,7 @@ fn send_recipe(
     Ok(())
 }
 
-/// Writes a line for the pusher. Errors are ignored, because a disconnected client does not change the verdict.
+/// Writes a line for the user who pushes. Errors are ignored, because the verdict does not depend on the user's connection.
 fn say(stderr: &mut dyn Write, line: &str) {
     let mut line = sanitise_line(line);
     line.push('\n');

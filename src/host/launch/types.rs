@@ -71,7 +71,7 @@ pub struct SupervisedProcess {
 pub struct Registration {
     /// The project's number and name.
     pub project: (ProjectId, ProjectName),
-    /// The environment's number and name. `None` to create only the repository directory of the project.
+    /// The environment's number and name. With `None`, the keeper creates only the repository directory of the project.
     pub environment: Option<(EnvId, EnvironmentName)>,
 }
 

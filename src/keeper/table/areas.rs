@@ -40,8 +40,8 @@ impl ProcessTable {
         self.directories.register(registration).map_err(text)
     }
 
-    /// Discards the directory of an area and creates an empty directory in its place, except for a tree. Returns [`LaunchReply::Busy`]
-    /// while processes use the area; the caller repeats the request. If the area is a slot, kills the tasks in the slot.
+    /// Discards the directory of an area. Creates an empty directory in its place, unless the area is a tree. If the area is a slot, kills
+    /// the tasks in the slot. Returns [`LaunchReply::Busy`] while processes use the area; the caller repeats the request.
     pub fn reset_area(
         &mut self,
         env: EnvId,

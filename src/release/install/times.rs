@@ -29,9 +29,8 @@ pub struct LiveSince {
     pub is_previous: bool,
 }
 
-/// The number of seconds after a switch during which files of the live release may be newer than the switch. Such files exist because a
-/// file that replaces a file of the same second gets the time of the next second. Several fast deployments therefore give files a time in
-/// the future.
+/// The maximum number of seconds by which a file of the live release is newer than the switch to this release. A file that replaces a file
+/// of the same second gets the time of the next second. Several fast deployments therefore give files a time in the future.
 const AHEAD: u64 = 60;
 
 /// Gives every file that differs from the live release a time after the switch to the live release. A file that is already newer keeps its

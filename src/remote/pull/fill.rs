@@ -45,7 +45,7 @@ fn note_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Returns the backoff between attempts. Callers restart the backoff after each attempt that made progress.
+/// Returns the backoff between attempts. A transfer restarts the backoff after an attempt that made progress.
 pub(super) fn pauses() -> ExponentialBackoff {
     let shortest = Duration::from_millis(if cfg!(test) { 1 } else { 250 });
     let pauses = ExponentialBuilder::default().with_min_delay(shortest).with_max_delay(shortest.saturating_mul(40));
@@ -116,7 +116,7 @@ struct WriterState {
     lease: IncomingLease,
     file: Arc<File>,
     note: Arc<File>,
-    /// The pieces that were missing when the fetch began, in order.
+    /// The pieces that were missing when the fetch began, in the order in which they are fetched.
     missing: Vec<Piece>,
     /// The number of `missing` pieces that are complete now.
     next: usize,

@@ -150,7 +150,7 @@ pub fn line_of(key: &PublicKey) -> String {
 /// Parses a host key such as `ssh-ed25519 AAAA...` and returns its normal form.
 pub fn host_key(text: &str) -> Result<String, String> {
     let key = PublicKey::from_openssh(text.trim())
-        .map_err(|error| format!("invalid host key {:?}: {error}", text.chars().take(80).collect::<String>()))?;
+        .map_err(|error| format!("cannot read the host key {:?}: {error}", text.chars().take(80).collect::<String>()))?;
     Ok(line_of(&key))
 }
 

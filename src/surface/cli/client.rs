@@ -1,4 +1,4 @@
-//! The local program's part of a command that the server carries out: sends the command to the server, or starts ssh.
+//! Sends a command to the server that carries out the command: through the control socket, or through `ssh` for `--remote`.
 
 use std::{
     fs, io,

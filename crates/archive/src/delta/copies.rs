@@ -1,4 +1,4 @@
-//! Descriptions of long texts by copies from an older version, and by the new bytes between these copies.
+//! Describes a long text as copies from an older version, with the new bytes between these copies. A text is any sequence of bytes.
 //!
 //! Two versions of a program mostly consist of the same runs of bytes at slightly different places. The search for the next run first
 //! tries the place where the previous copy would continue, which is nearly always right. If this place does not match, the search uses
@@ -175,7 +175,7 @@ impl<'a> Marks<'a> {
         let bits = |count: usize| count.next_power_of_two().trailing_zeros().clamp(1, 31);
         let distance = if old.len() > SHORT { FAR } else { NEAR };
         let count = old.len() / distance;
-        // The table has twice as many cells as marks: few marks share a cell, and the table stays in the processor's cache.
+        // The table has two to four times as many cells as marks: few marks share a cell, and the table stays in the processor's cache.
         let (index, place) = (bits(2 * count), bits(count + 2));
         table.clear();
         table.resize(1 << index, 0);
@@ -189,7 +189,7 @@ impl<'a> Marks<'a> {
         Marks { table, index, place, distance }
     }
 
-    /// Returns the offset of a mark with the hash of this window in the older version.
+    /// Returns the offset of a mark in the older version. The mark has the same hash as `window`, but its bytes may differ.
     fn find(&self, window: &[u8; WINDOW]) -> Option<usize> {
         let hash = hash(window);
         let mark = *self.table.get((hash >> (32 - self.index)) as usize)?;

@@ -81,7 +81,7 @@ impl Scene {
         restored
     }
 
-    /// Waits until files that were just written count as settled.
+    /// Waits until the ctime of each new file is older than the margin of `is_settled`.
     pub fn settle(&self) {
         std::thread::sleep(std::time::Duration::from_millis(70));
     }
@@ -100,7 +100,7 @@ pub fn capture(
     store.capture(id, &json!({"project": "shop"}), base.as_fd(), sources, previous.as_ref(), options)
 }
 
-/// Returns options without the sync of the sources, which would wait for other tests.
+/// Returns options without the sync of the sources. A sync would also wait for the writes of other tests.
 pub fn options() -> CaptureOptions<'static> {
     CaptureOptions { limits: limits(), threads: 3, sync_sources: false, ..CaptureOptions::default() }
 }
@@ -121,7 +121,7 @@ pub struct Node {
     pub mtime: (i64, i64),
     pub content: Vec<u8>,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    /// The first path, in sorted order, whose hard link leads to this file.
+    /// The first of all paths of this file, in sorted order. A file with hard links has several paths.
     pub same_as: PathBuf,
 }
 

@@ -60,7 +60,7 @@ impl Version {
 
     /// Reads the answer of a program to `--version`.
     pub fn of_tool(text: &str) -> Option<Version> {
-        // The text also contains the version of the program's own options, which has only two numbers.
+        // The text can also contain a version of the program alone, such as `10.19`. This version has only two numbers.
         let words = text.split([' ', ',', '\n']).filter(|word| word.split('.').count() >= 3);
         words.filter_map(Version::of).next()
     }
@@ -79,7 +79,7 @@ impl Version {
         }
         let describe = |version: &Version| format!("{} {}", version.family.title(), version.text);
         Some(format!(
-            "the dump program is of {} (expected {} {}.{} or newer, as the server)",
+            "the dump program has the version {} (expected {} {}.{} or newer, like the server)",
             describe(self),
             server.family.title(),
             server.major,

@@ -130,7 +130,7 @@ impl Command for KeyShowArgs {
 /// Accept deliverables that a key has signed; without a key, list the trusted keys
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "`larder key show` prints the key on the server that cooks.\n\nExample: larder key trust shop ed25519:... --name staging"
+    after_help = "On the server that cooks, `larder key show` prints the key.\n\nExample: larder key trust shop ed25519:... --name staging"
 )]
 pub struct KeyTrustArgs {
     /// Project that accepts the deliverables

@@ -39,7 +39,7 @@ impl RemoteVerb {
 /// Add a server or shared location that deliverables are pulled from or published to
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Unless both --host-key and --trust are given, a larder server is not added: its keys are shown, with the command that trusts them.\n\nExamples:\n  larder remote add shop staging ssh://larder@staging.example.com:2222/shop/staging\n  larder remote add shop shared s3://deliverables/ours --trust ed25519:...\n  larder remote add shop/staging shared file:///srv/deliverables --publish"
+    after_help = "A larder server is added only if both --host-key and --trust are given. Otherwise, the command shows the keys of the server, and the command that trusts these keys.\n\nExamples:\n  larder remote add shop staging ssh://larder@staging.example.com:2222/shop/staging\n  larder remote add shop shared s3://deliverables/ours --trust ed25519:...\n  larder remote add shop/staging shared file:///srv/deliverables --publish"
 )]
 pub struct RemoteAddArgs {
     #[command(flatten)]

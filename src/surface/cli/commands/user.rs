@@ -126,7 +126,7 @@ pub struct UserGrantArgs {
 pub enum Right {
     /// No right: the project is not even shown
     None,
-    /// See the state, releases and logs; clone the repository; pull releases
+    /// See the state, releases and logs; clone the repository; export releases
     View,
     /// Push, deploy and roll back; take and verify restore points
     Push,

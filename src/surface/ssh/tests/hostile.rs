@@ -440,7 +440,7 @@ async fn descriptor_exhaustion_is_survived() {
     for _ in 0..120 {
         flood.push(TcpStream::connect(address).await.unwrap());
     }
-    // A connection without a descriptor is closed at once.
+    // The server has no descriptor left for the last connection, and closes this connection at once.
     hung_up(flood.pop().unwrap()).await;
     drop(flood);
     loop {
