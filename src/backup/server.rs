@@ -1,4 +1,4 @@
-//! The server side of restore points: starts the dump and restore workers and waits for their reports.
+//! The server side of restore points. These functions start the dump worker or the restore worker, and wait for its report and its exit.
 
 use std::{os::fd::OwnedFd, time::Duration};
 

@@ -80,7 +80,7 @@ impl Pipeline {
     }
 
     /// Registers the environments that will be attached. Until an environment is attached, requests for this environment are
-    /// refused as "recovering".
+    /// refused with [`PipelineError::Recovering`].
     pub fn await_all<'e>(&self, environments: impl IntoIterator<Item = &'e Environment>) {
         self.0.awaited.lock().extend(environments.into_iter().map(|environment| environment.id));
     }

@@ -19,7 +19,7 @@ const REQUESTED: &str = "requested";
 /// An error of an operation on restore points.
 #[derive(Debug, thiserror::Error)]
 pub enum PointsError {
-    /// Another operation is under way, or the environment is frozen.
+    /// The request was refused, for example because another operation is under way, or because the environment is frozen.
     #[error(transparent)]
     NotNow(#[from] PipelineError),
     /// A worker failed. The live data is unchanged.
@@ -62,7 +62,7 @@ impl Pipeline {
     }
 
     /// Locks the restore points of an environment, and returns its queue with the lock. Returns an error if the lock is held, or if the
-    /// environment is not in service.
+    /// environment does not exist, is being removed or is not recovered yet.
     pub(super) fn lock_points(
         &self,
         environment: &Environment,
@@ -73,7 +73,7 @@ impl Pipeline {
         }
         let busy = || PipelineError::Busy {
             environment: environment.title(),
-            doing: String::from("being restored, or has a restore point taken or removed"),
+            doing: String::from("being restored, or a restore point of it is being taken or removed"),
         };
         let locked = queue.points.clone().try_lock_owned().map_err(|_| busy())?;
         Ok((queue, locked))

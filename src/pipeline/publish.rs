@@ -1,4 +1,4 @@
-//! Publishes live releases to the remotes from which other servers fetch them.
+//! Publishes releases that are or were live to the remotes from which other servers fetch them.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ impl Pipeline {
     }
 }
 
-/// The data of an offer that is not in the manifest.
+/// The release of an offer, and the data of the offer that is not in the manifest.
 struct OfferState {
     release: ReleaseId,
     number: ReleaseNumber,

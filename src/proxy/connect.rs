@@ -23,7 +23,7 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
-    /// The connection was accepted by a process of another user.
+    /// A process of another user listens at the address, or the listener no longer exists.
     #[error("cannot connect to {address}: {} listens on this port (expected user {expected})", user(*.seen))]
     Foreign {
         /// The address of the instance.

@@ -22,7 +22,8 @@ use crate::{
 /// The first bytes of every SQLite file that is not empty (<https://www.sqlite.org/fileformat2.html>, section 1.3).
 const HEADER: &[u8; 16] = b"SQLite format 3\0";
 
-/// The suffixes of the files beside a database that hold a part of its content. SQLite rebuilds the file `-shm`.
+/// The suffixes of the files that hold the content of a database. The empty suffix is that of the database file. The suffix `-shm` is not
+/// listed, because SQLite rebuilds this file.
 const PARTS: [&str; 3] = ["", "-wal", "-journal"];
 
 /// The time for which one attempt waits for a lock of the application.
@@ -50,7 +51,7 @@ fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Copies all pages of `from` to `to` in one transaction of each.
+/// Copies all pages of `from` to `to`, in one transaction of each database.
 fn copy(from: &Connection, to: &mut Connection) -> rusqlite::Result<()> {
     let backup = Backup::new(from, to)?;
     for _ in 0..ATTEMPTS {
@@ -104,8 +105,9 @@ fn online(live: &Path, into: &Path) -> rusqlite::Result<()> {
     copy(&from, &mut to)
 }
 
-/// Copies the files of a database that no process has open, and lets SQLite recover the copy. The worker cannot write to the data, so it
-/// cannot open a database with a journal of a killed process, or with a write-ahead log that was removed.
+/// Copies the files of a database that no process has open, so that SQLite can recover the copy. Returns false if the files changed during
+/// every attempt. The worker cannot write to the data, so it cannot open a database with a journal of a killed process, or with a
+/// write-ahead log that was removed.
 fn recovered(live: &Path, into: &Path) -> io::Result<bool> {
     let stamps = || PARTS.map(|suffix| fs::symlink_metadata(with_suffix(live, suffix)).ok().map(|found| stamp(&found)));
     for _ in 0..ATTEMPTS {
@@ -143,7 +145,7 @@ impl Engine for Sqlite {
             };
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             return Err(BackupFailure {
-                hint: Some(String::from("correct the path in `databases:` of larder.yml, which is below data/")),
+                hint: Some(String::from("correct the path in `databases:` of larder.yml; the file must be below data/")),
                 ..job.refused(format!("{name}: {why}"))
             });
         }

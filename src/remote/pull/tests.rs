@@ -174,7 +174,8 @@ async fn intact_parts_of_an_interrupted_pull_are_reused() {
     let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000), (3, 300_000)]).await;
     let directory = world.incoming(offer.release);
     std::fs::create_dir_all(&directory).unwrap();
-    // The first frame is complete, and the second frame has 50,000 bytes. All later bytes are wrong.
+    // Writes the files of an interrupted pull. All bytes from `whole` on are wrong, and the byte at `rot` is wrong. The note names a frame
+    // that starts at `at`, and `part` bytes of this frame.
     let leave = |whole: usize, at: u64, part: u64, rot: Option<usize>| {
         let mut left = bytes.clone();
         left[whole..].fill(0x55);
@@ -186,6 +187,7 @@ async fn intact_parts_of_an_interrupted_pull_are_reused() {
         std::fs::write(directory.join("archive.tar.zst.part.note"), note).unwrap();
     };
     let rest = |pulled: &Pulled| pulled.fetched - offer.manifest.bytes;
+    // The first frame is complete, and the second frame has 50,000 bytes.
     leave(150_000, 100_000, 50_000, None);
     let pulled = world.pull(&offer, &[]).await.unwrap();
     assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 450_000));

@@ -139,7 +139,8 @@ impl RemoteServer {
 
     async fn channel(&self) -> Result<(Channel<Msg>, Arc<Handle<Pinned>>), RemoteError> {
         let mut slot = self.connection.lock().await;
-        // A connection that was lost since its last use is replaced. A new connection that is lost at once is an error.
+        // The first round uses the open connection. This connection may have been lost since its last use, so the second round makes a new
+        // connection. A failure of the second round is an error.
         for fresh in [false, true] {
             let usable = slot.take().filter(|known| !fresh && known.requests < MAX_REQUESTS && !known.handle.is_closed());
             let mut connection = match usable {

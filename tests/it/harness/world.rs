@@ -37,7 +37,8 @@ pub enum Mode {
     Rootless,
 }
 
-/// The world of a test. [`World::end`] checks that nothing is left behind; dropping a world cleans up in any case.
+/// The world of a test. [`World::end`] checks that nothing is left behind. Dropping a world kills its processes and removes its directory.
+/// With `LARDER_TEST_KEEP`, the directory of a failed test stays.
 pub struct World {
     setup: Setup,
     /// The socket that reserves the ports and the user of this world.
@@ -75,7 +76,7 @@ impl World {
         Some(World::new(if root() { Mode::System } else { Mode::Rootless }, lines, None))
     }
 
-    /// Starts a server on a simulated machine, which needs root. Clients reach it from [`Machine::inside`].
+    /// Starts a server on a simulated machine, which needs root. Clients reach the server from [`Machine::inside`].
     pub fn on(machine: &Machine, lines: &str) -> World {
         World::new(Mode::System, lines, Some(machine))
     }
@@ -120,7 +121,7 @@ impl World {
         assert!(self.start_unless(env, &|| false));
     }
 
-    /// Starts the server, and kills it if `abort` becomes true before it is ready. Returns true if it runs.
+    /// Starts the server, and kills the server if `abort` becomes true before the server is ready. Returns true if the server runs.
     pub fn start_unless(&self, env: &[(&str, &str)], abort: &dyn Fn() -> bool) -> bool {
         assert!(self.server.read().is_none(), "the server runs already");
         let env = env.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
@@ -290,7 +291,7 @@ impl Drop for World {
             return;
         }
         if fs::remove_dir_all(self.directory()).is_err() {
-            // The kernel's work directories of an overlay have mode 000, which root alone can pass.
+            // The kernel creates the work directories of an overlay with mode 000, so only root can open these directories without chmod.
             let _ = Command::new("chmod").args(["-R", "u+rwX", "--"]).arg(self.directory()).status();
             let _ = fs::remove_dir_all(self.directory());
         }
@@ -309,7 +310,7 @@ fn reserve() -> (u32, UnixListener) {
     free.next().expect("too many worlds at once")
 }
 
-/// The number of worlds that use the copy of the program, and its path.
+/// The number of worlds that use the copy of the program, and the path of the copy.
 static COPY: Mutex<(usize, Option<PathBuf>)> = Mutex::new((0, None));
 
 /// The program under test in a world, which is a hard link. If the program cannot be linked, or if not every user can run it, the worlds

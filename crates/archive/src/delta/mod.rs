@@ -15,7 +15,8 @@
 //! A new file needs only its manifest entry if the file is empty, or if its content is also the content of any old file or of an earlier
 //! new file.
 //!
-//! *Memory*: [`memory`] returns the bound for contents. The bound depends on the number of threads, not on the bytes of a release.
+//! *Memory*: [`memory`] returns the maximum memory that the contents of files take. The maximum depends on the number of threads, not on
+//! the size of a release.
 
 mod apply;
 mod copies;
