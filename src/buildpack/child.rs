@@ -171,7 +171,7 @@ pub(super) fn run<W: Write + Send + 'static>(script: &ScriptCommand<'_>, output:
 }
 
 fn shell() -> &'static str {
-    // Heroku sources these files with bash, and some files depend on bash.
+    // Heroku sources the export files of buildpacks with bash, and some of these files depend on bash.
     if Path::new("/bin/bash").exists() { "/bin/bash" } else { "/bin/sh" }
 }
 

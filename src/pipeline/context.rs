@@ -180,7 +180,8 @@ pub struct Memory {
     pub cancelled: CancellationToken,
     /// The settings of the previous release.
     pub previous_settings: Option<Settings>,
-    /// The health record of the release from the sibling environment that delivers the release. The record is stored with the release.
+    /// The health record of the release, if the release comes from another environment of the project. The record is stored with the
+    /// release.
     pub sibling_record: Option<HealthRecord>,
     /// The use of the environment's slots.
     pub(super) slots: Slots,
@@ -197,7 +198,7 @@ pub struct Memory {
     pub(super) live_app: Arc<dyn LiveApp>,
     /// The store of the spare tree, from which the installation may start.
     pub(super) spare: SpareTree,
-    /// The last renewal of the times of a release's files.
+    /// The last renewal of the modification times of a release's files, so that a renewal is not repeated.
     pub(super) renewed: RenewedTree,
     /// The number of entries of the installed tree; 0 before the installation.
     pub entries: u64,
@@ -232,8 +233,8 @@ impl Deployment {
         }
     }
 
-    /// Returns an error if `current` names the release of this deployment, unless this release was live when the deployment began. In this
-    /// case the undo of the switch has failed, and the release that `current` names must stay complete.
+    /// Returns an error if `current` names the release of this deployment, and this release was not live when the deployment began. The
+    /// error means that the undo of the switch has failed. The caller must then not remove any part of the release.
     pub fn is_not_current(&self) -> Result<(), Failure> {
         let release = self.spec.release.to_string();
         match std::fs::read_link(self.paths.current()) {

@@ -142,8 +142,8 @@ impl Pins {
     }
 }
 
-/// The values of an environment that larder generates because `app.json` asks for them (`"generator": "secret"`), in its
-/// `generated.json`.
+/// The values that larder generates for an environment, one for each variable with `"generator": "secret"` in `app.json`. The file is
+/// the environment's `generated.json`.
 pub struct Secrets {
     path: PathBuf,
     values: BTreeMap<VariableName, String>,

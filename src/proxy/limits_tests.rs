@@ -1,4 +1,5 @@
-//! Tests of the limits on sizes, times and connections, of the access log, and of the graceful shutdown.
+//! Tests of invalid responses, of the limits on sizes, times and connections, of the access log, of the graceful shutdown, and of the
+//! failures of a probe.
 
 use std::{net::IpAddr, time::Duration};
 

@@ -184,7 +184,9 @@ fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, par
         request.recipes.push((commit.clone(), RecipeFiles::default()));
     }
     if bytes > MAX_RECIPE_BYTES || request.recipes.len() > MAX_RECIPE_COMMITS {
-        return Err(String::from("the recipes of the push are too large"));
+        return Err(format!(
+            "the recipes of the push are too large (expected at most {MAX_RECIPE_BYTES} bytes of {MAX_RECIPE_COMMITS} commits)"
+        ));
     }
     if let Some((_, files)) = request.recipes.iter_mut().find(|(known, _)| *known == commit) {
         file.of(files).get_or_insert_default().extend(part);

@@ -1,4 +1,4 @@
-//! A web server of plain files, for downloads of builds.
+//! A web server of plain files, from which builds download.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-/// A web server of a directory on loopback, which runs until this value is dropped.
+/// A web server on a loopback address, which serves the files of a directory until this value is dropped.
 pub struct Files {
     pub address: SocketAddr,
     found: Arc<AtomicUsize>,

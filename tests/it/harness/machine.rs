@@ -17,7 +17,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{cli::Output, server::PATH};
 
-/// The script that removes all programs of a machine except its arguments.
+/// The script that removes all programs of a machine, except the programs that the arguments of the script name.
 const BARE: &str = r#"
 mount -t tmpfs -o mode=755,size=1m none /mnt
 mkdir /mnt/bin /mnt/none
@@ -47,11 +47,11 @@ impl Machine {
     /// Creates a machine with only a loopback device. If the rights or the program `ip` are missing, prints `SKIPPED:` and returns `None`.
     pub fn new() -> Option<Machine> {
         if !rustix::process::geteuid().is_root() {
-            eprintln!("SKIPPED: a machine of its own needs root");
+            eprintln!("SKIPPED: a simulated machine needs root");
             return None;
         }
         super::installed("ip")?;
-        // The kernel kills the holder with the thread that started it, even if that thread is killed.
+        // When the thread that started the holder ends or is killed, the kernel kills the holder.
         let words =
             ["--pdeathsig", "KILL", "--", "unshare", "--net", "--mount", "--propagation", "private", "--", "sleep", "infinity"];
         let mut holder = Command::new("setpriv");
@@ -65,7 +65,7 @@ impl Machine {
         if holder.try_wait().unwrap().is_some() {
             let mut why = String::new();
             let _ = holder.stderr.take().unwrap().read_to_string(&mut why);
-            eprintln!("SKIPPED: no machine of its own: {}", why.trim());
+            eprintln!("SKIPPED: cannot create a simulated machine: {}", why.trim());
             return None;
         }
         let net = File::open(format!("{of}/ns/net")).unwrap();
@@ -90,7 +90,7 @@ impl Machine {
         self.runs(&[&["sh", "-euc", BARE, "sh"], programs].concat());
     }
 
-    /// Returns the words before a command that run it on this machine.
+    /// Returns the start of a command line that runs a command on this machine. The caller appends the command.
     pub fn prefix(&self) -> Vec<String> {
         let holder = self.holder.id().to_string();
         ["nsenter", "--target", &holder, "--net", "--mount", "--"].map(str::to_owned).into()
@@ -114,7 +114,7 @@ impl Machine {
         })
     }
 
-    /// Returns the network devices, and the addresses that are reachable through them.
+    /// Returns the network devices, and the addresses of the networks that are reachable through these devices.
     pub fn network(&self) -> (Vec<String>, Vec<IpAddr>) {
         let read = |name: &str| fs::read_to_string(format!("/proc/{}/net/{name}", self.holder.id())).unwrap();
         let devices = read("dev").lines().skip(2).filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect();
@@ -143,8 +143,8 @@ pub struct WebProxy {
 
 impl WebProxy {
     pub fn on(machine: &Machine) -> WebProxy {
-        // A socket stays in the network namespace in which it was created. This thread, which connects to the targets, is in the namespace
-        // of the tests.
+        // A socket stays in the network namespace in which it was created. The threads that connect to the targets are started outside of
+        // `inside`, so they are in the namespace of the tests.
         let listener = machine.inside(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let (address, stop) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));
         let stopped = Arc::clone(&stop);

@@ -1,4 +1,4 @@
-//! The state of a world, on the disk and in processes, for comparison before and after.
+//! The state of a world, on the disk and in processes. Tests compare the states before and after an action.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use super::{World, processes};
 /// The state of an environment that a failed deployment must not change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The names of releases, installed trees, restore points and slots, the targets of links, and the content of `metadata.yml`.
+    /// The names in `deploy/`, `releases/`, `archives/` and `slots/`, the targets of links, and the content of `metadata.yml`.
     pub files: BTreeMap<String, String>,
     /// Branches, tags and the refs that keep the objects of releases.
     pub refs: Vec<String>,
@@ -60,7 +60,7 @@ impl World {
         ports
     }
 
-    /// Returns the processes of a project: the processes of the world whose environment names the project.
+    /// Returns the processes of a project: the processes of the world whose variable `LARDER_PROJECT` names the project.
     pub fn application(&self, project: &str) -> Vec<i32> {
         let mark = format!("LARDER_PROJECT={project}");
         let marked = |pid: i32| {
@@ -130,14 +130,14 @@ impl World {
         steps
     }
 
-    /// Asserts a consistent state: `current` names a complete release, its archive, manifest and tree exist, and the branch names its
-    /// commit.
+    /// Asserts a consistent state: `current` names a release whose archive, manifest and tree exist, the branch names the commit of this
+    /// release, and `slots.json` names this release as live.
     #[track_caller]
     pub fn is_consistent(&self, project: &str) {
         self.is_whole(project, |trees, stored| trees == stored);
     }
 
-    /// Asserts a consistent state if the store may contain releases that were pulled or imported and never installed.
+    /// Asserts a consistent state. The store may also contain releases that were pulled or imported and never installed.
     #[track_caller]
     pub fn is_consistent_with_a_store(&self, project: &str) {
         self.is_whole(project, |trees, stored| trees.iter().all(|tree| stored.contains(tree)));
@@ -169,7 +169,7 @@ impl World {
         };
         let listing = || (names(&top.join("deploy")), names(&top.join("releases")));
         assert!(super::within(std::time::Duration::from_secs(30), alike), "trees and archives differ: {:#?}", listing());
-        // A follow-up may still be writing such a file.
+        // A follow-up may still be writing a file. The name of a file starts with a dot until the file is complete.
         let whole = || names(&top).iter().all(|name| !name.starts_with('.'));
         assert!(super::within(std::time::Duration::from_secs(10), whole), "half-written files: {:?}", names(&top));
         let slots: Value = serde_json::from_slice(&fs::read(top.join("slots.json")).unwrap()).unwrap();

@@ -92,7 +92,8 @@ fn shape(path: &str) -> String {
     shape
 }
 
-/// Returns the index of the nearest small file in the same directory with the same extension.
+/// Returns the index of a small file in the same directory with the same extension. Searches the four entries before `path`, nearest
+/// first, and then the four entries after `path`, nearest first.
 fn sibling(path: &str, old: &[Entry]) -> Option<usize> {
     let ending = |path: &str| name(path).rsplit_once('.').map(|(_, ending)| ending.to_owned());
     let parent = |path: &str| path.rsplit_once('/').map(|(parent, _)| parent.to_owned());

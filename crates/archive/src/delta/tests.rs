@@ -172,7 +172,7 @@ fn fuzzer_seeds_are_valid_deltas() {
     }
 }
 
-/// A file with known content must have the same size as all files with this content.
+/// Files with the same content must have the same size, whether the content comes from an old file or from another new file.
 #[test]
 fn copy_with_a_wrong_size_is_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -317,6 +317,7 @@ fn endless_patch_list_is_refused_early() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
+    /// A forged delta has correct digests, so only the checks after the comparison of digests can refuse the delta.
     #[test]
     fn forged_deltas_reach_the_checks_behind_digests(bytes in prop::collection::vec(any::<u8>(), 0..200), edits in prop::collection::vec(any::<(prop::sample::Index, u8)>(), 0..4)) {
         let directory = tempfile::tempdir().unwrap();

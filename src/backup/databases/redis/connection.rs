@@ -12,13 +12,14 @@ use crate::{
     model::sanitise_line,
 };
 
-/// The TCP port of a URL without a port.
+/// The TCP port for a URL that states no port.
 const PORT: u16 = 6379;
 
 /// The time limit of a connection attempt.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The time limit of one answer. A script that dumps a whole database answers after its end.
+/// The timeout for the next bytes of an answer, and for the next bytes of a command. The timeout is long, because the server answers a
+/// script only after the script has dumped the whole database.
 const ANSWER: Duration = Duration::from_secs(300);
 
 /// The maximum size of one value, in bytes: the limit of Redis itself.
@@ -28,7 +29,7 @@ const MAX_BULK: i64 = 512 << 20;
 const MAX_ELEMENTS: i64 = 100_000_000;
 const MAX_DEPTH: u8 = 8;
 
-/// The maximum length of a status line, in bytes.
+/// The maximum length of a line of an answer, in bytes.
 const MAX_LINE: u64 = 64 << 10;
 
 /// An answer of the server.
@@ -66,7 +67,7 @@ impl Answer {
 /// A connection with the database number of a URL selected.
 pub(super) struct Connection {
     reader: BufReader<TcpStream>,
-    /// The database and the server for messages.
+    /// The description of the database and its server, for messages.
     title: String,
     /// The number of the database.
     pub number: u32,

@@ -60,7 +60,7 @@ impl Command for KeyAddArgs {
 
     fn request(self) -> Result<KeyAdd, CommandError> {
         let key = read_key(self.key_file, self.key)?;
-        let missing = || CommandError::new(ErrorKind::Usage, "no key is given").hint("give --key-file FILE");
+        let missing = || CommandError::new(ErrorKind::Usage, "cannot add a key: no key is given").hint("give --key-file FILE");
         Ok(KeyAdd { name: self.user, key: key.ok_or_else(missing)? })
     }
 
