@@ -9,13 +9,17 @@ use super::{
     policy::{DriftPolicy, Retention},
     process::{ProcessSpec, ProcessTuning, Stop},
     procfile::{Procfile, parse_buildpacks},
-    quantity::TimeSpan,
+    quantity::{ByteSize, TimeSpan},
     recipe::Recipe,
-    server::{BuildsConfig, ServerConfig},
+    server::ServerConfig,
     settings::{Settings, default_timeout},
     value::{BuildpackRef, CommandLine},
 };
 use crate::model::{EnvironmentName, Phase, ProcessType};
+
+/// The maximum memory limit of a build without `builds.memory` in the server file. The keeper uses half of the machine's memory if that is
+/// less.
+const MAX_DEFAULT_BUILD_MEMORY: ByteSize = ByteSize::mebibytes(2048);
 
 /// The unparsed configuration files of a commit; a missing file is `None`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -156,7 +160,7 @@ impl Settings {
             }
         }
         self.required.retain(|required| !server.env.contains_key(&required.name));
-        let limit = server.builds.memory.unwrap_or(BuildsConfig::MAX_DEFAULT_MEMORY);
+        let limit = server.builds.memory.unwrap_or(MAX_DEFAULT_BUILD_MEMORY);
         self.build.memory = Some(self.build.memory.map_or(limit, |asked| asked.min(limit)));
         let timeout = self.timeout(Phase::Build).min(server.builds.timeout);
         self.timeouts.insert(Phase::Build, timeout);

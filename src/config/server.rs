@@ -113,17 +113,12 @@ impl HttpConfig {
 pub struct BuildsConfig {
     /// The maximum number of concurrent builds.
     pub parallel: u16,
-    /// The memory limit of one build; `None` for half of the machine's memory, at most [`BuildsConfig::MAX_DEFAULT_MEMORY`].
+    /// The memory limit of one build; `None` for half of the machine's memory, at most 2 GiB.
     pub memory: Option<ByteSize>,
     /// The maximum number of processes and threads of one build.
     pub pids: u32,
     /// The time limit of one build. A recipe can only lower this limit.
     pub timeout: TimeSpan,
-}
-
-impl BuildsConfig {
-    /// The maximum memory limit of a build without `builds.memory`.
-    pub const MAX_DEFAULT_MEMORY: ByteSize = ByteSize::mebibytes(2048);
 }
 
 /// Limits of a push and a release.
