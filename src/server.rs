@@ -140,6 +140,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
         tracing::warn!("environments are still being recovered; requests without a route no longer wait");
     }
 
+    pipeline.run_upkeep();
     let tokens = PushRegistry::new();
     let pushes = Pushes::new(control.clone(), tokens.clone());
     let hooks = Listener::bind(&root.hook_socket(), 0o666, None, tokens).map_err(system("open the hook socket"))?;

@@ -17,11 +17,16 @@ use larder_points::{
 use super::{
     DATA, DataChange, DataDiff, DumpJob, DumpReport, MAX_LISTED, PointCounts, PointInfo, PointLabel, PointState,
     error::{BackupFailure, FailureKind},
+    retention::{self, ProtectedReleases},
+    space::SpaceEstimate,
 };
-use crate::model::PointId;
+use crate::{config::BackupKeep, model::PointId};
 
 /// The number of threads that read files.
 const THREADS: usize = 2;
+
+/// The niceness of a quiet job (nice(2)).
+const NICE: i32 = 15;
 
 /// The minimum number of characters at the beginning or end of an id that name a restore point.
 const MIN_NAME: usize = 4;
@@ -70,6 +75,22 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
         DumpJob::Export { .. } => {
             Err(BackupFailure::new(FailureKind::Machine, "cannot export a restore point: no output is given"))
         }
+        DumpJob::Plan { keep, protected } => plan(&store, keep, protected),
+        DumpJob::Measure { restored } => {
+            let restored = restored.as_ref().map(|point| named(&store, point)).transpose()?;
+            let measured = SpaceEstimate::of(&store, &paths.base()?, newest(&store)?.as_ref(), restored.as_ref(), THREADS)?;
+            Ok(DumpReport::Space(measured))
+        }
+        DumpJob::Sweep => {
+            store.sweep()?;
+            Ok(DumpReport::Swept)
+        }
+        DumpJob::Quietly(job) => {
+            // The threads of the job inherit the priority. Without a priority of their own, the kernel derives the priority of disk accesses
+            // from it (ionice(1)). An error only means that the job runs with the usual priority.
+            let _ = rustix::process::nice(NICE);
+            work(job, paths)
+        }
         DumpJob::Remove { point } => {
             let id = resolve(&store, point)?;
             store.remove(&id)?;
@@ -101,8 +122,11 @@ fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact
     // Writes through shared mappings may update a file's times only when the file system is synced. The data is a mount point, so its own
     // directory is synced instead of the parent directory.
     rustix::fs::syncfs(&data).map_err(|e| BackupFailure::io("sync the file system of the data", &e.into()))?;
-    let ids = store.list()?;
-    let previous = ids.iter().rev().find_map(|id| store.point(id).ok());
+    let previous = newest(store)?;
+    // The caller of an exact capture has stopped the application, and has measured the space before.
+    if !exact {
+        SpaceEstimate::of(store, &base, previous.as_ref(), None, THREADS)?.check("take a restore point", 0)?;
+    }
     let options = CaptureOptions {
         threads: THREADS,
         // The data is a mount point in this worker's view, and an operator may have mounted another disk inside of it.
@@ -127,26 +151,42 @@ fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact
     Ok(DumpReport::Point(Box::new(described(&store.point(&id)?)?), Vec::new()))
 }
 
+/// Opens the newest restore point that can be opened.
+fn newest(store: &Store) -> Result<Option<Point>, BackupFailure> {
+    Ok(store.list()?.iter().rev().find_map(|id| store.point(id).ok()))
+}
+
 fn list(store: &Store) -> Result<DumpReport, BackupFailure> {
-    let mut all = Vec::new();
-    let mut points = Vec::new();
+    let (points, mut all) = opened(store)?;
+    let used = usage(&points.iter().collect::<Vec<_>>()).unwrap_or_default();
+    all.extend(points.iter().map(|point| listed(point, &used)));
+    all.sort_by(|a, b| b.id.cmp(&a.id));
+    Ok(DumpReport::List(all, used.total))
+}
+
+/// Opens all restore points, newest first. Also returns the descriptions of the restore points that cannot be opened.
+fn opened(store: &Store) -> Result<(Vec<Point>, Vec<PointInfo>), BackupFailure> {
+    let (mut points, mut broken) = (Vec::new(), Vec::new());
     for id in store.list()?.into_iter().rev() {
         match store.point(&id) {
             Ok(point) => points.push(point),
-            Err(error) => all.push(unusable(&id, error.into())),
+            Err(error) => broken.push(unusable(&id, error.into())),
         }
     }
-    let (mut used, mut total) = (Usage::default(), 0);
-    if let Ok(found) = usage(&points.iter().collect::<Vec<_>>()) {
-        total = found.total;
-        used = found;
-    }
-    for point in &points {
-        let space = used.points.iter().find(|space| space.id == point.id());
-        all.push(info(point, space.map_or((0, 0), |space| (space.bytes, space.unique))));
-    }
-    all.sort_by(|a, b| b.id.cmp(&a.id));
-    Ok(DumpReport::List(all, total))
+    Ok((points, broken))
+}
+
+/// Describes a restore point of a list, whose disk usage is `used`.
+fn listed(point: &Point, used: &Usage) -> PointInfo {
+    let space = used.points.iter().find(|space| space.id == point.id());
+    info(point, space.map_or((0, 0), |space| (space.bytes, space.unique)))
+}
+
+fn plan(store: &Store, keep: &BackupKeep, protected: &ProtectedReleases) -> Result<DumpReport, BackupFailure> {
+    let (points, unusable) = opened(store)?;
+    let used = usage(&points.iter().collect::<Vec<_>>()).unwrap_or_default();
+    let infos = points.iter().map(|point| listed(point, &used)).collect();
+    Ok(DumpReport::Plan(retention::plan(&points, infos, unusable, &used, keep, protected)))
 }
 
 fn verify(store: &Store, name: &str) -> Result<DumpReport, BackupFailure> {

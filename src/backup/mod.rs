@@ -11,7 +11,9 @@ mod dump;
 mod error;
 mod export;
 mod restore;
+mod retention;
 mod server;
+mod space;
 #[cfg(test)]
 mod tests;
 
@@ -22,8 +24,11 @@ pub use self::{
     error::{BackupError, BackupFailure, FailureKind},
     export::work as export_work,
     restore::{RestorePaths, work as restore_work},
+    retention::{PointDecision, ProtectedReleases, RetentionPlan},
     server::{BackupContext, dump, export, restore},
+    space::SpaceEstimate,
 };
+use crate::config::BackupKeep;
 use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, ReleaseNumber, UserName};
 
 /// The name of the captured directory in a restore point.
@@ -103,6 +108,22 @@ pub enum DumpJob {
         /// The newer restore point; absent to compare with the live data.
         to: Option<String>,
     },
+    /// Lists the restore points with the decisions of the retention rules.
+    Plan {
+        /// The rules.
+        keep: BackupKeep,
+        /// The releases whose last restore points stay.
+        protected: ProtectedReleases,
+    },
+    /// Measures the disk space for a capture of the live data, and for a restore of a restore point.
+    Measure {
+        /// The restore point to restore; absent to measure only the capture.
+        restored: Option<String>,
+    },
+    /// Removes the files of killed captures and removals.
+    Sweep,
+    /// Executes a job with low priority, so that the applications of this machine stay fast.
+    Quietly(Box<DumpJob>),
 }
 
 /// The report of the dump worker.
@@ -112,6 +133,12 @@ pub enum DumpReport {
     Point(Box<PointInfo>, Vec<String>),
     /// All restore points, newest first, and their total disk usage in bytes.
     List(Vec<PointInfo>, u64),
+    /// All restore points with the decisions about them.
+    Plan(RetentionPlan),
+    /// The measured space.
+    Space(SpaceEstimate),
+    /// The files of killed captures and removals were removed.
+    Swept,
     /// The id of a removed restore point.
     Removed(String),
     /// The id of a restore point whose archive was written completely.

@@ -30,11 +30,20 @@ pub struct BackupContext {
 
 /// Runs a job of the dump worker.
 pub async fn dump(context: &BackupContext, job: &DumpJob) -> Result<DumpReport, BackupError> {
-    let limit = match job {
+    run(context, Role::Dump, job, limit_of(job), Stdio::default()).await
+}
+
+fn limit_of(job: &DumpJob) -> Duration {
+    match job {
         DumpJob::Take { .. } | DumpJob::Verify { .. } | DumpJob::Diff { .. } | DumpJob::Export { .. } => FILES_LIMIT,
-        DumpJob::List | DumpJob::Show { .. } | DumpJob::Remove { .. } => RECORDS_LIMIT,
-    };
-    run(context, Role::Dump, job, limit, Stdio::default()).await
+        DumpJob::List
+        | DumpJob::Show { .. }
+        | DumpJob::Remove { .. }
+        | DumpJob::Plan { .. }
+        | DumpJob::Measure { .. }
+        | DumpJob::Sweep => RECORDS_LIMIT,
+        DumpJob::Quietly(job) => limit_of(job),
+    }
 }
 
 /// Writes a restore point as an archive to `out`, which may be slow. Returns the id of the restore point. If the returned future is dropped,

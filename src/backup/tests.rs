@@ -144,3 +144,50 @@ fn full_disk_and_newer_format_have_distinct_failure_kinds() {
     let failure = BackupFailure::from(newer);
     assert_eq!((failure.kind, failure.hint.as_deref()), (FailureKind::Refused, Some("update larder")));
 }
+
+#[test]
+fn retention_keeps_verified_points_of_rules_and_of_protected_releases() {
+    use crate::config::BackupKeep;
+    use crate::model::ReleaseId;
+    let place = Place::new();
+    fs::write(place.at("data/a"), "a").unwrap();
+    let release = ReleaseId::new(Timestamp::now());
+    let take = |release: Option<ReleaseId>, verify: bool| {
+        let label = PointLabel { release, ..label("shop") };
+        let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact: true };
+        let DumpReport::Point(info, _) = place.dump(&DumpJob::Quietly(Box::new(job))).unwrap() else { panic!("no point") };
+        if verify {
+            place.dump(&DumpJob::Verify { point: info.id.clone() }).unwrap();
+        }
+        info.id
+    };
+    let pinned = take(Some(release), true);
+    let plain = take(None, true);
+    let live = take(Some(ReleaseId::new(Timestamp::now())), true);
+    let recent = match place.dump(&DumpJob::Show { point: live.clone() }).unwrap() {
+        DumpReport::Point(info, _) => info.label.unwrap().release.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let newest = take(None, true);
+    let unverified = take(None, false);
+    let keep = BackupKeep { last: 0, daily: 0, weekly: 0, monthly: 0, yearly: 0, bytes: None };
+    let protected = ProtectedReleases { recent: vec![recent], pinned: vec![release] };
+    let DumpReport::Plan(plan) = place.dump(&DumpJob::Plan { keep, protected }).unwrap() else { panic!("no plan") };
+    let decided: Vec<_> = plan.points.iter().zip(&plan.decisions).map(|(info, decision)| (info.id.as_str(), decision)).collect();
+    let expected: [(&str, &[&str]); 5] = [
+        (&unverified, &["not verified"]),
+        (&newest, &["newest"]),
+        (&live, &["live release"]),
+        (&plain, &[]),
+        (&pinned, &["pinned release"]),
+    ];
+    for ((id, decision), (expected, reasons)) in decided.iter().zip(expected) {
+        assert_eq!(
+            (*id, decision.reasons.join(", "), decision.is_kept),
+            (expected, reasons.join(", "), !reasons.is_empty()),
+            "{decided:#?}"
+        );
+    }
+    // All restore points share the one file.
+    assert!(plan.kept_bytes < plan.bytes && plan.bytes < 5 * plan.points[0].counts.stored, "{plan:#?}");
+}

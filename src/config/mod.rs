@@ -6,6 +6,7 @@
 //! [`Settings`].
 
 mod app_json;
+mod backup;
 mod database;
 mod error;
 mod health;
@@ -17,6 +18,7 @@ pub mod project;
 mod quantity;
 mod reader;
 mod recipe;
+mod sections;
 mod server;
 mod settings;
 mod upgrade;
@@ -28,6 +30,7 @@ mod tests;
 
 pub use crate::model::{StopSignal, Strategy};
 pub use app_json::AppJson;
+pub use backup::{BackupConfig, BackupKeep, Schedule};
 pub use database::{DatabaseLocation, DatabaseSpec};
 pub use error::ConfigError;
 pub use health::{Health, HealthCheck, Smoke};
@@ -37,7 +40,8 @@ pub use procfile::Procfile;
 pub use project::{ProjectConfig, ProjectFiles};
 pub use quantity::{Age, ByteSize, StatusRange, TimeSpan};
 pub use recipe::Recipe;
-pub use server::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, PushLimits, ServerConfig, SshConfig, SshProfile};
+pub use sections::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, PushLimits, SshConfig, SshProfile};
+pub use server::ServerConfig;
 pub use settings::{BuildSettings, RequiredVariable, Settings};
 pub use upgrade::{Safety, UpgradeSettings};
 pub use value::{BuildpackRef, CommandLine, DataPath, Domain, HttpPath, RelativePath, VariableName};

@@ -19,7 +19,7 @@ const RECIPE_INTRODUCTION: &str = "\
 const SERVER_INTRODUCTION: &str = "\
 # larder.yml in the server's root directory: the operator's settings of this server.
 # The file and all of its keys are optional. The values below are the defaults. The values of `paths`, `keep.age`,
-# `keep.bytes`, `promote` and `env` are examples: by default, these keys are not set.
+# `keep.bytes`, `promote`, `backup.keep.bytes` and `env` are examples: by default, these keys are not set.
 # Durations: 500ms, 90s, 15m, 1h, 2d.  Sizes: 512K, 512M, 2G (powers of 1024).
 ";
 
@@ -67,6 +67,7 @@ fn server_reference_shows_the_defaults() {
     config.paths.clear();
     config.env.clear();
     (config.keep.age, config.keep.bytes, config.drift, config.builds.memory) = (None, None, None, None);
+    config.backup.keep.bytes = None;
     config.promote = PromotionPolicy::default();
     assert_eq!(config, ServerConfig::default());
 }
@@ -82,7 +83,8 @@ fn defaults_in_tables_equal_the_defaults_in_code() {
         assert_eq!(recipe.for_environment(&environment("production")), Settings::default(), "{key}: {value}");
         seen += 1;
     }
-    for (key, fallback) in keys::rows(server::KEYS, "") {
+    let backup = keys::rows(super::backup::BACKUP_KEYS, "backup.");
+    for (key, fallback) in keys::rows(server::KEYS, "").into_iter().chain(backup) {
         let Fallback::Is(value) = fallback else { continue };
         assert_eq!(ServerConfig::parse("", document(&key, value).as_bytes()).unwrap(), ServerConfig::default(), "{key}: {value}");
         seen += 1;

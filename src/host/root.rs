@@ -235,6 +235,11 @@ impl EnvironmentPaths {
         self.0.join("restore.json")
     }
 
+    /// Returns the path of the record of the scheduled restore points.
+    pub fn backup_record(&self) -> PathBuf {
+        self.0.join("backups.json")
+    }
+
     /// Returns the directory of the records of all deployments.
     pub fn deployments(&self) -> PathBuf {
         self.0.join("deployments")

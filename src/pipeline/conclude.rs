@@ -73,7 +73,7 @@ impl Pipeline {
                     id: format!("{}.0", ticket.deployment),
                     at: jiff::Timestamp::now(),
                     environment: environment.title(),
-                    deployment: ticket.deployment,
+                    deployment: Some(ticket.deployment),
                     news: News::Ended(outcome.clone()),
                 };
                 self.announce(queue, announcement, None);
@@ -89,7 +89,7 @@ impl Pipeline {
                     id: format!("{id}.unusable"),
                     at: jiff::Timestamp::now(),
                     environment: title,
-                    deployment: id,
+                    deployment: Some(id),
                     news: News::Ended(outcome.clone()),
                 };
                 self.announce(queue, announcement, None);
@@ -195,7 +195,7 @@ impl Pipeline {
                 id: format!("{deployment}.{ending}"),
                 at: jiff::Timestamp::now(),
                 environment: environment.title(),
-                deployment,
+                deployment: Some(deployment),
                 news: News::Ended(outcome),
             };
             match Journal::open(&paths.deployment(deployment)) {
@@ -211,7 +211,7 @@ impl Pipeline {
             id: format!("{deployment}.{ending}.released"),
             at: jiff::Timestamp::now(),
             environment: queue.environment().title(),
-            deployment,
+            deployment: Some(deployment),
             news: News::Released(by.clone()),
         };
         self.announce(queue, announcement, None);

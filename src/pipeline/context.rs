@@ -256,7 +256,7 @@ impl Deployment {
             id: format!("{}.{id}", self.spec.id),
             at: jiff::Timestamp::now(),
             environment: self.environment.title(),
-            deployment: self.spec.id,
+            deployment: Some(self.spec.id),
             news,
         }
     }

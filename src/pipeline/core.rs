@@ -17,6 +17,7 @@ use super::{
     journal::{JournalError, JournalState},
     queue::{DeployRequest, Queue, Ticket},
     transcript::Transcript,
+    upkeep::records::Upkeep,
     verdict,
 };
 use crate::{
@@ -35,6 +36,7 @@ pub(super) struct PipelineState {
     pub(super) queues: Mutex<HashMap<EnvId, Queue>>,
     /// The environments that the starting server has yet to attach.
     pub(super) awaited: Mutex<HashSet<EnvId>>,
+    pub(super) upkeep: Upkeep,
     pub(super) start_check: OnceLock<Arc<dyn StartCheck>>,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
@@ -56,6 +58,7 @@ impl Pipeline {
     /// Creates a pipeline without environments; [`Pipeline::attach`] adds them.
     pub fn new(services: Arc<Services>) -> Pipeline {
         Pipeline(Arc::new(PipelineState {
+            upkeep: Upkeep::new(&services.config.backup),
             services,
             queues: Mutex::default(),
             awaited: Mutex::default(),

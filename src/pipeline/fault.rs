@@ -45,6 +45,12 @@ pub fn in_restore(name: &'static str) {
     let _ = name;
 }
 
+/// Ends the process at one of the points of a scheduled run (`upkeep.NAME`).
+pub fn in_upkeep(name: &'static str) {
+    fail::fail_point!(&format!("upkeep.{name}"), |marks| die(&format!("upkeep.{name}"), marks));
+    let _ = name;
+}
+
 /// Returns true if a failpoint makes the step `name` fail before (`step.NAME`) or after (`step.NAME.late`) its work.
 pub fn step_fails(name: &str) -> bool {
     fail::fail_point!(&format!("step.{name}"), |_| true);

@@ -48,6 +48,7 @@ mod state_files;
 mod step;
 mod supply;
 mod transcript;
+mod upkeep;
 mod util;
 mod verdict;
 
@@ -72,5 +73,6 @@ pub use self::{
     state_files::{BuildNumbers, Pin, Pins},
     supply::{ReleaseCandidate, SupplyError},
     transcript::{Follower, Transcript},
+    upkeep::{BackupOverview, BackupState, DamagedPoint, LastFailure, LastRun, Pruned, RunResult, VerifiedPoint},
     util::{chain, seconds},
 };

@@ -35,8 +35,32 @@ pub enum News {
     Committed,
     /// The deployment has ended.
     Ended(Outcome),
+    /// A result of the scheduled work on restore points.
+    Backup(BackupNews),
     /// A person has unfrozen the environment that the deployment had frozen.
     Released(UserName),
+}
+
+/// A result of the scheduled work on restore points.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackupNews {
+    /// A restore point was taken, and read back without a difference.
+    Verified {
+        /// The id of the restore point.
+        point: String,
+    },
+    /// A restore point is damaged.
+    Damaged {
+        /// The id of the restore point.
+        point: String,
+        /// The defect, as one line.
+        why: String,
+    },
+    /// A run failed.
+    Failed {
+        /// The failed action and its cause.
+        why: String,
+    },
 }
 
 /// An announcement of one event.
@@ -49,8 +73,8 @@ pub struct Announcement {
     pub at: Timestamp,
     /// The environment, as `project/environment`.
     pub environment: String,
-    /// The deployment.
-    pub deployment: DeploymentId,
+    /// The deployment; `None` for [`News::Backup`].
+    pub deployment: Option<DeploymentId>,
     /// The event.
     pub news: News,
 }
@@ -147,6 +171,9 @@ impl fmt::Display for News {
             News::Began => "began",
             News::Committed => "committed",
             News::Released(_) => "released",
+            News::Backup(BackupNews::Verified { .. }) => "backup_verified",
+            News::Backup(BackupNews::Damaged { .. }) => "backup_damaged",
+            News::Backup(BackupNews::Failed { .. }) => "backup_failed",
             News::Ended(Outcome::Live { .. }) => "live",
             News::Ended(Outcome::Refused { .. }) => "refused",
             News::Ended(Outcome::RolledBack { .. }) => "rolled_back",
@@ -194,7 +221,7 @@ mod tests {
             id: String::from("x.1"),
             at: Timestamp::UNIX_EPOCH,
             environment: String::from("shop/production"),
-            deployment: DeploymentId::new(Timestamp::UNIX_EPOCH),
+            deployment: Some(DeploymentId::new(Timestamp::UNIX_EPOCH)),
             news: News::Ended(Outcome::Tried),
         };
         assert!(observers.ending(announcement).await);
@@ -221,7 +248,7 @@ mod tests {
             id: String::from("x.1"),
             at: Timestamp::UNIX_EPOCH,
             environment: String::from("shop/production"),
-            deployment: DeploymentId::new(Timestamp::UNIX_EPOCH),
+            deployment: Some(DeploymentId::new(Timestamp::UNIX_EPOCH)),
             news: News::Ended(Outcome::Tried),
         };
         assert!(!observers.ending(announcement).await);

@@ -16,6 +16,15 @@ use crate::{
 /// The default reason of a restore point, used if the request names no reason.
 const REQUESTED: &str = "requested";
 
+/// The priority of a capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Priority {
+    /// The priority of other processes.
+    Usual,
+    /// A low priority for processor and disk.
+    Low,
+}
+
 /// An error of an operation on restore points.
 #[derive(Debug, thiserror::Error)]
 pub enum PointsError {
@@ -99,6 +108,19 @@ impl Pipeline {
         reason: String,
         exact: bool,
     ) -> Result<PointInfo, PointsError> {
+        self.take_with(queue, environment, by, reason, exact, Priority::Usual).await
+    }
+
+    /// Takes a restore point like [`Pipeline::take`], with a priority.
+    pub(super) async fn take_with(
+        &self,
+        queue: &Queue,
+        environment: &Environment,
+        by: UserName,
+        reason: String,
+        exact: bool,
+        priority: Priority,
+    ) -> Result<PointInfo, PointsError> {
         let live = queue.state.lock().live.clone();
         let label = PointLabel {
             project: environment.project.clone(),
@@ -110,6 +132,10 @@ impl Pipeline {
             reason,
         };
         let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact };
+        let job = match priority {
+            Priority::Usual => job,
+            Priority::Low => DumpJob::Quietly(Box::new(job)),
+        };
         match backup::dump(&self.backup(environment), &job).await? {
             DumpReport::Point(info, _) => Ok(*info),
             _ => Err(confused()),
@@ -118,11 +144,15 @@ impl Pipeline {
 
     /// Returns the restore points, newest first, their total disk usage in bytes, and the record of the last restore of the live data.
     pub async fn points(&self, environment: &Environment) -> Result<(Vec<PointInfo>, u64, Option<RestoreRecord>), PointsError> {
-        let paths = self.services().root.environment(&environment.project, &environment.name);
         match backup::dump(&self.backup(environment), &DumpJob::List).await? {
-            DumpReport::List(points, bytes) => Ok((points, bytes, RestoreRecord::read(&paths))),
+            DumpReport::List(points, bytes) => Ok((points, bytes, self.last_restore(environment))),
             _ => Err(confused()),
         }
+    }
+
+    /// Returns the record of the last restore of the live data.
+    pub fn last_restore(&self, environment: &Environment) -> Option<RestoreRecord> {
+        RestoreRecord::read(&self.services().root.environment(&environment.project, &environment.name))
     }
 
     /// Describes a restore point.
@@ -136,7 +166,10 @@ impl Pipeline {
     /// Reads a restore point back. Returns its description and the damaged files.
     pub async fn verify_point(&self, environment: &Environment, point: String) -> Result<(PointInfo, Vec<String>), PointsError> {
         match backup::dump(&self.backup(environment), &DumpJob::Verify { point }).await? {
-            DumpReport::Point(info, damages) => Ok((*info, damages)),
+            DumpReport::Point(info, damages) => {
+                self.refresh_points(environment).await?;
+                Ok((*info, damages))
+            }
             _ => Err(confused()),
         }
     }
@@ -145,7 +178,10 @@ impl Pipeline {
     pub async fn remove_point(&self, environment: &Environment, point: String) -> Result<String, PointsError> {
         let (_queue, _locked) = self.lock_points(environment)?;
         match backup::dump(&self.backup(environment), &DumpJob::Remove { point }).await? {
-            DumpReport::Removed(id) => Ok(id),
+            DumpReport::Removed(id) => {
+                self.refresh_points(environment).await?;
+                Ok(id)
+            }
             _ => Err(confused()),
         }
     }
@@ -182,6 +218,8 @@ impl Pipeline {
     ) -> Result<(std::path::PathBuf, backup::Filled), PointsError> {
         let (_queue, _locked) = self.lock_points(environment)?;
         let paths = self.services().root.environment(&environment.project, &environment.name);
+        let space = self.measure(environment, Some(point.clone())).await?;
+        space.without_capture().check("restore beside the live data", 0).map_err(BackupError::from)?;
         let job = RestoreJob::Beside { point, owner: owner(environment), name: name.clone() };
         let filled = backup::restore(&self.backup(environment), &job).await?;
         Ok((paths.restored().join(name), filled))

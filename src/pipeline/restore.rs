@@ -81,6 +81,8 @@ impl Pipeline {
         }
         // An unknown or unreadable restore point is refused before the restore is recorded.
         let point = self.point(environment, point).await?.id;
+        let space = self.measure(environment, Some(point.clone())).await?;
+        space.check("restore the data", 0).map_err(backup::BackupError::from)?;
         let context = self.backup(environment);
         let failed = |source| PointsError::Exchange { environment: environment.title(), source };
         let mut record = RestoreRecord::begin(point.clone(), by, &paths).map_err(failed)?;

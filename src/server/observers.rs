@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-use crate::pipeline::observe::{Announcement, News, Observer};
+use crate::pipeline::observe::{Announcement, BackupNews, News, Observer};
 
 /// Creates the observers of this server.
 pub fn all() -> impl Iterator<Item = Arc<dyn Observer>> {
@@ -32,11 +32,19 @@ impl Observer for ServerLog {
     }
 
     fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>> {
-        let Announcement { id, environment, deployment, news, .. } = announcement;
+        let Announcement { id, environment, news, .. } = announcement;
+        let deployment = announcement.deployment.map(|deployment| deployment.to_string()).unwrap_or_default();
         match news {
-            News::Ended(outcome) => tracing::info!(id, environment, %deployment, ?outcome, "deployment ended"),
-            News::Released(by) => tracing::info!(id, environment, %deployment, %by, "environment unfrozen"),
-            News::Began | News::Committed => tracing::debug!(id, environment, %deployment, ?news, "deployment continues"),
+            News::Ended(outcome) => tracing::info!(id, environment, deployment, ?outcome, "deployment ended"),
+            News::Released(by) => tracing::info!(id, environment, deployment, %by, "environment unfrozen"),
+            News::Backup(BackupNews::Verified { point }) => {
+                tracing::info!(id, environment, point, "scheduled restore point is ok")
+            }
+            News::Backup(BackupNews::Damaged { point, why }) => {
+                tracing::error!(id, environment, point, why, "restore point is damaged")
+            }
+            News::Backup(BackupNews::Failed { why }) => tracing::error!(id, environment, why, "scheduled restore point failed"),
+            News::Began | News::Committed => tracing::debug!(id, environment, deployment, ?news, "deployment continues"),
         }
         Box::pin(ready(Ok(())))
     }

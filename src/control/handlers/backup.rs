@@ -16,7 +16,7 @@ use crate::{
         request::{Confirmation, Context, Reply, Request, Stream},
     },
     model::{Access, CommitId, Environment, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_line},
-    pipeline::{Pipeline, PointsError, RestoreRecord},
+    pipeline::{Pipeline, PointsError},
 };
 
 /// The maximum length of the reason of a restore point, in bytes.
@@ -29,13 +29,6 @@ pub struct BackupTake {
     pub target: Target,
     /// The reason, as one line.
     pub reason: Option<String>,
-}
-
-/// The request to list the restore points.
-#[derive(Debug)]
-pub struct BackupList {
-    /// The environment.
-    pub target: Target,
 }
 
 /// The request to describe a restore point.
@@ -158,19 +151,6 @@ impl PointView {
             left_out: info.skipped,
         }
     }
-}
-
-/// The restore points of an environment.
-#[derive(Debug, Clone, Serialize)]
-pub struct PointList {
-    /// The environment, as `project/environment`.
-    pub environment: String,
-    /// The restore points, newest first.
-    pub points: Vec<PointView>,
-    /// The total disk usage of the restore points, in bytes.
-    pub bytes: u64,
-    /// The last restore of the live data.
-    pub last_restore: Option<RestoreRecord>,
 }
 
 /// A verified restore point.
@@ -332,22 +312,6 @@ impl Request for BackupTake {
         }
         let taken = control.pipeline().take_point(&environment, caller.name(), self.reason).await;
         Ok(PointView::new(&environment, taken.map_err(|error| of_points(&error))?).into())
-    }
-}
-
-impl Request for BackupList {
-    type View = PointList;
-    const NAME: &'static str = "backup list";
-
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
-    }
-
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<PointList>, CommandError> {
-        let environment = control.environment(&self.target)?;
-        let (points, bytes, last_restore) = control.pipeline().points(&environment).await.map_err(|error| of_points(&error))?;
-        let points = points.into_iter().map(|info| PointView::new(&environment, info)).collect();
-        Ok(PointList { environment: environment.title(), points, bytes, last_restore }.into())
     }
 }
 

@@ -1,6 +1,8 @@
 //! The requests that the server carries out. Each request has fields, a needed right, a handler and a view.
 
 mod backup;
+mod backup_list;
+mod backup_summary;
 mod deliverables;
 mod deployments;
 mod doctor;
@@ -18,6 +20,6 @@ mod status;
 mod users;
 
 pub use self::{
-    backup::*, deliverables::*, deployments::*, doctor::*, drift::*, exports::*, keys::*, logs::*, processes::*, projects::*,
-    promotion::*, releases::*, remotes::*, rollback::*, status::*, users::*,
+    backup::*, backup_list::*, backup_summary::*, deliverables::*, deployments::*, doctor::*, drift::*, exports::*, keys::*,
+    logs::*, processes::*, projects::*, promotion::*, releases::*, remotes::*, rollback::*, status::*, users::*,
 };

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::backup_summary::BackupSummary;
 use crate::{
     control::{
         error::CommandError,
@@ -54,6 +55,8 @@ pub struct EnvironmentStatus {
     pub note: Option<String>,
     /// The result of the last comparison of the live files with their release.
     pub drift: Option<LastScan>,
+    /// The scheduled restore points.
+    pub backup: BackupSummary,
 }
 
 impl Request for Status {
@@ -120,6 +123,7 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
         state,
         note,
         drift: pipeline.last_drift(environment.id),
+        backup: BackupSummary::of(control, environment),
     }
 }
 

@@ -10,12 +10,13 @@ use super::{
         text::{self, MAX_ROWS, count, moment, size},
     },
     arguments::{On, OnTarget},
+    backup_prune::{self, BackupPruneArgs},
 };
 use crate::{
     backup::DataDiff,
     control::{
         BackupDiff, BackupExport, BackupList, BackupRemove, BackupRemoved, BackupRestore, BackupShow, BackupTake, BackupVerify,
-        CommandError, ErrorKind, LiveRestored, PointList, PointView, RestoreView, RestoreWay, VerifyView,
+        CommandError, ErrorKind, ListedPoint, LiveRestored, PointList, PointView, RestoreView, RestoreWay, VerifyView,
     },
     model::sanitise_line,
     pipeline::RestoreEnd,
@@ -38,6 +39,7 @@ pub enum BackupVerb {
     Diff(BackupDiffArgs),
     Export(BackupExportArgs),
     Remove(BackupRemoveArgs),
+    Prune(BackupPruneArgs),
 }
 
 impl BackupVerb {
@@ -64,6 +66,7 @@ impl BackupVerb {
             BackupVerb::Diff(command) => asking.ask(command).await,
             BackupVerb::Export(command) => asking.ask(command).await,
             BackupVerb::Remove(command) => asking.ask(command).await,
+            BackupVerb::Prune(command) => asking.ask(command).await,
         }
     }
 }
@@ -139,7 +142,9 @@ impl Command for BackupListArgs {
     }
 
     fn show(list: &PointList) -> Shown {
-        let line = |point: &PointView| {
+        let line = |listed: &ListedPoint| {
+            let point = &listed.point;
+            let kept = if listed.kept { listed.kept_by.join(", ") } else { String::from("no rule") };
             vec![
                 point.id.clone(),
                 point.number.map(|number| number.to_string()).unwrap_or_default(),
@@ -147,10 +152,11 @@ impl Command for BackupListArgs {
                 size(point.counts.bytes),
                 size(point.counts.unique),
                 state(point),
+                kept,
                 point.reason.clone().unwrap_or_default(),
             ]
         };
-        let header = ["RESTORE POINT", "RELEASE", "FILES", "BYTES", "OWN", "STATE", "REASON"];
+        let header = ["RESTORE POINT", "RELEASE", "FILES", "BYTES", "OWN", "STATE", "KEPT BY", "REASON"];
         let mut text = text::table(&header, list.points.iter().map(line).collect());
         if !list.points.is_empty() {
             let _ = writeln!(text, "\ndisk usage of {}: {}", count(list.points.len() as u64, "restore point"), size(list.bytes));
@@ -163,6 +169,7 @@ impl Command for BackupListArgs {
             };
             let _ = writeln!(text, "last restore: {} at {} UTC by {}: {end}", tail(&last.point), moment(last.begun), last.by);
         }
+        text.push_str(&backup_prune::lines(&list.schedule));
         Shown::Page(text)
     }
 }

@@ -4,6 +4,7 @@
 
 mod arguments;
 mod backup;
+mod backup_prune;
 mod deliverable;
 mod deploy;
 mod doctor;

@@ -5,7 +5,7 @@ use super::{
         command::{Command, Shown},
         text,
     },
-    drift,
+    backup_prune, drift,
 };
 use crate::control::{self, CommandError, EnvironmentStatus, StatusReport};
 
@@ -28,11 +28,19 @@ impl Command for StatusArgs {
         text.push_str(&format!("  host key {}\n  {} MiB of disk free\n\n", report.host_key, report.disk_free >> 20));
         let row = |one: &EnvironmentStatus| {
             let drift = Some(drift::brief(one.drift.as_ref())).filter(|drift| !drift.is_empty());
-            let notes: Vec<&str> = one.note.iter().chain(&drift).map(String::as_str).collect();
+            let failures = backup_prune::failures(&one.backup);
+            let notes: Vec<&str> = one.note.iter().chain(&drift).chain(&failures).map(String::as_str).collect();
             let state = if notes.is_empty() { one.state.to_owned() } else { format!("{}: {}", one.state, notes.join("; ")) };
-            vec![one.environment.clone(), one.mode.to_string(), one.branch.clone(), text::live(one.live.as_ref()), state]
+            vec![
+                one.environment.clone(),
+                one.mode.to_string(),
+                one.branch.clone(),
+                text::live(one.live.as_ref()),
+                backup_prune::brief(&one.backup),
+                state,
+            ]
         };
-        let header = ["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "STATE"];
+        let header = ["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "RESTORE POINT", "STATE"];
         text.push_str(&text::table(&header, report.environments.iter().map(row).collect()));
         Shown::Page(text)
     }

@@ -1,0 +1,273 @@
+//! The section `backup:` of the server file: the schedule of restore points, and the rules by which they are verified and removed.
+
+use croner::{Cron, parser::CronParser};
+use jiff::{Timestamp, tz::TimeZone};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    error::shown,
+    keys::{
+        Fallback::{Is, Says},
+        KeyRow,
+    },
+    quantity::{ByteSize, TimeSpan},
+    reader::ConfigReader,
+    yaml::Node,
+};
+
+/// The maximum length of a schedule or of the name of a time zone, in bytes.
+const MAX_TEXT: usize = 100;
+
+/// Settings of scheduled restore points.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackupConfig {
+    /// The times at which a restore point of each environment is taken; `None` if none is taken on a schedule.
+    pub schedule: Option<Schedule>,
+    /// The time zone of the schedules.
+    pub time_zone: TimeZone,
+    /// The time over which the runs of the environments are distributed.
+    pub spread: TimeSpan,
+    /// The maximum number of environments whose scheduled work runs at the same time.
+    pub parallel: u16,
+    /// The bytes of older restore points of each environment that are read back within 24 hours.
+    pub reverify: ByteSize,
+    /// The rules by which restore points are removed.
+    pub keep: BackupKeep,
+}
+
+/// The rules by which restore points are removed. A restore point stays if at least one rule selects it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupKeep {
+    /// The number of newest restore points.
+    pub last: u32,
+    /// The number of days of which the newest restore point stays.
+    pub daily: u32,
+    /// The number of weeks of which the newest restore point stays.
+    pub weekly: u32,
+    /// The number of months of which the newest restore point stays.
+    pub monthly: u32,
+    /// The number of years of which the newest restore point stays.
+    pub yearly: u32,
+    /// The maximum disk usage of all restore points of one environment.
+    pub bytes: Option<ByteSize>,
+}
+
+impl Default for BackupConfig {
+    fn default() -> BackupConfig {
+        BackupConfig {
+            schedule: Schedule::parse("0 2 * * *").ok(),
+            time_zone: TimeZone::UTC,
+            spread: TimeSpan::minutes(120),
+            parallel: 1,
+            reverify: ByteSize::mebibytes(10 << 10),
+            keep: BackupKeep { last: 3, daily: 7, weekly: 4, monthly: 6, yearly: 0, bytes: None },
+        }
+    }
+}
+
+/// A cron pattern of five fields, or of six fields with the seconds first.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    text: String,
+    cron: Cron,
+}
+
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Schedule) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Schedule {
+    /// Parses a cron pattern. Returns the reason as the error if the pattern is invalid or matches no time.
+    pub fn parse(text: &str) -> Result<Schedule, String> {
+        if text.len() > MAX_TEXT {
+            return Err(format!("the schedule has {} bytes (limit {MAX_TEXT})", text.len()));
+        }
+        let cron = CronParser::new().parse(text).map_err(|error| {
+            let why = error.to_string();
+            format!("{} is not a schedule: {}", shown(text), why.trim_end_matches('.'))
+        })?;
+        let schedule = Schedule { text: text.to_owned(), cron };
+        match schedule.next_after(Timestamp::now(), &TimeZone::UTC) {
+            Some(_) => Ok(schedule),
+            None => Err(format!("{} matches no time", shown(text))),
+        }
+    }
+
+    /// Returns the first time after `after` that the pattern matches; `None` if no time follows. A time that a change of the clock skips
+    /// matches the moment of the change.
+    pub fn next_after(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        self.cron.find_next_occurrence(&after.to_zoned(zone.clone()), false).ok().map(|next| next.timestamp())
+    }
+
+    /// Returns the last time at or before `at` that the pattern matches; `None` if no time precedes.
+    pub fn last_until(&self, at: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        self.cron.find_previous_occurrence(&at.to_zoned(zone.clone()), true).ok().map(|last| last.timestamp())
+    }
+
+    /// Returns the pattern.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// The keys of the section `backup:`.
+pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
+    KeyRow::value(
+        "schedule",
+        "The times at which a restore point of each environment with data is taken and read back: a cron pattern (minute, hour, day of the month, month, day of the week), a pattern with seconds as a sixth field in front, or off. A run that was missed while the server did not run is made up for once.",
+        Is("\"0 2 * * *\""),
+        "\"0 2 * * *\"",
+        |reader, node, key, backup| {
+            const EXPECTED: &str = "a cron pattern such as \"0 2 * * *\", or off";
+            let read = |text: &str| if text == "off" { Ok(None) } else { Schedule::parse(text).map(Some) };
+            set(&mut backup.schedule, reader.value(node, key, EXPECTED, read));
+        },
+    ),
+    KeyRow::value(
+        "time_zone",
+        "The time zone of the schedule, as a name of the IANA database, such as Europe/Berlin.",
+        Is("UTC"),
+        "UTC",
+        |reader, node, key, backup| {
+            let expected = "a time zone that this machine has, such as UTC or Europe/Berlin";
+            set(&mut backup.time_zone, reader.value(node, key, expected, time_zone));
+        },
+    ),
+    KeyRow::value(
+        "spread",
+        "The time over which the runs of the environments are distributed. Each environment starts at its own, constant delay after the scheduled time.",
+        Is("2h"),
+        "2h",
+        |reader, node, key, backup| set(&mut backup.spread, reader.time_within(node, key, TimeSpan::minutes(24 * 60))),
+    ),
+    KeyRow::value(
+        "parallel",
+        "The maximum number of environments whose restore points are taken, read back or removed by the schedule at the same time.",
+        Is("1"),
+        "1",
+        |reader, node, key, backup| set(&mut backup.parallel, number(reader, node, key, 1, 64)),
+    ),
+    KeyRow::value(
+        "reverify",
+        "The bytes of older restore points of one environment that are read back within 24 hours, in turn, beginning with the restore points that were never read back. 0 reads back only new restore points.",
+        Is("10G"),
+        "10G",
+        |reader, node, key, backup| set(&mut backup.reverify, reader.size(node, key)),
+    ),
+    KeyRow::section(
+        "keep",
+        "The restore points that stay after each successful run; the others are removed. A restore point stays if at least one of these rules selects it. Days, weeks, months and years are in UTC. The newest restore point that was read back, and the last restore points of the live release, of its predecessor and of pinned releases always stay. Restore points that are not read back yet, or that are damaged, are not removed and do not count.",
+        "{daily: 7, weekly: 4}",
+        KEEP_KEYS,
+    ),
+];
+
+const KEEP_KEYS: &[KeyRow<BackupConfig>] = &[
+    KeyRow::value("last", "The number of newest restore points.", Is("3"), "3", |reader, node, key, backup| {
+        set(&mut backup.keep.last, number(reader, node, key, 0, MAX_KEPT));
+    }),
+    KeyRow::value(
+        "daily",
+        "The number of days, weeks, months and years of which the newest restore point stays.",
+        Is("7"),
+        "7",
+        |reader, node, key, backup| set(&mut backup.keep.daily, number(reader, node, key, 0, MAX_KEPT)),
+    ),
+    KeyRow::value("weekly", "", Is("4"), "4", |reader, node, key, backup| {
+        set(&mut backup.keep.weekly, number(reader, node, key, 0, MAX_KEPT));
+    }),
+    KeyRow::value("monthly", "", Is("6"), "6", |reader, node, key, backup| {
+        set(&mut backup.keep.monthly, number(reader, node, key, 0, MAX_KEPT));
+    }),
+    KeyRow::value("yearly", "", Is("0"), "0", |reader, node, key, backup| {
+        set(&mut backup.keep.yearly, number(reader, node, key, 0, MAX_KEPT));
+    }),
+    KeyRow::value(
+        "bytes",
+        "The maximum disk usage of all restore points of one environment, where shared files count once. The oldest restore points are removed first.",
+        Says("no limit"),
+        "50G",
+        |reader, node, key, backup| backup.keep.bytes = reader.size(node, key),
+    ),
+];
+
+/// The maximum number of restore points that one rule selects.
+const MAX_KEPT: u64 = 10_000;
+
+/// Finds a time zone by its name. The machine's database is not asked for UTC.
+fn time_zone(text: &str) -> Result<TimeZone, String> {
+    if text == "UTC" {
+        return Ok(TimeZone::UTC);
+    }
+    let is_name = text.len() <= MAX_TEXT && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"/_+-".contains(&c));
+    let found = if is_name { TimeZone::get(text).ok() } else { None };
+    found.ok_or_else(|| format!("{} is not a time zone of this machine", shown(text)))
+}
+
+fn set<T>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+fn number<T: TryFrom<u64>>(reader: &mut ConfigReader, node: &Node, key: &str, from: u64, to: u64) -> Option<T> {
+    reader.number(node, key, from, to).and_then(|number| T::try_from(number).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ServerConfig;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn parsed(text: &str) -> Result<BackupConfig, String> {
+        ServerConfig::parse("", text.as_bytes()).map(|config| config.backup).map_err(|problems| problems[0].to_string())
+    }
+
+    #[test]
+    fn schedule_follows_the_time_zone_over_a_change_of_the_clock() {
+        let schedule = Schedule::parse("30 2 * * *").unwrap();
+        let Ok(berlin) = time_zone("Europe/Berlin") else {
+            eprintln!("SKIPPED: this machine has no time zones");
+            return;
+        };
+        let next = |after| schedule.next_after(at(after), &berlin).unwrap();
+        assert_eq!(next("2026-03-27T12:00:00Z"), at("2026-03-28T01:30:00Z"));
+        // On 29 March, 02:30 does not exist: the clock goes from 02:00 to 03:00.
+        assert_eq!(next("2026-03-28T12:00:00Z"), at("2026-03-29T01:00:00Z"));
+        // On 25 October, 02:30 exists twice, and the pattern matches once.
+        assert_eq!(next("2026-10-24T12:00:00Z"), at("2026-10-25T00:30:00Z"));
+        assert_eq!(next("2026-10-25T00:30:00Z"), at("2026-10-26T01:30:00Z"));
+        assert_eq!(schedule.last_until(at("2026-10-26T01:30:00Z"), &berlin), Some(at("2026-10-26T01:30:00Z")));
+    }
+
+    #[test]
+    fn bad_schedule_time_zone_or_number_is_reported() {
+        let backup = parsed("backup: {schedule: '*/10 * * * * *', time_zone: UTC, keep: {daily: 30, bytes: 5G}}").unwrap();
+        assert_eq!(backup.schedule.unwrap().as_str(), "*/10 * * * * *");
+        assert_eq!((backup.keep.daily, backup.keep.bytes), (30, "5G".parse().ok()));
+        assert_eq!(parsed("backup: {schedule: off}").unwrap().schedule, None);
+        for bad in [
+            "schedule: ''",
+            "schedule: daily",
+            "schedule: '61 * * * *'",
+            "schedule: '0 2 30 2 *'",
+            "schedule: [1]",
+            "time_zone: Mars/Olympus",
+            "time_zone: ../../etc/passwd",
+            "spread: 2d",
+            "parallel: 0",
+            "keep: {daily: -1}",
+            "keep: {hourly: 1}",
+            "nightly: true",
+        ] {
+            let why = parsed(&format!("backup: {{{bad}}}")).unwrap_err();
+            assert!(why.starts_with("larder.yml:1: "), "{bad}: {why}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The scheduled work of all environments: their records, and the runs under way.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    super::util::{chain, run_blocking},
+    state::BackupState,
+};
+use crate::{
+    config::BackupConfig,
+    model::{EnvId, Environment},
+};
+
+/// The scheduled work of all environments.
+pub struct Upkeep {
+    records: Mutex<HashMap<EnvId, Result<BackupState, String>>>,
+    /// The environments whose run is under way or waits for a permit.
+    running: Mutex<HashSet<EnvId>>,
+    left: Notify,
+    permits: Arc<Semaphore>,
+}
+
+impl Upkeep {
+    /// Creates the state of a server that has just started.
+    pub fn new(config: &BackupConfig) -> Upkeep {
+        let permits = Arc::new(Semaphore::new(config.parallel.into()));
+        Upkeep { records: Mutex::default(), running: Mutex::default(), left: Notify::new(), permits }
+    }
+
+    /// Marks the run of an environment as under way. Returns false if it is under way already.
+    pub(super) fn enter(&self, environment: EnvId) -> bool {
+        self.running.lock().insert(environment)
+    }
+
+    /// Reverts [`Upkeep::enter`].
+    pub(super) fn leave(&self, environment: EnvId) {
+        self.running.lock().remove(&environment);
+        self.left.notify_one();
+    }
+
+    /// Waits until a run ends.
+    pub(super) async fn left(&self) {
+        self.left.notified().await;
+    }
+
+    pub(super) fn is_running(&self, environment: EnvId) -> bool {
+        self.running.lock().contains(&environment)
+    }
+
+    /// Acquires the permit for scheduled work. `None` if the semaphore is closed, which larder never does.
+    pub(super) async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        self.permits.clone().acquire_owned().await.ok()
+    }
+
+    /// Returns the record of an environment, which is in the file `path`. The first call reads the file, or begins the record of a new
+    /// environment. The error is the reason why the record cannot be used.
+    pub(super) fn record(&self, environment: &Environment, path: &Path) -> Result<BackupState, String> {
+        if let Some(known) = self.records.lock().get(&environment.id) {
+            return known.clone();
+        }
+        let record = run_blocking(|| match BackupState::read(path) {
+            Ok(Some(record)) => Ok(record),
+            Ok(None) => {
+                let record = BackupState::new(Timestamp::now());
+                if let Err(error) = record.write(path) {
+                    tracing::warn!(environment = environment.title(), error = chain(&error), "cannot record the schedule");
+                }
+                Ok(record)
+            }
+            Err(why) => {
+                tracing::error!(environment = environment.title(), why, "no scheduled restore points");
+                Err(why)
+            }
+        });
+        self.records.lock().entry(environment.id).or_insert(record).clone()
+    }
+
+    /// Changes the record of an environment, and writes the record durably. An unusable record is not changed.
+    pub(super) fn change(&self, environment: &Environment, path: &Path, change: impl FnOnce(&mut BackupState)) {
+        if self.record(environment, path).is_err() {
+            return;
+        }
+        // The lock is held while the file is written, so that an older record never replaces a newer one.
+        let mut records = self.records.lock();
+        let Some(Ok(record)) = records.get_mut(&environment.id) else { return };
+        let before = record.clone();
+        change(record);
+        if *record != before
+            && let Err(error) = run_blocking(|| record.write(path))
+        {
+            tracing::error!(environment = environment.title(), error = chain(&error), "cannot record the scheduled run");
+        }
+    }
+}
