@@ -119,8 +119,8 @@ fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact
     store.sweep()?;
     let base = paths.base()?;
     let data = File::open(&paths.data).map_err(|e| BackupFailure::io("open the data", &e))?;
-    // Writes through shared mappings may update a file's times only when the file system is synced. The data is a mount point, so its own
-    // directory is synced instead of the parent directory.
+    // Writes through shared mappings may update a file's times only when the file system is synced. The parent directory of the data may be
+    // on another file system, so the capture itself syncs nothing (`sync_sources`).
     rustix::fs::syncfs(&data).map_err(|e| BackupFailure::io("sync the file system of the data", &e.into()))?;
     let previous = newest(store)?;
     // The caller of an exact capture has stopped the application, and has measured the space before.

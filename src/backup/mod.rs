@@ -34,7 +34,8 @@ use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, R
 /// The name of the captured directory in a restore point.
 const DATA: &str = "data";
 
-/// The maximum number of changes or skipped files that a report lists. The counts of a report include all of them.
+/// The maximum number of changes or skipped files that a report lists. The counts of a report include the changes and files that are not
+/// listed.
 const MAX_LISTED: usize = 1000;
 
 /// The description of a restore point, stored in its manifest. A restore refuses a restore point of another environment.

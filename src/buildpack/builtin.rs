@@ -39,8 +39,8 @@ struct PackFile {
     signs: Vec<String>,
 }
 
-/// The built-in buildpacks, in the order of detection. Languages whose projects often have a `package.json` for assets come before
-/// `node`. Buildpacks that look for a file of most projects, such as a Procfile, come last.
+/// The built-in buildpacks, in the order of detection. Buildpacks of languages whose projects often have a `package.json` for assets come
+/// before `node`. Buildpacks that look for a file of most projects, such as a Procfile, come last.
 pub(super) static PACKS: LazyLock<Vec<BuiltinPack>> = LazyLock::new(|| {
     let mut packs: Vec<(u32, BuiltinPack)> = FILES
         .iter()

@@ -44,7 +44,7 @@ pub(super) struct ScriptCommand<'a> {
     pub environment: Vec<(OsString, OsString)>,
     /// The working directory.
     pub directory: &'a Path,
-    /// Files of shell assignments that are sourced before the program starts, in order.
+    /// Files of shell assignments that a shell sources in this order before the program starts.
     pub exports: &'a [PathBuf],
     pub capture: Capture,
 }
@@ -90,7 +90,7 @@ impl ScriptExit {
         Some(self.sentence(number, line.trim().to_owned()))
     }
 
-    /// Completes a line that ends in a colon: adds the next line, which has the cause, or else removes the colon.
+    /// Completes a line that ends in a colon: adds the next line, which has the cause. Removes the colon if there is no next line.
     fn sentence(&self, number: usize, line: String) -> String {
         let Some(start) = line.strip_suffix(':') else { return line };
         let following = self.tail.iter().skip(number + 1).map(|line| line.trim().trim_start_matches("! ").trim());

@@ -89,7 +89,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
                 let why = format!("bin/release of buildpack {} printed no process types: {why}", pack.label);
                 BuildStop::new(&what, why, Blame::Pusher, "print YAML with default_process_types: TYPE: COMMAND")
             };
-            // The last buildpack takes precedence, as on Heroku.
+            // If several buildpacks provide the same process type, the last one takes precedence, as on Heroku.
             for (name, command) in release::parse(&exit.stdout).map_err(wrong)? {
                 processes.retain(|(other, _)| *other != name);
                 processes.push((name, command));

@@ -1,4 +1,4 @@
-//! The state of a build in the worker, which all of its steps share: paths, output, environment, and the start of scripts.
+//! The state that all steps of a build share in the worker: paths, output and environment. Each step starts its scripts through this state.
 
 use std::{
     collections::BTreeMap,

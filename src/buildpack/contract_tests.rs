@@ -133,8 +133,8 @@ fn front_end_package_is_static_and_server_package_is_node() {
         for pack in ["node", "static"] {
             assert_eq!(detects(pack, temp.path()), pack == *expected, "{pack} on {package} with {beside:?}");
         }
-        // Both buildpacks accept the project if the recipe names them: node may only build the assets for another buildpack, and the script
-        // start may be only for development.
+        // Each buildpack accepts the project if the recipe names the buildpack. For example, node can build the assets for another
+        // buildpack, and a static site can have a script `start` for development.
         for pack in ["node", "static"] {
             let mut named = Command::new(folder(&format!("buildpacks/{pack}/bin/detect")));
             assert!(named.arg(temp.path()).env("LARDER_NAMED", "1").output().unwrap().status.success(), "{pack} on {package}");

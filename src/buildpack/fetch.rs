@@ -52,7 +52,7 @@ pub(super) fn fetch<W: Write + Send + 'static>(
     }
     let tree = format!("--work-tree={}", to.display());
     git.run(&[&tree, "checkout", "--quiet", "--force", commit, "--", "."])?;
-    // Git's index describes a work tree that this build removes.
+    // Git's index describes a work tree that this build removes, so the next build must not use the index.
     drop(std::fs::remove_file(store.join("index")));
     Ok(())
 }
@@ -62,8 +62,8 @@ fn network(configuration: &[(String, String)]) -> Vec<(OsString, OsString)> {
     let proxy = |name: &str| PROXIES.iter().any(|known| name == *known || name == known.to_ascii_lowercase());
     let known = configuration.iter().filter(|(name, _)| proxy(name) || CERTIFICATES.contains(&name.as_str()));
     let mut all: Vec<(OsString, OsString)> = known.map(|(name, value)| (name.into(), value.into())).collect();
-    // Git uses curl. For http:// addresses curl ignores HTTP_PROXY in upper case, because in a CGI program a client can set it with a
-    // header. SSL_CERT_FILE works only if curl was built with OpenSSL.
+    // Git uses curl. For http:// addresses, curl ignores HTTP_PROXY in upper case, because a client of a CGI program can set this variable
+    // with a header. SSL_CERT_FILE works only if curl was built with OpenSSL.
     for (given, understood) in [("HTTP_PROXY", "http_proxy"), ("SSL_CERT_FILE", "GIT_SSL_CAINFO")] {
         let find = |wanted: &str| configuration.iter().find(|(name, _)| name == wanted);
         if let (Some((_, value)), None) = (find(given), find(understood)) {

@@ -36,7 +36,7 @@ pub(super) fn look(path: &Path) -> ScriptFile {
 
 /// Reads the file of variables after a script has run.
 pub(super) fn read_back(path: &Path) -> Result<Map<String, Value>, String> {
-    // The script may have replaced the file: no symlink is followed, and no pipe blocks.
+    // The script may have replaced the file, so this call follows no symlink and does not wait for the writer of a pipe.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
     let gone = |error: io::Error| format!("cannot read the file: {error}");
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(gone)?;

@@ -26,7 +26,8 @@ pub struct Usage {
     pub points: Vec<PointUsage>,
     /// The bytes of all restore points together, where shared files count once.
     pub total: u64,
-    /// The bytes that exactly the restore points of a set use. A set is given as sorted positions.
+    /// Sets of restore points, with the bytes that each restore point of the set and no other restore point uses. A set is a sorted list of
+    /// positions in `points`.
     sets: Vec<(Vec<u32>, u64)>,
 }
 
@@ -40,7 +41,7 @@ impl Usage {
 
 /// Returns the space that restore points use.
 pub fn usage(points: &[&Point]) -> Result<Usage> {
-    // The restore points that use a file, and the file's size.
+    // The key is the device and the inode of a file. The value is the restore points that use the file, and its allocated bytes.
     let mut files: HashMap<(u64, u64), (Vec<u32>, u64)> = HashMap::new();
     let mut found = Vec::new();
     for (at, point) in points.iter().enumerate() {
@@ -60,7 +61,7 @@ pub fn usage(points: &[&Point]) -> Result<Usage> {
         let top = point.files()?;
         for entry in point.entries()? {
             if matches!(entry.kind, Kind::File { .. } | Kind::Directory) {
-                // The store belongs to this user and has no links.
+                // The path cannot lead out of the store, because no other user can write to the store, and the store has no links.
                 match sys::stat_at(top.as_fd(), OsStr::from_bytes(&entry.path)) {
                     Ok(stat) => add(stat),
                     // Missing files are reported by a verification.

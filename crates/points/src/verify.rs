@@ -39,7 +39,7 @@ impl Default for VerifyOptions<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The file does not exist, or a link is in its place.
+    /// The file does not exist, or a link is in its place, or one of its parents is not a directory.
     #[error("it is missing")]
     Missing,
     /// The path exists, but is not a regular file.

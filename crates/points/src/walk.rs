@@ -62,7 +62,7 @@ pub enum SkipReason {
     Mount,
     /// A file or directory that the user of the capture has no permission to read.
     Unreadable,
-    /// A file or directory that was removed or replaced during the walk.
+    /// A file or directory that was removed or replaced during the walk, or a side file that is not a regular file.
     Changed,
 }
 
@@ -113,7 +113,7 @@ impl Counts {
     }
 }
 
-/// A regular file that was found.
+/// A regular file that the walk found.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub path: Vec<u8>,

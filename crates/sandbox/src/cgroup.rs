@@ -170,7 +170,8 @@ impl ControlGroup {
         self.directories.iter().any(|directory| directory.join("pids.max").exists())
     }
 
-    /// Kills all processes of the group. This call is necessary for processes without a PID namespace.
+    /// Kills all processes of the group. The kernel kills the processes of a PID namespace with its first process, but processes without
+    /// a PID namespace need this call.
     pub fn kill(&self) {
         if self.version == CgroupVersion::V2 {
             self.set("cgroup.kill", "1");
@@ -231,8 +232,8 @@ fn unified(own: &str, mounts: &str) -> Option<PathBuf> {
     shown(mounts, own.lines().find_map(|line| line.strip_prefix("0::"))?, |kind, _| kind == "cgroup2")
 }
 
-/// Creates the group `name` in the unified hierarchy. If this process is in the group `own`, the kernel may refuse limited groups below
-/// `own`. This process then moves to the group `own_group`.
+/// Creates the group `name` below `own`, the group of this process in the unified hierarchy. The kernel may refuse limited groups below a
+/// group that has processes. In this case, this process moves to the group `own_group` below `own`.
 fn prepare_unified(own: &Path, name: &str, own_group: &str) -> io::Result<PathBuf> {
     let available = fs::read_to_string(own.join("cgroup.controllers"))?;
     let wanted: Vec<&str> =
@@ -252,7 +253,8 @@ fn prepare_unified(own: &Path, name: &str, own_group: &str) -> io::Result<PathBu
     Ok(directory)
 }
 
-/// Enables controllers for the groups below `group`, one by one, because real-time processes in the group prevent only `cpu`.
+/// Enables controllers for the groups below `group`. Each controller needs a separate write: if the group has real-time processes, the
+/// kernel refuses `cpu`, and accepts the remaining controllers.
 fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
     for controller in controllers {
         match fs::write(group.join("cgroup.subtree_control"), format!("+{controller}")) {

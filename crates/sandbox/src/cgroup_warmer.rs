@@ -54,7 +54,7 @@ impl CgroupWarmer {
         CgroupWarmer { control, process, group, woken: None }
     }
 
-    /// Wakes the helper before processes are started.
+    /// Wakes the helper. A caller wakes the helper before the caller starts processes.
     pub fn wake(&mut self) {
         let now = Instant::now();
         if self.woken.is_some_and(|woken| now.duration_since(woken) < LINGER / 2) {

@@ -205,7 +205,7 @@ impl RootDirectory {
             Err(Errno::EXIST) => return Ok(Moved::NameTaken),
             other => other?,
         }
-        // The rename replaces an empty directory of this process, and can therefore replace no other directory.
+        // The rename replaces the empty directory that this process has just created, and can therefore destroy no other directory.
         match renameat(&parent, old_name, &into, name) {
             Ok(()) => Ok(Moved::Done),
             Err(error) => {
@@ -235,7 +235,8 @@ impl RootDirectory {
     }
 }
 
-/// Returns the directories above the real path of `path` that a user other than root can replace, each with its owner.
+/// Resolves the symlinks of `path`, and returns the directories above `path` in which a user other than root can rename the entries. Each
+/// directory has its owner.
 pub fn replaceable_ancestors(path: &Path) -> io::Result<Vec<(PathBuf, u32)>> {
     let mut found = Vec::new();
     for above in fs::canonicalize(path)?.ancestors().skip(1) {

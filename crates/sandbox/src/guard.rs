@@ -1,4 +1,4 @@
-//! The guard: a process between the supervisor and the program, which runs as the user of the program. In a namespace, the guard is the
+//! The guard: a process between the supervisor and the program. The guard runs as the user of the program. In a namespace, the guard is the
 //! first process.
 //!
 //! The guard reaps orphans, forwards stop signals and reports the end of the program. When the guard exits, the kernel kills all processes
@@ -111,7 +111,7 @@ fn watch(program: i32) -> ! {
                 Err(_) => break false,
             }
         };
-        // After a stop signal, descendants may still finish their work, such as a server below a shell that has exited.
+        // After a stop signal, the guard also waits for descendants. For example, a server finishes its work after its shell has exited.
         if ended.is_some() && !(stopping && left) {
             break;
         }

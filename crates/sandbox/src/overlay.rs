@@ -96,7 +96,7 @@ impl Overlays {
         Ok(unmount(&target, UnmountFlags::DETACH)?)
     }
 
-    /// Mounts an overlay, unless it is mounted. Returns its number and its path, and true if every file in it can be written.
+    /// Mounts an overlay, unless it is mounted. Returns its number and its path, and true if the worker appears as the owner of all files.
     pub fn acquire(&mut self, spec: &OverlaySpec, root: &RootDirectory) -> io::Result<(OverlayId, PathBuf, bool)> {
         if let Some((id, mounted)) = self.mounted.iter_mut().find(|(_, mounted)| !mounted.retired && mounted.spec == *spec) {
             mounted.users += 1;
@@ -167,8 +167,9 @@ impl Overlays {
         let opened = |directory: &OwnedFd| format!("/proc/self/fd/{}", directory.as_raw_fd());
         let (upper, work) = (opened(&scratch.upper), opened(&scratch.work));
         let below = below.display();
-        // Without `redirect_dir`, rename(2) of a directory of the lower tree fails with EXDEV, and programs such as `mv` copy it. The
-        // option is not set: the kernel refuses it together with `userxattr`, and `upper` would no longer contain all changed files.
+        // Without `redirect_dir`, rename(2) of a directory of the lower tree fails with EXDEV, and programs such as `mv` copy the
+        // directory. The option is not set: the kernel refuses it together with `userxattr`, and `upper` would no longer contain all
+        // changed files.
         let simple = if self.privileged { "index=off,metacopy=off,redirect_dir=off" } else { "userxattr" };
         let mut flags = MountFlags::NOSUID | MountFlags::NODEV;
         let options = if read_only {
@@ -178,7 +179,7 @@ impl Overlays {
             // Files that the kernel left in `work` before a crash prevent the mount.
             root.clear_own(&scratch.work)?;
             let options = format!("lowerdir={below},upperdir={upper},workdir={work},{simple}");
-            // A scratch layer need not survive a power cut, so no write waits for the disk.
+            // A scratch layer need not survive a power cut. With `volatile`, no write waits for the disk. Older kernels refuse this option.
             vec![format!("{options},volatile"), options]
         };
         let mut result = Ok(());

@@ -20,7 +20,7 @@ use super::{
 /// The maximum size of an error message of a child, in bytes.
 const MAX_TEXT: u64 = 4096;
 
-/// Returns the first directory above `path` that `user` cannot enter, with its mode. Creates no directory.
+/// Returns the first directory above `path` that `user` cannot enter, with its mode. Ignores directories that do not exist.
 ///
 /// A child process tries to enter each directory as `user`, so that groups and access control lists are taken into account.
 pub fn first_closed_ancestor(path: &Path, user: UnixUser) -> io::Result<Option<(PathBuf, u32)>> {

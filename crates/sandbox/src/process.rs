@@ -203,7 +203,7 @@ fn prepare(spec: &ChildSpec<'_>, control: &OwnedFd) -> io::Result<Strings> {
         CString::new(pair.into_vec())
     };
     let environment = spec.environment.iter().map(join).collect::<Result<Vec<_>, _>>()?;
-    // The supervisor first moves this process into its control group. If the supervisor has exited, this process must exit, too.
+    // The supervisor moves this process into the control group before it sends `GO`. If the supervisor has exited, this process must exit.
     if guard::command(control.as_raw_fd()) != Some(guard::GO) {
         sys::exit_now(125);
     }
@@ -224,8 +224,8 @@ fn prepare(spec: &ChildSpec<'_>, control: &OwnedFd) -> io::Result<Strings> {
     }
     chdir("/")?;
     drop_privileges(spec.user).map_err(|error| named("cannot drop privileges", error))?;
-    // The kernel clears the parent death signal at every change of user, so it is set again. If the supervisor has exited in
-    // between, its end of the control socket is closed, which the guard checks first.
+    // The kernel clears the parent death signal at every change of user, so this process sets the signal again. If the supervisor exits
+    // before that, the control socket is closed, and the guard ends the program at its first look at the socket.
     end_with_supervisor(spec)?;
     Ok((argv, environment))
 }

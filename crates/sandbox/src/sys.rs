@@ -140,7 +140,7 @@ pub fn exec(program: BorrowedFd<'_>, argv: &[CString], environment: &[CString]) 
     io::Error::last_os_error()
 }
 
-/// Sets attributes of a detached mount, and of the mounts below it if `recursive` is true. `idmap` maps the owners of its files.
+/// Sets attributes of a detached mount, and of the mounts below it if `recursive` is true. `idmap` maps the owners of the mount's files.
 pub fn mount_attributes(tree: BorrowedFd<'_>, set: u64, idmap: Option<BorrowedFd<'_>>, recursive: bool) -> io::Result<()> {
     let userns_fd = idmap.map_or(0, |idmap| idmap.as_raw_fd() as u64);
     let idmapped = if idmap.is_some() { libc::MOUNT_ATTR_IDMAP } else { 0 };
@@ -168,8 +168,9 @@ pub fn idle_disk_priority() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, CLASS_IDLE) }).map(drop)
 }
 
-/// Sends a signal to the process `pid`, which must not have been reaped: the kernel may give its number to a new process. If `pid` is
-/// negative, the signal goes to the process group. If `pid` is -1, the signal goes to all processes of the namespace.
+/// Sends a signal to the process `pid`. This process must not have been reaped, because the kernel may give the number of a reaped process
+/// to a new process. If `pid` is negative, the signal goes to the process group. If `pid` is -1, the signal goes to all processes of the
+/// namespace.
 pub fn signal(pid: i32, signal: c_int) {
     // SAFETY: both arguments are plain numbers.
     unsafe { libc::kill(pid, signal) };

@@ -112,7 +112,7 @@ impl BaseView {
                 _ => {}
             }
         }
-        // Parents are mounted first, because a directory below a mounted directory is already visible.
+        // Parents are mounted first. A directory below a mounted directory is then already visible, and is not mounted again.
         let mut additional: Vec<_> = spec.additional.iter().collect();
         additional.sort();
         let mut skipped = Vec::new();

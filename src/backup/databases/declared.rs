@@ -1,4 +1,5 @@
-//! The databases of an environment: those of the recipe's `databases:`, or else those that its variables and data paths name.
+//! The databases of an environment: the databases of the recipe's `databases:`, or, without this key, the databases that the environment's
+//! variables and data paths name.
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +12,10 @@ use crate::{
     model::{DatabaseEngine, DatabaseName},
 };
 
-/// The variables that name a database without a declaration, with the names of these databases.
+/// The variables in which larder recognises the URL of a database that is not declared, each with the name of this database.
 const VARIABLES: [(&str, &str); 2] = [("DATABASE_URL", "main"), ("REDIS_URL", "redis")];
 
-/// The extensions of names by which a data path is recognised as an SQLite file.
+/// The file name extensions of the data paths that larder recognises as SQLite files.
 const EXTENSIONS: [&str; 4] = ["sqlite3", "sqlite", "db", "db3"];
 
 /// A database that cannot be located.
@@ -29,7 +30,7 @@ pub struct DatabaseConflict {
     pub hint: String,
 }
 
-/// Returns the databases of an environment with these settings and variables of its processes.
+/// Returns the databases of an environment with these settings. `env` holds the variables of its processes.
 pub fn databases_of(settings: &Settings, env: &BTreeMap<String, String>) -> Result<Vec<DatabaseJob>, DatabaseConflict> {
     let mut databases = match &settings.databases {
         Some(declared) => {
@@ -109,7 +110,7 @@ fn declared_job(
     }
 }
 
-/// Returns the database of a variable, or `None` if the value is no URL of a known engine.
+/// Returns the database of a variable, or `None` if the value is neither the URL of a known engine nor that of an SQLite file in the data.
 fn recognised(settings: &Settings, value: &str, name: &str) -> Option<DatabaseJob> {
     let url = DatabaseUrl::new(value);
     let (engine, name) = (DatabaseEngine::of_scheme(url.scheme())?, name.parse().ok()?);
@@ -146,7 +147,8 @@ fn in_data(settings: &Settings, path: &str) -> Option<PathBuf> {
     (is_clean(path) && settings.data.iter().any(|data| holds(data.path()))).then(|| PathBuf::from(path))
 }
 
-/// Returns the path below `data/` of a declared SQLite file. A file of a data path keeps its whole path.
+/// Returns the path below `data/` of a declared SQLite file. A file in a data path keeps its whole path. All other paths lose the prefix
+/// `data/`.
 fn below_data(settings: &Settings, path: &str) -> PathBuf {
     in_data(settings, path).unwrap_or_else(|| PathBuf::from(path.strip_prefix("data/").unwrap_or(path)))
 }

@@ -33,7 +33,7 @@ pub struct DatabaseJob {
     pub engine: DatabaseEngine,
     /// The location.
     pub at: DatabaseAt,
-    /// False for an SQLite file that larder recognised by its name. Such a file may be missing, or be another kind of file.
+    /// False for an SQLite file that larder recognised by a variable or a data path. Such a file may be missing, or be no SQLite file.
     pub is_declared: bool,
 }
 
@@ -107,7 +107,7 @@ pub struct DumpInfo {
 
 /// An engine: the operations on one kind of database. An error names the database and the server, and contains no password.
 pub trait Engine: Sync {
-    /// Connects, and compares the versions of tool and server. Called before anything is stopped or changed.
+    /// Connects, and compares the versions of tool and server. The caller checks a database before it stops or changes anything.
     fn check(&self, job: &DatabaseJob) -> Result<EngineVersions, BackupFailure>;
 
     /// Returns the size of the database.

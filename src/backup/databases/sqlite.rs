@@ -43,7 +43,7 @@ pub fn is_database(path: &Path) -> bool {
     found.is_file() && read().is_ok() && (header.is_empty() || header == HEADER)
 }
 
-/// Opens a file without following symlinks: the application chooses the content of its data directory.
+/// Opens a file without following symlinks, because the application can put a symlink into its data directory.
 fn open(path: &Path, flags: OpenFlags) -> rusqlite::Result<Connection> {
     let connection =
         Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW)?;
@@ -106,8 +106,8 @@ fn online(live: &Path, into: &Path) -> rusqlite::Result<()> {
 }
 
 /// Copies the files of a database that no process has open, so that SQLite can recover the copy. Returns false if the files changed during
-/// every attempt. The worker cannot write to the data, so it cannot open a database with a journal of a killed process, or with a
-/// write-ahead log that was removed.
+/// every attempt. SQLite must write to open a database that has the journal of a killed process, or that lacks its write-ahead log. The
+/// worker cannot write to the data, and therefore opens a copy.
 fn recovered(live: &Path, into: &Path) -> io::Result<bool> {
     let stamps = || PARTS.map(|suffix| fs::symlink_metadata(with_suffix(live, suffix)).ok().map(|found| stamp(&found)));
     for _ in 0..ATTEMPTS {

@@ -1,5 +1,5 @@
-//! Runs the programs of a database engine: with an environment from zero, and with no password in their arguments. A password belongs into
-//! a variable of [`Tool::env`] or into a private file ([`private_file`]).
+//! Runs the programs of a database engine. A program inherits no variables from the worker. A password must not be in an argument, but in a
+//! variable ([`Tool::secret`]) or in a private file ([`private_file`]).
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ const MAX_ERRORS: u64 = 64 << 10;
 /// The maximum number of bytes of a program's answer.
 const MAX_OUTPUT: u64 = 16 << 20;
 
-/// The directories in which programs are searched, in order.
+/// The directories in which programs are searched, the first one first.
 const DIRECTORIES: [&str; 5] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin"];
 
 /// Returns the path of the first of `names` that is installed in `first` or in the usual directories.
@@ -35,8 +35,8 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// Creates a file on the worker's private temporary file system that only this user can read, for a program that reads its password from a
-/// file.
+/// Creates a file that only the worker's user can read, for a program that reads its password from a file. The directory must be on the
+/// worker's private temporary file system.
 pub(super) fn private_file(directory: &Path, name: &str, content: &str) -> Result<PathBuf, BackupFailure> {
     let path = directory.join(name);
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
@@ -90,7 +90,7 @@ impl Tool {
         self.program.file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    /// Starts the program. The error output is read by [`Running::wait`].
+    /// Starts the program. [`Running::wait`] returns the error output if the program fails.
     pub fn spawn(&self, stdin: Stdio, stdout: Stdio) -> Result<Running, BackupFailure> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).env_clear().envs(&self.variables).current_dir("/");

@@ -27,7 +27,7 @@ pub struct DatabaseAddress {
     pub scheme: String,
     /// The user of the database server.
     pub user: Option<String>,
-    /// The password. Never part of a message.
+    /// The password, which is never part of a message.
     pub password: Option<String>,
     /// The host name, IP address without brackets, or directory of a socket.
     pub host: Option<String>,

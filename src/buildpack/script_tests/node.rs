@@ -183,7 +183,7 @@ fn package_manager_of_package_json_is_used_or_warned_about() {
         ("pnpm@9", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
         ("pnpm@9.1.0", "pnpm-lock.yaml", &[("pnpm", "8.15.1")], "corepack pnpm install", ""),
         ("yarn@4.1.0", "yarn.lock", &[("yarn", "1.22.22")], "corepack yarn install", ""),
-        // corepack does not support version ranges, and npm is part of node.
+        // corepack does not support version ranges, and npm is part of node. In both cases, the server's program is used with a warning.
         (
             "pnpm@9",
             "pnpm-lock.yaml",

@@ -9,7 +9,7 @@ fn sources() -> Vec<Source> {
     vec![Source::directory("uploads"), Source::directory("more"), Source::file("db")]
 }
 
-/// Returns the directory of the live files and the store in `dir`, which the parent process also uses.
+/// Opens the directory of the live files and the store in `dir`. The parent process uses the same directory and store.
 fn opened(dir: &Path) -> (PathBuf, Store) {
     (dir.join("base"), Store::create(&dir.join("store")).unwrap())
 }
@@ -109,11 +109,11 @@ fn part(base: &Path, source: &str) -> BTreeMap<PathBuf, Node> {
 }
 
 #[test]
-fn restore_killed_at_each_step_leaves_old_or_restored_sources_and_is_finished() {
+fn restore_killed_at_each_step_leaves_old_or_restored_sources_and_can_be_repeated() {
     let kills = each_kill("child_restores", |scene| {
         let restored = scene.restored("one");
         let read = |path: &str| fs::read_to_string(scene.path(path)).ok();
-        // Each directory is old or restored as a whole. A log is never beside a database that it does not belong to.
+        // Each directory is old or restored as a whole. A log (`db-wal`) is never beside a database to which the log does not belong.
         let is_old = read("uploads/1/file").unwrap() == "changed";
         assert!(is_old || part(&scene.base, "uploads").iter().all(|(path, node)| restored.get(path) == Some(node)));
         let pair = (read("db"), read("db-wal"));

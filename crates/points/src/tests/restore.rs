@@ -42,7 +42,7 @@ fn replaced_files_are_kept_and_files_outside_of_sources_are_untouched() {
         remove_kept(base.as_fd(), "kept").unwrap();
     }
     fs::remove_file(scene.path("other")).unwrap();
-    // The parent directory of a source is not restored, and the restore has changed its time.
+    // A restore does not restore `storage`, the parent directory of a source. The restore has changed the time of this directory.
     let without = |mut tree: BTreeMap<PathBuf, Node>| {
         tree.remove(Path::new("storage"));
         tree
@@ -134,7 +134,7 @@ fn restored_file_is_not_linked_to_the_store() {
 #[test]
 fn tree_deeper_than_any_path_is_removed() {
     let scene = filled();
-    // 3,000 directories of 3 bytes each: longer than a path that the kernel resolves at once.
+    // The path of 3,000 nested directories with names of 3 bytes is longer than a path that the kernel resolves at once.
     let mut dir = File::open(scene.path("uploads")).unwrap();
     for _ in 0..3000 {
         crate::sys::create_dir(dir.as_fd(), OsStr::new("dir")).unwrap();

@@ -47,9 +47,9 @@ fn child_fills_its_file_system() {
 }
 
 #[test]
-fn full_file_system_is_error_and_changes_no_files() {
+fn full_file_system_fails_each_operation_and_changes_no_files() {
     if !is_root() {
-        eprintln!("SKIPPED: a file system of its own needs root");
+        eprintln!("SKIPPED: this test mounts a file system, which needs root");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

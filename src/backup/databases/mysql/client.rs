@@ -26,10 +26,10 @@ const PORT: u16 = 3306;
 /// The time limit of a connection attempt, in seconds.
 const CONNECT: &str = "--connect-timeout=10";
 
-/// The client of one database. User and password are in an option file that only this user can read.
+/// The client of one database. User and password are in an option file that only the worker's user can read.
 pub(super) struct Client {
     database: String,
-    /// The database and the server for messages.
+    /// The description of the database and its server, for messages.
     title: String,
     password: String,
     options: PathBuf,
@@ -66,7 +66,7 @@ impl Client {
         &self.database
     }
 
-    /// Connects, and compares the versions of server and dump program. Returns the server's version with them.
+    /// Connects, and compares the versions of server and dump program. Returns both versions as text, and the server's version in parts.
     pub fn check(&self) -> Result<(EngineVersions, Version), BackupFailure> {
         // The statement fails if the database does not exist.
         let text = self.rows(&format!("USE {};\nSELECT VERSION();\n", identifier(&self.database)))?;
@@ -118,7 +118,7 @@ impl Client {
             Some(mut stdin) => std::io::copy(&mut file.take(range.end.saturating_sub(range.start)), &mut stdin).map(drop),
             None => Ok(()),
         });
-        // A client that fails closes its input. Its error output tells the cause.
+        // A client that fails closes its input, so the write fails, too. The client's failure is returned first, because it has the cause.
         running.wait()?.map_err(|error| self.failed(&error))?;
         fed.map_err(|e| BackupFailure::io("read the dump", &e))
     }
@@ -168,7 +168,7 @@ impl Client {
     }
 
     fn tool(&self, names: &[&str]) -> Result<Tool, BackupFailure> {
-        // Programs accept this option only as their first argument. No other option file is read.
+        // Programs accept `--defaults-file` only as their first argument. With this option, they read no other option file.
         let options = format!("--defaults-file={}", self.options.display());
         Ok(Tool::new(&self.program(names)?).args([options.as_str(), "--default-character-set=utf8mb4"]).hides(&self.password))
     }
@@ -216,7 +216,7 @@ fn option_file(address: &DatabaseAddress) -> String {
             set("socket", Some(socket));
         }
         None => {
-            // With the host name `localhost`, the programs would use a socket that the sandbox does not contain.
+            // Without a protocol, the programs would connect to `localhost` over a socket that the sandbox does not contain.
             set("protocol", Some("TCP"));
             set("host", Some(address.host.as_deref().unwrap_or("127.0.0.1")));
             set("port", Some(&address.port.unwrap_or(PORT).to_string()));
@@ -254,12 +254,12 @@ fn quoted_option(value: &str) -> String {
     text
 }
 
-/// Returns a string of SQL that no setting of the server changes.
+/// Returns an SQL expression for a string. No setting of the server changes the value of the expression.
 pub(super) fn literal(text: &str) -> String {
     format!("CONVERT(X'{}' USING utf8mb4)", data_encoding::HEXUPPER.encode(text.as_bytes()))
 }
 
-/// Returns a quoted name of SQL.
+/// Returns a quoted SQL identifier.
 pub(super) fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }

@@ -2,9 +2,9 @@
 //!
 //! The dump is loaded into a scratch database `NAME_larder_new`. One `RENAME TABLE` statement then moves all old tables to the scratch
 //! database `NAME_larder_old` and all new tables to the live database. The server executes this statement whole or not at all, also if the
-//! client is killed. A rename moves neither views, triggers, routines nor events. These objects are first created in the scratch database, as
-//! a rehearsal, and are replaced in the live database after the exchange. A kill between the two leaves restored tables without these
-//! objects, and a repetition of the restore creates them.
+//! client is killed. A rename moves no view, trigger, routine or event. These objects are first created in the scratch database, as a
+//! rehearsal. In the live database, the old objects are dropped before the exchange, and the restored objects are created after the
+//! exchange. A kill in between leaves the old or the restored tables without these objects, and a repetition of the restore creates them.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ use crate::backup::BackupFailure;
 /// The maximum length of the name of a database, in characters.
 const MAX_NAME: usize = 64;
 
-/// The table in each scratch database. A database without this table is never dropped.
+/// The table that marks a scratch database. A database that has tables, but not this table, is never dropped.
 const MARK: &str = "larder_scratch";
 
 /// The statement that limits the wait for transactions of other clients. The server's default is a day.
@@ -76,7 +76,7 @@ impl Scratch {
     fn create(&self, client: &Client) -> Result<(), BackupFailure> {
         for name in [&self.new, &self.old] {
             let name = identifier(name);
-            // The marked database never exists without its mark for longer than one statement, and is empty meanwhile.
+            // A kill between the two statements leaves an empty database without the mark, which `drop` removes, too.
             let statements = format!("CREATE DATABASE {name};\nCREATE TABLE {name}.{MARK} (x INT);\n");
             client.run(None, statements.as_bytes()).map_err(|failure| BackupFailure {
                 hint: Some(grant(client)),
@@ -95,7 +95,7 @@ fn grant(client: &Client) -> String {
     format!("as an administrator of the server, run: GRANT ALL PRIVILEGES ON `{pattern}\\_larder\\_%`.* TO {user}")
 }
 
-/// Refuses a database to which tables of another database refer: the exchange would lead these references to the replaced tables.
+/// Refuses a database to which foreign keys of another database refer. After the exchange, these keys would refer to the replaced tables.
 fn refuse_foreign_keys_of_others(client: &Client) -> Result<(), BackupFailure> {
     let schema = literal(client.database());
     let rows = client.rows(&format!(
@@ -135,11 +135,12 @@ fn rename(live: &str, old: &[String], scratch: &Scratch, new: &[String]) -> Stri
     if moves.is_empty() { String::new() } else { format!("{LOCK_LIMIT}RENAME TABLE {};\n", moves.join(",\n")) }
 }
 
-/// Exchanges the tables, and replaces the other objects.
+/// Exchanges the tables, and replaces the views, triggers, routines and events.
 fn exchange(client: &Client, server: &Version, script: &Script, scratch: &Scratch, new: &Objects) -> Result<(), BackupFailure> {
     let live = client.database();
     let old = client.objects(live)?;
-    // Tables with triggers cannot move to another database, and the name of a view may be the name of a restored table.
+    // The old objects are dropped before the exchange. Tables with triggers cannot move to another database, and a restored table may have
+    // the name of an old view.
     let saved = script::save_objects(client, server, &old)?;
     client.run(None, drop_objects(live, &old).as_bytes())?;
     if let Err(failure) = client.run(None, rename(live, &old.tables, scratch, &new.tables).as_bytes()) {

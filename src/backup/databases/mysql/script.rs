@@ -51,7 +51,7 @@ pub(super) fn write(client: &Client, server: &Version, into: &Path) -> Result<()
     file.sync_all().map_err(failed)
 }
 
-/// Dumps everything except views with these arguments of the dump program.
+/// Runs the dump program with the arguments `how` for everything except views.
 fn dump(client: &Client, server: &Version, how: &[&str], objects: &Objects, file: &File) -> Result<(), BackupFailure> {
     let database = client.database();
     let mut arguments: Vec<String> = how.iter().map(|&text| text.to_owned()).collect();
@@ -60,7 +60,7 @@ fn dump(client: &Client, server: &Version, how: &[&str], objects: &Objects, file
     client.dump(server.family, &arguments, file)
 }
 
-/// Dumps routines, triggers and views. A view may use a function.
+/// Dumps routines and triggers, then views, because a view may use a function.
 fn dump_objects(client: &Client, server: &Version, objects: &Objects, file: &File) -> Result<(), BackupFailure> {
     if !objects.routines.is_empty() || !objects.triggers.is_empty() {
         dump(client, server, &["--no-data", "--no-create-info", "--triggers", "--routines"], objects, file)?;
@@ -80,7 +80,7 @@ fn dump_events(client: &Client, server: &Version, objects: &Objects, file: &File
     dump(client, server, &["--no-data", "--no-create-info", "--skip-triggers", "--events"], objects, file)
 }
 
-/// Dumps everything that a rename of tables does not move to an unnamed file.
+/// Creates an unnamed file with a dump of everything that a rename of tables does not move. Returns the file.
 pub(super) fn save_objects(client: &Client, server: &Version, objects: &Objects) -> Result<File, BackupFailure> {
     let file = tempfile::tempfile().map_err(|e| BackupFailure::io("create a private file", &e))?;
     dump_objects(client, server, objects, &file)?;
@@ -126,7 +126,7 @@ pub(super) fn open(path: &Path) -> Result<Script, BackupFailure> {
     Ok(Script { file, server, tables, objects, events })
 }
 
-/// Reads a line, stores at most its first bytes, and returns its length. A line of a dump can have many megabytes.
+/// Reads a line, stores at most its first [`MAX_LINE`] bytes, and returns its length. A line of a dump can have many megabytes.
 fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<u64> {
     line.clear();
     let mut length = 0_u64;

@@ -16,7 +16,7 @@ impl Family {
         }
     }
 
-    /// Returns the names of the dump program.
+    /// Returns the possible names of the dump program, the preferred name first.
     pub fn dump_programs(self) -> &'static [&'static str] {
         match self {
             Family::MySql => &["mysqldump"],
@@ -54,7 +54,7 @@ pub(super) struct Version {
 impl Version {
     /// Reads the answer to `SELECT VERSION()`, such as `10.11.6-MariaDB-log` or `8.0.36`.
     pub fn of_server(text: &str) -> Option<Version> {
-        // Some MariaDB servers put this number before their version, for clients that expect MySQL.
+        // Some MariaDB servers put `5.5.5-` before their version, for clients that expect MySQL.
         Version::of(text.strip_prefix("5.5.5-").filter(|rest| rest.contains("MariaDB")).unwrap_or(text))
     }
 

@@ -25,8 +25,10 @@ const ANSWER: Duration = Duration::from_secs(300);
 /// The maximum size of one value, in bytes: the limit of Redis itself.
 const MAX_BULK: i64 = 512 << 20;
 
-/// The maximum number of elements of one list, and the maximum depth of lists.
+/// The maximum number of elements of one list.
 const MAX_ELEMENTS: i64 = 100_000_000;
+
+/// The maximum depth of nested lists.
 const MAX_DEPTH: u8 = 8;
 
 /// The maximum length of a line of an answer, in bytes.
@@ -64,7 +66,7 @@ impl Answer {
     }
 }
 
-/// A connection with the database number of a URL selected.
+/// A connection on which the database number of a URL is selected.
 pub(super) struct Connection {
     reader: BufReader<TcpStream>,
     /// The description of the database and its server, for messages.

@@ -1,5 +1,5 @@
-//! The dump of a Redis database: a line with the format, the server and the time, then a record for each key with its time of expiry and its
-//! value as `DUMP` serialises it, then the number of records and a digest of everything before.
+//! The dump of a Redis database. The first line has the version of the format and of the server. A record for each key follows, with the
+//! time of expiry and the value as `DUMP` serialises it. The number of records and a digest of all preceding bytes are the end.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,7 +16,7 @@ const HEADER: &[u8] = b"larder dump of Redis, format 1, server ";
 /// The maximum length of the first line, in bytes.
 const MAX_HEADER: u64 = 200;
 
-/// The length of a key that marks the end of the records.
+/// The number that marks the end of the records. It is in the place of the length of a key.
 const END: u32 = u32::MAX;
 
 /// The maximum length of a key or value, in bytes: the limit of Redis itself.

@@ -2,7 +2,7 @@
 //!
 //! An RDB file (`redis-cli --rdb`) has the databases of all applications that use the server, and only the server's operator can load it:
 //! larder does not own the server. A dump therefore has the keys of the one database number in the URL. A restore fills an empty database
-//! number and exchanges it with the live one by `SWAPDB`, which the server executes whole or not at all.
+//! number and exchanges it with the live number by `SWAPDB`, which the server executes whole or not at all.
 
 mod connection;
 mod file;
@@ -17,12 +17,12 @@ use self::{
 use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions};
 use crate::backup::BackupFailure;
 
-/// The maximum size of the values of a server whose database is dumped by one script, in bytes. The server keeps the dump in memory meanwhile,
-/// and serves no other client.
+/// The maximum size of the values of a server whose database is dumped by one script, in bytes. While the script runs, the server keeps the
+/// dump in memory, and serves no other client.
 const MAX_SCRIPT: u64 = 128 << 20;
 
-/// Returns all keys of the database at one moment: key, remaining time in milliseconds or -1, serialised value. The first element is the
-/// server's time.
+/// The script that returns all keys of the database at one moment: key, remaining time in milliseconds or -1, serialised value. The first
+/// element of the answer is the server's time.
 const SCRIPT: &str = "local all = {redis.call('TIME')} \
     for _, key in ipairs(redis.call('KEYS', '*')) do all[#all + 1] = {key, redis.call('PTTL', key), redis.call('DUMP', key)} end \
     return all";
@@ -42,7 +42,7 @@ impl Engine for Redis {
         let all = connection.good(&[b"INFO", b"keyspace"])?.bytes().unwrap_or_default();
         let all: u64 = String::from_utf8_lossy(&all).lines().filter_map(keys_in_line).map(|(_, keys)| keys).sum();
         let used = dataset(&mut connection)?;
-        // The server states the memory of all databases, but only the number of keys of each.
+        // The server states only the memory of all its databases together. The part of this database is estimated by its number of keys.
         let part = u128::from(used) * u128::from(own) / u128::from(all.max(own).max(1));
         Ok(DatabaseSize { bytes: u64::try_from(part).unwrap_or(used) })
     }
@@ -92,7 +92,7 @@ fn dataset(connection: &mut Connection) -> Result<u64, BackupFailure> {
     used.ok_or_else(|| connection.refused("the server does not state its memory"))
 }
 
-/// Returns the number of keys of a database, which is selected.
+/// Selects a database number and returns its number of keys.
 fn keys_of(connection: &mut Connection, number: u32) -> Result<u64, BackupFailure> {
     connection.select(number)?;
     let keys = connection.good(&[b"DBSIZE"])?.number().and_then(|keys| u64::try_from(keys).ok());
@@ -105,7 +105,7 @@ fn keys_in_line(line: &str) -> Option<(u32, u64)> {
     Some((number.parse().ok()?, rest.split(',').next()?.trim().parse().ok()?))
 }
 
-/// Dumps all keys at one moment by a script. Returns false if the server allows no script.
+/// Dumps all keys at one moment by a script. Returns false if the server refuses the script.
 fn dump_at_once(connection: &mut Connection, writer: &mut Writer) -> Result<bool, BackupFailure> {
     let malformed = "the server answered the script with an unknown list";
     let answer = match connection.ask(&[b"EVAL", SCRIPT.as_bytes(), b"0"])? {

@@ -28,7 +28,7 @@ pub(super) fn restore(
 ) -> Result<(), BackupFailure> {
     let live = connection.number;
     let dumped = Reader::open(from)?.server;
-    // Serialised values have the version of their format, and an older server refuses them.
+    // A serialised value states the version of its format, and a server refuses a version that is newer than its own.
     match (version(server), version(&dumped)) {
         (Some(server), Some(dumped)) if server >= dumped => {}
         _ => return Err(connection.refused(format!("the server has version {server}, and the dump is of version {dumped}"))),
@@ -36,7 +36,7 @@ pub(super) fn restore(
     require_memory(connection, bytes)?;
     let scratch = scratch(connection, live)?;
     let restored = fill(connection, from, scratch, live, records).and_then(|()| swap(connection, live, scratch));
-    // The number has the replaced keys, or those of a restore that failed.
+    // The scratch number now has the replaced keys, or the keys of a failed restore.
     let emptied = connection.select(scratch).and_then(|()| connection.good(&[b"FLUSHDB"])).map(drop);
     connection.select(live)?;
     restored.and(emptied)
@@ -53,7 +53,7 @@ fn require_memory(connection: &mut Connection, bytes: u64) -> Result<(), BackupF
     let mut field =
         |name: &str| Ok::<u64, BackupFailure>(connection.info("memory", name)?.and_then(|text| text.parse().ok()).unwrap_or(0));
     let (limit, used) = (field("maxmemory")?, field("used_memory")?);
-    // Serialised values are smaller than values in memory, usually by less than half.
+    // A value in memory is larger than the serialised value, usually less than twice as large.
     let needed = used.saturating_add(bytes.saturating_mul(2));
     if limit == 0 || needed <= limit {
         return Ok(());
@@ -64,7 +64,7 @@ fn require_memory(connection: &mut Connection, bytes: u64) -> Result<(), BackupF
     })
 }
 
-/// Returns an empty database number, the highest one, and marks the number.
+/// Marks and returns the highest database number that is empty and not live.
 fn scratch(connection: &mut Connection, live: u32) -> Result<u32, BackupFailure> {
     let value = live.to_string();
     for number in (0..=HIGHEST).rev().filter(|number| *number != live) {
@@ -85,7 +85,7 @@ fn scratch(connection: &mut Connection, live: u32) -> Result<u32, BackupFailure>
     })
 }
 
-/// Loads all records into the selected scratch number.
+/// Selects the scratch number, and loads all records into it.
 fn fill(connection: &mut Connection, from: &Path, scratch: u32, live: u32, records: u64) -> Result<(), BackupFailure> {
     connection.select(scratch)?;
     let now = now(connection)?;
@@ -96,7 +96,7 @@ fn fill(connection: &mut Connection, from: &Path, scratch: u32, live: u32, recor
         if let Some(record) = record {
             let left = record.expires.map(|at| at.saturating_sub(now));
             lasting += u64::from(left.is_none());
-            // A key that expired after the dump stays away. Zero means no expiry.
+            // A key that has expired since the dump is not restored. `RESTORE` with a time of zero sets no expiry.
             if left.is_none_or(|left| left > 0) && record.key != MARK {
                 let left = left.unwrap_or(0).to_string();
                 connection.send(&[b"RESTORE", &record.key, left.as_bytes(), &record.value])?;
@@ -139,7 +139,7 @@ fn swap(connection: &mut Connection, live: u32, scratch: u32) -> Result<(), Back
         match connection.good(command) {
             Ok(found) => answer = found,
             Err(failure) => {
-                // The server forgets the queued commands.
+                // `DISCARD` makes the server forget the queued commands.
                 let _ = connection.ask(&[b"DISCARD"]);
                 return Err(failure);
             }
@@ -148,7 +148,7 @@ fn swap(connection: &mut Connection, live: u32, scratch: u32) -> Result<(), Back
     let answers = answer.list().unwrap_or_default();
     let is_exchanged = answers.len() == 5 && !answers.iter().any(|answer| matches!(answer, Answer::Error(_)));
     if !is_exchanged {
-        // The mark may be in the live database.
+        // A part of the transaction may have put the mark into the live database.
         let _ = connection.select(number).and_then(|()| connection.ask(&[b"DEL", MARK]));
     }
     match answers.iter().find_map(|answer| if let Answer::Error(error) = answer { Some(error) } else { None }) {
