@@ -62,7 +62,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         Err(BuildStop::new("detect", why, Blame::Pusher, hint))
     }
 
-    /// Returns the buildpacks that the recipe names, each with the scripts that it must have.
+    /// Returns the buildpacks that the recipe names. Checks that each of them has its scripts and accepts the project.
     fn select_named(&mut self) -> Result<Vec<SelectedBuildpack>, BuildStop> {
         let mut all = Vec::new();
         for reference in self.job.buildpacks.clone() {
@@ -184,7 +184,7 @@ fn check_scripts(selected: &SelectedBuildpack) -> Result<(), BuildStop> {
     Ok(())
 }
 
-/// Returns the name that `bin/detect` gives the application.
+/// Returns the name that `bin/detect` gives the application, or the label of the buildpack if `bin/detect` prints no name.
 fn app_name(exit: &ScriptExit, selected: &SelectedBuildpack) -> String {
     let said = String::from_utf8_lossy(&exit.stdout);
     let name: String = said.lines().next().unwrap_or_default().trim().chars().filter(|c| !c.is_control()).take(60).collect();

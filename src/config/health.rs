@@ -27,14 +27,14 @@ pub struct Health {
 /// The kind of a health check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HealthCheck {
-    /// A GET request to the port.
+    /// A GET request to the port of the process.
     Http {
         /// The path of the request.
         path: HttpPath,
         /// The statuses that count as success.
         status: StatusRange,
     },
-    /// A TCP connection to the port.
+    /// A TCP connection to the port of the process.
     Tcp,
     /// A command that runs in the application's sandbox and must exit with 0.
     Command(CommandLine),

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn twenty_bad_lines_are_reported_without_an_error_about_their_number() {
+    fn twenty_bad_lines_are_reported_without_an_error_about_too_many_lines() {
         let bad = "git@host:x\n".repeat(25);
         let problems = parse_buildpacks(bad.as_bytes()).unwrap_err();
         let lines: Vec<_> = problems.iter().filter_map(|problem| problem.line).collect();

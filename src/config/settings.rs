@@ -35,7 +35,8 @@ pub struct Settings {
     pub processes: IndexMap<ProcessType, ProcessSpec>,
     /// Settings of processes that have no command in any file. [`Settings::with_defaults`] may add the command of a buildpack.
     pub unnamed: IndexMap<ProcessType, ProcessTuning>,
-    /// The release command, which runs once before the switch; [`Settings::upgrade_command`] is the command that runs.
+    /// The command of the key `release` or of the Procfile. A deployment runs [`Settings::upgrade_command`], which is this command unless
+    /// the key `upgrade` has a command.
     pub release: Option<CommandLine>,
     /// The upgrade step.
     #[serde(default)]

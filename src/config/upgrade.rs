@@ -43,7 +43,7 @@ pub enum Safety {
     Hold,
     /// The old release serves during the upgrade. A failed upgrade does not restore the data.
     Online,
-    /// `Hold` if the estimated time fits the limit, else `Online`.
+    /// `Hold` if the estimated time of the upgrade is at most the time of `hold`, else `Online`.
     #[default]
     Auto,
 }

@@ -55,11 +55,11 @@ impl Control {
 pub enum Reply<V> {
     /// The complete answer.
     View(V),
-    /// A function that reads bytes from the caller to their end and then returns the view.
+    /// A function that reads all bytes that the caller sends, and then returns the view.
     Upload(UploadFn<V>),
     /// Output that arrives over time.
     Stream(Stream),
-    /// The consequences of the request, which continues after a person has confirmed it on a terminal.
+    /// The consequences of a request that loses data. The request continues after a person has confirmed it on a terminal.
     Confirm(Box<Confirmation<V>>),
 }
 

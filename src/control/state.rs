@@ -36,8 +36,8 @@ struct Shared {
     registry: RwLock<Registry>,
     /// The lock that serialises changes of the registry. A change holds the lock from the read to the completed write.
     change_lock: tokio::sync::Mutex<()>,
-    /// The lock that serialises the creation and removal of projects and environments. A request holds the lock from the registry entry to
-    /// the last directory.
+    /// The lock that serialises the creation and removal of projects and environments. A request holds the lock while the registry entry
+    /// and the directories are created or removed.
     create_destroy_lock: tokio::sync::Mutex<()>,
     /// The sender that notifies its receivers after each change of the registry.
     changed: tokio::sync::watch::Sender<()>,

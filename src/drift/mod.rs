@@ -78,7 +78,7 @@ pub enum SavedAs {
 pub struct Drift {
     /// The listed changes, sorted by path.
     pub changes: Vec<Drifted>,
-    /// The number of changes above the maximum number of listed changes.
+    /// The number of changes that are not listed, because [`MAX_CHANGES`] changes are listed.
     pub left_out: u64,
 }
 
@@ -99,7 +99,7 @@ impl Drift {
 /// and the archive.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LookJob {
-    /// Compare the live `/app` with the manifest.
+    /// Compares the live `/app` with the manifest.
     Slot {
         /// Persistent paths, which are not part of a release.
         data: Vec<String>,
@@ -110,7 +110,7 @@ pub enum LookJob {
         /// True to write a patch.
         save: bool,
     },
-    /// Compare the installed tree with the manifest.
+    /// Compares the installed tree with the manifest.
     Tree,
 }
 

@@ -238,7 +238,7 @@ impl Patches {
     }
 
     /// Removes old automatic patches, and the directories of patches that were written or removed incompletely. An automatic patch is kept
-    /// if a stored release needs the patch. Of all other automatic patches, the newest [`MAX_AUTOMATIC`] are kept.
+    /// if a stored release needs the patch. Of the automatic patches that no stored release needs, the newest [`MAX_AUTOMATIC`] are kept.
     fn prune(&self) -> Result<(), ReleaseError> {
         let is_free = |patch: &&Patch| patch.by.is_none() && !patch.used_by.iter().any(|release| self.is_stored(*release));
         for old in self.list().iter().filter(is_free).skip(MAX_AUTOMATIC) {

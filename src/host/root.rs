@@ -194,7 +194,7 @@ impl EnvironmentPaths {
         self.deploy().join("current")
     }
 
-    /// Returns the path of the symlink to the active slot.
+    /// Returns the path of the symlink to the live slot.
     pub fn run(&self) -> PathBuf {
         self.0.join("run")
     }

@@ -42,7 +42,7 @@ fn application_without_build_system_gets_its_dependencies() {
     }
     let pip = |pyproject: &str| {
         let project = project(&[("pyproject.toml", pyproject), ("one/a.py", ""), ("two/b.py", "")]);
-        // pip prints its list of requirements.
+        // The fake pip prints the file with its requirements.
         project.program("python3", &PYTHON.replace("esac", "  *\" -r \"*) for last; do :; done; cat \"$last\" ;;\nesac"));
         let output = project.compiled("python", &[]);
         (project.calls().into_iter().filter(|call| call.contains(" install ")).collect::<Vec<_>>(), output)

@@ -28,7 +28,7 @@ impl Real {
         Some(Real { project: Project::new(&[]), path })
     }
 
-    /// Replaces the source by these files. All files get the same time, because the times in an exported tree do not show changes either.
+    /// Replaces the source by these files. All files get the same time, as in a tree that larder exports: the times do not show changes.
     pub fn source(&self, files: &[(&str, &str)]) -> &Real {
         fs::remove_dir_all(self.project.app("")).unwrap();
         for (name, text) in files {

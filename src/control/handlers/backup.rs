@@ -1,5 +1,6 @@
 //! Requests about restore points. Taking, listing, showing, verifying and comparing restore points need the right to push. Removing and
-//! restoring need the right to operate, because both can lose data that users have written.
+//! restoring need the right to operate, because both can lose data that users have written. Exporting needs the right to operate, because
+//! the archive contains all of this data.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -216,7 +217,7 @@ pub struct LiveRestored {
     pub not_running: Option<String>,
 }
 
-/// The changes that a restore would lose.
+/// The preview of a restore: the changes to the live data that the restore would lose.
 #[derive(Debug, Clone, Serialize)]
 pub struct RestorePreview {
     /// The environment, as `project/environment`.

@@ -242,7 +242,7 @@ async fn one(control: &Control, target: &Target, text: &str) -> Result<Offered, 
     }
 }
 
-/// Returns true if a release with this name was live once. If such a release is not offered, it was pruned.
+/// Returns true if a release with this name was live once. If no offer has this name, the release was pruned.
 fn was_here(control: &Control, target: &Target, text: &str) -> bool {
     let project = control.registry().project(&target.project).cloned();
     let environments = project.into_iter().flat_map(|project| project.environments);
@@ -273,8 +273,8 @@ async fn file_of(control: &Control, target: &Target, offered: &Offered, object: 
     }
 }
 
-/// Returns the path of the delta from the release `from`, of the same environment, to the offered release. The first request for a delta
-/// makes the file.
+/// Returns the path of the delta from `from`, which must be a release of the same environment, to the offered release. The first request
+/// for a delta makes the file.
 async fn delta(control: &Control, target: &Target, offered: &Offered, from: ReleaseId) -> Result<PathBuf, CommandError> {
     let title = offered.offer.title();
     let all = self::offered(control, target).await?;

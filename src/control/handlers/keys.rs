@@ -150,7 +150,7 @@ impl Request for KeyTrust {
 
     fn needs(&self) -> (Option<&ProjectName>, Access) {
         match &self.key {
-            // The trusted keys decide whose code runs here.
+            // The trusted keys decide whose code runs on this server.
             Some(_) => (None, Access::Admin),
             None => (Some(&self.project), Access::View),
         }

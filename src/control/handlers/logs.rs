@@ -66,7 +66,7 @@ fn log_names(directory: &Path) -> Vec<String> {
 fn merged(logs: Vec<Vec<String>>) -> Vec<String> {
     let mut logs: Vec<VecDeque<String>> = logs.into_iter().map(VecDeque::from).collect();
     let mut lines = Vec::with_capacity(logs.iter().map(VecDeque::len).sum());
-    // `min_by` returns the first log of several with the same time, so the lines of one process at this time stay together.
+    // If several logs have the same time, `min_by` returns the first of these logs, so the lines of one process stay together.
     while let Some(next) = logs.iter_mut().filter(|log| !log.is_empty()).min_by(|a, b| time(a.front()).cmp(time(b.front()))) {
         lines.extend(next.pop_front());
     }

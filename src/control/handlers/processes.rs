@@ -124,7 +124,8 @@ impl Request for Scale {
             Ok(())
         };
         let changed = control.change_environment(&environment, set).await?;
-        // The new numbers are stored before the restart. A deployment in progress was started with the old numbers.
+        // The new numbers are stored before the restart. A deployment in progress has the old numbers and prevents the restart. The next
+        // deployment applies the new numbers.
         control.pipeline().restart(&changed).await.map_err(|error| match error {
             RestartError::NotNow(why @ PipelineError::Busy { .. }) => {
                 of_pipeline(&why).hint("deploy to apply the new process numbers")

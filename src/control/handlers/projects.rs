@@ -120,7 +120,7 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
 }
 
 /// Reverts the creation of an environment that could not be prepared, in the registry and in the keeper. Without this revert, the keeper
-/// would refuse to create an environment with the same name, because the new environment has a new number. Returns the error to show.
+/// would refuse a repetition of the request, because the repetition assigns a new number to the environment. Returns the error to show.
 async fn take_back(control: &Control, project: &Project, error: CommandError) -> CommandError {
     let Some(environment) = project.environments.last() else { return error };
     let only = project.environments.len() == 1;

@@ -60,7 +60,7 @@ impl Request for Pull {
             if live.release == found.release {
                 return Ok(PullView { release: found.title(), number: live.number }.into());
             }
-            // A remote that withholds newer releases must not cause a rollback through "the newest release".
+            // A remote can withhold newer releases. A request for the newest release must therefore not deploy an older release.
             if release.is_none() && found.release < live.release {
                 return Err(refused(format!("the newest release on offer, {}, is older than the live release", found.title()))
                     .hint("give the name of the release to pull it anyway, or use `larder rollback`"));
@@ -191,7 +191,8 @@ async fn publish(
 }
 
 /// Returns the environment that a target names. If the target names only a project, prefers an environment of mode `mode`: the default
-/// environment, or else the project's only environment of this mode. If the project has none, returns the default environment.
+/// environment, or else the project's only environment of this mode. If the project has none, returns the default environment. If the
+/// project has several, and none of them is the default environment, returns an error.
 fn environment_of_mode(control: &Control, target: &Target, mode: Mode) -> Result<Environment, CommandError> {
     let usual = control.environment(target)?;
     if target.environment.is_some() || usual.mode == mode {

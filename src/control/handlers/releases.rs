@@ -307,7 +307,7 @@ pub struct ReleasePin {
     pub target: Target,
     /// The release.
     pub release: String,
-    /// True to keep the release, false to unpin it.
+    /// True to pin the release, false to unpin the release.
     pub pinned: bool,
 }
 

@@ -166,7 +166,7 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
         match place.list().await {
             Err(RemoteError::Unpinned { line, .. }) => seen.host_key = Some(line),
             Err(error) => return of_remote(&error),
-            // Unreachable: the client sends no command to a server without a pinned key.
+            // This case cannot occur, because the client sends no command to a server without a pinned key.
             Ok(_) => return CommandError::new(ErrorKind::Internal, "a server answered without a pinned host key"),
         }
     }

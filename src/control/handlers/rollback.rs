@@ -55,13 +55,13 @@ pub struct RollbackPreview {
     pub commit: CommitId,
     /// True if the request was a dry run.
     pub dry_run: bool,
-    /// The release commands that ran since the deployment of this release, oldest first.
+    /// The upgrade commands that ran since the deployment of this release, oldest first.
     pub upgrades: Vec<UpgradeView>,
     /// The data that would come back; absent if the data stays as it is.
     pub data: Option<DataPreview>,
 }
 
-/// A release command that ran in a deployment.
+/// An upgrade command that ran in a deployment: the command of the key `upgrade`, or else the release command.
 #[derive(Debug, Clone, Serialize)]
 pub struct UpgradeView {
     /// The number of the deployment's release.
@@ -171,7 +171,7 @@ fn is_still_live(control: &Control, environment: &Environment, shown: &Live) -> 
         now => {
             let now = now.map_or_else(|| String::from("no release"), |live| live.number.to_string());
             Err(refused(format!("nothing was changed: {now} is live now (expected {}, as shown above)", shown.number))
-                .hint("run the command again, which shows the consequences of now"))
+                .hint("run the command again to see the consequences for the live release"))
         }
     }
 }

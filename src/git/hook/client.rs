@@ -288,8 +288,8 @@ fn ask(
         Ok(request) => (request.atomic, request.quarantine.clone()),
         Err(_) => (false, None),
     };
-    // A write error is not returned at once: a server that refuses the request early closes its receiving side, but its answer can be
-    // read.
+    // A write error is not returned at once. A server that refuses the request early closes its receiving side, and this process can still
+    // read the answer.
     let asked = put(ClientFrame::Hello { version: VERSION, token, kind, atomic, quarantine }).and_then(|()| match request {
         Ok(request) => send_request(request, &mut put),
         Err(error) => put(ClientFrame::Refuse(sanitise_reason(&error.to_string()))),

@@ -132,7 +132,7 @@ fn change_of_one_file_in_a_wide_directory_writes_one_file() {
 }
 
 #[test]
-fn invalid_list_or_changed_tree_is_exported_from_scratch() {
+fn export_over_an_invalid_list_or_a_changed_tree_starts_from_scratch() {
     let world = World::new();
     let first = world.commit(&[("d/a", false, b"1"), ("b", false, b"2")]);
     let second = world.commit(&[("b", false, b"3")]);

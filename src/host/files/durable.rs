@@ -93,7 +93,8 @@ pub fn commit(directory: impl AsFd) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     match unlinkat(directory, name, AtFlags::REMOVEDIR) {
-        // If another process has removed the directory, fsync waits for that removal, which is also later than all earlier changes.
+        // If another process has removed the directory, fsync waits for that removal, which came after all changes that this call must make
+        // durable.
         Ok(()) | Err(Errno::NOENT) => {}
         Err(error) => return Err(error.into()),
     }
