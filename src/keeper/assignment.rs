@@ -33,7 +33,7 @@ pub struct Assignment {
     pub layer: Option<OverlaySpec>,
     /// The tree in `/deploy` that an unpack worker writes.
     pub tree: Option<ReleaseId>,
-    /// True if `/app` is mounted read-only, over the layer that the application writes.
+    /// True if the worker cannot write `/app`, although the application writes the same layer.
     read_only_app: bool,
     /// True if the worker runs code of the project, which needs the host's language runtimes and settings.
     pub own_code: bool,
@@ -144,7 +144,7 @@ impl Assignment {
                 .writes("LARDER_RESTORING", "/restoring", paths.restoring()),
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
-                // In a scratch layer, the files of its user are in `upper`.
+                // In a scratch layer, only `upper` contains files of the layer's user.
                 let path = if matches!(area, Area::Build | Area::Slot) { path.join("upper") } else { path };
                 Assignment::new(user).writes("LARDER_AREA", "/area", path)
             }

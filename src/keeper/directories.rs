@@ -143,8 +143,8 @@ impl Directories {
         Ok(all)
     }
 
-    /// Removes a discarded directory whose files are deleted, with the keeper's own scratch directories in the discarded directory. The
-    /// keeper removes only empty directories that it has created.
+    /// Removes a discarded directory, and the keeper's own scratch directories in it, after workers have deleted the files. The keeper
+    /// removes only empty directories that the keeper has created.
     pub fn remove_discarded(&self, discarded: &Discarded) -> io::Result<()> {
         let path = Path::new("trash").join(&discarded.name);
         self.root.remove_scratch(&path);

@@ -3,7 +3,7 @@
 //! [`LifecycleState::on`] is pure. The supervisor reports a [`LifecycleEvent`], stores the next state and performs the
 //! [`LifecycleAction`].
 
-/// The exit status of a server whose configuration is invalid: `Kind::Configuration` of the command line.
+/// The exit status of a server whose configuration is invalid: `ErrorKind::Configuration` of `control`.
 pub const CONFIGURATION: u8 = 5;
 
 /// The program that a server is started from.

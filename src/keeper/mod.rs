@@ -1,9 +1,9 @@
 //! The privileged role, which starts every other process in its sandbox and keeps applications running.
 //!
-//! The keeper has one thread and one `poll`. It owns the listening sockets, the mounts, the control groups and the user numbers, and takes
-//! requests only from the server that it has started itself: small messages with numbers, enums, names and labels (`host::launch::wire`),
-//! never a path, a command or a user. The keeper parses nothing that comes from the network or from a project, and runs no program except
-//! larder.
+//! The keeper has one thread and one `poll`. The keeper owns the listening sockets, the mounts, the control groups and the user numbers,
+//! and takes requests only from the server that it has started itself: small messages with numbers, enums, names and labels
+//! (`host::launch::wire`), never a path, a command or a user. The keeper parses nothing that comes from the network or from a project, and
+//! runs no program except larder.
 //!
 //! Reading order: [`supervisor`] (the loop and the requests) → [`lifecycle`] (states of the server process) → [`table`] (processes, from
 //! start to exit) → [`assignment`] (user, directories and variables of a role), [`limits`] and [`views`] → [`directories`] (directories
@@ -45,7 +45,7 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
     if !config.root.is_absolute() {
         return Err(KeeperError::Setup(format!("use {}: the root must be an absolute path", config.root.display())));
     }
-    // The code below does not depend on the umask and the signal dispositions that the parent process has set.
+    // The parent process may have set another umask and other signal dispositions.
     rustix::process::umask(Mode::from_raw_mode(0o022));
     collect_children();
     let users = Users::new(&config.root)?;

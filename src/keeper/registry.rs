@@ -66,8 +66,8 @@ impl NameRegistry {
         self.names.environments.last_key_value().map_or(EnvId(0), |(env, _)| *env)
     }
 
-    /// Adds names. Returns an error if the number already has a different name, or the name a different number. If the names are known,
-    /// nothing is written: a server registers all names when it starts, and must be able to start while the disk is full.
+    /// Adds names. Returns an error if a number has a different name, or if a name has a different number. Known names are not written
+    /// again: a server registers all names when it starts, and must be able to start while the disk is full.
     pub fn add(&mut self, registration: &Registration) -> Result<(), String> {
         let (project, name) = &registration.project;
         let has = |env: &EnvId, name: &EnvironmentName| {

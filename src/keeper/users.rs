@@ -125,7 +125,7 @@ impl Users {
         find_conflict(&ours, ACCOUNT).map_or(Ok(()), |conflict| Err(KeeperError::Numbers { first, conflict }))
     }
 
-    /// Returns the users that may own files in a discarded directory, in the order in which they delete them.
+    /// Returns the users that may own files in a discarded directory, in the order in which these users delete their files.
     pub fn cleanup_users(&self, env: EnvId) -> Vec<SystemUser> {
         match self.system() {
             true => {
