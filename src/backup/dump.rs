@@ -86,8 +86,8 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
             Ok(DumpReport::Swept)
         }
         DumpJob::Quietly(job) => {
-            // The threads of the job inherit the priority. Without a priority of their own, the kernel derives the priority of disk accesses
-            // from it (ionice(1)). An error only means that the job runs with the usual priority.
+            // The threads of the job inherit the niceness. The kernel derives the priority of disk accesses from the niceness (ionice(1)).
+            // If this call fails, the job runs with the usual priority.
             let _ = rustix::process::nice(NICE);
             work(job, paths)
         }
@@ -123,7 +123,7 @@ fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact
     // on another file system, so the capture itself syncs nothing (`sync_sources`).
     rustix::fs::syncfs(&data).map_err(|e| BackupFailure::io("sync the file system of the data", &e.into()))?;
     let previous = newest(store)?;
-    // The caller of an exact capture has stopped the application, and has measured the space before.
+    // Before an exact capture, the caller stops the application. The caller has checked the free space before this stop.
     if !exact {
         SpaceEstimate::of(store, &base, previous.as_ref(), None, THREADS)?.check("take a restore point", 0)?;
     }

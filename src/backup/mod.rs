@@ -134,7 +134,7 @@ pub enum DumpReport {
     Point(Box<PointInfo>, Vec<String>),
     /// All restore points, newest first, and their total disk usage in bytes.
     List(Vec<PointInfo>, u64),
-    /// All restore points with the decisions about them.
+    /// All restore points, and the decision about each restore point.
     Plan(RetentionPlan),
     /// The measured space.
     Space(SpaceEstimate),

@@ -14,7 +14,7 @@ const MAX_REPORT: usize = 16 << 20;
 /// The time limit of a job that reads or writes all files.
 const FILES_LIMIT: Duration = Duration::from_secs(6 * 3600);
 
-/// The time limit of a job that only reads the store's records or removes a restore point.
+/// The time limit of all other jobs, which read only records, names and sizes, or remove files.
 const RECORDS_LIMIT: Duration = Duration::from_secs(600);
 
 /// The environment whose restore points are used, and the means to start workers.
