@@ -22,7 +22,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 const MAX_LINE: usize = 200;
 
 /// Shows the consequences of a command and asks for its confirmation. Returns the outcome of the confirmed command, or the exit status of a
-/// command that was not confirmed. Without a terminal, and with `--json`, the consequences are the answer.
+/// command that was not confirmed. Asks nothing if `json` is set or if there is no terminal: the consequences are then the whole answer.
 pub(super) async fn confirmed(confirmation: CommandConfirmation, json: bool, io: &Io) -> io::Result<Result<CommandOutcome, u8>> {
     let CommandConfirmation { answer, word, proceed } = confirmation;
     let (stdout, stderr) = (io.stdout.try_clone()?, io.stderr.try_clone()?);

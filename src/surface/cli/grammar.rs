@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn noun_and_verb_may_be_joined_by_a_colon() {
+    fn noun_and_verb_joined_by_a_colon_are_parsed() {
         for line in
             ["project:create shop --mode cooking", "project create shop --mode cooking", "--json project:list", "logs -a shop"]
         {

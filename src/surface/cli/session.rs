@@ -78,7 +78,7 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
     };
     let Io { stdin, stdout, stderr, terminal, gone } = io;
     match outcome {
-        // A confirmed request is not confirmed a second time.
+        // The caller confirms a command at most once. If the confirmed command needs a further confirmation, only its consequences are shown.
         CommandOutcome::Confirm(confirmation) => write(confirmation.answer, terminal, stdout, stderr).await,
         CommandOutcome::Answer(answer) => {
             drop(stdin);
@@ -105,7 +105,7 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
                 Ok(child) => child,
                 Err(error) => return Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
             };
-            // Only the command then holds the caller's descriptors, so the caller's output ends when the command closes these descriptors.
+            // From here on, only the command holds the caller's descriptors. The caller's output therefore ends when the command closes them.
             drop(stderr);
             let exit = tokio::select! {
                 exit = child.wait() => exit,
@@ -164,7 +164,7 @@ async fn deployment(mut screen: Screen, mut ticket: Ticket, goal: DeploymentGoal
         }
     }
     let reached = match ticket.outcome().await {
-        // A cancelled dry run ends as rolled back; a dry run that has ended before cannot be cancelled.
+        // A cancelled dry run ends as rolled back. `Tried` means that the dry run had ended before it could be cancelled.
         Some(Outcome::Tried | Outcome::Live { .. }) => goal == DeploymentGoal::Live,
         Some(Outcome::Refused { .. } | Outcome::RolledBack { .. }) => goal == DeploymentGoal::Reverted,
         Some(Outcome::Stuck { .. }) | None => false,

@@ -139,7 +139,7 @@ async fn reject(mut stream: UnixStream) -> io::Result<()> {
     stream.write_all(&[code]).await
 }
 
-/// Receives a client's descriptors and message. The inner error is sent to the client.
+/// Receives a client's descriptors and message. The outer error ends the connection; the inner error is an answer for the client.
 async fn receive(stream: &mut UnixStream) -> io::Result<(Result<Call, CommandError>, Descriptors)> {
     let mut prefix = [0_u8; 4];
     let (received, descriptors) = receive_descriptors(stream, &mut prefix).await?;

@@ -2,7 +2,7 @@
 //! the order that clients expect.
 //!
 //! The connection's task must not wait for one channel, because all channels of the connection would wait, too. Input is therefore
-//! queued, and a full queue closes the client's window. Output waits for the client's window in tasks of the channel.
+//! queued, and a long queue keeps the client's window closed. Output waits for the client's window in tasks of the channel.
 
 use std::{
     collections::VecDeque,
@@ -256,7 +256,7 @@ struct Pipes {
 }
 
 impl Pipes {
-    /// Returns this side's ends, then the request's ends: input, output, errors.
+    /// Creates three pipes. Returns the server's ends of the pipes, then the request's ends: input, output, errors.
     fn open(bulk: bool) -> io::Result<(Self, OwnedFd, OwnedFd, OwnedFd)> {
         let (stdin, to_stdin) = pipe_with(PipeFlags::CLOEXEC)?;
         let (from_stdout, stdout) = pipe_with(PipeFlags::CLOEXEC)?;

@@ -48,8 +48,8 @@ pub enum Profile {
     Strict,
 }
 
-// The client's order of preference decides which of these key exchanges is used (RFC 4253, section 7.1). The finite-field groups are not on
-// offer: they cost the server processor time before the login, and every client of the last ten years supports the curve.
+// The client's order of preference decides which of these key exchanges is used (RFC 4253, section 7.1). Key exchanges over finite fields
+// are not on offer: they cost the server processor time before the login, and every client of the last ten years supports Curve25519.
 const KEX: &[kex::Name] = &[
     kex::MLKEM768X25519_SHA256,
     kex::CURVE25519,

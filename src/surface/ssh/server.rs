@@ -199,7 +199,7 @@ async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<ConnectionProgress
     let mut changes = handler.key_changes();
     progress.logged_in.cancelled().await;
     let Some((key, identity)) = progress.login.get() else { return std::future::pending().await };
-    // The receiver was made before the login, so a change between the login and now is not missed.
+    // The receiver was created before the login, so this loop also sees a change that happened between the login and the first wait.
     loop {
         if changes.changed().await.is_err() {
             return std::future::pending().await;

@@ -25,12 +25,13 @@ use super::{
     keys::{self, PublicKeyInfo},
 };
 
-/// The window of a channel whose queue is full, in bytes. The window is not zero, because russh can open a window only in answer to data.
-/// The client sends these few bytes repeatedly, and in answer to each packet the window can be opened again.
+/// The window of a channel whose queue has reached [`channel::INPUT_HIGH`], in bytes. The window is not zero, because russh can open a window
+/// only in answer to data. The client sends packets of these few bytes, and russh can open the window in answer to each packet.
 const CLOSED_WINDOW: u32 = 2;
-/// The delay before the answer to a packet for a full queue, so that a waiting client costs little processor time.
+/// The delay before the answer to a packet that fills a closed window, so that a waiting client costs little processor time.
 const CLOSED_WINDOW_DELAY: Duration = Duration::from_millis(5);
-/// The time for which a channel with a full queue may delay the other channels before it is closed.
+/// The time for which a packet waits if the queue of its channel has reached [`channel::MAX_INPUT`]. All channels of the connection wait as
+/// well; after this time, the channel is closed.
 const OVERFLOW_WAIT: Duration = Duration::from_secs(1);
 
 /// The reason why the server ends a session.

@@ -57,7 +57,7 @@ async fn git_push_fetch_and_clone_work() {
     world.git(&root, "", &["init", "--bare", "shop.git"]).await;
     world.git(&root, "", &["init", "work"]).await;
     let work = root.join("work");
-    // The data cannot be compressed, so a rekey after every megabyte happens several times.
+    // The file cannot be compressed. Each transfer is therefore several megabytes long, and ssh changes its keys several times.
     let mut noise = vec![0; 6 << 20];
     let mut state = 1_u64;
     for chunk in noise.chunks_mut(8) {
