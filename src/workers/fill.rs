@@ -19,7 +19,7 @@ use super::sweep;
 /// The name of the file that exists while the copy is incomplete.
 const MARK: &str = ".larder-filling";
 
-/// Copies the directory `LARDER_LOWER` to the directory `LARDER_APP`. Does nothing unless the keeper has set both variables.
+/// Copies the directory `LARDER_LOWER` to the directory `LARDER_APP`, if the keeper has set both variables.
 pub fn work() -> io::Result<()> {
     match (env::var_os("LARDER_LOWER"), env::var_os("LARDER_APP")) {
         (Some(lower), Some(app)) => fill(Path::new(&lower), Path::new(&app)),

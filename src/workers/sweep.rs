@@ -18,8 +18,8 @@ pub fn work() -> io::Result<()> {
     empty(Path::new(&area))
 }
 
-/// Deletes the content of `area`, including unreadable, read-only and very deep directories. Files of other users stay. An error does not
-/// stop the deletion: at the end, the function returns the first error of the last round.
+/// Deletes the content of `area`, including unreadable, read-only and very deep directories. Files of other users stay. The function deletes
+/// in rounds, and an error does not stop a round. Returns the first error of the last round.
 pub fn empty(area: &Path) -> io::Result<()> {
     let _ = chmodat(CWD, area, open_mode(), AtFlags::empty());
     let top = openat(CWD, area, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -36,7 +36,7 @@ pub fn empty(area: &Path) -> io::Result<()> {
     }
 }
 
-/// Returns the mode of a directory that the users of later sweeps can enter.
+/// Returns the mode that lets the sweep workers of other users enter a directory.
 fn open_mode() -> Mode {
     Mode::from_raw_mode(0o755)
 }

@@ -9,7 +9,7 @@ use std::{
 
 use crate::harness::source::{Imports, Source, paths, sources, top};
 
-/// Dependencies that only some modules may name.
+/// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
 const KEPT: [(&str, &[&str]); 18] = [
     ("git2", &["git"]),
     ("russh", &["surface/ssh", "remote/ssh", "server.rs"]),
@@ -17,7 +17,7 @@ const KEPT: [(&str, &[&str]); 18] = [
     ("reqwest", &["remote"]),
     ("rustls", &["remote"]),
     ("backon", &["remote"]),
-    ("tar", &[]), // of crates/archive only
+    ("tar", &[]),
     ("zstd", &[]),
     ("serde_yaml", &["config"]),
     ("minijinja", &["proxy"]),
@@ -37,7 +37,7 @@ const MAX_LINES: usize = 500;
 /// The maximum number of lines of the privileged role without its tests, so that one person can audit the role.
 const MAX_KEEPER_LINES: usize = 2500;
 
-/// The sources of the program itself, with their paths below `src/`.
+/// Returns the sources of the program itself, with their paths below `src/`.
 fn program() -> Vec<(PathBuf, Source)> {
     let below = |source: Source| Some((source.path.strip_prefix("src").ok()?.to_owned(), source));
     sources().into_iter().filter_map(below).collect()

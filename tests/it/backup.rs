@@ -1,4 +1,5 @@
-//! Tests of restore points: capture, verification, restores in place and beside, kills during a restore, and isolation from applications.
+//! Tests of restore points: capture, verification, restores over and beside the live data, kills during a restore, and isolation from
+//! applications.
 
 use std::{
     collections::BTreeMap,
@@ -263,7 +264,7 @@ fn damaged_restore_point_is_shown_and_refused(world: &World) {
     fs::write(&stored, bytes).unwrap();
     sh(world, "echo changed > media/upload");
     let before = walk(&data(world));
-    // A damaged restore point is refused before any verification.
+    // A damaged restore point is refused even if no verification has found the damage yet.
     world.larder(&["backup", "restore", "shop", "latest", "--yes"]).exits(3).says("damaged").says("data/media/upload");
     world.larder(&["backup", "restore", "shop", "latest", "--into", "copy"]).exits(3).says("damaged");
     world.larder(&["backup", "verify", "shop"]).exits(1).says("damaged").says("data/media/upload: its content differs");

@@ -9,8 +9,8 @@ use crate::{
 
 in_one_mode!(
     exported_restore_point_opens_with_tar_and_keeps_metadata,
-    export_of_damaged_restore_point_has_no_end,
-    export_writes_a_new_file_of_the_caller_only,
+    export_of_damaged_restore_point_is_cut_off,
+    export_to_existing_or_remote_file_is_refused,
 );
 
 /// Unpacks an archive as root into a new directory.
@@ -61,7 +61,7 @@ fn exported_restore_point_opens_with_tar_and_keeps_metadata(world: &World) {
     assert_eq!(names(&world.environment("shop").join("archives")), entries);
 }
 
-fn export_of_damaged_restore_point_has_no_end(world: &World) {
+fn export_of_damaged_restore_point_is_cut_off(world: &World) {
     shop(world);
     sh(world, "echo first > media/a; head -c 300000 /dev/urandom > media/b; echo last > media/c");
     let point = take(world);
@@ -80,7 +80,7 @@ fn export_of_damaged_restore_point_has_no_end(world: &World) {
     world.larder(&["backup", "export", "shop", "latest", "-o", &output]).exits(3).says("stored files are damaged");
 }
 
-fn export_writes_a_new_file_of_the_caller_only(world: &World) {
+fn export_to_existing_or_remote_file_is_refused(world: &World) {
     shop(world);
     sh(world, "echo first > media/a");
     take(world);

@@ -1,4 +1,4 @@
-//! Refusals of malformed files: the reason names the file, the line, the expected value and a hint, and nothing was changed.
+//! Refusals of malformed files. The reason names the file, the line, the expected value and a hint. A refusal changes nothing.
 
 use std::{fs, path::Path};
 
@@ -105,7 +105,7 @@ fn wrong_recipe_is_refused_before_objects_are_kept(world: &World) {
     world.serves("shop", "version two");
 }
 
-/// A push reports the same errors as the parsers of these files.
+/// For each fixture, a push reports the errors that the parser reports.
 fn every_malformed_fixture_is_refused_by_a_push(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");

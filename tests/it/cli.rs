@@ -26,7 +26,7 @@ in_one_mode!(
     closed_output_is_no_error,
     excess_local_commands_are_refused,
     local_command_above_64_kib_is_carried_out,
-    logs_of_two_processes_are_merged_by_time_in_each_process_order,
+    logs_of_two_processes_merged_by_time_keep_the_order_of_each_process,
     quickstart_serves_a_page,
 );
 
@@ -332,7 +332,7 @@ fn local_command_above_64_kib_is_carried_out(world: &World) {
     world.larder(&words).exits(2).says("at most 1048576 are accepted").keeps_quiet_about("reset");
 }
 
-fn logs_of_two_processes_are_merged_by_time_in_each_process_order(world: &World) {
+fn logs_of_two_processes_merged_by_time_keep_the_order_of_each_process(world: &World) {
     world.project("shop");
     Repo::site(world, "shop", "version one").push().accepted();
     let directory = world.environment("shop").join("log");

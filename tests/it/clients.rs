@@ -160,8 +160,8 @@ fn refused_push_exits_1_on_the_ssh_channel(world: &World) {
     assert_eq!(status, "0");
 }
 
-/// git's receive-pack exits with 0 although it has refused every ref, because of objects that fsck refuses, a pack above the limit, a
-/// damaged pack, or hidden refs. In these cases, no hook of larder runs.
+/// git's receive-pack exits with 0 although it has refused a ref. The reasons are objects that fsck refuses, a pack above the limit, a
+/// damaged pack, and hidden refs. For the refused refs, git runs no hook of larder.
 fn push_that_git_refuses_before_hooks_exits_1_on_the_ssh_channel(world: &World) {
     let file = world.root().join("larder.yml");
     let settings = std::fs::read_to_string(&file).unwrap().replace("limits:\n", "limits:\n  push_bytes: 1M\n");

@@ -36,7 +36,7 @@ fn named(page: &str, text: &str) -> BTreeSet<String> {
             && !word.contains(['<', '*', ' ', '{', '|', '\u{2026}'])
             && !word.contains("::")
     };
-    // `run archive 600` names a program with arguments.
+    // A code span may be a program with arguments, such as `run archive 600`. Only its first word can be a path.
     spans.map(|span| span.split(' ').next().unwrap_or_default().to_owned()).chain(links).filter(is_path).collect()
 }
 

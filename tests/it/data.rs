@@ -109,7 +109,7 @@ fn failed_first_deployment_removes_seeded_data(world: &World) {
     repo.push().rejected_with("the release command exited 1");
     assert_eq!(names(&data(world)), ["kept"], "only the data that the failed deployment seeded is removed");
     assert_eq!(names(&data(world).join("kept")), ["by-hand"]);
-    // A deployment that is killed leaves nothing, either.
+    // A deployment that is killed leaves no seeded data, either.
     world.restart(&[("FAILPOINTS", "journal.started.deploy.release=1*sleep(60000)")]);
     let mut push = repo.command();
     let mut push = push.args(["push", &repo.url(), "HEAD:refs/heads/main"]).stderr(std::process::Stdio::null()).spawn().unwrap();
@@ -174,7 +174,7 @@ fn interrupted_postdeploy_is_not_repeated(world: &World) {
     let mut push = repo.command();
     let mut push = push.args(["push", &repo.url(), "HEAD:refs/heads/main"]).stderr(std::process::Stdio::null()).spawn().unwrap();
     crate::harness::until("postdeploy has begun", || data(world).join("db/seeds").exists());
-    // Only the server is killed, so it cannot record the end of the script; the keeper then kills the script.
+    // The test kills only the server. The keeper then kills the script, and no server records the end of the script.
     world.kill9_server();
     let _ = push.wait();
     crate::harness::until("the deployment has its end", || world.has_ended("shop"));

@@ -1,4 +1,4 @@
-//! Tests of rollbacks with data, of the question before data is replaced, and of the preview of both.
+//! Tests of the preview of rollbacks with data, and of the question that a person answers before data is replaced.
 
 use crate::harness::{Repo, World, in_one_mode};
 
@@ -40,7 +40,7 @@ fn rollback_preview_names_the_restore_point_and_the_loss(world: &World) {
     let json = world.larder(&["--json", "rollback", "shop", "--with-data", "--dry-run"]).json();
     assert_eq!((&json["release"], &json["data"]["point"]["id"]), (&serde_json::json!(1), &serde_json::json!(point)), "{json}");
     assert_eq!(json["data"]["would_lose"]["added"], 1, "{json}");
-    // A later restore point belongs to v2 and is chosen only by name.
+    // A later restore point belongs to v2, and is used only if `--point` names it.
     let later = world.larder(&["--json", "backup", "take", "shop"]).json();
     let json = world.larder(&["--json", "rollback", "shop", "v1", "--with-data", "--dry-run"]).json();
     assert_eq!(json["data"]["point"]["id"], serde_json::json!(point), "{json}");

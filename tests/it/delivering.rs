@@ -38,7 +38,7 @@ pub fn halfway<'w>(world: &'w World, recipe: &str, procfile: &str) -> (Repo<'w>,
     (repo, release.display().to_string())
 }
 
-/// Returns the files of a release in the store of production.
+/// Returns the suffixes of a release's files in the store of production, such as `.tar.zst`.
 pub fn stored(world: &World, release: &str) -> Vec<String> {
     let names = names(&world.environment("shop").join("releases"));
     names.into_iter().filter_map(|name| Some(name.strip_prefix(release)?.to_owned())).collect()

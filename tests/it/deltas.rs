@@ -111,7 +111,7 @@ async fn delta_installs_a_release_of_another_environment() {
         assert_eq!(release::make_delta(&cook_side, old.release, new.release).await.unwrap(), path);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), made, "the delta was made twice");
         assert_eq!(names(&staging.deltas()), [format!("{}..{}", old.release, new.release)]);
-        // A delta has the same bytes from trees, from archives, and from the archive of a damaged tree.
+        // The bytes of a delta are the same if it is made from trees, from archives, or from the archive of a release with a damaged tree.
         release::install(&cook_side, new.release, Some(old.release), None, None).await.unwrap();
         fs::remove_file(staging.tree(new.release).join("d3/3")).unwrap();
         fs::remove_file(&path).unwrap();

@@ -191,7 +191,7 @@ impl World {
         fs::write(root.join("known_hosts"), format!("[127.0.0.1]:{} {host_line}\n", address.port())).unwrap();
         let mut config = SshServerConfig::new(host_key);
         config.limits.refusal_delay = Duration::ZERO;
-        // The limits differ, so that the duration of a test that hangs shows the limit that ended it.
+        // The three limits differ. The duration of a test that hangs therefore shows the limit that ended the test.
         config.limits.keepalive = Duration::from_secs(7);
         config.limits.login_grace = Duration::from_secs(13);
         config.drain = Duration::from_secs(19);
