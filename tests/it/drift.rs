@@ -108,7 +108,7 @@ fn hotfix_is_applied_to_next_release(world: &World) {
     assert_eq!(world.get("shop", "/lib/old.txt").status, 404);
     world.get("shop", "/extra.txt").holds("new");
     assert_eq!(changes(world).len(), 3);
-    // The patch stays over a restart, and over another deployment.
+    // The changes of the patch survive a restart and another deployment.
     world.larder(&["restart", "shop"]).exits(0);
     world.get("shop", "/").holds("FIXED");
     repo.commit("three");
@@ -282,7 +282,7 @@ fn rollback_without_its_patch_is_refused_before_any_change(world: &World) {
     repo.push().accepted();
     repo.write("larder.yml", "").write("third.txt", "three").commit("three");
     repo.push().accepted();
-    // With the patch, the rollback applies it again.
+    // While the patch exists, a rollback applies the patch again.
     world.larder(&["rollback", "shop", "v2"]).ok();
     world.get("shop", "/extra.txt").holds("new");
     world.larder(&["rollback", "shop", "v3"]).ok();

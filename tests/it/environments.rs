@@ -97,7 +97,8 @@ fn variables_of_the_operators_shell_reach_only_the_keeper(world: &World) {
     });
     world.serves("shop", "version one");
 
-    // The keeper is the operator's own process. The user of a fork of the keeper must not be able to read the copy of the keeper's memory.
+    // The keeper is the operator's own process. A fork of the keeper has a copy of the keeper's memory, and the user of the fork must not be
+    // able to read this copy.
     let keeper = world.with(|server| server.keeper());
     assert_eq!(inherited(&variables(keeper).unwrap()).len(), env.len(), "the keeper was started with these variables");
     let mut guards = 0;

@@ -69,7 +69,7 @@ impl<'w> Forge<'w> {
         (manifest, archive)
     }
 
-    /// Returns a changed release under a new id, signed by the trusted key.
+    /// Returns the manifest of a changed release, with a new id and a signature of the trusted key.
     fn forged(&self, of: &Manifest, change: impl FnOnce(&mut Manifest)) -> Manifest {
         let created = jiff::Timestamp::now();
         let mut manifest = Manifest { release: ReleaseId::new(created), created, signature: None, ..of.clone() };
@@ -239,7 +239,7 @@ fn forged_deliverables_of_a_remote_are_refused_with_the_reason(world: &World) {
         assert!(!world.environment("shop").join("releases").join(format!("{}.manifest.json", good.release)).exists());
     }
 
-    // The same key and store without a forgery are accepted, so none of the cases above was refused for another reason.
+    // A release with the same key and store, but without a forgery, is accepted. Each case above was therefore refused for its forgery.
     forge.offers(&good, &archive, None, honest);
     forge.pull().ok();
     world.serves("shop", "version two");

@@ -1,4 +1,4 @@
-//! A proxy in front of larder's proxy, which terminates TLS and states the addresses of its visitors.
+//! larder's proxy behind another proxy, which terminates TLS and states the addresses of its visitors.
 
 use crate::harness::{Repo, World, http, installed};
 
@@ -15,7 +15,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 "#;
 
-/// Deploys the application. Returns the output of the push, and the headers that reach the application with `headers`.
+/// Deploys the application. Returns the output of the push and of `larder project info`, and the headers that the application receives in a
+/// request with `headers`.
 fn mirrored(server_file: &str, headers: &str) -> Option<(String, Vec<String>)> {
     installed("python3")?;
     let world = World::configured(server_file)?;

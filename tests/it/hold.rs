@@ -58,7 +58,7 @@ fn data(world: &World) -> PathBuf {
     world.environment("shop").join("data")
 }
 
-/// Creates the project with a first release, a few files in its data, and `upgrade` as the upgrade of the recipe.
+/// Creates the project with a first release and a few files in its data. `recipe` has further lines for the recipe.
 fn shop<'w>(world: &'w World, recipe: &str) -> Repo<'w> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -83,7 +83,7 @@ fn version(repo: &Repo<'_>, version: &str, recipe: &str) {
 /// Returns kind, mode, owner, time and content of every entry below the data, except the ledger.
 fn seen(world: &World) -> BTreeMap<PathBuf, String> {
     let mut all = crate::backup::walk(&data(world));
-    // The record of first content belongs to larder.
+    // larder itself writes `.larder-seed`, the record of the seeded files.
     [".larder-seed", "store/ledger"].into_iter().for_each(|path| drop(all.remove(Path::new(path))));
     all.into_iter().map(|(path, seen)| (path, format!("{seen:?}"))).collect()
 }
@@ -178,7 +178,8 @@ fn marks(world: &World) -> PathBuf {
     marks
 }
 
-/// Returns the events at which the server is killed: in the default run a few of them, else all around the upgrade.
+/// Returns the events at which the server is killed: with `LARDER_TEST_THOROUGH`, all events of the steps around the upgrade, otherwise a few
+/// of these events.
 fn events() -> Vec<String> {
     let few = ["succeeded.deploy.point", "succeeded.deploy.release", "succeeded.deploy.switch", "undo_started.deploy.quiesce"];
     let last = ["started.deploy.resume", "succeeded.deploy.resume"];

@@ -12,7 +12,7 @@ pub fn once(points: &[String]) -> String {
     points.iter().map(|point| format!("{point}=1*return")).collect::<Vec<_>>().join(";")
 }
 
-/// Returns the step that failed in the last deployment, and the steps that were reverted, in order.
+/// Returns the step that failed in the last deployment, and the reverted steps in the order of their undos.
 pub fn unwind(world: &World) -> String {
     let journals = world.journals("shop");
     let of = |word: &str| {
@@ -32,13 +32,13 @@ pub struct Attempt<'a, 'w> {
     pub old: &'a str,
     /// The page that serves after the deployment succeeded.
     pub new: &'a str,
-    /// Files in `releases/` that a failed attempt may leave: a completely transferred and accepted release.
+    /// The predicate for the names in `releases/` that a failed attempt may leave: the files of a completely transferred and accepted release.
     pub stays: &'a dyn Fn(&str) -> bool,
 }
 
 impl Attempt<'_, '_> {
-    /// Asserts that a failure before or after any of these steps changes nothing, one attempt after the other, and that the last attempt
-    /// succeeds. Returns the step that failed and the reverted steps of each attempt, for a golden file.
+    /// Makes one attempt for each failpoint before and after these steps, and asserts that the failure changes nothing. Then asserts that an
+    /// attempt without a failure succeeds. Returns the failed step and the reverted steps of each failed attempt, for a golden file.
     pub fn fails_once_at_each(&self, steps: &[String]) -> String {
         let points = around(steps);
         self.world.restart(&[("FAILPOINTS", &once(&points))]);
@@ -56,7 +56,8 @@ impl Attempt<'_, '_> {
         (self.ask)().ok();
         self.world.serves("shop", self.new);
         assert_ne!(self.repo.live(), live);
-        // A failure after the switch shows the new version for a moment. Earlier failures do not show it, and every request is answered.
+        // If a step fails after the switch, visitors see the new version for a moment. If a step fails before the switch, visitors do not
+        // see the new version. In both cases, every request is answered.
         let flickers = visitor.satisfied().pages.len();
         assert!(flickers <= 2 * steps.len(), "{flickers} changes of the page");
         self.world.is_consistent("shop");

@@ -10,7 +10,7 @@ use std::{
 
 use super::{World, cli::Output};
 
-/// A repository whose `larder` remote is a project.
+/// A repository from which a user pushes to a project.
 pub struct Repo<'w> {
     world: &'w World,
     path: PathBuf,

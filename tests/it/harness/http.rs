@@ -17,7 +17,7 @@ use super::World;
 #[derive(Debug, Clone)]
 pub struct Response {
     pub status: u16,
-    #[allow(dead_code)] // Shown where a test fails.
+    #[allow(dead_code)] // Only the output of a failed test shows the field.
     pub head: String,
     pub body: String,
 }

@@ -1,4 +1,4 @@
-//! A network between two machines that can be cut and slowed down.
+//! A network connection to a server, which a test can cut and slow down.
 
 use std::{
     collections::VecDeque,
@@ -23,7 +23,7 @@ pub struct Link {
 
 struct State {
     to: u16,
-    /// The numbers of bytes from the server after which the next connections are cut, in order.
+    /// The cuts of the next connections, in the order of connecting: the number of bytes from the server after which the connection is cut.
     cuts_to_come: Mutex<VecDeque<u64>>,
     /// The maximum rate from the server, in bytes per second; zero for no limit.
     rate: AtomicU64,
@@ -63,7 +63,7 @@ impl Link {
         self.state.cuts_to_come.lock().extend(bytes);
     }
 
-    /// Limits all connections from now on, in bytes per second from the server.
+    /// Limits the data from the server, for each connection from now on.
     pub fn slow_to(&self, bytes_per_second: u64) {
         self.state.rate.store(bytes_per_second, Ordering::Relaxed);
     }

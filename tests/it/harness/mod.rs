@@ -78,7 +78,7 @@ macro_rules! in_each_mode {
     };
 }
 
-/// Runs each scenario once: in system mode as root, else in rootless mode.
+/// Runs each scenario once: in system mode if the tests run as root, otherwise in rootless mode.
 macro_rules! in_one_mode {
     ($($scenario:ident),+ $(,)?) => {
         mod once {

@@ -37,7 +37,7 @@ pub struct Server {
 /// The settings of a start.
 #[derive(Debug, Clone)]
 pub struct Setup {
-    /// The world's directory; everything below it is the world's.
+    /// The world's directory, which contains all files of the world.
     pub directory: PathBuf,
     /// The program, with words before it such as `setpriv`.
     pub program: Vec<String>,
@@ -64,7 +64,8 @@ impl Setup {
 pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Server {
-    /// Starts the server and waits for its ready line. Kills keeper and server if `abort` returns true before the server is ready.
+    /// Starts the server and waits for its ready line. If `abort` returns true before the server is ready, kills keeper and server, and returns
+    /// `None`.
     pub fn start_unless(setup: &Setup, abort: &dyn Fn() -> bool) -> Option<Server> {
         let log = File::options().create(true).append(true).open(log_file(&setup.directory)).unwrap();
         let mut command = setup.command();
@@ -144,7 +145,7 @@ impl Server {
         });
     }
 
-    /// Kills keeper and server, as a reset of the machine would, and nothing else.
+    /// Kills the keeper and the server at once, and no other process.
     pub fn kill9_all(mut self) {
         let role = self.role();
         let _ = self.keeper.kill();

@@ -264,7 +264,7 @@ impl Imports {
     }
 }
 
-/// Returns a path from the crate's root, if it names a module of the crate.
+/// Returns the segments below the crate's root of a path in `module`. Returns `None` if the path does not lead into the crate.
 fn absolute(module: &[String], path: &[String], modules: &BTreeSet<Vec<String>>) -> Option<Vec<String>> {
     let supers = path.iter().take_while(|part| *part == "super").count();
     let first = path.first()?;
@@ -281,7 +281,7 @@ fn absolute(module: &[String], path: &[String], modules: &BTreeSet<Vec<String>>)
     }
 }
 
-/// Returns the module in which the item of a path is, through re-exports.
+/// Returns the module that defines the item of a path. Follows at most `limit` re-exports.
 fn resolved(
     path: Vec<String>,
     modules: &BTreeSet<Vec<String>>,

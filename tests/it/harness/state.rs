@@ -130,14 +130,14 @@ impl World {
         steps
     }
 
-    /// Asserts a consistent state: `current` names a release whose archive, manifest and tree exist, the branch names the commit of this
-    /// release, and `slots.json` names this release as live.
+    /// Asserts a consistent state. `current` names a release whose archive, manifest and tree exist, the branch names the commit of this
+    /// release, and `slots.json` names this release as live. Every tree has an archive, and every archive has a tree.
     #[track_caller]
     pub fn is_consistent(&self, project: &str) {
         self.is_whole(project, |trees, stored| trees == stored);
     }
 
-    /// Asserts a consistent state. The store may also contain releases that were pulled or imported and never installed.
+    /// Asserts a consistent state, in which an archive need not have a tree: releases may have been pulled or imported and never installed.
     #[track_caller]
     pub fn is_consistent_with_a_store(&self, project: &str) {
         self.is_whole(project, |trees, stored| trees.iter().all(|tree| stored.contains(tree)));

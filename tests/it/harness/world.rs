@@ -66,7 +66,7 @@ impl World {
         Some(World::new(Mode::Rootless, "", None))
     }
 
-    /// Starts a server in system mode as root, else in rootless mode.
+    /// Starts a server: in system mode if the tests run as root, otherwise in rootless mode.
     pub fn any() -> Option<World> {
         World::configured("")
     }
