@@ -202,7 +202,7 @@ fn push_of_too_many_refs_is_refused(world: &World) {
     world.serves("shop", "version two");
 }
 
-/// Trees that git's own programs do not create, with names that lead out of the tree.
+/// Git's own programs do not create these trees. The names of their entries lead out of the tree, or are otherwise invalid.
 fn tree_with_escaping_paths_is_refused(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");

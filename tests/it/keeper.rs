@@ -216,8 +216,8 @@ async fn stop_signal_reaches_all_processes_of_an_application() {
     for ground in grounds() {
         let world = World::new(ground).await;
         for (stop, name) in [(StopSignal::Term, "TERM"), (StopSignal::Int, "INT"), (StopSignal::Quit, "QUIT")] {
-            // The shell in front exits at once, and its child takes some time. The child is not a shell that waits for a program, because
-            // such a shell ignores SIGINT if the program exits at the same moment.
+            // The signal ends the outer shell at once, and its child exits a little later. The child is a perl program, because a shell that
+            // waits for a program ignores SIGINT if the program exits at the same moment.
             let takes_time =
                 format!("$SIG{{{name}}} = sub {{ select undef, undef, undef, 0.2; print qq(finished\\n); exit 0 }};");
             let line = format!("perl -e '$| = 1; {takes_time} print qq(up\\n); sleep 1 while 1' && echo never");
@@ -258,7 +258,7 @@ async fn worker_environment_has_fixed_variables_and_host_paths() {
         let tool = world.elsewhere.path().join("home/tool/bin");
         assert!(path.ends_with(&format!(":{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", tool.display())));
         assert!(Path::new(path.split(':').next().unwrap()).is_absolute());
-        // A worker reaches a directory below a home that other users cannot enter only if the directory is mounted separately.
+        // Other users cannot enter the home directory. A worker reaches a directory below it only if that directory is mounted separately.
         let closed = ground.system && world.launcher.capabilities().await.unwrap().namespaces.is_err();
         assert_eq!(lines.next(), Some(if closed { "closed" } else { "hello" }));
         for line in lines {

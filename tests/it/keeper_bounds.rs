@@ -56,8 +56,8 @@ async fn process_can_reopen_its_standard_output() {
 struct Lingering(process::Child);
 
 impl Lingering {
-    /// Finds the namespace by a `sleep` of `seconds` inside, and adds such a member. Returns `None` if processes share the namespace of
-    /// this test.
+    /// Finds the namespace of the process `sleep SECONDS`, and adds such a member to the namespace. Returns `None` if that process is in the
+    /// namespace of this test.
     fn with(seconds: &str) -> Option<Lingering> {
         let line = format!("sleep\0{seconds}\0");
         let named = |path: &Path| fs::read_to_string(path.join("cmdline")).is_ok_and(|found| found == line);
@@ -113,7 +113,7 @@ async fn slot_reset_waits_for_killed_processes() {
         assert_eq!(read_line(&output).await, "up");
         let lingering = Lingering::with(&seconds);
         assert_eq!(lingering.is_some(), namespaces(&world).await);
-        child.kill().await.unwrap(); // waits for nothing
+        child.kill().await.unwrap(); // returns before the process has ended
         let fresh = || world.launcher.reset_area(ENV, Area::Slot, None, Some(Slot::Blue));
         if let Some(lingering) = lingering {
             let emptied = tokio::time::timeout(Duration::from_millis(300), fresh()).await;
@@ -145,7 +145,7 @@ async fn new_build_gets_an_overlay_of_its_own() {
         let mut old = start_build(&world, "one").await;
         let lingering = Lingering::with(&seconds);
         assert_eq!(lingering.is_some(), namespaces(&world).await);
-        old.kill().await.unwrap(); // waits for nothing
+        old.kill().await.unwrap(); // returns before the build has ended
         let _new = if area == Area::Build {
             world.launcher.reset_area(ENV, Area::Build, None, None).await.unwrap();
             start_build(&world, "one").await

@@ -1,6 +1,6 @@
 //! A keeper with real processes for tests, as root and as an ordinary user. The keeper and its server run in separate processes, which are
-//! started from this test binary. The server passes its end of the connection to the test, and exits when the test closes its socket. The
-//! test itself sends the requests to the keeper.
+//! started from this test binary. The server sends its connection with the keeper to the test, over a socket. The test then sends the
+//! requests to the keeper by itself. The server exits when the test closes the socket.
 #![allow(unsafe_code)] // for the one attribute of AS_KEEPER
 
 use std::{
@@ -69,7 +69,7 @@ extern "C" fn as_keeper() {
 
 /// Runs the server's process. This function is not a test.
 #[test]
-#[ignore = "a part of the other tests"]
+#[ignore = "started by the keeper of other tests"]
 fn as_server() {
     let Ok(name) = env::var("LARDER_TEST_SOCKET") else { return };
     assert!(env::var("LARDER_LISTENERS").unwrap().starts_with("http=4"));
@@ -123,7 +123,7 @@ impl World {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let name = format!("larder-test-{}", directory.path().display());
         let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
-        // A home directory that other users cannot enter has a language runtime.
+        // This home directory, which other users cannot enter, contains a language runtime.
         let elsewhere = ["/srv", "/var/lib"].into_iter().find_map(|place| tempfile::tempdir_in(place).ok());
         let elsewhere = elsewhere.unwrap_or_else(|| tempfile::tempdir_in(env::var_os("HOME").unwrap()).unwrap());
         fs::set_permissions(elsewhere.path(), fs::Permissions::from_mode(0o755)).unwrap();

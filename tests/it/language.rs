@@ -10,10 +10,10 @@ const HEADLESS: [&str; 10] = ["What", "Whether", "Where", "Which", "Why", "Who",
 /// Words that hide their subject, or that are not terms of this project.
 const VAGUE: [&str; 7] = ["whoever", "nobody", "somebody", "room", "rooms", "trade", "trades"];
 
-/// Texts in which such a word is correct, because it is a name of the system.
+/// Texts in which a word of [`VAGUE`] is correct, because the word is the name of a user of the system.
 const ALLOWED_TEXTS: [&str; 4] = ["(\"nobody\"", "\"nobody\",", "user nobody", "nobody:x:"];
 
-/// The number of doc comments of a module for which one headless doc comment is allowed, because some of them are clear.
+/// The number of doc comments of a module per allowed headless doc comment. A few headless doc comments are allowed, because they are clear.
 const HEADLESS_PER_DOCS: usize = 50;
 
 /// The maximum number of public items without a doc comment. This number must not be raised.
@@ -29,7 +29,7 @@ struct Counts {
     vague: Vec<String>,
 }
 
-/// Returns the first directory of a source file, or the file itself at the top.
+/// Returns the top-level module of a source file: its crate, or its first directory below `src/`, or the file itself.
 fn module(source: &Source) -> String {
     let parts: Vec<_> = source.path.iter().map(|part| part.to_string_lossy().into_owned()).collect();
     if parts[0] == "crates" { parts[..2].join("/") } else { parts[1].clone() }

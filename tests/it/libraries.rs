@@ -52,7 +52,7 @@ pub fn python_with(world: &World, package: &str, module: &str) -> Option<PathBuf
     None
 }
 
-/// Pushes, and prints the server's reason for the ref.
+/// A program that pushes, and prints the server's reason for the ref.
 const DULWICH: &str = "
 import os, sys
 from dulwich.client import get_transport_and_path
@@ -81,7 +81,7 @@ fn dulwich_sees_the_verdict(world: &World) {
     assert_eq!(Some(with(&repo, clone).ok().trim().to_owned()), repo.live());
 }
 
-/// libgit2 with its own SSH (libssh2), as graphical clients use it.
+/// A program that pushes with libgit2 and its SSH library libssh2, as graphical clients do.
 const LIBGIT2: &str = "
 import sys, pygit2
 url, key = sys.argv[1:]
@@ -116,7 +116,7 @@ fn libgit2_sees_the_verdict(world: &World) {
     });
 }
 
-/// JGit's protocol over OpenSSH: the SSH library of Debian's JGit dates from 2016 and supports no algorithm that larder offers.
+/// JGit pushes through OpenSSH, because the SSH library of Debian's JGit dates from 2016 and supports no algorithm that larder offers.
 fn jgit_sees_the_verdict(world: &World) {
     let Some(jgit) = installed("jgit") else { return };
     let ssh = world.directory().join("home/jgit-ssh");
@@ -177,7 +177,7 @@ func main() {
 }
 "#;
 
-/// go-git as Debian packages it, with the SSH of Go.
+/// The program uses Debian's package of go-git, and the SSH library of Go.
 fn go_git_sees_the_verdict(world: &World) {
     let Some(go) = installed("go") else { return };
     let sources = Path::new("/usr/share/gocode");

@@ -15,7 +15,7 @@ const PRODUCTION: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// All programs of production: the programs that larder needs, and the interpreters of the applications.
 const PRODUCTION_HAS: [&str; 5] = ["sh", "bash", "git", "python3", "node"];
 
-/// Prints the available build tools.
+/// The script that prints the available build tools.
 const LOOK_FOR_TOOLS: &str = "for tool in cc gcc g++ cpp ld as make cmake pip pip3 npm npx yarn pnpm corepack composer cargo rustc go \
     javac mvn gem bundle uv poetry pipenv curl wget; do command -v $tool; done; python3 -m pip --version; exit 0";
 

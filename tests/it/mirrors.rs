@@ -76,7 +76,7 @@ fn newest(directory: &Path) -> Option<String> {
     versions.filter_map(|version| Some((numbers(&version)?, version))).max().map(|(_, version)| version)
 }
 
-/// The exit status of the script below if a gem is not installed.
+/// The exit status of [`GEMS`] if a gem is not installed.
 const MISSING: i32 = 3;
 
 /// Packs installed gems with their compiled extensions, and writes the index that bundler reads.

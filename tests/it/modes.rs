@@ -82,7 +82,7 @@ fn differences(root: &Path, layout: &Layout) -> Vec<String> {
     wrong
 }
 
-/// The user numbers of a root; one number for all in rootless mode.
+/// The numbers of the users of a root. In rootless mode, all users have the same number.
 struct Users {
     own: u32,
     server: u32,

@@ -4,7 +4,7 @@ use std::thread;
 
 use crate::harness::{Repo, World, until};
 
-/// Takes the ports that are named by files in `media/`, as soon as they are free.
+/// An application that takes each port that a file in `media/` names, as soon as the port is free.
 const THIEF: &str = r#"
 import http.server, os, socket, threading, time
 class Handler(http.server.BaseHTTPRequestHandler):

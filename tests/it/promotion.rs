@@ -238,7 +238,7 @@ fn health_record_grows_while_staging_serves(world: &World) {
     repo.push().accepted();
     let pulled = world.larder(&["pull", "shop"]);
     pulled.exits(1).says("not fit for promotion").says("of the 4 s").says("wait until the release meets the policy");
-    // The release is stored by now; its health record is fetched from staging each time.
+    // Production has the release in its store now. Each further pull fetches only the health record of the release from staging.
     crate::harness::until("the release meets the policy", || world.larder(&["pull", "shop"]).status == 0);
     world.serves("shop", "version one");
     staging.end();

@@ -16,7 +16,7 @@ use crate::{
 
 in_one_mode!(pull_survives_kills_of_production, pull_survives_cuts_of_the_link);
 
-/// 1 Mbit/s, in bytes per second.
+/// The rate of a slow link: 1 Mbit/s, in bytes per second.
 const SLOW: u64 = 125_000;
 /// The number of interruptions.
 const INSTANTS: u32 = 20;
@@ -33,7 +33,7 @@ struct Scene<'w> {
     link: Link,
     old: String,
     new: String,
-    /// The archive of the new release.
+    /// The size of the new release's archive, in bytes.
     bytes: u64,
 }
 
@@ -100,7 +100,7 @@ impl<'w> Scene<'w> {
         assert!(self.world.outcomes("shop").iter().all(Option::is_some), "{when}: a deployment has no end");
     }
 
-    /// Asserts that every named file in the store is complete.
+    /// Asserts that the store has the new release's archive completely or not at all, and no manifest without an archive or a delta.
     #[track_caller]
     fn is_stored_whole_or_not(&self, when: &str) {
         let releases = self.world.environment("shop").join("releases");
