@@ -228,7 +228,7 @@ fn patch(delta: &Path, deploy: &Path, name: &Path, older: &Path, old: &Path) -> 
     let encoded = EncodedManifest::of(&manifest, threads())?;
     (&mut &written).write_all(&encoded.text)?;
     encoded.keep_index(&path, index::identity(&written));
-    // A server frees the manifest while the worker runs.
+    // The manifest is not freed here, because a server frees the manifest while the worker runs.
     std::mem::forget(manifest);
     let (written, of_old) = open_both(&path, &manifest_of(older));
     let (written, of_old) = (written?, of_old?);

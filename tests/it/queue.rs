@@ -1,4 +1,4 @@
-//! Simultaneous pushes: one deployment per environment at a time, in order, and each push gets the verdict of its own commit.
+//! Simultaneous pushes: an environment runs one deployment at a time, and each push gets the verdict of its own commit.
 
 use std::{fs, thread};
 
@@ -9,7 +9,7 @@ in_one_mode!(
     simultaneous_pushes_to_one_project_accept_one,
     simultaneous_pushes_to_ten_projects_get_their_own_verdicts,
     waiting_push_is_superseded_by_a_newer_push,
-    cancel_stops_the_running_deployment_before_the_waiting_deployment,
+    cancel_while_a_deployment_waits_stops_the_running_deployment,
     restarts_and_deployments_exclude_each_other,
     time_in_the_build_queue_does_not_count_as_build_time,
     queued_push_into_frozen_environment_is_refused,
@@ -136,7 +136,7 @@ fn waiting_push_is_superseded_by_a_newer_push(world: &World) {
     one_at_a_time(world, "shop");
 }
 
-fn cancel_stops_the_running_deployment_before_the_waiting_deployment(world: &World) {
+fn cancel_while_a_deployment_waits_stops_the_running_deployment(world: &World) {
     world.project("shop");
     let hangs = Repo::new(world, "shop");
     hangs.program(".larder/build", "#!/bin/sh\nexec sleep 98762\n");

@@ -1,4 +1,4 @@
-//! Kills of the server, or of keeper and server, at every event of a journal and at random instants. The next start recovers.
+//! Kills of the server, or of keeper and server, at every event of a journal and at random instants. The next server recovers the deployment.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -41,7 +41,8 @@ fn thorough() -> bool {
     std::env::var_os("LARDER_TEST_THOROUGH").is_some()
 }
 
-/// Creates the directory in which failpoints record that they have fired, because the next server has the same failpoints.
+/// Creates the directory in which failpoints record that they have fired. Each failpoint therefore fires once, although the next server has
+/// the same failpoints.
 fn marks(world: &World) -> PathBuf {
     let marks = world.directory().join("marks");
     fs::create_dir(&marks).unwrap();
@@ -66,8 +67,7 @@ fn all_announced(world: &World, project: &str) -> bool {
     })
 }
 
-/// Asserts that the test observer has seen each end exactly once, with the right outcome. The first deployment ended
-/// before the observer was added.
+/// Asserts that the test observer has seen each end exactly once, with the right outcome.
 fn each_ending_is_announced_once(world: &World, project: &str, observed: &std::path::Path) {
     until("observers are told", || all_announced(world, project));
     let text = fs::read_to_string(observed).unwrap();
@@ -89,7 +89,7 @@ fn events(steps: &[String]) -> Vec<String> {
     let of_step = |step: &String| ["started", "succeeded", "undo_started", "undo_finished"].map(|word| format!("{word}.{step}"));
     let whole = ["opened", "recovered", "ended", "announced"].map(str::to_owned);
     let events = whole.into_iter().chain(steps.iter().flat_map(of_step));
-    // The observers have been told of an ending, but the journal does not record it yet.
+    // At this failpoint, the observers know an ending that the journal does not record as announced yet.
     let delivered = String::from("announce.delivered");
     events.map(|event| format!("journal.{event}")).chain([delivered]).collect()
 }

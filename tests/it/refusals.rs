@@ -194,7 +194,7 @@ fn export_is_accepted_elsewhere_and_altered_exports_are_refused(staging: &World)
     let longer = with("archive.tar.zst", &|content| content.push(0));
     refused("longer", "shop", &longer, "and its manifest disagree", "deploy the commit again");
 
-    // A valid import over ssh; the second import changes nothing.
+    // A valid import over ssh is accepted. A second import of the same release changes nothing.
     production.key("dora");
     production.larder(&["user", "add", "dora", "--key-file", &production.public_key("dora")]).ok();
     production.larder(&["user", "grant", "dora", "shop", "push"]).ok();
@@ -241,7 +241,7 @@ fn health_record_has_periods_checks_and_restarts(world: &World) {
     until("the end of the process is in the record", || {
         record(world, "v1")["restarts"].as_array().is_some_and(|ends| ends.iter().any(|end| end["process"] == "web.1"))
     });
-    // The record survives a restart of the server; the next release ends its period of service.
+    // The record survives a restart of the server. When the next release goes live, the old release's period of service ends.
     world.restart(&[]);
     repo.page("two");
     repo.push().accepted();

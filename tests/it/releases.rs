@@ -139,7 +139,7 @@ fn imports_that_were_never_live_displace_no_release_that_was_live(world: &World)
             export.args(["release", "export", "shop/staging", &id]).stdout(std::fs::File::create(&file).unwrap());
             assert!(export.status().unwrap().success());
             crate::refusals::import(world, "shop/production", &std::fs::read(&file).unwrap()).exits(0);
-            // The import becomes two hours old.
+            // The import is made two hours old, because pruning keeps an import for one hour.
             let manifest = std::fs::File::options().write(true).open(releases.join(format!("{id}.manifest.json"))).unwrap();
             manifest.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(7200)).unwrap();
         }
@@ -299,7 +299,7 @@ fn releases_beyond_size_limit_are_pruned(world: &World) {
         repo.write("noise", bytes).page(&page.to_string());
         repo.push().accepted();
     }
-    until("two are left: two fit, and two must stay anyway", || releases_on_disk(world) == 2);
+    until("two releases are left (two fit into the limit, and two always stay)", || releases_on_disk(world) == 2);
     world.is_consistent("shop");
 }
 

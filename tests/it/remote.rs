@@ -331,7 +331,7 @@ fn pull_of_a_commit_resumes(world: &World) {
         pack.discard();
         file
     };
-    // git verifies the pack. A thin pack needs its base objects.
+    // A thin pack is smaller than a whole pack, because its base objects must be present already. git accepts the whole pack.
     let whole = fetch(&[]);
     let thin = fetch(&[first]);
     assert!(thin.metadata().unwrap().len() < whole.metadata().unwrap().len());

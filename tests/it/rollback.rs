@@ -27,8 +27,8 @@ fn three<'w>(world: &'w World, files: &[(&str, &str)]) -> (Repo<'w>, Vec<String>
     (repo, commits.into())
 }
 
-/// Python's server answers 304 if its file is not newer than the copy of the browser. The tree of the older release was installed before
-/// the tree of the newer release.
+/// Python's server answers 304 if its file is not newer than the copy of the browser. The tree of the older release was installed first, but
+/// its page must replace the browser's copy of the newer page.
 fn browser_gets_the_page_of_the_older_release_after_rollback(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -130,7 +130,7 @@ fn rollback_to_unusable_release_is_refused(world: &World) {
         repo.push().accepted();
     }
     let top = world.environment("shop");
-    // Two releases, each with an archive, a manifest and its index.
+    // Two releases are left, each with an archive, a manifest and the index of the manifest.
     crate::harness::until("old releases are gone", || names(&top.join("releases")).len() == 6);
     rollback(world, &["v1"]).exits(3).says("v1 was removed by retention");
     world.serves("shop", "version four");

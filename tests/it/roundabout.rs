@@ -79,7 +79,7 @@ fn delta_that_cannot_be_installed_is_discarded(world: &World) {
     let Some(staging) = World::any() else { return };
     let pair = Pair::new(world, &staging);
     let marker = pair.releases().join(".no-deltas");
-    // The installed page differs from the release, so a delta from it gives a wrong result.
+    // The installed page differs from the page in the release, so the delta, which is based on this page, gives a wrong result.
     let top = world.environment("shop");
     let page = top.join("deploy").join(fs::read_link(top.join("deploy/current")).unwrap()).join("index.html");
     let mut text = fs::read(&page).unwrap();
@@ -103,7 +103,7 @@ fn delta_that_cannot_be_installed_is_discarded(world: &World) {
     world.serves("shop", "version two");
     pair.are_alike();
 
-    // Deltas are not requested for a day.
+    // For a day after the failure, production requests no delta.
     pair.cook("version three");
     let whole = pulled(&pair.pull());
     world.serves("shop", "version three");

@@ -47,8 +47,8 @@ fn release_is_published_to_and_pulled_from_bucket(world: &World) {
     scenario(world, "s3://deliverables/ours", "s3://deliverables/ours", None, &env);
 }
 
-/// Staging publishes to `publish`, production pulls from `read`; both servers have `env`. `directory` is the remote, if it is a local
-/// directory.
+/// Runs the scenario: staging publishes to `publish`, and production pulls from `read`. Both servers have `env` in their environment. If the
+/// remote is a local directory, `directory` is its path.
 fn scenario(world: &World, publish: &str, read: &str, directory: Option<&Path>, env: &[(&str, &str)]) {
     let Some(staging) = World::any() else { return };
     if !env.is_empty() {

@@ -31,7 +31,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for AtMost<T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
-        // The stated length is not trusted, so it reserves only a little memory.
+        // The stated length is not trusted. Memory is therefore reserved for at most 1024 elements.
         let mut read = Vec::with_capacity(list.size_hint().unwrap_or_default().min(1024));
         while let Some(one) = list.next_element()? {
             if read.len() >= self.0 {

@@ -46,7 +46,7 @@ pub(super) struct CompressWorker<'a> {
     spare: &'a SpareBuffers,
 }
 
-/// Buffers that are reused, since the allocation of fresh memory takes as much time as filling it.
+/// Buffers that are reused, because allocating fresh memory takes as much time as filling the memory.
 #[derive(Default)]
 pub(super) struct SpareBuffers(Mutex<Vec<Vec<u8>>>);
 
@@ -67,7 +67,7 @@ impl<'a> CompressWorker<'a> {
         Ok(CompressWorker { cursor: root.cursor(), compressor: settings::compressor()?, raw: Vec::new(), spare })
     }
 
-    /// Builds a frame, unless the frame can be copied from the previous archive or must be streamed.
+    /// Builds a frame, or copies an equal frame from the previous archive. Returns the task if the frame is so large that it must be streamed.
     pub(super) fn make<'t>(&mut self, task: Task<'t>) -> Result<BuiltFrame<'t>, ArchiveError> {
         let unknown = |item: &Item| matches!(item.kind, ItemKind::File { digest: None, .. });
         if let Some(same) = &task.candidate

@@ -319,13 +319,13 @@ pub(super) fn join(parent: &OsStr, name: &OsStr) -> OsString {
     path
 }
 
-/// Opens a path with `openat2`. If the kernel lacks or forbids this call, opens the path part by part.
+/// Opens a path with `openat2`. If the kernel lacks or forbids this call, or if a rename disturbs the call, opens the path part by part.
 fn open_beneath(root: BorrowedFd<'_>, relative: &OsStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(root, relative, flags, Mode::empty(), resolve) {
-        // EPERM: the call is newer than the seccomp filter. EAGAIN: a rename raced with the call; opening part by part tolerates such
-        // renames.
+        // EPERM means that the call is newer than the seccomp filter. EAGAIN means that a rename raced with the call. Opening part by part
+        // tolerates such renames.
         Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => by_parts(root, relative, flags),
         other => other,
     }

@@ -20,8 +20,8 @@ const NEAR: usize = 32;
 const FAR: usize = 128;
 const SHORT: usize = 8 << 20;
 
-/// The step of the search after a failed comparison, in bytes. The step has no common divisor with the distances between marks, so that
-/// the search meets a mark in every long run.
+/// The step of the search after a failed comparison, in bytes. The step has no common factor with the distances between marks, so that the
+/// search meets a mark in every long run.
 const STEP: usize = 3;
 
 /// The binary logarithm of the number of failed steps after which the step grows by one byte: new bytes mostly form long runs.

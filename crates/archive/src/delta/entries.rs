@@ -54,7 +54,7 @@ pub(super) struct Columns {
     pub targets: Vec<String>,
 }
 
-/// Indices of entries by their content.
+/// Indices of entries by the digests of their content.
 pub(super) type Contents = HashMap<Digest, usize, foldhash::fast::RandomState>;
 
 /// Returns the index of the first old entry for each content that an added or changed file of the new release shares with the old

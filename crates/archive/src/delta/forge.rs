@@ -147,7 +147,7 @@ impl Forged {
 /// Gives every column the length that the changes need, and replaces impossible values.
 fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
     columns.skips.resize(columns.changes.len(), 0);
-    // For each file: its old size, and true if its content is known.
+    // `files` has an element for each file: the old size of the file, and true if the content is known.
     let (mut files, mut added, mut links, mut at) = (Vec::new(), 0, 0, 0);
     for (change, skip) in columns.changes.iter_mut().zip(&mut columns.skips) {
         *skip = (*skip).min((old.len() - at) as u32);
@@ -188,7 +188,7 @@ fn fit(columns: &mut Columns, digests: &mut Vec<u8>, old: &[Entry]) {
     columns.known.resize(known, 0);
     let same = columns.sizes.iter_mut().zip(&files).filter(|(_, (_, known))| *known);
     for (index, (size, (before, _))) in columns.known.iter_mut().zip(same) {
-        // Use the next old entry that is a file.
+        // The index becomes the index of the next old entry that is a file.
         let found = (0..).zip(old).cycle().skip(*index as usize % old.len().max(1)).take(old.len());
         let found = found.filter_map(|(n, entry)| Some((n, groups::size(Some(entry))?))).next();
         if let Some((n, bytes)) = found {
