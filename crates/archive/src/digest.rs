@@ -106,7 +106,7 @@ impl fmt::Debug for Digest {
 }
 
 /// Returns the value of a hexadecimal digit, and true if the byte is such a digit. The function has no branches, so that the compiler
-/// vectorises its loop: a manifest has millions of digits.
+/// vectorises the loop over the digits: a manifest has millions of digits.
 fn digit(byte: u8) -> (u8, bool) {
     let is_letter = (byte | 0x20).wrapping_sub(b'a') < 6;
     let is_digit = byte.wrapping_sub(b'0') < 10;

@@ -86,7 +86,8 @@ impl ArchiveInfoExt for ArchiveInfo {
     }
 
     fn seek_table(&self) -> Vec<u8> {
-        // "zstd seekable format": magic, size; compressed and raw size of each frame; number, flags, magic. All little-endian.
+        // The "zstd seekable format" has these little-endian fields: a magic number and the size of the table; the compressed and the raw
+        // size of each frame; the number of frames, flags, and a second magic number.
         let low = |n: u64| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
         let count = self.frames.len() as u64;
         let mut table = Vec::new();

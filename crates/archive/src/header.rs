@@ -41,8 +41,8 @@ impl<'a> From<&'a EntryKind> for Shape<'a> {
     }
 }
 
-/// Appends the header blocks of an entry to `into`. A PAX header precedes the normal header if a name does not fit into the normal
-/// header.
+/// Appends the header blocks of an entry to `into`. A PAX header precedes the normal header if the path or the target does not fit into the
+/// normal header.
 pub(super) fn encode<'a>(path: &str, shape: impl Into<Shape<'a>>, into: &mut Vec<u8>) {
     let (name, base, size, target) = match shape.into() {
         Shape::Dir => (Cow::Owned(format!("{path}/")), &BASES.dir, 0, None),

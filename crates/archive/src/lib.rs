@@ -14,8 +14,8 @@
 //! - *A patch* is one plain zstd frame whose text may refer to a second text that sender and receiver have (`patch.rs`).
 //! - *Memory*: a frame has at most 8 MiB before compression, or contains a single larger file, which is streamed. Each thread of the writer
 //!   holds one uncompressed frame. At most three compressed frames per thread are in progress or queued, in buffers that are reused. Frames
-//!   and buffers take 33 MiB per thread, and 8 MiB in addition. One compressor, which all files of more than 8 MiB share, adds about 100
-//!   MiB. Each thread of a reader holds one frame, compressed and uncompressed.
+//!   and buffers take 33 MiB per thread, plus 8 MiB regardless of the number of threads. One compressor, which all files of more than 8 MiB
+//!   share, adds about 100 MiB. Each thread of a reader holds one frame, compressed and uncompressed.
 //! - *Versions*: different compression settings give different archives of one tree (`settings.rs`). The writer copies frames only from
 //!   an archive with its own settings. Packing an installed release fails if the new archive does not have the digest in the manifest.
 

@@ -21,7 +21,7 @@ pub(super) struct ArchiveOutput<'a> {
     pub(super) previous: Option<&'a File>,
     pub(super) at: u64,
     pub(super) limit: u64,
-    /// The offset and the length of the pending copy, whose destination ends at `at`.
+    /// The pending copy: its offset in the previous archive, and its length. The destination of the copy ends at `at`.
     pub(super) copy: Option<(u64, u64)>,
     pub(super) frames: Vec<Frame>,
     /// The compressor of large files. The compressor is reused, since new threads and tens of megabytes of fresh memory would cost time

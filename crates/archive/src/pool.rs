@@ -1,4 +1,4 @@
-//! Parallel loops over threads. [`ordered`] passes on results in order, and limits the number of waiting results.
+//! Parallel loops over threads. [`ordered`] passes results on in the order of their indices, and limits the number of waiting results.
 
 use std::{
     collections::BTreeMap,
@@ -24,8 +24,8 @@ struct State<T, E> {
     running: usize,
 }
 
-/// Calls `make` for each index in 0..`count`, in `threads` threads. Each thread has its own `state`. Calls `consume` with the results, in
-/// order, in the calling thread. At most three results per thread wait for `consume`. Stops at the first error.
+/// Calls `make` for each index in 0..`count`, in `threads` threads. Each thread has its own `state`. Calls `consume` in the calling thread,
+/// with the results in the order of their indices. At most three results per thread wait for `consume`. Stops at the first error.
 pub fn ordered<T: Send, S, E: Send>(
     count: usize,
     threads: usize,

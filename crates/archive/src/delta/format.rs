@@ -122,7 +122,7 @@ impl Outline {
         Ok(outline)
     }
 
-    /// Returns an error unless the delta starts from the release with this id and tree digest.
+    /// Checks that the delta starts from the release with this id and tree digest.
     pub fn starts_from(&self, id: &str, tree: &Digest) -> Result<(), DeltaError> {
         if (self.base.as_str(), &self.base_tree) == (id, tree.as_bytes()) {
             return Ok(());

@@ -50,7 +50,7 @@ pub(super) struct PatchGroup {
     pub parts: Vec<Part>,
 }
 
-/// A new file: it consists of the start of its base, the bytes from patches, and the end of its base.
+/// A new file, which consists of the start of its base, the bytes from patches, and the end of its base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Member {
     /// The number of wanted files between the previous member and this member. For the first member, the number of wanted files before
@@ -208,7 +208,7 @@ pub(super) fn file(member: &Member, entry: usize, old: &[Entry], new: &[Entry]) 
     })
 }
 
-/// Returns `None` unless the sizes of members and parts match and stay within the limits of memory.
+/// Checks the sizes of members and parts. Returns `None` if the sizes contradict each other or exceed the limits of memory.
 fn check(members: &[File], parts: &[Part]) -> Option<()> {
     let middles = members.iter().try_fold(0u64, |sum, file| sum.checked_add(file.middle()))?;
     let raw: u64 = parts.iter().map(|part| u64::from(part.raw)).sum();

@@ -52,8 +52,8 @@ const MAX_GROUP: u64 = 2 << 20;
 /// The maximum size of a part of a large file, in bytes.
 const MAX_PART: u64 = 16 << 20;
 
-/// The maximum length of the description of a part by copies, in bytes. The longest description is that of a part without any copy: it
-/// contains the whole part. The constant adds a margin.
+/// The maximum length of the description of a part by copies, in bytes. A description without any copy is the longest, because this
+/// description contains the whole part. The constant adds a margin.
 const MAX_COPIES: u64 = MAX_PART + (1 << 20);
 
 /// The maximum size of the range of the old version that a part may refer to, in bytes.

@@ -142,7 +142,7 @@ fn fuzzer_seeds_are_valid_deltas() {
         let known =
             |path: &String| old.entries.iter().any(|entry| Some(&entry.kind) == find(&new.entries, path).map(|new| &new.kind));
         let files: BTreeMap<_, _> = files.into_iter().filter(|(path, _)| !known(path)).collect();
-        // Groups without a base, each with two parts.
+        // These groups have no base, and two parts each.
         let texts: Vec<_> = files.values().flatten().copied().collect();
         let part = |raw| Part { packed: 0, raw, told: 0, digest: [0; 32], from: 0, reference: 0 };
         let group = |file: &Vec<u8>| PatchGroup {

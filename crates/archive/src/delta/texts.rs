@@ -25,7 +25,7 @@ pub(super) struct TextPatch {
 }
 
 impl TextPatch {
-    /// Packs the description by copies of a text of `raw` bytes.
+    /// Packs a description that consists of copies. The described text has `raw` bytes.
     fn of_copies(description: &Description, raw: usize, from: u64, reference: u64) -> Result<TextPatch, DeltaError> {
         let bytes = description.bytes()?;
         let packed = pack(&bytes, 0, if bytes.len() > MAX_LITTLE { -1 } else { 3 }).map_err(format::written)?;
