@@ -33,12 +33,12 @@ pub enum PortableKind<'a> {
     File {
         /// The size in bytes, holes included.
         size: u64,
-        /// The offset and the length of each piece of data, in order. The rest of the file is holes.
+        /// The offset and the length of each piece of data, sorted by offset. All other parts of the file are holes.
         data: &'a [(u64, u64)],
     },
     /// A symbolic link with its target.
     Symlink(&'a [u8]),
-    /// A further name of the file with this path, which is an earlier entry.
+    /// A further name of a file. The path is the path of the file, whose entry is earlier in the archive.
     HardLink(&'a [u8]),
 }
 
@@ -64,9 +64,9 @@ pub struct PortableEntry<'a> {
 /// A writer of a portable archive. An archive that was not finished has no end, so that `tar` reports an error.
 pub struct PortableWriter<W: Write> {
     out: Encoder<'static, W>,
-    /// The bytes of data that the current file still expects.
+    /// The number of bytes that are missing in the data of the current file.
     expected: u64,
-    /// The zeros that follow the data of the current file.
+    /// The number of zeros that follow the data of the current file.
     padding: u64,
 }
 
@@ -199,7 +199,7 @@ impl<W: Write> PortableWriter<W> {
     }
 }
 
-/// Copies the beginning of `from`.
+/// Copies `from` to the beginning of `to`. Bytes that do not fit are left out.
 fn copy(from: &[u8], to: &mut [u8]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
 }
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(time(5, 0), "5");
         assert_eq!(time(5, 7), "5.000000007");
         assert_eq!(time(-5, 0), "-5");
-        // A quarter of a second after -5.
+        // This time is a quarter of a second after second -5.
         assert_eq!(time(-5, 250_000_000), "-4.750000000");
         assert_eq!(time(-1, 999_999_999), "-0.000000001");
     }

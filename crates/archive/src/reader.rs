@@ -104,7 +104,7 @@ impl<'a> Archive<'a> {
         if info.raw > MAX_HELD {
             return self.stream(frame, info, range.clone(), last, sink);
         }
-        // Refuse an impossible size before memory is allocated.
+        // An impossible size is refused before memory is allocated.
         if info.bytes > zstd_safe::compress_bound(MAX_HELD as usize) as u64 {
             return Err(ArchiveError::Frame { frame, why: "its compressed size is too large for its content" });
         }
@@ -149,7 +149,7 @@ impl<'a> Archive<'a> {
         if let Err(ArchiveError::Sink(_) | ArchiveError::File(_)) = walked {
             return walked;
         }
-        // If the digest of the frame is wrong, report the digest instead of an error in the decompressed content.
+        // If the digest of the frame is wrong, the error names the digest instead of a fault in the decompressed content.
         let mut input = decoder.finish();
         let clean = input.buffer().is_empty() && input.get_ref().left == 0;
         io::copy(&mut input, &mut io::sink()).map_err(|e| ArchiveError::io("read", e))?;
@@ -354,7 +354,7 @@ impl Content<'_> {
         }
     }
 
-    /// Reads `count` bytes. Returns an error unless all of these bytes are zero.
+    /// Reads `count` bytes. Returns an error if one of these bytes is missing or is not zero.
     fn zeros(&mut self, count: usize, frame: usize) -> Result<(), ArchiveError> {
         let found = self.take(count).map_err(|source| ArchiveError::Decompress { frame, source })?;
         let right = found.len() == count && found.iter().all(|byte| *byte == 0);

@@ -120,7 +120,7 @@ impl<'a> Copier<'a> {
                     at += length as u64;
                 }
                 data_end = if at < size { seek(file, SeekFrom::Hole(at)).map_or(size, |hole| hole.min(size)) } else { size };
-                // Another program made a hole at this position at this moment.
+                // If another program has just made a hole at this position, the rest of the file is read as data.
                 data_end = if data_end <= at { size } else { data_end };
                 continue;
             }

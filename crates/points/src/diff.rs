@@ -104,7 +104,7 @@ fn size(entries: &[Entry], entry: &Entry) -> u64 {
     }
 }
 
-/// Compares two entries with one path. A hard link counts as equal to a copy of its file.
+/// Compares two entries with the same path. A hard link counts as equal to a copy of its file.
 fn compare(a: (&[Entry], &Entry), b: (&[Entry], &Entry)) -> Option<ChangeKind> {
     let is_same = match (file_of(a.0, a.1).map(|file| &file.kind), file_of(b.0, b.1).map(|file| &file.kind)) {
         (Some(Kind::File { size, digest, .. }), Some(Kind::File { size: other_size, digest: other, .. })) => {

@@ -30,7 +30,8 @@ pub struct StoredFile {
 }
 
 impl Point {
-    /// Opens the stored content of a regular file of the index. Returns an error if the content is missing or has another size.
+    /// Opens the stored content of a regular file of the index. Returns an error if the content is missing or does not have the size in the
+    /// index.
     pub fn stored_file(&self, entry: &Entry) -> Result<StoredFile> {
         let damaged = || PointError::Damaged { id: self.id().to_owned(), count: 1, first: entry.shown() };
         let wrong = |e: Errno| PointError::io("read", OsStr::from_bytes(&entry.path), e);
@@ -69,7 +70,7 @@ fn pieces(file: &OwnedFd, size: u64) -> Option<Vec<(u64, u64)>> {
 }
 
 impl StoredFile {
-    /// Returns the offset and the length of each piece of data, in order. The rest of the file is holes.
+    /// Returns the offset and the length of each piece of data, sorted by offset. All other parts of the file are holes.
     pub fn data(&self) -> &[(u64, u64)] {
         &self.data
     }

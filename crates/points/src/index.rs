@@ -22,7 +22,7 @@ pub(crate) const MAX_BYTES: u64 = 1 << 30;
 /// time, and the number of attributes.
 const MIN_ENTRY: u64 = 9;
 
-/// Returns the bytes of an index. The entries must be in order.
+/// Returns the bytes of an index. The entries must be sorted by `entry::order`.
 pub fn encode(entries: &[Entry]) -> Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(entries.len().saturating_mul(128).saturating_add(32));
     bytes.extend_from_slice(MAGIC);
@@ -54,7 +54,7 @@ pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> 
         return Err(wrong(format!("{count} entries cannot be in {} bytes", rest.len())));
     }
     let mut entries: Vec<Entry> = Vec::new();
-    // The directories above the current entry, by position.
+    // `above` contains the positions of the directories above the current entry.
     let mut above: Vec<usize> = Vec::new();
     for position in 0..usize::try_from(count).unwrap_or(0) {
         let (entry, after) = postcard::take_from_bytes::<Entry>(rest).map_err(|e| wrong(format!("entry {position}: {e}")))?;

@@ -23,10 +23,10 @@
 //!   resolved below an open directory with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`.
 //! - *Unchanged* means equal size, mtime, ctime, inode and device, and a ctime that was already past when the file was read. Such a file
 //!   is linked to the previous restore point without being opened. A file that was only touched is compared by digest.
-//! - *Power cuts.* A capture writes below `.new-<id>` without waiting, syncs the file system once, renames the directory, and syncs the
-//!   store. The rename cannot reach the disk before the files, because it follows the sync of the files. A restore syncs the complete new
-//!   tree, then records the exchange of the trees, then exchanges them. After a crash, [`Store::restore`] or [`Store::recover_restores`]
-//!   continues from the record.
+//! - *Power cuts.* A capture writes below `.new-<id>` without waiting for the disk, syncs the file system once, renames the directory, and
+//!   syncs the store. The rename cannot reach the disk before the files, because the rename follows the sync of the files. A restore syncs
+//!   the complete new tree, then records the exchange of the trees, then exchanges them. After a crash, [`Store::restore`] or
+//!   [`Store::recover_restores`] continues from the record.
 //! - *Verified* restore points were read back after the capture. A capture does not mark its restore point as verified.
 
 mod capture;

@@ -70,7 +70,7 @@ pub(crate) struct Tasks<T> {
 }
 
 impl<T: Send> Tasks<T> {
-    /// Adds a task. `work` may call this function.
+    /// Adds a task. A running task may call this function.
     pub(crate) fn push(&self, task: T) {
         lock(&self.state).tasks.push_back(task);
         self.changed.notify_one();

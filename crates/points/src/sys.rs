@@ -1,5 +1,5 @@
-//! System calls on paths below an open directory. The functions do not follow links and do not leave the directory; `open_to_empty` names
-//! an exception.
+//! System calls on paths below an open directory. The functions do not follow links and do not leave the directory. The only exception is
+//! in `open_to_empty`.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -102,7 +102,8 @@ pub(crate) fn open_dir(root: BorrowedFd<'_>, path: &[u8], cross_mounts: bool) ->
         resolve |= ResolveFlags::NO_XDEV;
     }
     match openat2(root, OsStr::from_bytes(path), flags, Mode::empty(), resolve) {
-        // ENOSYS or EPERM: the kernel or the seccomp filter is older than openat2(2). EAGAIN: a rename raced with the resolution.
+        // ENOSYS and EPERM mean that the kernel or the seccomp filter is older than openat2(2). EAGAIN means that a rename raced with the
+        // resolution of the path.
         Err(Errno::NOSYS | Errno::PERM | Errno::AGAIN) => open_by_parts(root, path, flags, cross_mounts),
         other => other,
     }

@@ -12,8 +12,8 @@ use super::file::{Capture, Dirs, InodeName};
 use crate::{Entry, Kind, LimitKind, PointError, Result, entry::order, index, pool::lock, sys, walk::Found};
 
 impl Capture<'_> {
-    /// Returns the sorted entries. If a file has several names, the entry of the first name is the file, and the entries of the other names
-    /// are hard links to this entry.
+    /// Returns the sorted entries. If a file has several names, the entry that sorts first is the file, and the entries of the other names are
+    /// hard links to this entry.
     pub(super) fn assemble(&self) -> Result<Vec<Entry>> {
         let mut names: HashMap<InodeName, Vec<Vec<u8>>> = HashMap::new();
         for (inode, path) in std::mem::take(&mut *lock(&self.more_names)) {

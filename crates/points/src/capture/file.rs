@@ -212,7 +212,7 @@ impl Capture<'_> {
         let is_still = |now: &Stat| Stamp::of(now, stamp.is_settled) == stamp;
         let known = known.map(|(_, file)| file);
         // The size and the mtime are unchanged. Either only metadata has changed, or the last change was so close to the previous
-        // capture that a further change would not show. The content is probably the same, and equal content needs no copy.
+        // capture that a further change may have the same ctime. The content is probably the same, and equal content needs no copy.
         if let Some(file) = known
             && let Kind::File { size, digest, is_torn: false, stamp: old } = &file.kind
             && (*size, old.mtime) == (stat.size, stat.mtime)
@@ -264,8 +264,8 @@ impl Capture<'_> {
         };
         match linked {
             Ok(()) => {}
-            // EMLINK: ext4 allows 65,000 names. EPERM: the file system or the owner does not permit the hard link. ENOENT,
-            // EEXIST: the copy that follows handles the cause.
+            // EMLINK means that the file has too many names; ext4 allows 65,000. EPERM means that the file system or the owner does not
+            // permit the hard link. The copy that follows handles the causes of the other errors.
             Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::OPNOTSUPP | Errno::EXIST) => {
                 return Ok(false);
             }

@@ -49,7 +49,7 @@ pub struct CaptureOptions<'a> {
     /// True to sync the file system of the sources first. Without this sync, a write through a shared mapping to a dirty page can
     /// leave the ctime of the file unchanged. The *next* capture would then treat the file as unchanged.
     pub sync_sources: bool,
-    /// The number of times that a file is read again because it changed while it was read.
+    /// The maximum number of times that a file is read again because it changed while it was read.
     pub retries: u32,
     /// A flag that stops the capture when it becomes true.
     pub cancel: Option<&'a AtomicBool>,
@@ -117,8 +117,8 @@ impl Store {
         step();
         let written = self.write(&new, id, label, base, sources, previous, options).and_then(|captured| {
             step();
-            // The files are durable before the final name is. A power failure therefore leaves the complete restore point, or a
-            // leftover that a sweep removes.
+            // The files become durable before the final name exists. A power failure therefore leaves the complete restore point, or
+            // a leftover that a sweep removes.
             self.sync_all()?;
             step();
             match renameat_with(&self.fd, new.as_str(), &self.fd, id, RenameFlags::NOREPLACE) {
@@ -136,7 +136,7 @@ impl Store {
         written
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call, of the function above")]
+    #[expect(clippy::too_many_arguments, reason = "only the function above calls this function")]
     fn write(
         &self,
         new: &str,

@@ -211,7 +211,7 @@ impl<'a> Builder<'a> {
         match copied {
             Ok(copied) if (copied.size, copied.digest) == (*size, *digest) => {}
             Ok(_) => self.damage(entry)?,
-            // The disk has bad blocks. With `force`, the other files are still restored.
+            // The disk has bad blocks. With `force`, the files without bad blocks are still restored.
             Err(PointError::Io { source, .. }) if source.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
                 unlinkat(dir, name, AtFlags::empty()).map_err(|e| failed("remove", entry, e))?;
                 return self.damage(entry);

@@ -70,7 +70,7 @@ impl Default for RestoreOptions<'_> {
 /// A finished restore.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RestoreReport {
-    /// True if an earlier call had built all files of this ticket. In this case, the call only finished the exchanges or had
+    /// True if an earlier call with the same ticket had built all files. In this case, the call only finished the exchanges or had
     /// nothing to do.
     pub was_complete: bool,
     /// The number of files. Further hard links to a file are not counted.
@@ -295,8 +295,8 @@ fn check_keep(point: &Point, base: BorrowedFd<'_>, keep: Option<&str>) -> Result
     }
 }
 
-/// Returns the exchanges of a restore in their order. For a database file, the live side files are removed first, and the restored side
-/// files are placed last. Otherwise SQLite could apply the log of one database to another.
+/// Returns the exchanges of a restore, in the order in which they are made. For a database file, the live side files are removed first, and
+/// the restored side files are placed last. Otherwise SQLite could apply the log of one database to another.
 fn exchanges(point: &Point, entries: &[Entry], ticket: &str) -> Vec<Exchange> {
     let mut steps: Vec<String> = Vec::new();
     for record in &point.manifest.sources {

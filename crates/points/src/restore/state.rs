@@ -146,8 +146,8 @@ impl State {
         self.forget(store)
     }
 
-    /// Does the remaining exchanges, then keeps or removes the replaced trees. This function continues after a kill at any
-    /// instruction, because each step inspects the present files.
+    /// Makes the remaining exchanges, then keeps or removes the replaced trees. After a kill at any instruction, the next call
+    /// continues, because each step inspects the present files.
     pub(super) fn finish(&mut self, store: &Store, base: BorrowedFd<'_>) -> Result<()> {
         for exchange in &self.exchanges {
             self.exchange(base, exchange)?;

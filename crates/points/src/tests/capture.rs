@@ -75,7 +75,7 @@ fn access_lists_and_owners_are_restored() {
     std::os::unix::fs::lchown(scene.path("uploads/d/f"), Some(1234), Some(4321)).unwrap();
     symlink("x", scene.path("uploads/d/l")).unwrap();
     std::os::unix::fs::lchown(scene.path("uploads/d/l"), Some(77), Some(88)).unwrap();
-    // Version 2; user::rwx, user:1000:r--, group::r-x, mask::rwx, other::---.
+    // The access list has version 2, and the entries user::rwx, user:1000:r--, group::r-x, mask::rwx and other::---.
     let entry = |tag: u16, perm: u16, id: u32| [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat();
     let none = u32::MAX;
     let acl = [
