@@ -123,7 +123,7 @@ async fn delta_installs_a_release_of_another_environment() {
             Err(ReleaseError::Unknown { release, .. }) if release == unknown
         ));
 
-        // Production installs the release into a spare tree, as a deployment does. The spare has the id of the new release.
+        // Production installs the release into a spare tree, as a deployment does. The spare tree has the id of the new release.
         let told = receive(&production, &path, &old);
         assert!(told.archive.frames.is_empty() && told.tree == new.tree);
         let seal = release::spare(&serve_side, new.release, old.release).await.unwrap().report.fingerprint;

@@ -189,7 +189,8 @@ fn events() -> Vec<String> {
             let steps = ["hold", "quiesce", "point", "release", "boot", "switch", "resume"];
             let words = ["started", "succeeded", "undo_started", "undo_finished"];
             let of = |step| words.iter().map(move |word| format!("{word}.deploy.{step}"));
-            // The undo of the last step is killed after a failure that follows the commit point; see the suite `recovery`.
+            // The event `undo_finished.deploy.resume` is left out: the suite `recovery` kills the server at this event, after a failure
+            // that follows the commit point.
             let all = steps.into_iter().flat_map(of).filter(|event| !event.ends_with("finished.deploy.resume"));
             all.collect::<Vec<_>>()
         }

@@ -175,7 +175,8 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
     }
     let steps = world.steps("shop");
     let events: Vec<_> = events(&steps).into_iter().skip(share).step_by(SHARES).collect();
-    // A kill before the commit point makes every share unwind completely; a kill after the commit point makes it finish the deployment.
+    // The step `deploy.resume` is the commit point. The kill after `deploy.switch` therefore makes every share unwind a deployment completely,
+    // and the kill after `deploy.resume` makes every share finish a deployment.
     let turns = [String::from("journal.succeeded.deploy.switch"), String::from("journal.succeeded.deploy.resume")];
     let dying = |events: &[String]| events.iter().map(|event| format!("{event}=return({})", marks.display())).collect::<Vec<_>>();
     let mut points = dying(&[&events[..], &turns].concat());

@@ -67,7 +67,7 @@ impl<'a> CompressWorker<'a> {
         Ok(CompressWorker { cursor: root.cursor(), compressor: settings::compressor()?, raw: Vec::new(), spare })
     }
 
-    /// Builds a frame, or copies an equal frame from the previous archive. Returns the task if the frame is so large that it must be streamed.
+    /// Returns a new frame, an equal frame of the previous archive, or the task itself if the frame is so large that it must be streamed.
     pub(super) fn make<'t>(&mut self, task: Task<'t>) -> Result<BuiltFrame<'t>, ArchiveError> {
         let unknown = |item: &Item| matches!(item.kind, ItemKind::File { digest: None, .. });
         if let Some(same) = &task.candidate
