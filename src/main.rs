@@ -44,9 +44,9 @@ fn failed(error: CommandError) -> ExitCode {
     ExitCode::from(error.kind.exit_code())
 }
 
-/// Runs the internal commands: workers and git's hooks, which each push starts several times, the check of the server file, and the static
-/// server. These commands bypass the command line parser and the log filter, because the construction of the parser and the filter takes
-/// longer than some of these commands. Returns `None` if the words are not an internal command.
+/// Runs the internal commands: workers, git's hooks, the check of the server file, and the static server. Each push starts several workers
+/// and hooks. Internal commands bypass the command line parser and the log filter, because the construction of the parser and the filter
+/// takes longer than some of these commands. Returns `None` if the words are not an internal command.
 fn inner(words: Vec<OsString>) -> Option<ExitCode> {
     let mut words = words.into_iter();
     let first = words.next()?;
@@ -95,7 +95,7 @@ fn printed(result: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Converts a server error. The keeper uses the exit code to distinguish an invalid configuration from a broken program.
+/// Converts a server error into a command error. The exit code of the command error tells the keeper if the configuration is invalid.
 fn server_failed(error: ServerError) -> CommandError {
     let kind = if matches!(error, ServerError::Config(_)) { ErrorKind::Configuration } else { ErrorKind::Internal };
     CommandError::new(kind, chain(&error))

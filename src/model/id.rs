@@ -18,7 +18,7 @@ pub struct ProjectId(pub u32);
 pub struct EnvId(pub u32);
 
 /// The number from which the uids of all environments are counted, if larder runs as root. [`UserNumbers::of`] computes a uid from this
-/// number and the number of an environment.
+/// number, the number of an environment and the number of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserNumbers(pub u32);
@@ -119,7 +119,7 @@ moment_id!(
     "deployment"
 );
 moment_id!(
-    /// The id of a restore point, `<DATETIME>-<UUID>`, with the time at which it was requested.
+    /// The id of a restore point, `<DATETIME>-<UUID>`, with the time at which the restore point was requested.
     PointId,
     "restore point"
 );

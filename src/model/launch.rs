@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{EnvId, ProjectId, ReleaseId, Slot};
 
-/// The kind of a process that the keeper starts. The role determines the user and the view of the file system. A sealed job describes the
-/// work, and the keeper passes the job to the process without reading the job.
+/// The kind of a process that the keeper starts. The role determines the user and the view of the file system. The job, which is a sealed
+/// memory file, describes the work. The keeper passes the job to the process and does not read the job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// A worker that runs git, and reads and writes the refs of one project, as the git user.
@@ -19,8 +19,8 @@ pub enum Role {
     Build,
     /// A worker that packs the built `/app` into an archive, as the environment's build user. `/app` is read-only.
     Bundle,
-    /// A worker that fills the tree `deploy/<release>` from an archive, a delta or an installed release, or renews the times of its files,
-    /// as the environment's unpack user.
+    /// A worker that fills the tree `deploy/<release>` from an archive, a delta or an installed release, or renews the modification times
+    /// of the tree's files, as the environment's unpack user.
     Unpack,
     /// A worker that compares a received archive with its manifest. The worker runs as the environment's unpack user, without access to any
     /// directory of larder.

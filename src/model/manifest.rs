@@ -27,7 +27,7 @@ pub struct Manifest {
     pub tag: Option<String>,
     /// The mode of the environment that built the release.
     pub mode: Mode,
-    /// The buildpacks of the build, in order.
+    /// The buildpacks of the build in the order in which they ran.
     pub buildpacks: Vec<BuildpackUse>,
     /// The processes that the buildpacks suggest, for process types without a command in the project's files.
     pub processes: Vec<(ProcessType, String)>,

@@ -1,4 +1,4 @@
-//! The nine phases of a deployment, in order.
+//! The nine phases of a deployment.
 
 use std::{fmt, str::FromStr};
 

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{CommitId, Digest};
 
-/// The list of the entries in `project/tree`. The export writes the list as postcard to `project/list` after the tree is complete. The list
-/// makes later work faster: bundling takes the digests of unchanged files from the list, and the next export writes only changed files.
+/// The list of the entries in `project/tree`. The export writes the list in the postcard encoding to `project/list` after the tree is
+/// complete. The list makes later work faster: bundling takes the digests of unchanged files from the list, and the next export writes only
+/// changed files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceList {
     /// The version of this format.

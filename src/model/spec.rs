@@ -128,8 +128,8 @@ impl EnvironmentIdentity {
 /// that continues the deployment after a restart uses the decisions of this specification and does not make them again.
 ///
 /// There are two versions of the format. This program writes version 2. Version 1 is the `opened` event of larder 0.1, which has no field
-/// `version`. [`DeploymentSpec::for_environment`] supplies the environment and the mode, which version 1 also lacks. All other fields that
-/// version 1 lacks get the values that were the same in all deployments of larder 0.1.
+/// `version`. [`DeploymentSpec::for_environment`] supplies the environment and the mode, which version 1 also lacks. Each other field that
+/// version 1 lacks gets the value that applied to all deployments of larder 0.1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>")]
 pub struct DeploymentSpec {
@@ -159,7 +159,7 @@ pub struct DeploymentSpec {
     pub slot: Slot,
     /// The release that was live when the deployment began. Unwinding makes this release live again.
     pub previous: Option<Live>,
-    /// The names of the steps, in order.
+    /// The names of the steps in the order in which they run.
     pub plan: Vec<StepName>,
     /// The step after which the release serves requests. A deployment that is interrupted after this step is finished, not unwound.
     pub commit_point: StepName,

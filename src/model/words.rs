@@ -69,7 +69,7 @@ impl fmt::Display for Slot {
     }
 }
 
-/// An access right. Each right includes the rights before it.
+/// An access right. Each right includes the rights that precede it in this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Access {
