@@ -176,9 +176,9 @@ impl Pipeline {
         });
     }
 
-    /// Announces the endings of earlier servers that no journal records as announced. Endings older than `NEWS_AGE` are skipped, because
-    /// the number of announcements to an observer that always fails would grow without limit. The deployments in `recovered` have ended on
-    /// this server, which has announced their endings.
+    /// Announces each ending that an earlier server recorded in a journal without a record of the announcement. Endings older than
+    /// `NEWS_AGE` are skipped, because otherwise the number of announcements to an observer that always fails would grow without limit. The
+    /// deployments in `recovered` are skipped, because they ended on this server, which has announced their endings.
     pub(super) fn announce_missed(&self, queue: &Queue, recovered: &[DeploymentId]) {
         let environment = queue.environment();
         let paths = self.services().root.environment(&environment.project, &environment.name);

@@ -78,7 +78,7 @@ pub struct Services {
 const THREADS: usize = 2;
 
 impl Services {
-    /// Returns the context for a worker that creates, accepts or installs a release of `environment`.
+    /// Returns the context for a worker that processes a release of `environment`.
     pub fn release_context<'s>(&'s self, environment: &Environment, paths: &'s EnvironmentPaths) -> release::WorkerContext<'s> {
         release::WorkerContext {
             launcher: &self.launcher,
@@ -190,7 +190,8 @@ pub struct Memory {
     pub retired: Option<Retired>,
     /// The route's state before the switch, if visitors were shown a page of larder's own.
     pub replaced_state: Option<RouteState>,
-    /// The hold of an upgrade, with its beginning. The field is not journalled: the requests that wait end with the server.
+    /// The hold of an upgrade, and the moment at which the hold began. The field is not journalled, because the waiting requests end with
+    /// the server.
     pub hold: Option<(Hold, Instant)>,
     /// True if the deployment has passed its commit point, even if the commit was undone since. Visitors may have written data from then on.
     pub committed: bool,

@@ -25,7 +25,7 @@ use crate::{
     model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ReleaseId, SlotTable},
 };
 
-/// The checks of a submission, repeated when the deployment starts. The deployment may have waited for a long time.
+/// The checks of a submission. They are repeated when the deployment starts, because the deployment may have waited for a long time.
 pub trait StartCheck: Send + Sync {
     /// Returns the environment as registered now, or the reason why the deployment must not start.
     fn check(&self, request: &DeployRequest) -> Result<Environment, String>;
@@ -50,7 +50,7 @@ pub struct Pipeline(pub(super) Arc<PipelineState>);
 pub(super) struct LiveHandle {
     pub(super) pipeline: Pipeline,
     pub(super) queue: Queue,
-    /// The lock of the restore points, while the deployment or a task that it has started uses them.
+    /// The guard of the restore points' lock, while the deployment or a task of the deployment uses the restore points.
     pub(super) locked: Mutex<Option<Arc<tokio::sync::OwnedMutexGuard<()>>>>,
 }
 

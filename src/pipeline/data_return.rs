@@ -1,5 +1,5 @@
-//! The choice of the restore point with which a rollback returns the data, and the release commands that ran since a release was live. This
-//! file changes nothing.
+//! The choice of the restore point from which a rollback restores the data, and the list of the release commands that ran since a
+//! deployment. This file changes nothing.
 
 use jiff::Timestamp;
 
@@ -46,13 +46,13 @@ pub enum PointChoiceError {
         number: ReleaseNumber,
         /// The environment, as `project/environment`.
         environment: String,
-        /// The newest restore points of other releases.
+        /// The newest usable restore points, none of which belongs to the release.
         candidates: Vec<PointInfo>,
     },
 }
 
 impl Pipeline {
-    /// Returns the restore point with which a rollback to the release of `made` returns the data: the restore point `named`, or the newest
+    /// Returns the restore point from which a rollback to the release of `made` restores the data: the restore point `named`, or the newest
     /// usable restore point that was taken while this release was live.
     pub async fn point_of(
         &self,

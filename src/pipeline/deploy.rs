@@ -147,8 +147,8 @@ impl Pipeline {
             Goal::Cook => (ReleaseId::new(jiff::Timestamp::now()), Origin::Commit, None, false),
             Goal::Release { release, origin, overriding, newest } => (release, origin, overriding, newest),
         };
-        // A tree gets its final name after it is complete, and loses this name before its files are removed. The unwinding of a
-        // failed or interrupted deployment removes the tree of that deployment.
+        // A directory with the final name of a tree is a complete tree, because a tree gets this name last and loses this name before its
+        // files are removed. The unwinding of a failed or interrupted deployment removes the tree of that deployment.
         let recorded = state.history.of_release(release).map(|summary| summary.deployment);
         let again = recorded.is_some() && paths.tree(release).is_dir();
         state.in_progress = Some(release);

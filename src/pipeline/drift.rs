@@ -36,8 +36,8 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 /// The maximum number of environments that an overview scans again, and the maximum time that the overview waits for the scans.
 const AT_ONCE: (usize, Duration) = (8, Duration::from_millis(300));
 
-/// The changes that releases already had in their slots when they went live. Scripts of the deployment, the release command and
-/// starting processes make such changes. If this file is missing, larder shows more drift, but no change is lost.
+/// The changes that releases already had in their slots when they went live. Scripts of the deployment, the release command and starting
+/// processes make such changes. If the file `expected-drift.json` is missing, larder shows more drift, but no change is lost.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 struct Expected(BTreeMap<ReleaseId, Vec<KnownEntry>>);

@@ -21,8 +21,8 @@ const VERSION: u64 = 1;
 /// The maximum size of a deployment's facts in bytes. An event with the facts must fit in one line of the journal.
 const MAX_BYTES: usize = 768 * 1024;
 
-/// The facts so far. Every step that changes a fact journals all facts. Each field names the steps that set it; in a rollback,
-/// `gather.recall` copies the facts of an earlier deployment.
+/// The results of a deployment's steps so far. Every step that changes a fact journals all facts. Each field names the steps that set it;
+/// in a rollback, `gather.recall` copies the facts of an earlier deployment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Facts {

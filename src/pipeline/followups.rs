@@ -27,7 +27,7 @@ use crate::{
     remote,
 };
 
-/// The number of deployments after which a repository is packed.
+/// The number of releases of an environment after which the repository of the project is packed.
 const PACK_EVERY: u32 = 25;
 
 /// The age at which the partial files of an interrupted pull are removed.
@@ -133,8 +133,8 @@ impl Pipeline {
     }
 }
 
-/// Renews the times of files of the live release's predecessor. The predecessor is the most likely target of a rollback. The rollback then
-/// does not wait for this work.
+/// Renews the modification times of the files in the tree of the live release's predecessor. The predecessor is the most likely target of a
+/// rollback, and such a rollback then does not wait for this work.
 async fn renew_predecessor(deployment: &Deployment, live: &Live) {
     let predecessor = deployment.previous_release().filter(|release| deployment.paths.tree(*release).is_dir());
     if let Some(predecessor) = predecessor {
@@ -190,7 +190,7 @@ fn spare_note(paths: &EnvironmentPaths) -> std::path::PathBuf {
 
 /// Makes the spare tree from which the next installation starts. If this fails, the next installation only takes longer.
 async fn make_spare(deployment: &Deployment, queue: &Queue, live: &Live) {
-    // Only one spare tree is made at a time, because the note names one tree. The next installation discards an outdated spare
+    // Only one spare tree is made at a time, because `deploy/.spare` names only one tree. The next installation discards an outdated spare
     // tree.
     let Ok(_in_progress) = queue.spare.in_progress.try_lock() else { return };
     if queue.spare.take().is_some() {
@@ -222,8 +222,8 @@ pub(super) async fn remove_spare(services: &Services, environment: &Environment)
     let _ = fs::remove_file(note);
 }
 
-/// Removes old releases and records. The live release and its predecessor are never pruned. Failed releases do not count towards
-/// the limits.
+/// Removes old releases and records, and packs the repository after every `PACK_EVERY` releases. The live release and its predecessor are
+/// never pruned. Failed releases do not count towards the limits.
 async fn prune(deployment: &Deployment, queue: &Queue) {
     let services = &deployment.services;
     fault::delay("followups.prune").await;

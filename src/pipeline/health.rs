@@ -163,7 +163,7 @@ mod tests {
         let found = read(&path);
         assert!(std::fs::metadata(&path).unwrap().len() <= MAX_LIST && found.len() > 500, "{}", found.len());
         assert_eq!(found.last(), Some(&ended(4999, release)));
-        // A line that was cut by a power failure, and a line that is not an exit.
+        // The list gets a line that a power failure cut, and a line that is not an exit.
         OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"rel\n[]\n").unwrap();
         assert_eq!(read(&path), found);
     }
@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(first.number, ReleaseNumber(1));
         let names = |record: &HealthRecord| record.checks.iter().map(|check| check.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(&first), ["health", "smoke", "tests"]);
-        assert_eq!(names(&second), Vec::<String>::new(), "checks that the recipe does not have were not passed");
+        assert_eq!(names(&second), Vec::<String>::new(), "a check that the recipe does not define does not count as passed");
         assert_eq!((first.restarts.len(), second.restarts.len()), (2, 1));
         assert_eq!(record(ReleaseId::new(Timestamp::now())), None);
     }

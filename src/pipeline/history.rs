@@ -60,7 +60,7 @@ impl Summary {
     /// Returns the summary of a journal; `None` if the journal has no first event.
     pub fn of(state: &JournalState) -> Option<Summary> {
         let (spec, opened) = (state.spec.as_ref()?, state.opened?);
-        // Deployments of version 1 are older than observers.
+        // larder 0.1, which wrote version 1, had no observers, so the ends of its deployments are never announced.
         let missed = spec.version > 1 && state.announced < state.endings;
         Some(Summary {
             deployment: spec.id,
@@ -174,14 +174,14 @@ impl History {
         ReleaseNumber(last.saturating_add(1))
     }
 
-    /// Returns the highest build number of all records. Before build numbers existed, manifests contained the release number
-    /// instead.
+    /// Returns the highest build number or release number of all records. Release numbers count, because manifests contained the release
+    /// number before build numbers existed.
     pub fn last_build(&self) -> u64 {
         let builds = self.deployments.iter().map(|summary| summary.build.unwrap_or(0).max(u64::from(summary.number.0)));
         builds.max().unwrap_or(0)
     }
 
-    /// Returns the deployment that froze the environment and the reason, if it is frozen.
+    /// Returns the deployment that froze the environment and the reason, or `None` if the environment is not frozen.
     pub fn frozen(&self) -> Option<(DeploymentId, String)> {
         let stuck = self.deployments.iter().rev().filter(|summary| !summary.cleared).find_map(|summary| match &summary.outcome {
             Some(Outcome::Stuck { undo, .. }) => Some((summary.deployment, undo.clone())),

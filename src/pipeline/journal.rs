@@ -237,7 +237,7 @@ impl JournalState {
             let wrong = |why| JournalError::Line { path: path.clone(), line: number, why };
             let text = match line.split_last() {
                 Some((b'\n', text)) => text,
-                // A line of the maximum length is an error, not an incomplete last line: more lines may follow.
+                // larder writes no line that is longer than the maximum, so this line is an error and not an incomplete last line.
                 _ if line.len() >= MAX_LINE => return Err(wrong(format!("the line is longer than {MAX_LINE} bytes"))),
                 _ => break,
             };
@@ -320,8 +320,8 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o750).create(directory)
 }
 
-/// Removes the directory of a deployment that never began. Nothing is lost: the directory contains no journal, and a reader of
-/// the transcript has the file open and can read the file after its removal.
+/// Removes the directory of a deployment that never began. Nothing is lost: the directory contains no journal, and a reader of the
+/// transcript has the transcript's file open and can read this file after its removal.
 pub(super) fn remove(directory: &Path) {
     let _ = fs::remove_dir_all(directory);
 }
@@ -428,7 +428,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         drop(Journal::open(&record).unwrap());
         assert_eq!((mode(&record.join(Journal::FILE)), mode(&record) & 0o007), (0o600, 0));
-        // The modes that earlier versions of larder set.
+        // Earlier versions of larder set these modes.
         fs::set_permissions(record.join(Journal::FILE), Permissions::from_mode(0o644)).unwrap();
         fs::set_permissions(&record, Permissions::from_mode(0o755)).unwrap();
         restrict(&record);

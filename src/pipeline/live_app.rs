@@ -15,7 +15,7 @@ use crate::{
 /// The protection of the data in one deployment; a fact of the step `deploy.hold`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpgradePlan {
-    /// The case.
+    /// The way in which the upgrade command runs.
     pub case: UpgradeCase,
     /// The reason for the case, as a clause.
     #[serde(default)]
@@ -26,7 +26,8 @@ pub struct UpgradePlan {
     /// The id of the restore point from which the data can be restored; absent until the restore point is taken.
     #[serde(default)]
     pub point: Option<String>,
-    /// The id of the restore point that was taken before the hold, so that the exact restore point can share unchanged files with it.
+    /// The id of an earlier restore point, which was taken before the hold. The exact restore point shares unchanged files with the earlier
+    /// restore point.
     #[serde(default)]
     pub early: Option<String>,
 }
@@ -68,7 +69,8 @@ pub struct EarlierRuns {
     pub boot: Option<Duration>,
 }
 
-/// The live release and its data, as a deployment that replaces them sees them. The deployment holds the lock of deployments and restarts.
+/// The live release and its data, for the deployment that replaces the live release. The deployment holds the lock of deployments and
+/// restarts.
 pub trait LiveApp: Send + Sync {
     /// Waits until no other operation uses the restore points. Further operations are refused until [`LiveApp::unlock`].
     fn lock(&self) -> BoxFuture<'_, ()>;
@@ -79,7 +81,7 @@ pub trait LiveApp: Send + Sync {
     /// Takes a restore point. With `exact`, the caller has stopped all processes that write the data.
     fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>>;
 
-    /// Removes a restore point in the background. The lock of the restore points is held until then.
+    /// Removes a restore point in the background. The lock of the restore points is held until the restore point is removed.
     fn remove(&self, point: String);
 
     /// Returns the reason why the data of this environment cannot be exchanged, or `None` if the data can be exchanged.

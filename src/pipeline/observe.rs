@@ -20,7 +20,7 @@ const OBSERVER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum number of announcements that wait for one observer.
 const MAX_WAITING: usize = 1024;
 
-/// The waits before the retries of an ending.
+/// The waits before the second and the third attempt to deliver an ending.
 #[cfg(not(test))]
 const RETRIES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 #[cfg(test)]
@@ -84,10 +84,10 @@ pub trait Observer: Send + Sync {
     /// Returns the name for logs.
     fn name(&self) -> &'static str;
 
-    /// Handles an announcement. An error has no effect on the deployment. A milestone, or the end of a deployment that never began, is
-    /// delivered at most once. The delivery of any other ending is attempted three times, and again after each start of the server for
-    /// a week, until the observer accepts the ending. The same id may be delivered again after a crash of the server, or if a different
-    /// observer did not accept the ending.
+    /// Handles an announcement. An error has no effect on the deployment. A milestone is delivered at most once. Any other delivery is
+    /// attempted three times. If a journal records the ending, each start of the server within a week repeats the attempts, until all
+    /// observers have accepted the ending. The same id may be delivered again after a crash of the server, or if a different observer did
+    /// not accept the ending.
     fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>>;
 }
 

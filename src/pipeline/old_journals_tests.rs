@@ -11,7 +11,7 @@ use super::{
 };
 use crate::model::{Environment, Mode};
 
-/// Returns all fixtures of a version: the name, and the lines.
+/// Returns the name and the lines of each fixture of a version.
 fn fixtures(version: &str) -> Vec<(String, Vec<String>)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/journals").join(version);
     let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
@@ -93,7 +93,7 @@ fn journal_of_version_0_1_is_recovered_at_every_event() {
             assert_eq!(state.is_to_be_finished(), expected.is_to_be_finished(), "{name}:{at}");
             let to_undo: Vec<_> = runner::to_undo(&plan, &state).map(|step| step.name().to_owned()).collect();
             assert_eq!(to_undo, expected.to_undo(), "{name}:{at}");
-            // After a step has recorded facts, these facts are not the defaults.
+            // The state contains the facts that a step has recorded, not the defaults.
             let knows = |step: &str| expected.succeeded.contains(step);
             assert_eq!(state.facts.settings.is_some(), knows("gather.source") || knows("gather.recall"), "{name}:{at}");
             if knows("deploy.slot") {

@@ -31,12 +31,12 @@ impl Plan {
         Plan { steps: names.iter().filter_map(|name| registry::step(name.as_str())).collect() }
     }
 
-    /// Returns the steps in order.
+    /// Returns the steps in the order in which they run.
     pub fn steps(&self) -> impl DoubleEndedIterator<Item = &dyn Step> {
         self.steps.iter().map(AsRef::as_ref)
     }
 
-    /// Returns the names of the steps in order.
+    /// Returns the names of the steps in the order in which they run.
     pub fn names(&self) -> Vec<StepName> {
         self.steps().map(|step| StepName::from(step.name())).collect()
     }

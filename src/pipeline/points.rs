@@ -70,8 +70,8 @@ impl Pipeline {
         BackupContext { launcher, project: environment.project_id, environment: environment.id }
     }
 
-    /// Locks the restore points of an environment, and returns its queue with the lock. Returns an error if the lock is held, or if the
-    /// environment does not exist, is being removed or is not recovered yet.
+    /// Locks the restore points of an environment. Returns the environment's queue and the guard of the lock. Returns an error if the lock
+    /// is held, or if the environment does not exist, is being removed or is not recovered yet.
     pub(super) fn lock_points(
         &self,
         environment: &Environment,

@@ -13,8 +13,8 @@ use crate::{
 /// The time limit for publishing a release to one remote. A transfer that stalls fails much sooner.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
-/// Publishes the release that has just gone live in a cooking environment to every remote of the environment that has `publish`. A failure
-/// is only logged, because `larder promote` and `larder pull` report a missing release themselves.
+/// Publishes the release that has just gone live in a cooking environment to each of the environment's remotes for which `publish` is true.
+/// A failure is only logged, because `larder promote` and `larder pull` report a missing release themselves.
 pub(super) async fn everywhere(deployment: &Deployment, live: &Live, record: Option<Vec<u8>>) {
     let environment = &deployment.environment;
     if environment.mode != Mode::Cooking {

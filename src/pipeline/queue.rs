@@ -70,7 +70,7 @@ pub struct Ticket {
     pub transcript: Transcript,
     /// The outcome; `None` until the deployment has ended.
     pub outcome: watch::Receiver<Option<Outcome>>,
-    /// The token that stops and unwinds the deployment when it is cancelled.
+    /// The token whose cancel stops and unwinds the deployment.
     pub cancel: CancellationToken,
 }
 
@@ -137,7 +137,7 @@ pub(super) struct Queue {
     pub(super) points: Arc<tokio::sync::Mutex<()>>,
     /// True during a restore of the live data, which holds `work`.
     pub(super) restoring: Arc<AtomicBool>,
-    /// The lock that is held while an ending is announced, so that the observers receive endings in order.
+    /// The lock that is held while an ending is announced, so that the observers receive the endings in the order in which they happened.
     pub(super) announcing: Arc<tokio::sync::Mutex<()>>,
 }
 

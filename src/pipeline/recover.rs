@@ -106,7 +106,7 @@ impl Pipeline {
             }
         }
         for queue in &queues {
-            // Later requests find the queue closed.
+            // An operation that is under way holds this lock. Later operations find the queue closed.
             drop(queue.work.lock().await);
         }
         for environment in environments {
@@ -123,7 +123,7 @@ impl Pipeline {
             Ok(outcome) => {
                 tracing::warn!(environment = queue.environment().title(), deployment = %id, ?outcome, "recovered");
             }
-            // An unusable journal freezes the environment until a person has inspected it.
+            // An unusable journal freezes the environment until a person has inspected the journal.
             Err(error) => drop(self.conclude(queue, Ended::Unusable { id, error }).await),
         }
     }
@@ -155,7 +155,7 @@ impl Pipeline {
     ) -> Result<Outcome, JournalError> {
         journal.append(Event::Recovered)?;
         let runs = match journal.state().is_to_be_finished() {
-            // The next steps request pages through the proxy.
+            // The web processes and the domains come first, because the next steps request pages through the proxy.
             true => {
                 deployment.transcript.title(&format!("{why}; this deployment continues"));
                 deployment.services.open_domains(&deployment.environment, &deployment.settings());

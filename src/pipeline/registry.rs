@@ -19,8 +19,8 @@ enum PlanKind {
     /// The plan that finds and verifies a release that another environment or server built. This plan never builds.
     Deliver,
     /// The plan that takes a release that was live before. The settings and processes come from the record of the deployment that made the
-    /// release live. If the tree of the release is still installed, the tree is used unchanged, and the duration of the steps does not
-    /// depend on the size of the release.
+    /// release live. If the tree of the release is still installed, no files are unpacked, and the duration of the steps does not depend on
+    /// the size of the release.
     Recall,
 }
 
@@ -29,10 +29,10 @@ use PlanKind::{Build, Deliver, Recall};
 /// A row of the table: the name of a step, the plans that contain the step, and its constructor.
 type Row = (&'static str, &'static [PlanKind], fn() -> Box<dyn Step>);
 
-/// All steps of this version, in the order of all plans.
+/// All steps of this version, in the order in which every plan runs its steps.
 ///
 /// Journals name steps, so a name never gets another meaning. A step that no plan contains any more keeps its row, with an empty list of
-/// plans, as long as a journal may name it.
+/// plans, as long as a journal may name the step.
 const STEPS: &[Row] = &[
     ("gather.deliverable", &[Deliver], || Box::new(deliver::SupplyDeliverable)),
     ("gather.recall", &[Recall], || Box::new(gather::LoadRelease)),
@@ -71,7 +71,8 @@ pub fn step(name: &str) -> Option<Box<dyn Step>> {
     STEPS.iter().find(|(known, ..)| *known == name).map(|(.., make)| make())
 }
 
-/// Returns the names of the steps for a release that comes from `origin` to an environment with this mode, in order.
+/// Returns the names of the steps for a release that comes from `origin` to an environment with this mode, in the order in which the steps
+/// run.
 pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
     let kind = match (mode, origin) {
         // `project create` refuses this mode in this version. The plan of such an environment has no steps.

@@ -160,8 +160,8 @@ impl Pipeline {
         }
     }
 
-    /// Exchanges the data. Returns an error if `failure` contains the reason why a process could not be stopped. First kills the commands
-    /// of `larder run` in the slot `other`, which would otherwise continue to write to the replaced data.
+    /// Kills the commands of `larder run` in the slot `other`, which would otherwise continue to write to the replaced data. Then exchanges
+    /// the data. If `failure` contains the reason why a process could not be stopped, does nothing and returns this reason as the error.
     async fn exchange_idle(
         &self,
         queue: &Queue,

@@ -159,8 +159,8 @@ pub async fn unwind(
     })
 }
 
-/// Reverts, in reverse order, every step that was begun and is not reverted yet. Returns true if one of these steps is after the
-/// phase pre_install, and the first step that could not be reverted, with the reason.
+/// Reverts, in reverse order, every step that was begun and is not reverted yet. Returns two values: true if one of these steps is after
+/// the phase pre_install, and the first step that could not be reverted, with the reason.
 async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal) -> Result<(bool, Option<String>), JournalError> {
     let mut changed = false;
     let mut broken = None;

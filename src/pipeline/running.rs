@@ -83,7 +83,8 @@ impl Pipeline {
             let running = queue.state.lock().running.as_ref().map(|running| running.deployment);
             return Err(queue.busy(running).into());
         };
-        // The live release is read after the lock is acquired, because a deployment may have replaced it before.
+        // The live release is read after the lock is acquired, because a deployment may have replaced the live release before the lock was
+        // acquired.
         let (live, history) = {
             let mut state = queue.state.lock();
             if state.closed {
@@ -115,9 +116,10 @@ pub enum RestartError {
     Failed(String),
 }
 
-/// Ensures that the processes for which `which` returns true run in the release's slot, and routes requests to these processes.
-/// If these processes do not run yet, the slot is emptied first, and then `before_boot` is called, whose failure prevents the start. Requests are routed to started
-/// processes even if they are not healthy: they may become healthy later, and until then the proxy shows its error page.
+/// Ensures that the processes for which `which` returns true run in the release's slot, and routes requests to these processes. If these
+/// processes do not run yet, the slot is emptied, and then `before_boot` is called. A failure of `before_boot` prevents the start. Requests
+/// are routed to started processes even if they are not healthy: they may become healthy later, and until then the proxy shows its error
+/// page.
 pub(super) async fn run_in_slot(
     deployment: &mut Deployment,
     which: impl Fn(&ProcessType) -> bool,
@@ -135,7 +137,7 @@ pub(super) async fn run_in_slot(
         drop(route.set(RouteState::Starting));
         let spec = &deployment.spec;
         let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot };
-        // The slot's layer does not survive a new mount, so changes made by hand are saved first.
+        // The slot is emptied below, so changes made by hand are saved first.
         drift::over_a_restart(deployment, &live).await;
         slot::empty(deployment).await?;
         before_boot().await?;

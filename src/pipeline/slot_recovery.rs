@@ -38,7 +38,8 @@ impl Pipeline {
         queue.state.lock().history.slots = history.slots;
     }
 
-    /// Creates the record of an environment without a record: early versions of larder 0.1 did not write the file.
+    /// Creates the record of an environment whose record is missing or cannot be used. Early versions of larder 0.1 did not write the
+    /// record.
     fn make_record(&self, queue: &Queue, history: &History, live: Option<Live>, paths: &EnvironmentPaths) {
         let states = history.deployments.iter().filter(|summary| summary.ended.is_none());
         let states =

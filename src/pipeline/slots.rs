@@ -24,8 +24,8 @@ use crate::{
 /// The size limit of the record, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// The maximum grace of processes whose deployment is reverted. This maximum is far below the time limit of an undo, at which the
-/// environment would freeze.
+/// The maximum time between the stop signal and SIGKILL for processes whose deployment is reverted. This maximum is far below the time
+/// limit of an undo, at which the environment would freeze.
 pub(super) const UNDO_GRACE: Duration = Duration::from_secs(60);
 
 /// The time limit of the work between the end of a drain and the idle slot: changes made by hand are found and saved.
@@ -110,8 +110,7 @@ impl Slots {
         self.0.table.borrow().clone()
     }
 
-    /// Returns true if the record cannot be used. In this case, no process must be stopped because its release differs from the release in
-    /// the table.
+    /// Returns true if the record cannot be used. In this case, the table is no reason to stop a process.
     pub fn are_unknown(&self) -> bool {
         *self.0.disk.lock() == Record::Unusable
     }

@@ -227,7 +227,7 @@ mod tests {
         numbers.save().unwrap();
         let numbers = BuildNumbers::open(path.clone()).unwrap();
         assert_eq!([numbers.draw(&shop), numbers.draw(&blog)], [3, 2]);
-        // A number that is in use elsewhere raises the counter, and never lowers it.
+        // A number that is seen in use raises the counter, and never lowers the counter.
         numbers.seen(&shop, 40);
         numbers.seen(&shop, 7);
         assert_eq!(numbers.draw(&shop), 41);

@@ -312,7 +312,7 @@ fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<
         Origin::Remote(_) => 1,
         Origin::Store | Origin::Previous | Origin::Commit => 0,
     };
-    // Two builds can start in the same second.
+    // Two builds can start in the same second. The build number then decides.
     let age = |candidate: &ReleaseCandidate| (candidate.release.created(), candidate.build, candidate.release);
     candidates.max_by_key(|candidate| (age(candidate), nearness(&candidate.origin))).cloned()
 }

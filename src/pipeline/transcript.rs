@@ -67,7 +67,7 @@ impl LeftOut {
         }
     }
 
-    /// Returns the end of the left-out output, after the number of the lines before this end.
+    /// Returns the last left-out lines. If earlier left-out lines are missing, the first returned line states their number.
     fn take(&mut self) -> String {
         let missing = self.lines.saturating_sub(self.tail.len() as u64);
         let mut text = match missing {

@@ -89,7 +89,7 @@ impl Step for WriteArchive {
     }
 }
 
-/// Returns the context for a worker that creates or installs a release.
+/// Returns the context for a worker that processes a release of the deployment's environment.
 pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::WorkerContext<'_> {
     deployment.services.release_context(&deployment.environment, &deployment.paths)
 }

@@ -16,11 +16,11 @@ use crate::{
     runtime::Label,
 };
 
-/// The time that a worker must stay up to count as started.
+/// The time that a process must stay up to count as started.
 const STAYS_UP: Duration = Duration::from_secs(1);
 
 /// The step that starts the processes that do not serve requests. These processes start after the switch, so that old and new code run side
-/// by side for as short a time as possible. The workers of the old release are stopped when their slot is emptied.
+/// by side for as short a time as possible. Such processes of the old release are stopped when their slot is emptied.
 pub struct Workers;
 
 impl Step for Workers {

@@ -157,7 +157,8 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
         pack.discard();
         match imported {
             Ok(()) => break,
-            // The pack was fetched in two requests. The remote repository changed between the requests, so the two parts do not fit.
+            // The pack was fetched in two requests. If the remote repository changed between the requests, the two parts do not fit
+            // together.
             Err(error) if resumed && another => tracing::warn!(%error, "resumed pack is not usable; fetching the pack again"),
             Err(error) => return Err(Failure::host(&error)),
         }

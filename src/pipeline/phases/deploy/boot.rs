@@ -207,8 +207,8 @@ async fn command_answer(deployment: &Deployment, command: &str, port: u16) -> An
     }
 }
 
-/// Returns the failure of a process that exited although it should run, with the cause that its log names. `when` completes the
-/// sentence. The pusher sees the end of the log.
+/// Returns the failure of a process that exited although it should run, with the cause that its log names. `when` is the clause that ends
+/// the reason, such as "before it was healthy". The pusher sees the end of the log.
 pub async fn exited_early(deployment: &Deployment, instance: &Instance, exit: Option<Exit>, when: &str) -> Failure {
     let name = instance.label.name();
     let cause = show_log(deployment, &name).await;

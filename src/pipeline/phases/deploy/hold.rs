@@ -17,7 +17,7 @@ use crate::{
     proxy::RouteState,
 };
 
-/// The part of the hold's limit in which requests in flight may end: one of `SETTLE`.
+/// The divisor of the hold's limit. Requests in flight have a third of the limit to end.
 const SETTLE: u32 = 3;
 
 /// The time limit of the undo that restores the data.
@@ -129,7 +129,7 @@ impl Step for StopWriters {
             if let Some((hold, _)) = &deployment.memory.hold {
                 hold.settle_requests(limit).await;
             }
-            // The processes close their tunnels themselves when they stop.
+            // The processes stop before the drain, because a process that stops closes its tunnels itself.
             let retired = services.route(&deployment.environment).set(RouteState::Starting);
             let stopped = deployment.memory.slots.stop(&services.runtime, deployment.environment.id, previous.slot).await;
             if let Some(retired) = retired {
@@ -160,7 +160,8 @@ impl Step for StopWriters {
                 (None, None) => Ok(()),
             };
             if let Err(failure) = started {
-                // The data is restored and the processes are started. A release that is not healthy does not freeze the environment.
+                // The undo has restored the data and started the processes. If the old release is not healthy, the environment is not
+                // frozen.
                 deployment.transcript.error(&format!("the live release does not run: {}", failure.why));
             }
             Ok(())
@@ -236,7 +237,7 @@ impl Step for Resume {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            // The old release was stopped, and starts again in a later undo.
+            // Requests must wait, because the old release is stopped until a later undo starts its processes.
             if is_held(deployment) && deployment.spec.previous.is_some() {
                 hold(deployment);
             }

@@ -124,9 +124,9 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
     }
 }
 
-/// Removes the content that this deployment created in data/. If no release was live before, all of this content is removed, unless the
-/// postdeploy script has run in this deployment, because the script is not repeated. Otherwise, only unchanged content is removed, because
-/// the application may have changed the remaining content for its visitors.
+/// Removes the content that this deployment created in data/. Changed content stays in two cases. If a release was live before, its
+/// application may have changed the content for visitors. If the postdeploy script has run in this deployment, the content may be the work
+/// of the script, which is not repeated.
 async fn unseed(deployment: &Deployment) {
     if deployment.settings().data.is_empty() {
         return;
@@ -136,7 +136,7 @@ async fn unseed(deployment: &Deployment) {
     let ran_here = postdeploy.as_ref().map_or(true, |record| record.as_ref().is_some_and(|record| record.deployment == id));
     let data = DataJob::Unseed { deployment: id, all: deployment.spec.previous.is_none() && !ran_here };
     let job = RunJob { data: Some(data), ..processes::job(deployment) };
-    // Data that stays does no harm. A frozen environment would be worse.
+    // A failure is only reported: data that stays does no harm, but a failed undo would freeze the environment.
     let late = || Err(Failure::blameless(format!("the removal took longer than {}", seconds(UNSEED_TIMEOUT))));
     let removed = tokio::time::timeout(UNSEED_TIMEOUT, processes::task(deployment, &job)).await.unwrap_or_else(|_| late());
     match removed.and_then(|ended| ended.success("removing seeded data").map(drop)) {

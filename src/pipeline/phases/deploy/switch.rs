@@ -38,7 +38,7 @@ impl Step for Switch {
     }
 
     fn interruptible(&self) -> bool {
-        // A git process that is killed while it moves the branch leaves its lock. The undo could then not restore the branch.
+        // A git process that is killed while it moves the branch leaves a lock file. The undo could then not restore the branch.
         false
     }
 
@@ -70,7 +70,7 @@ impl Step for Switch {
                 false if there => None,
                 false => route.switch(deployment.services.target(&deployment.environment, addresses)),
             };
-            // If this step runs twice, the target of the first switch has the requests to drain.
+            // If this step runs twice, the upstream that the first switch replaced has the requests to drain.
             deployment.memory.retired = deployment.memory.retired.take().or(retired);
             deployment.services.open_domains(&deployment.environment, &deployment.settings());
             Ok(())
@@ -124,7 +124,8 @@ fn addresses(deployment: &Deployment, slot: Slot) -> Vec<std::net::SocketAddr> {
     instances.iter().filter(|instance| instance.label.process.is_web()).filter_map(|instance| instance.address()).collect()
 }
 
-/// Writes `deploy/current`, `run` and `metadata.yml`. Each write is one atomic rename, which is durable after [`sync`].
+/// Writes the links `deploy/current` and `run`, and the file `metadata.yml`. If no release is live, removes the two links. Each write is
+/// one atomic rename, which is durable after [`sync`].
 fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
     let paths = &deployment.paths;
     match live {

@@ -15,7 +15,8 @@ use crate::{
     release::{PathPatterns, manifest},
 };
 
-/// The estimate of a part of the hold that no earlier deployment had: the stop of the old release, the command, the start of the new release.
+/// The estimates of parts of the hold, for parts that no earlier deployment had: the stop of the old release, the command, the start of the
+/// new release.
 const UNKNOWN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(3)];
 
 /// The step that runs the project's upgrade command once in the slot. If the command fails, the release never serves.
@@ -89,7 +90,8 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     let settings = deployment.settings();
     let limit = settings.hold().get();
     if took > limit / 2 && early.counts.copied_bytes > 0 {
-        // This restore point had to copy the files. The next restore point shows the duration in the hold.
+        // This restore point had to copy the files. A second restore point copies only changed files, so its duration is the estimate for
+        // the exact restore point in the hold.
         let copied = early.id;
         (early, took) = take_early(deployment).await?;
         live_app.remove(copied);
@@ -125,7 +127,7 @@ fn obstacle(deployment: &Deployment, early: &PointInfo) -> Option<String> {
     deployment.memory.live_app.obstacle().or(unreadable)
 }
 
-/// Chooses the case, and returns it with its reason.
+/// Returns the case of the upgrade, and the reason for the case.
 fn choose(safety: Safety, estimate: &Estimate, limit: Duration, obstacle: Option<String>) -> (UpgradeCase, String) {
     let total = seconds(estimate.total());
     match (safety, obstacle) {
