@@ -52,7 +52,8 @@ fn user(uid: Option<u32>) -> String {
 
 /// The interface through which the proxy connects to the instances of one environment.
 pub trait Connector: Send + Sync + 'static {
-    /// Opens a connection to the instance at `address`. The returned stream never leads to a process of another environment.
+    /// Opens a connection to the instance at `address`. If the connector knows the user of the environment's processes, the returned stream
+    /// never leads to a process of another environment.
     fn connect(&self, address: SocketAddr) -> BoxFuture<'_, Result<TcpStream, ConnectError>>;
 
     /// Returns true if a process of another environment listens at `address`, or if the listener's user cannot be determined. Returns false

@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(seen["x-forwarded-proto"], "https");
         assert_eq!(seen["x-forwarded-port"], "8080");
         assert_eq!(seen["x-real-ip"], "198.51.100.1");
-        // The proxy may have passed on these headers from its visitor.
+        // The trusted proxy may have passed on these headers from a visitor.
         let given = [
             ("x-forwarded-host", "bank.example"),
             ("x-forwarded-prefix", "/x"),

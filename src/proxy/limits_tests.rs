@@ -108,7 +108,7 @@ async fn upload_that_the_application_does_not_read_times_out() {
         head = read_until(&mut answer, "\r\n\r\n") => assert!(head.starts_with("HTTP/1.1 504"), "{head}"),
         () = upload => {}
     }
-    // The limit also ends the upload of a client that has disconnected.
+    // The stall timeout also ends the upload of a client that has disconnected.
     let mut left = TcpStream::connect(front.address).await.unwrap();
     left.write_all(b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 100000000\r\n\r\n").await.unwrap();
     let filled = async { while left.write_all(&[0; 64 * 1024]).await.is_ok() {} };

@@ -70,7 +70,8 @@ pub async fn fetch(
     wanted: usize,
     limit: Duration,
 ) -> Result<(StatusCode, Vec<u8>), ProbeError> {
-    // Text without a slash at the start would be parsed as an absolute URI or as an authority. The request builder rejects an empty target.
+    // Text without a slash at the start would be parsed as an absolute URI or as an authority. An empty target replaces such text, and the
+    // request builder rejects the empty target.
     let target = if path.starts_with('/') { path } else { "" };
     let request = Request::get(target)
         .header(header::HOST, host)

@@ -205,7 +205,7 @@ async fn forward(
             }
             _ => {
                 tracing::debug!(route = route.name(), error = %error.error(), "application closed a connection without a response");
-                // The processes of a retired target are stopped for a deployment.
+                // A deployment stops the processes of a retired target, so the client gets the maintenance page.
                 return Err(if lease.in_flight.is_retired() { Page::Maintenance } else { Page::BadGateway });
             }
         }

@@ -221,7 +221,7 @@ async fn switch_to_the_same_instances_keeps_their_requests_in_flight() {
     let mut events = TcpStream::connect(front.address).await.unwrap();
     events.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     read_until(&mut events, "data: blue\n\n\r\n").await;
-    // The server does this switch when it serves an environment again whose processes are still running.
+    // The server does this switch when it opens the route of an environment whose processes are still running.
     assert!(route.switch(blue.target()).is_none());
     assert_eq!(route.switch(green.target()).expect("blue was live").in_flight(), 1);
 }

@@ -103,7 +103,7 @@ impl RouteTarget {
     /// Waits until no request is in flight, at most `limit`. Tunnels may stay, because a tunnel usually ends with its application. Returns
     /// the number of requests that are still in flight.
     pub async fn settle_requests(&self, limit: Duration) -> usize {
-        // A tunnel that ends leaves the count of tunnels first, so the difference is never too small.
+        // The end of a tunnel decrements the count of tunnels before the count in flight, so the difference is never too small.
         let requests = || self.in_flight().saturating_sub(self.shared.tunnels.load(SeqCst));
         self.settle_until(limit, || requests() == 0).await;
         requests()
