@@ -70,9 +70,9 @@ impl Body {
 }
 
 /// Checks `incoming` against the expectation and the trusted keys, and renames the archive or the delta into `releases/`. The checked
-/// manifest is written to a new file. This file is renamed last, because a release exists if its manifest exists. The files of a refused
-/// deliverable are not renamed, and the caller must remove them. Of a delta, only the manifest is checked; the installation checks the
-/// content of every file. The call may be repeated.
+/// manifest is written to a new file. This file is renamed last, because a release counts as stored as soon as its manifest exists. The
+/// files of a refused deliverable are not renamed, and the caller must remove them. Of a delta, only the manifest is checked; the
+/// installation checks the content of every file. The call may be repeated.
 pub async fn accept(
     context: &WorkerContext<'_>,
     incoming: Incoming,

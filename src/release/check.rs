@@ -26,8 +26,7 @@ pub struct VerifyJob {
 /// The verdict on an archive: accepted, or the reason to refuse the archive.
 pub type Verdict = Result<(), Refusal>;
 
-/// Verifies the digest of every frame, the header of every entry and the digest of every file. Refuses an archive that contains further
-/// bytes.
+/// Verifies the digest of every frame, the header of every entry and the digest of every file. Refuses an archive with additional bytes.
 pub fn work(job: &VerifyJob, archive: &File, manifest: &File) -> WorkerAnswer<Verdict> {
     verify(job, archive, manifest).into()
 }

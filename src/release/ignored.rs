@@ -12,7 +12,7 @@ pub(super) const NAME: &str = ".larderignore";
 /// The maximum size of `.larderignore`, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Removes the items that match the `.larderignore` of the tree from `items`, which must be sorted by path.
+/// Removes from `items` every item that matches the tree's `.larderignore`. `items` must be sorted by path.
 pub(super) fn apply(root: &Confined, items: &mut Vec<Item>) -> Result<(), ReleaseError> {
     let is_file = |item: &Item| item.path == NAME && matches!(item.kind, ItemKind::File { .. });
     if !items.iter().any(is_file) {

@@ -18,9 +18,9 @@ use crate::{host::files::Confined, model::ReleaseId};
 /// The job of the pack worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PackJob {
-    /// Make a delta.
+    /// The job to make a delta.
     Delta(DeltaJob),
-    /// Pack an archive.
+    /// The job to pack an installed release.
     Archive(ArchiveJob),
 }
 

@@ -78,7 +78,8 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
     .await
 }
 
-/// Checks the files that the worker wrote and renames them. The manifest is renamed last, because a release exists if its manifest exists.
+/// Checks the files that the worker wrote and renames them. The manifest is renamed last, because a release counts as stored as soon as its
+/// manifest exists.
 fn keep(
     files: &Files,
     archive: &File,

@@ -15,7 +15,7 @@ use crate::{
     model::ReleaseId,
 };
 
-/// Returns the releases in a `releases/` directory, oldest first. A release exists if its manifest exists.
+/// Returns the releases in a `releases/` directory, oldest first. A release counts as stored if its manifest exists.
 pub fn list(releases: &Path) -> Result<Vec<ReleaseId>, ReleaseError> {
     let names = match Confined::open(releases).and_then(|dir| dir.names()) {
         Ok(names) => names,
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn list_returns_releases_with_a_manifest_in_order() {
+    fn list_returns_releases_with_a_manifest_oldest_first() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = (id(1000), id(2000));
         for name in [format!("{new}.manifest.json"), format!("{old}.manifest.json"), format!("{old}.tar.zst")] {

@@ -189,7 +189,7 @@ fn twenty_releases_share_unchanged_files() {
     }
     for release in Confined::open(&deploy).unwrap().names().unwrap() {
         let found = verify::compare(&deploy.join(release), &last.as_ref().unwrap().1.parsed.entries, 2, false).unwrap();
-        assert!(found.len() <= 1, "{found:?}"); // in the first ten releases, the edited file has another size
+        assert!(found.len() <= 1, "{found:?}"); // The edited file is shorter in the first ten releases.
     }
     let each = (sizes[19] - sizes[0]) / 19;
     // Each release has its own directories and its own edited file; all other files are shared.

@@ -90,7 +90,7 @@ impl Accepted {
         self.marks.iter().find(same)
     }
 
-    /// Records an accepted manifest. Returns true if a mark changed, so that the caller must save the file.
+    /// Records an accepted manifest. Returns true if a mark changed. The caller must then save the file.
     pub fn note(&mut self, manifest: &Manifest) -> bool {
         let Some(signature) = manifest.signature else { return false };
         let rank = (manifest.build, manifest.created);
@@ -136,8 +136,8 @@ pub fn read_manifest(bytes: &[u8]) -> Result<Manifest, Refusal> {
     })
 }
 
-/// Refuses a file of a newer format. Callers check the format before they parse the file, because a file of a newer format may not parse at
-/// all.
+/// Refuses a file of a newer format. Callers check the format before they parse the file, because the parser may fail on a file of a newer
+/// format.
 fn newer_format(what: &str, bytes: &[u8], reads: u32) -> Result<(), Refusal> {
     #[derive(Deserialize)]
     struct Format {

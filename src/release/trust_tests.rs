@@ -280,7 +280,7 @@ fn manifest_with_a_changed_byte_is_refused_or_equal() {
             harmless += 1;
         }
     }
-    // Digests in upper case, and other white space between tokens, give the same value.
+    // Digests in upper case, and additional white space between tokens, give the same value.
     assert!(harmless > 0 && harmless < bytes.len(), "{harmless}");
 }
 
@@ -307,7 +307,8 @@ fn truncated_or_altered_archive_is_refused() {
     assert!(matches!(look(&open(), manifest), Err(Refusal::Truncated { .. })));
     std::fs::write(file.path(), &bytes).unwrap();
 
-    // Change bytes at the start, in the middle and at the end of each frame, in the seek table, and at every hundredth of the archive.
+    // The loop changes bytes at the start, in the middle and at the end of each frame, in the seek table, and at every hundredth of the
+    // archive.
     let mut places: Vec<u64> = (0..100).map(|percent| size * percent / 100).collect();
     for frame in &manifest.archive.frames {
         places.extend((0..20).map(|n| frame.offset + n));

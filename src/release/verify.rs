@@ -1,4 +1,5 @@
-//! Compares an installed tree with its manifest: after an installation, and on request.
+//! Compares a tree with the entries of a manifest: an installed tree on request, and a spare tree before an installation uses the spare
+//! tree.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -85,7 +85,7 @@ mod tests {
             fs::write(root.join("a/b/h"), "").unwrap();
             fs::File::open(root.join("a/b")).unwrap().set_modified(found.modified().unwrap()).unwrap();
         });
-        // The root is renamed before the fingerprint is compared.
+        // An installation renames the root before it compares the fingerprint.
         fs::rename(&root, dir.path().join("named")).unwrap();
         let tree = Confined::open(&dir.path().join("named")).unwrap();
         assert_eq!(before, fingerprint(&tree, &entries, 1).unwrap());

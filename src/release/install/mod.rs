@@ -53,7 +53,7 @@ pub enum ContentSource {
 pub struct UnpackJob {
     /// An installed release that may share unchanged files with the new release.
     pub previous: Option<ReleaseId>,
-    /// The kind of descriptor 5.
+    /// The source of the files that are not shared.
     pub content: ContentSource,
     /// The fingerprint that an earlier job reported when it filled the tree with a copy of `previous`, the spare. If the tree is still this
     /// copy, only the differences are applied; otherwise the tree is cleared first. `None` if the tree is not a spare.

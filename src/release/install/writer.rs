@@ -75,9 +75,9 @@ impl<'a, S> Writer<'a, S> {
         Writer { cursor, open: None, skip, report: UnpackReport::default(), held: Vec::new() }
     }
 
-    /// Syncs the content of the unpacked files, but not their names and sizes. The kernel began to write each file when it was complete, so
-    /// this call waits only briefly. If this sink has written more than [`SYNCED_SINGLY`] files, nothing is synced here, because the whole
-    /// file system is synced later.
+    /// Syncs the content of the unpacked files, but not their names and sizes. The kernel began to write each file when the file was
+    /// complete, so this call waits only briefly. If this sink has written more than [`SYNCED_SINGLY`] files, nothing is synced here,
+    /// because the whole file system is synced later.
     pub(super) fn write_out(&mut self) -> Result<(), ArchiveError> {
         if self.report.unpacked > SYNCED_SINGLY {
             self.held.clear();

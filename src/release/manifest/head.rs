@@ -25,7 +25,7 @@ pub struct Head {
     pub tag: Option<String>,
     /// The mode of the environment.
     pub mode: Mode,
-    /// The buildpacks that built the release, in order.
+    /// The buildpacks that built the release, in the order in which they ran.
     pub buildpacks: Vec<BuildpackUse>,
     /// The process types that the buildpacks add, with their commands.
     pub processes: Vec<(ProcessType, String)>,

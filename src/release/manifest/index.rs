@@ -70,7 +70,7 @@ struct Content<'a> {
 
 #[derive(Deserialize)]
 struct Parsed<'a> {
-    /// The manifest without its lists, as JSON.
+    /// The manifest without entries and frames, as JSON.
     head: &'a [u8],
     #[serde(deserialize_with = "bounded::entries")]
     frames: Vec<Frame>,
@@ -168,7 +168,8 @@ mod tests {
     use super::*;
     use crate::{model::EntryKind, release::manifest};
 
-    /// Writes a manifest to a new directory. Returns its text, its value, the directory and its path.
+    /// Writes a manifest to a new directory. Returns the text of the manifest, the parsed manifest, the directory, and the path of the
+    /// manifest.
     fn placed() -> (&'static [u8], Manifest, tempfile::TempDir, PathBuf) {
         let text = include_bytes!("../../../fuzz/seeds/manifest/small");
         let dir = tempfile::tempdir().unwrap();
