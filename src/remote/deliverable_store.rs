@@ -205,8 +205,8 @@ impl DeliverableStore {
         }
     }
 
-    /// Sends ranges of an object to `to`, in order. A remote may send more or less than was requested, so the receiver must count the bytes.
-    /// The receiver aborts the transfer by dropping its end of the channel.
+    /// Sends ranges of an object to `to`, in the order of `ranges`. A remote may send more or less than was requested, so the receiver must
+    /// count the bytes. The receiver aborts the transfer by dropping its end of the channel.
     pub async fn fetch(
         &self,
         release: ReleaseId,

@@ -193,7 +193,7 @@ impl ObjectFiles {
         Ok(bytes)
     }
 
-    /// Sends ranges of an object, in order.
+    /// Sends ranges of an object to `to`, in the order of `ranges`.
     pub async fn fetch(
         &self,
         project: &ProjectName,

@@ -84,7 +84,7 @@ pub(super) async fn is_whole(lease: &IncomingLease, path: &Path, piece: Piece) -
     lease.blocking(look).await
 }
 
-/// Returns true if the bytes of a piece in `file` have its digest.
+/// Returns true if the bytes of `piece` in `file` have the digest of the piece.
 fn is_right(file: &File, piece: &Piece, buffer: &mut [u8]) -> bool {
     hash(file, piece.at, piece.bytes, buffer).is_some_and(|hasher| Digest::from(hasher.finalize()) == piece.digest)
 }

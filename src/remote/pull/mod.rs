@@ -253,7 +253,8 @@ async fn by_frames(
         match head {
             Ok(archive) => (archive, known),
             Err(damaged) => {
-                // The manifest has the offered digest, so another fetch of the manifest would give the same file.
+                // The manifest has the offered digest, so another fetch of the manifest would give the same file. No file of this pull can
+                // be reused.
                 clear(&pulled.directory);
                 return Err(damaged);
             }

@@ -207,7 +207,7 @@ async fn intact_parts_of_an_interrupted_pull_are_reused() {
     assert_eq!((std::fs::read(pulled.archive().unwrap()).unwrap() == bytes, rest(&pulled)), (true, 600_000));
 }
 
-/// The server was killed after the transfer and before the acceptance.
+/// The dropped pull stands for a server that was killed after the transfer and before the acceptance.
 #[tokio::test]
 async fn complete_archive_is_not_fetched_again() {
     let world = World::new();
@@ -308,7 +308,7 @@ async fn abandoned_incoming_directory_is_swept() {
     assert!(!directory.exists());
 }
 
-/// The directory of a pull that begins during the removal must not lose files.
+/// A pull that begins during the removal of its directory must not lose files.
 #[tokio::test(flavor = "multi_thread")]
 async fn pull_cannot_enter_a_directory_that_is_being_swept() {
     let world = World::new();
