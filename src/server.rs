@@ -42,7 +42,8 @@ use crate::{
     },
 };
 
-/// The maximum time for which HTTP requests without a route wait after a start, because their environment may not be recovered yet.
+/// The maximum time for which HTTP requests without a route wait after a start, because the recovery of their environments may still be in
+/// progress.
 const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 
 /// The time within which deployments and requests of ssh clients may finish during a stop. The next server takes over unfinished

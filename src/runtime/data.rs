@@ -240,7 +240,7 @@ fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Removes the paths that `deployment` seeded.
 fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
-    // A worker that was killed while it wrote the first note leaves an incomplete note, although no complete note exists.
+    // A worker that was killed while it wrote the first note leaves an incomplete note, and no complete note.
     remove(&data.join(NEW_NOTE))?;
     let Some(note) = Note::read(data)?.filter(|note| note.deployment == deployment) else { return Ok(()) };
     for path in note.paths.iter().rev() {

@@ -266,7 +266,7 @@ mod tests {
         for line in ["the first line", "the second line", "the third line"] {
             file.write_line(line).unwrap();
         }
-        // The current file is renamed, and no new file can be created, because the symlink is dangling.
+        // The current file is renamed, and a dangling symlink takes its path, so that no new file can be created.
         let aside = directory.path().join("aside");
         fs::rename(&path, &aside).unwrap();
         std::os::unix::fs::symlink("no/such/directory", &path).unwrap();

@@ -101,7 +101,7 @@ impl Runtime {
         self.stop_where(environment, grace, |label| label.slot == slot).await
     }
 
-    /// Stops the processes of an environment for which `which` returns true, with the time limit `grace` for each process. See
+    /// Stops those processes of an environment for whose labels `which` returns true, with the time limit `grace` for each process. See
     /// [`Runtime::stop_each`].
     pub async fn stop_where(
         &self,
@@ -112,8 +112,8 @@ impl Runtime {
         self.stop_each(environment, |label| which(label).then_some(grace)).await
     }
 
-    /// Stops the processes of an environment for which `grace` returns a time limit, all at the same time. The method waits until the
-    /// processes have exited, because a process occupies its slot until its exit.
+    /// Stops those processes of an environment for whose labels `grace` returns a time limit, all at the same time. The method waits until
+    /// the processes have exited, because a process occupies its slot until its exit.
     pub async fn stop_each(&self, environment: EnvId, grace: impl Fn(&Label) -> Option<Duration>) -> Result<(), RuntimeError> {
         let stopping = self.instances(environment, None).into_iter();
         let stopping: Vec<_> = stopping.filter_map(|one| grace(&one.label).map(|grace| (one, grace))).collect();

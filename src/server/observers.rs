@@ -57,7 +57,8 @@ fn test_observer() -> Option<Arc<dyn Observer>> {
 }
 
 /// An observer for tests, which appends a line to a file for each announcement. The observer ignores an id that an earlier server has
-/// announced, because a kill may repeat an announcement. An id that this server announces twice is written twice, so that tests fail.
+/// announced, because a server may repeat an announcement of a killed server. An id that this server announces twice is written twice, so
+/// that tests fail.
 #[allow(dead_code)] // Without failpoints, no code creates this type.
 struct TestFile {
     path: PathBuf,

@@ -82,7 +82,7 @@ async fn serve(listener: TcpListener, site: Arc<Site>, mut stop: Signal) {
             Ok(Some(accepted)) => accepted,
             Ok(None) => break,
             Err(_) => {
-                // The most likely cause is a lack of file descriptors. Descriptors become free when other connections are closed.
+                // The most likely cause is a lack of file descriptors. Descriptors become free when connections are closed.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
