@@ -67,7 +67,7 @@ pub(super) enum CommandOutcome {
 
 /// The consequences of a command, which continues after a person has typed `word`.
 pub(super) struct CommandConfirmation {
-    /// The consequences, as the complete answer without a terminal.
+    /// The consequences. If the caller has no terminal, they are the whole answer.
     pub answer: CommandAnswer,
     pub word: String,
     pub proceed: Box<dyn FnOnce() -> BoxFuture<'static, Result<CommandOutcome, CommandError>> + Send>,

@@ -15,7 +15,7 @@ use crate::{
 /// Deploy without a push, follow a deployment, or stop it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without an option, the live commit is deployed again.\n\nA deployment continues when you stop following it (Ctrl-C); only --cancel stops the deployment.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether the branch topic builds here, from a clean tree and in the sandbox of every build.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 the deployment failed, 3 the deployment was refused, 4 the project, environment or commit does not exist."
+    after_help = "Without an option, the live commit is deployed again.\n\nA deployment continues when you stop following it (Ctrl-C); only --cancel stops the deployment.\n\nWith --only, nothing goes live: `larder deploy shop --ref topic --only build` shows whether the branch topic builds here, from a clean tree and in the build sandbox.\n\nExit status: 0 the deployment is live (with --cancel: it was reverted; with --only: all phases succeeded), 1 the deployment failed, 3 the deployment was refused, 4 the project, environment or commit does not exist."
 )]
 pub struct DeployArgs {
     #[command(flatten)]
