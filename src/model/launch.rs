@@ -39,8 +39,8 @@ pub enum Role {
     Sweep(Area),
     /// A worker that packs installed trees into archives and deltas, as the environment's unpack user. The trees are read-only.
     Pack,
-    /// A worker that captures the persistent data as a restore point, and reads the restore points, as the environment's run user. The data
-    /// is read-only.
+    /// A worker that captures the persistent data as a restore point, or reads, compares or removes restore points, as the environment's
+    /// run user. The data is read-only.
     Dump,
     /// A worker that writes the files of a restore point beside the live data, as the environment's run user. The worker does not see the
     /// live data.

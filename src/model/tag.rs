@@ -1,5 +1,5 @@
-//! Chooses the version of a commit from the commit's tags, and tells tags from release numbers. This file is the only place that compares
-//! version numbers.
+//! Chooses the version of a commit from the commit's tags, and distinguishes tags from release numbers. This file is the only place that
+//! compares version numbers.
 
 use std::cmp::Ordering;
 
@@ -12,7 +12,7 @@ pub enum ReleaseNameForm<'t> {
     Number(Option<ReleaseNumber>),
     /// The tag in `refs/tags/TAG`. A tag with the form of a number can only be named in this way.
     Tag(&'t str),
-    /// A tag, an id, or the beginning of an id.
+    /// A tag, the id of a release or a commit, or the beginning of such an id.
     Text(&'t str),
 }
 
