@@ -45,7 +45,7 @@ pub fn in_restore(name: &'static str) {
     let _ = name;
 }
 
-/// Ends the process at one of the points of a scheduled run (`upkeep.NAME`).
+/// Kills this process if the failpoint `upkeep.NAME` of a scheduled run is active.
 pub fn in_upkeep(name: &'static str) {
     fail::fail_point!(&format!("upkeep.{name}"), |marks| die(&format!("upkeep.{name}"), marks));
     let _ = name;

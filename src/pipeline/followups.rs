@@ -111,8 +111,8 @@ impl Pipeline {
         remote::sweep(&deployment.paths, ABANDONED);
         prune(deployment, queue).await;
         if let Some(live) = live {
-            // The times are renewed before the spare tree is made. The predecessor, the live release and the spare tree may share a
-            // file through hard links, and a new time of the file would change the fingerprint of the spare tree.
+            // The times are renewed before the spare tree is made, because a rollback to the predecessor waits for the renewal. Without a
+            // spare tree, an installation only takes longer.
             renew_predecessor(deployment, live).await;
             if deployment.memory.entries >= WORTH_A_SPARE {
                 make_spare(deployment, queue, live).await;

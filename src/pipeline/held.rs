@@ -23,7 +23,7 @@ use crate::{
     model::{Environment, Live, UserName},
 };
 
-/// The number of earlier deployments whose durations are compared. The estimate uses the longest duration.
+/// The number of earlier deployments whose durations are compared. The estimate of a hold uses the longest of these durations.
 const COMPARED: usize = 3;
 
 impl LiveApp for LiveHandle {

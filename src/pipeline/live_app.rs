@@ -40,7 +40,7 @@ pub enum UpgradeCase {
     Held,
     /// The old release serves. A failure does not restore the data.
     Online,
-    /// There is no data to protect.
+    /// The old release serves, and there is no data to protect.
     Unprotected,
     /// The command does not run, because none of its files changed.
     Skipped,
@@ -87,8 +87,9 @@ pub trait LiveApp: Send + Sync {
     /// Returns the reason why the data of this environment cannot be exchanged, or `None` if the data can be exchanged.
     fn obstacle(&self) -> Option<String>;
 
-    /// Replaces the data with a restore point, and then starts the release `previous`. The caller has stopped all processes. If the data
-    /// cannot be restored, no process is started. If the release does not become healthy, the result is the reason.
+    /// Replaces the data with a restore point, and then starts the release `previous`. The caller has stopped all processes. The outer
+    /// error states why the data could not be restored. In this case, no process is started. The inner error states why the release did not
+    /// become healthy.
     fn restore(&self, point: String, by: UserName, previous: Option<Live>)
     -> BoxFuture<'_, Result<Result<(), Failure>, Failure>>;
 

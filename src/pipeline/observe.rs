@@ -1,5 +1,5 @@
-//! Observers, which are notified of the endings and milestones of deployments. A deployment neither fails nor waits because of an
-//! observer.
+//! Observers, which are notified of the milestones and endings of deployments, and of the results of scheduled work. A deployment neither
+//! fails nor waits because of an observer.
 //!
 //! The observers of the server are listed in `src/server/observers.rs`.
 
@@ -56,7 +56,7 @@ pub enum BackupNews {
         /// The defect, as one line.
         why: String,
     },
-    /// A run failed.
+    /// A scheduled run failed.
     Failed {
         /// The failed action and its cause.
         why: String,
@@ -79,7 +79,7 @@ pub struct Announcement {
     pub news: News,
 }
 
-/// A component that is notified of deployments.
+/// A component that is notified of events.
 pub trait Observer: Send + Sync {
     /// Returns the name for logs.
     fn name(&self) -> &'static str;

@@ -19,7 +19,7 @@ const REQUESTED: &str = "requested";
 /// The priority of a capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Priority {
-    /// The priority of other processes.
+    /// The priority that processes usually have.
     Usual,
     /// A low priority for processor and disk.
     Low,

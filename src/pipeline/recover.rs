@@ -87,7 +87,7 @@ impl Pipeline {
             }
         }
         // The follow-ups are taken up before a deployment can enter the queue. Without the follow-ups, a deployment would wait for the
-        // draining slot, and would then empty this slot before its changes are saved.
+        // draining slot, and would then empty this slot before changes made by hand are saved.
         self.take_up_followups(&queue);
         self.0.queues.lock().insert(environment.id, queue.clone());
         self.announce_missed(&queue, &unfinished);
@@ -155,7 +155,7 @@ impl Pipeline {
     ) -> Result<Outcome, JournalError> {
         journal.append(Event::Recovered)?;
         let runs = match journal.state().is_to_be_finished() {
-            // The web processes and the domains come first, because the next steps request pages through the proxy.
+            // The domains are opened and the web processes are started first, because the next steps request pages through the proxy.
             true => {
                 deployment.transcript.title(&format!("{why}; this deployment continues"));
                 deployment.services.open_domains(&deployment.environment, &deployment.settings());

@@ -1,10 +1,11 @@
 //! Restores that replace the live data of an environment.
 //!
-//! A restore excludes deployments, restarts and further restores. The data of the restore point is completed in `restoring/` while the
-//! application still serves. Then the processes are stopped, a fresh restore point of the live data is taken, and `restoring/` is exchanged
-//! with `data/` by one rename. A kill therefore leaves either the old or the restored data, and never a mixture. After the exchange,
-//! `restoring/` has the replaced data, which is also in the fresh restore point. After a kill, the next start of the server empties
-//! `restoring/` and records in `restore.json` whether the exchange happened. The live release is started as at each start of the server.
+//! A restore excludes deployments, restarts and further restores. The data of the restore point is written completely to `restoring/` while
+//! the application still serves. Then the processes are stopped, a fresh restore point of the live data is taken, and `restoring/` is
+//! exchanged with `data/` by one rename. A kill therefore leaves either the old or the restored data, and never a mixture. After the
+//! exchange, `restoring/` has the replaced data, which is also in the fresh restore point. After a kill, the next start of the server
+//! empties `restoring/` and records in `restore.json` whether the exchange happened. The live release is started as at each start of the
+//! server.
 
 use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -45,7 +46,7 @@ pub struct Restored {
     pub lost_owners: u64,
     /// The time during which the processes did not serve.
     pub interrupted: Duration,
-    /// The reason why the live release does not run after the restore; absent if the release runs.
+    /// The reason why the live release does not run after the restore; absent if the release runs or no release is live.
     pub not_running: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! Starts the live release and routes requests to its processes: after a start of the server, a requested restart, a restore of the data or
-//! an unfreeze, and when a deployment resumes.
+//! Starts the live release and routes requests to its processes: after a start of the server, a requested restart, a restore of the data, a
+//! failed upgrade or an unfreeze, and when a deployment resumes.
 
 use std::{net::SocketAddr, time::Duration};
 

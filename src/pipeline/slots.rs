@@ -176,7 +176,8 @@ impl Slots {
         }
     }
 
-    /// Returns the grace of a process in `slot`, from the recipe of its own release.
+    /// Returns a function that returns the grace of a process in `slot`: the time between the stop signal and SIGKILL, from the recipe of
+    /// the process's own release. For a process in a different slot, the function returns `None`.
     pub fn grace_in(&self, slot: Slot) -> impl Fn(&Label) -> Option<Duration> + use<> {
         let occupant = self.table().get(slot).occupant().cloned();
         move |label| {

@@ -23,7 +23,7 @@ pub(super) struct TreeCopy {
     pub(super) name: ReleaseId,
     /// The release that was copied.
     pub(super) of: ReleaseId,
-    /// The fingerprint of the tree, which changes if a file in the tree is changed.
+    /// The fingerprint of the tree, which changes if an entry of the tree is added, removed or replaced.
     pub(super) seal: Digest,
 }
 

@@ -16,8 +16,8 @@ use crate::{
     runtime::{Instance, Logs, RunJob, tail},
 };
 
-/// The first pause between two checks. The pause doubles up to the recipe's interval, so that a fast start is noticed at once and
-/// a slow start is not disturbed.
+/// The first pause between two checks. The pause doubles up to the recipe's interval, so that a fast start is noticed at once, and frequent
+/// checks do not slow down a slow start.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// The maximum number of log lines of a failed process that the pusher sees.
 const MAX_LOG_LINES: usize = 20;

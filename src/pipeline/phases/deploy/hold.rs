@@ -88,7 +88,7 @@ fn hold(deployment: &mut Deployment) {
     }
 }
 
-/// Ends the hold, and removes the restore point that the exact restore point has replaced. Returns the duration of the hold.
+/// Ends the hold, and removes the restore point that was taken before the hold. Returns the duration of the hold.
 fn release(deployment: &mut Deployment) -> Option<Duration> {
     let held = deployment.memory.hold.take().map(|(hold, begun)| {
         hold.release();
@@ -169,7 +169,7 @@ impl Step for StopWriters {
     }
 }
 
-/// The step that takes the restore point to which a failure returns.
+/// The step that takes the restore point from which a failure restores the data.
 pub struct TakePoint;
 
 impl Step for TakePoint {

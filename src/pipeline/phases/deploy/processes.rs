@@ -93,7 +93,7 @@ pub fn rescale(facts: &mut Facts, environment: &Environment) {
     }
 }
 
-/// Returns the boot request for the processes of the release for which `which` returns true.
+/// Returns the boot request for those processes of the release for whose types `which` returns true.
 pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
     let spec = &deployment.spec;
     Boot {

@@ -15,7 +15,7 @@ use crate::{
     release::{PathPatterns, manifest},
 };
 
-/// The estimates of parts of the hold, for parts that no earlier deployment had: the stop of the old release, the command, the start of the
+/// The assumed durations of parts of the hold that no earlier deployment had: the stop of the old release, the command, the start of the
 /// new release.
 const UNKNOWN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(3)];
 
