@@ -25,11 +25,11 @@ use super::{
 pub enum RouteState {
     /// No release is live.
     Empty,
-    /// The processes are being started.
+    /// The processes are being started, or are stopped during an upgrade.
     Starting,
     /// Requests are sent to this target.
     Live(RouteTarget),
-    /// The processes failed to start. The text is the reason.
+    /// No process serves because of a failure, such as a failed start. The text is the reason.
     Failed(String),
     /// No web process runs, because the environment is configured to run no web processes.
     Stopped,

@@ -46,8 +46,7 @@ pub struct BundleReport {
     pub entries: u64,
     /// The total size of all files, in bytes.
     pub bytes: u64,
-    /// The number of entries that were added, changed or removed since the previous release. If there is no previous release, the number of
-    /// all entries.
+    /// The number of entries that were added, changed or removed since the previous release. Without a previous release, all entries count.
     pub changed: u64,
     /// The number of all frames, and the number of frames that were copied from the previous archive.
     pub frames: (u64, u64),

@@ -53,7 +53,7 @@ pub enum ReleaseError {
         /// The cause.
         why: String,
     },
-    /// A manifest, a list or a similar file cannot be used.
+    /// A manifest, an index, a health record or `accepted.json` cannot be used.
     #[error("cannot use {}: {why}", path.display())]
     Manifest {
         /// The file.

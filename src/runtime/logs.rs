@@ -87,7 +87,7 @@ impl Logs {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
         // If the log cannot be opened or written, as on a full disk, lines are still read, because a full pipe would block the application.
-        // Each line is a new attempt to write the log, so logging resumes without a restart.
+        // Larder tries again to write the log with each line, so logging resumes without a restart.
         let mut file = RotatingFile::open(Logs::file(directory, process), self.limits).ok();
         let mut buffer = Vec::new();
         let mut reported: Option<Instant> = None;

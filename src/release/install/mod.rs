@@ -161,7 +161,7 @@ fn install(
         return renewed(UnpackReport { entries: manifest.entries.len() as u64, ..UnpackReport::default() });
     }
     let before_end = before.as_ref().map(|(manifest, _)| delta::plain_endpoint(manifest));
-    // The comparison of a tree is mostly work of the kernel, and the parsing of lists is not, so both run in parallel.
+    // The check of a spare tree is mostly work of the kernel, and the opening of the content is not, so both run in parallel.
     let (opened, spare) = both(
         || match (job.content, &before) {
             (ContentSource::Archive, _) => {

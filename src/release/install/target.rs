@@ -22,7 +22,7 @@ use crate::{
     release::ReleaseError,
 };
 
-/// The number of copies for which each further thread is started.
+/// The number of copies for which one more thread is started.
 const WORTH_A_THREAD: usize = 16;
 
 /// A tree that an installation fills.
