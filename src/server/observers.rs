@@ -22,7 +22,7 @@ pub fn all() -> impl Iterator<Item = Arc<dyn Observer>> {
     observers.into_iter().flatten()
 }
 
-/// The observer that writes the outcomes of deployments to the server's log.
+/// The observer that writes announcements to the server's log.
 #[derive(Debug, Clone, Copy)]
 struct ServerLog;
 

@@ -57,7 +57,7 @@ pub(super) enum Format {
     Verbatim,
 }
 
-/// The outcome of a request: an answer, a function that makes an answer from an upload, or a stream.
+/// The outcome of a request: an answer, a function that makes an answer from an upload, a stream, or a confirmation.
 pub(super) enum CommandOutcome {
     Answer(CommandAnswer),
     Upload(UploadFn<CommandAnswer>),
@@ -65,9 +65,9 @@ pub(super) enum CommandOutcome {
     Confirm(CommandConfirmation),
 }
 
-/// The consequences of a command, which continues after a person has typed `word`.
+/// The confirmation of a command. The command continues after a person has typed `word`.
 pub(super) struct CommandConfirmation {
-    /// The consequences. If the caller has no terminal, they are the whole answer.
+    /// The answer that states the consequences. With `--json`, or without a terminal, the command only writes this answer.
     pub answer: CommandAnswer,
     pub word: String,
     pub proceed: Box<dyn FnOnce() -> BoxFuture<'static, Result<CommandOutcome, CommandError>> + Send>,
