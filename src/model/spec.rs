@@ -186,6 +186,9 @@ pub struct DeploymentSpec {
     /// The tags of the push that started the deployment, each with its name and object. git stores these tags only after the deployment.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<(String, CommitId)>,
+    /// The id of the restore point whose data goes live together with the release; `None` if the data stays as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
 }
 
 /// The fields of a specification in a journal, of version 1 or 2.
@@ -217,6 +220,7 @@ struct Fields {
     newest: bool,
     #[serde(default)]
     tags: Vec<(String, CommitId)>,
+    data: Option<String>,
 }
 
 /// The reason why a specification cannot be used.
@@ -297,6 +301,7 @@ impl TryFrom<Map<String, Value>> for DeploymentSpec {
             seen: fields.seen,
             newest: fields.newest,
             tags: fields.tags,
+            data: fields.data,
         })
     }
 }

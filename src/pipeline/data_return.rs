@@ -4,7 +4,8 @@
 use jiff::Timestamp;
 
 use super::{
-    core::Pipeline, history::Summary, journal::JournalState, live_app::UpgradePlan, points::PointsError, util::run_blocking,
+    core::Pipeline, history::Summary, journal::JournalState, live_app::UpgradePlan, points::PointsError, queue::Queue,
+    util::run_blocking,
 };
 use crate::{
     backup::{PointInfo, PointState},
@@ -71,6 +72,15 @@ impl Pipeline {
                 environment: environment.title(),
                 candidates: points.into_iter().filter(is_usable).take(MAX_CANDIDATES).collect(),
             }),
+        }
+    }
+
+    /// Deletes the data that a rollback with data has replaced. The fresh restore point of the rollback has this data, too. A frozen
+    /// environment keeps all files for the person who repairs it.
+    pub(super) async fn discard_replaced(&self, queue: &Queue) {
+        let _locked = queue.points.lock().await;
+        if queue.is_thawed().is_ok() {
+            self.clear_restoring(&queue.environment()).await;
         }
     }
 

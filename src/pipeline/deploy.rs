@@ -18,7 +18,7 @@ use super::{
     registry, runner,
     transcript::Transcript,
 };
-use crate::model::{DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, StepName};
+use crate::model::{DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId};
 
 impl Pipeline {
     /// Queues a deployment. The deployment runs even if the caller drops the ticket.
@@ -152,6 +152,10 @@ impl Pipeline {
         let recorded = state.history.of_release(release).map(|summary| summary.deployment);
         let again = recorded.is_some() && paths.tree(release).is_dir();
         state.in_progress = Some(release);
+        let steps = match request.data {
+            Some(_) => registry::return_steps(),
+            None => registry::steps(environment.mode, &origin),
+        };
         DeploymentSpec {
             version: DeploymentSpec::VERSION,
             id: ticket.deployment,
@@ -165,8 +169,8 @@ impl Pipeline {
             number: state.history.next_number(),
             slot: queue.slots.table().next(),
             previous,
-            plan: Plan::known(&registry::steps(environment.mode, &origin)).only(&request.dry_run).names(),
-            commit_point: StepName::from(registry::COMMIT_POINT),
+            plan: Plan::known(&steps).only(&request.dry_run).names(),
+            commit_point: registry::commit_point(&steps),
             origin,
             again,
             recorded,
@@ -175,6 +179,7 @@ impl Pipeline {
             seen: request.seen.clone(),
             newest,
             tags: request.tags.clone(),
+            data: request.data.clone(),
         }
     }
 }

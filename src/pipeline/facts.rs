@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     failure::Failure,
-    live_app::{UpgradeCase, UpgradePlan},
+    live_app::{DataReturn, UpgradeCase, UpgradePlan},
 };
 use crate::{
     config::Settings,
@@ -55,6 +55,9 @@ pub struct Facts {
     /// The protection of the data; from `deploy.hold`, absent without an upgrade command.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<UpgradePlan>,
+    /// The data that a rollback returns; from `deploy.fill`, absent in other deployments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_return: Option<DataReturn>,
 }
 
 impl Facts {

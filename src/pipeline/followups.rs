@@ -108,6 +108,9 @@ impl Pipeline {
         if live.is_some() {
             complete(deployment).await;
         }
+        if deployment.spec.data.is_some() {
+            self.discard_replaced(queue).await;
+        }
         remote::sweep(&deployment.paths, ABANDONED);
         prune(deployment, queue).await;
         if let Some(live) = live {

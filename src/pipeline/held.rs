@@ -60,6 +60,20 @@ impl LiveApp for LiveHandle {
         });
     }
 
+    fn fill(&self, point: String) -> BoxFuture<'_, Result<String, Failure>> {
+        Box::pin(async move {
+            let environment = self.queue.environment();
+            let job = RestoreJob::Fill { point, owner: owner(&environment) };
+            let filled = backup::restore(&self.pipeline.backup(&environment), &job).await;
+            fault::in_restore("filled");
+            filled.map(|filled| filled.point).map_err(|error| failure(&error.into()))
+        })
+    }
+
+    fn clear(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.pipeline.clear_restoring(&self.queue.environment()).await })
+    }
+
     fn obstacle(&self) -> Option<String> {
         let environment = self.queue.environment();
         let paths = self.pipeline.services().root.environment(&environment.project, &environment.name);

@@ -32,6 +32,15 @@ pub struct UpgradePlan {
     pub early: Option<String>,
 }
 
+/// The data that a rollback returns; a fact of the step `deploy.fill`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataReturn {
+    /// The id of the restore point.
+    pub point: String,
+    /// The inode of the live data before the exchange. While `data/` has another inode, the data is exchanged.
+    pub inode: u64,
+}
+
 /// The ways in which an upgrade command runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -83,6 +92,12 @@ pub trait LiveApp: Send + Sync {
 
     /// Removes a restore point in the background. The lock of the restore points is held until the restore point is removed.
     fn remove(&self, point: String);
+
+    /// Writes the data of a restore point beside the live data. Returns the id of the restore point.
+    fn fill(&self, point: String) -> BoxFuture<'_, Result<String, Failure>>;
+
+    /// Deletes the data beside the live data. An error is only logged.
+    fn clear(&self) -> BoxFuture<'_, ()>;
 
     /// Returns the reason why the data of this environment cannot be exchanged, or `None` if the data can be exchanged.
     fn obstacle(&self) -> Option<String>;

@@ -41,6 +41,13 @@ pub struct DeployRequest {
     pub data: Option<String>,
 }
 
+impl DeployRequest {
+    /// Returns true for a dry run, and for a rollback with data: its consequences were shown for the release that is live now.
+    fn never_waits(&self) -> bool {
+        !self.dry_run.is_empty() || self.data.is_some()
+    }
+}
+
 /// The release that a request makes live.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Goal {
@@ -108,7 +115,7 @@ pub(super) enum Entered {
     First(Pending),
     /// The deployment waits. The value is the deployment that waited before and is now superseded, if there was such a deployment.
     Waits(Option<Pending>),
-    /// The deployment is a dry run, which never waits, and another deployment is under way.
+    /// The deployment never waits, and another deployment is under way.
     Busy(DeploymentId),
     /// The environment is being removed.
     Closed,
@@ -186,7 +193,7 @@ impl Queue {
                 state.running = Some(pending.ticket.clone());
                 return Entered::First(pending);
             }
-            Some(running) if !pending.ticket.request.dry_run.is_empty() => return Entered::Busy(running.deployment),
+            Some(running) if pending.ticket.request.never_waits() => return Entered::Busy(running.deployment),
             Some(_) => {}
         }
         Entered::Waits(state.waiting.replace(pending))

@@ -9,6 +9,9 @@ use crate::model::{Mode, Origin, Phase, StepName};
 /// The step after which a deployment is finished instead of unwound, because visitors use the new release.
 pub const COMMIT_POINT: &str = "deploy.resume";
 
+/// The commit point of a rollback with data: its last step, so that no failure separates the code from the data.
+const RETURN_COMMIT_POINT: &str = "post_install.resume";
+
 /// The plans, one for each way in which a deployment gets its release. From `deploy.install` on, all plans have the same steps,
 /// except that `Recall` omits `post_deploy.first`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,9 +25,12 @@ enum PlanKind {
     /// release live. If the tree of the release is still installed, no files are unpacked, and the duration of the steps does not depend on
     /// the size of the release.
     Recall,
+    /// The plan that takes a release that was live before together with the data of a restore point. Requests wait until its last step. Smoke
+    /// checks would wait, too, so this plan has none.
+    Return,
 }
 
-use PlanKind::{Build, Deliver, Recall};
+use PlanKind::{Build, Deliver, Recall, Return};
 
 /// A row of the table: the name of a step, the plans that contain the step, and its constructor.
 type Row = (&'static str, &'static [PlanKind], fn() -> Box<dyn Step>);
@@ -35,12 +41,12 @@ type Row = (&'static str, &'static [PlanKind], fn() -> Box<dyn Step>);
 /// plans, as long as a journal may name the step.
 const STEPS: &[Row] = &[
     ("gather.deliverable", &[Deliver], || Box::new(deliver::SupplyDeliverable)),
-    ("gather.recall", &[Recall], || Box::new(gather::LoadRelease)),
+    ("gather.recall", &[Recall, Return], || Box::new(gather::LoadRelease)),
     ("gather.source", &[Build, Deliver], || Box::new(gather::ExportSource)),
     ("gather.proof", &[Deliver], || Box::new(deliver::PromotionCheck)),
     ("gather.layer", &[Build, Deliver], || Box::new(build::PrepareLayer)),
     ("gather.script", &[Build, Deliver], || Box::new(Script(Phase::Gather))),
-    ("pre_install.checks", &[Build, Deliver, Recall], || Box::new(build::Checks)),
+    ("pre_install.checks", &[Build, Deliver, Recall, Return], || Box::new(build::Checks)),
     ("pre_install.script", &[Build, Deliver], || Box::new(Script(Phase::PreInstall))),
     ("configure.script", &[Build, Deliver], || Box::new(Script(Phase::Configure))),
     ("build.compile", &[Build], || Box::new(build::Compile)),
@@ -48,22 +54,25 @@ const STEPS: &[Row] = &[
     ("post_build.script", &[Build], || Box::new(Script(Phase::PostBuild))),
     ("bundle.script", &[Build], || Box::new(Script(Phase::Bundle))),
     ("bundle.archive", &[Build], || Box::new(bundle::WriteArchive)),
-    ("deploy.install", &[Build, Deliver, Recall], || Box::new(deploy::install::Install)),
-    ("deploy.slot", &[Build, Deliver, Recall], || Box::new(deploy::slot::PrepareSlot)),
-    ("deploy.script", &[Build, Deliver, Recall], || Box::new(Script(Phase::Deploy))),
-    ("deploy.hold", &[Build, Deliver, Recall], || Box::new(deploy::hold::HoldRequests)),
-    ("deploy.quiesce", &[Build, Deliver, Recall], || Box::new(deploy::hold::StopWriters)),
-    ("deploy.point", &[Build, Deliver, Recall], || Box::new(deploy::hold::TakePoint)),
-    ("deploy.release", &[Build, Deliver, Recall], || Box::new(deploy::upgrade::ReleaseCommand)),
-    ("deploy.boot", &[Build, Deliver, Recall], || Box::new(deploy::boot::BootWeb)),
-    ("deploy.switch", &[Build, Deliver, Recall], || Box::new(deploy::switch::Switch)),
-    (COMMIT_POINT, &[Build, Deliver, Recall], || Box::new(deploy::hold::Resume)),
-    ("post_deploy.workers", &[Build, Deliver, Recall], || Box::new(post_deploy::Workers)),
+    ("deploy.install", &[Build, Deliver, Recall, Return], || Box::new(deploy::install::Install)),
+    ("deploy.slot", &[Build, Deliver, Recall, Return], || Box::new(deploy::slot::PrepareSlot)),
+    ("deploy.script", &[Build, Deliver, Recall, Return], || Box::new(Script(Phase::Deploy))),
+    ("deploy.fill", &[Return], || Box::new(deploy::data::FillData)),
+    ("deploy.hold", &[Build, Deliver, Recall, Return], || Box::new(deploy::hold::HoldRequests)),
+    ("deploy.quiesce", &[Build, Deliver, Recall, Return], || Box::new(deploy::hold::StopWriters)),
+    ("deploy.point", &[Build, Deliver, Recall, Return], || Box::new(deploy::hold::TakePoint)),
+    ("deploy.data", &[Return], || Box::new(deploy::data::ExchangeData)),
+    ("deploy.release", &[Build, Deliver, Recall, Return], || Box::new(deploy::upgrade::ReleaseCommand)),
+    ("deploy.boot", &[Build, Deliver, Recall, Return], || Box::new(deploy::boot::BootWeb)),
+    ("deploy.switch", &[Build, Deliver, Recall, Return], || Box::new(deploy::switch::Switch)),
+    (COMMIT_POINT, &[Build, Deliver, Recall], || Box::new(deploy::hold::Resume(COMMIT_POINT))),
+    ("post_deploy.workers", &[Build, Deliver, Recall, Return], || Box::new(post_deploy::Workers)),
     ("post_deploy.smoke", &[Build, Deliver, Recall], || Box::new(post_deploy::SmokeChecks)),
     ("post_deploy.first", &[Build, Deliver], || Box::new(post_deploy::First)),
-    ("post_deploy.script", &[Build, Deliver, Recall], || Box::new(Script(Phase::PostDeploy))),
-    ("post_install.script", &[Build, Deliver, Recall], || Box::new(Script(Phase::PostInstall))),
-    ("post_install.alive", &[Build, Deliver, Recall], || Box::new(post_install::Alive)),
+    ("post_deploy.script", &[Build, Deliver, Recall, Return], || Box::new(Script(Phase::PostDeploy))),
+    ("post_install.script", &[Build, Deliver, Recall, Return], || Box::new(Script(Phase::PostInstall))),
+    ("post_install.alive", &[Build, Deliver, Recall, Return], || Box::new(post_install::Alive)),
+    (RETURN_COMMIT_POINT, &[Return], || Box::new(deploy::hold::Resume(RETURN_COMMIT_POINT))),
 ];
 
 /// Creates the step with this name. Returns `None` if this version has no such step.
@@ -83,6 +92,17 @@ pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
         (_, Origin::Previous) => Recall,
     };
     STEPS.iter().filter(|(_, plans, _)| plans.contains(&kind)).map(|(name, ..)| StepName::from(*name)).collect()
+}
+
+/// Returns the names of the steps of a rollback with data, in order.
+pub fn return_steps() -> Vec<StepName> {
+    STEPS.iter().filter(|(_, plans, _)| plans.contains(&Return)).map(|(name, ..)| StepName::from(*name)).collect()
+}
+
+/// Returns the commit point of a plan.
+pub fn commit_point(plan: &[StepName]) -> StepName {
+    let last = StepName::from(RETURN_COMMIT_POINT);
+    if plan.contains(&last) { last } else { StepName::from(COMMIT_POINT) }
 }
 
 /// Returns the origin of the release that a push to an environment of this mode deploys.
@@ -121,5 +141,7 @@ mod tests {
             assert!(names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
         }
         assert_eq!(steps(Mode::Editable, &Origin::Commit), []);
+        let names = return_steps();
+        assert!(names.last() == Some(&commit_point(&names)) && !names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
     }
 }

@@ -220,12 +220,17 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Empties `restoring/`, and then records the end of the restore. If the server is killed before the end is recorded, the next server
-    /// repeats this work.
-    pub(super) async fn end_restore(&self, environment: &Environment, paths: &EnvironmentPaths, record: &mut RestoreRecord) {
+    /// Empties `restoring/`. An error is only logged, because the next restore empties the directory again.
+    pub(super) async fn clear_restoring(&self, environment: &Environment) {
         if let Err(error) = backup::restore(&self.backup(environment), &RestoreJob::Clear).await {
             tracing::warn!(environment = environment.title(), error = chain(&error), "cannot delete the replaced data");
         }
+    }
+
+    /// Empties `restoring/`, and then records the end of the restore. If the server is killed before the end is recorded, the next server
+    /// repeats this work.
+    pub(super) async fn end_restore(&self, environment: &Environment, paths: &EnvironmentPaths, record: &mut RestoreRecord) {
+        self.clear_restoring(environment).await;
         fault::in_restore("cleared");
         record.close(environment, paths);
     }

@@ -1,29 +1,47 @@
 //! Tests of the preview of rollbacks with data, and of the question that a person answers before data is replaced.
 
-use crate::harness::{Repo, World, in_one_mode};
+use std::process::Stdio;
+
+use crate::harness::{Repo, World, faults::once, in_one_mode, state::names, until};
 
 in_one_mode!(
     rollback_preview_names_the_restore_point_and_the_loss,
     rollback_without_restore_point_of_the_release_lists_candidates,
     restore_on_a_terminal_asks_for_the_name_of_the_project,
+    rollback_with_data_returns_code_and_data,
+    rollback_with_data_that_fails_its_check_leaves_code_and_data,
+    rollback_with_data_killed_at_its_events_leaves_a_pair,
 );
 
-/// Returns a project whose v1 wrote `one`, and whose v2 has a release command and wrote `two` and `added`. A restore point was taken while
-/// v1 was live.
-fn two_releases(world: &World) -> (Repo<'_>, String) {
+/// Returns a project whose v1 wrote `one`, and whose v2 wrote `two` and `added`, and the newest restore point that was taken while v1 was live.
+/// `recipe` is added to the recipe of v2.
+fn two_releases<'w>(world: &'w World, procfile: &str, recipe: &str) -> (Repo<'w>, String) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", "data: [media]\n");
+    repo.write("Procfile", procfile).write("larder.yml", "data: [media]\nhealth: {timeout: 5s}\n");
     repo.page("version one");
     repo.push().accepted();
     sh(world, "echo one > media/file");
-    let point = world.larder(&["--json", "backup", "take", "shop"]).json();
-    let point = point["id"].as_str().unwrap().to_owned();
-    repo.write("larder.yml", "data: [media]\nrelease: echo upgraded\n");
+    world.larder(&["backup", "take", "shop"]).ok();
+    repo.write("Procfile", WEB).write("larder.yml", format!("data: [media]\nhealth: {{timeout: 5s}}\n{recipe}"));
     repo.page("version two");
     repo.push().accepted();
     sh(world, "echo two > media/file; echo added > media/added");
-    (repo, point)
+    let points = world.larder(&["--json", "backup", "list", "shop"]).json();
+    let point = points["points"].as_array().unwrap().iter().find(|point| point["number"] == 1).unwrap().clone();
+    (repo, point["id"].as_str().unwrap().to_owned())
+}
+
+const WEB: &str = "web: exec larder static-server --root .\n";
+
+/// Asserts that code and data are those of one version.
+#[track_caller]
+fn is_pair(world: &World, version: &str) {
+    world.serves("shop", &format!("version {version}"));
+    let data = world.environment("shop").join("data/media");
+    let (file, all) = (std::fs::read_to_string(data.join("file")).unwrap(), names(&data));
+    let expected = if version == "one" { ("one\n", &["file"][..]) } else { ("two\n", &["added", "file"][..]) };
+    assert_eq!((file.as_str(), all.iter().map(String::as_str).collect::<Vec<_>>()), (expected.0, expected.1.to_vec()));
 }
 
 fn sh(world: &World, script: &str) -> String {
@@ -31,7 +49,7 @@ fn sh(world: &World, script: &str) -> String {
 }
 
 fn rollback_preview_names_the_restore_point_and_the_loss(world: &World) {
-    let (repo, point) = two_releases(world);
+    let (repo, point) = two_releases(world, WEB, "release: echo upgraded\n");
     let live = repo.live();
     let said = world.larder(&["rollback", "shop", "v1", "--dry-run"]);
     said.exits(0).says("would go back from v2 to v1").says("v2 at ").says("echo upgraded").says("the data stays as it is");
@@ -51,7 +69,7 @@ fn rollback_preview_names_the_restore_point_and_the_loss(world: &World) {
 }
 
 fn rollback_without_restore_point_of_the_release_lists_candidates(world: &World) {
-    let (_, point) = two_releases(world);
+    let (_, point) = two_releases(world, WEB, "");
     let later = world.larder(&["--json", "backup", "take", "shop"]).json();
     world.larder(&["backup", "remove", "shop", &point]).ok();
     let refused = world.larder(&["rollback", "shop", "v1", "--with-data", "--dry-run"]);
@@ -62,7 +80,7 @@ fn rollback_without_restore_point_of_the_release_lists_candidates(world: &World)
 }
 
 fn restore_on_a_terminal_asks_for_the_name_of_the_project(world: &World) {
-    two_releases(world);
+    two_releases(world, WEB, "");
     let restore = &["backup", "restore", "shop", "latest"][..];
     let question = "type the name of the project (shop) to continue";
     for (typed, seen) in [("yes\n", "\"yes\" was typed"), ("\n", "\"\" was typed")] {
@@ -86,4 +104,96 @@ fn restore_on_a_terminal_asks_for_the_name_of_the_project(world: &World) {
     let said = world.larder_on_terminal(&["backup", "restore", "shop", &point], "shop\n").unwrap();
     said.exits(0).says("has the data of");
     assert_eq!(sh(world, "cat media/file"), "one");
+}
+
+fn rollback_with_data_returns_code_and_data(world: &World) {
+    let (repo, point) = two_releases(world, WEB, "");
+    let live = repo.live();
+    let visitor = world.visitor("shop");
+    let back = &["rollback", "shop", "v1", "--with-data"][..];
+    world.larder(back).exits(3).says(&point).says("1 added and 1 changed").says("--confirm shop");
+    world.larder(&[back, &["--confirm", "blog"]].concat()).exits(2).says("--confirm names \"blog\" (expected shop)");
+    world.ssh_on_terminal("alice", back, "blog\r").exits(3).says("nothing was changed");
+    assert_eq!(repo.live(), live);
+    is_pair(world, "two");
+    // A command that runs in the live release cannot write to the replaced data.
+    let mut running = world.larder_command();
+    let mut running =
+        running.args(["run", "shop", "--", "sh", "-c", "touch media/running; sleep 1000"]).stdin(Stdio::null()).spawn().unwrap();
+    until("the command runs", || world.environment("shop").join("data/media/running").exists());
+    sh(world, "rm media/running");
+    let said = world.larder(&[back, &["--confirm", "shop"]].concat());
+    said.exits(0).says("v3 is live").says(&format!("the data is that of restore point {point}"));
+    is_pair(world, "one");
+    assert!(!running.wait().unwrap().success());
+    let list = world.larder(&["--json", "backup", "list", "shop"]).json();
+    let fresh = &list["points"][0];
+    assert_eq!((&fresh["number"], &fresh["reason"]), (&2.into(), &"before the rollback with data of v3".into()), "{list}");
+    until("the replaced data is deleted", || names(&world.environment("shop").join("restoring")).is_empty());
+    // The fresh restore point belongs to v2, so the way forward needs no name of a restore point.
+    world.ssh_on_terminal("alice", &["rollback", "shop", "v2", "--with-data"], "shop\r").exits(0).says("v4 is live");
+    is_pair(world, "two");
+    visitor.satisfied();
+    world.is_consistent("shop");
+    // A rollback without data leaves the data.
+    world.larder(&["rollback", "shop", "v1"]).ok();
+    world.serves("shop", "version one");
+    assert_eq!(sh(world, "cat media/file"), "two");
+}
+
+fn rollback_with_data_that_fails_its_check_leaves_code_and_data(world: &World) {
+    // v1 does not start with the data that it left behind.
+    let procfile = "web: test \"$(cat media/file 2>/dev/null)\" != one && exec larder static-server --root .\n";
+    let (repo, _) = two_releases(world, procfile, "");
+    let live = repo.live();
+    let visitor = world.visitor("shop");
+    let failed = world.larder(&["rollback", "shop", "v1", "--with-data", "--confirm", "shop"]);
+    failed.exits(1).says("v2 is still live");
+    assert_eq!(repo.live(), live);
+    is_pair(world, "two");
+    visitor.satisfied();
+    world.is_consistent("shop");
+    assert_eq!(names(&world.environment("shop").join("restoring")), Vec::<String>::new());
+}
+
+fn rollback_with_data_killed_at_its_events_leaves_a_pair(world: &World) {
+    let (_, _) = two_releases(world, WEB, "");
+    let back = ["rollback", "shop", "v1", "--with-data", "--confirm", "shop"];
+    // Each failure reverts code and data.
+    let steps = ["deploy.fill", "deploy.point", "deploy.data", "deploy.boot", "deploy.switch", "post_install.resume"];
+    let points: Vec<_> = steps.iter().map(|step| format!("step.{step}.late")).collect();
+    world.restart(&[("FAILPOINTS", &once(&points))]);
+    for point in &points {
+        world.larder(&back).exits(1).says("stopped by a failpoint");
+        is_pair(world, "two");
+        assert_eq!(names(&world.environment("shop").join("restoring")), Vec::<String>::new(), "{point}");
+    }
+    let mut events =
+        Vec::from(["started.deploy.data", "succeeded.deploy.data", "succeeded.deploy.switch", "succeeded.post_install.resume"]);
+    if std::env::var_os("LARDER_TEST_THOROUGH").is_some() {
+        events.extend(["started.deploy.fill", "succeeded.deploy.fill", "started.deploy.hold", "succeeded.deploy.quiesce"]);
+        events.extend(["succeeded.deploy.point", "started.deploy.boot", "succeeded.deploy.boot", "started.post_deploy.workers"]);
+        events.extend(["started.post_install.resume"]);
+    }
+    for event in events {
+        world.restart(&[("FAILPOINTS", &format!("journal.{event}=1*sleep(60000)"))]);
+        let before = world.journals("shop").len();
+        let mut asking = world.larder_command();
+        let mut asking = asking.args(back).stdout(Stdio::null()).spawn().unwrap();
+        let (word, step) = event.split_once('.').unwrap();
+        until("the event is written", || {
+            let journals = world.journals("shop");
+            journals.len() > before && journals.last().unwrap().iter().any(|line| line["event"] == word && line["step"] == step)
+        });
+        world.kill9_all();
+        let _ = asking.wait();
+        world.start(&[]);
+        let version = if event == "succeeded.post_install.resume" { "one" } else { "two" };
+        is_pair(world, version);
+        world.is_consistent("shop");
+        if version == "one" {
+            world.larder(&["rollback", "shop", "v2", "--with-data", "--confirm", "shop"]).ok();
+            is_pair(world, "two");
+        }
+    }
 }

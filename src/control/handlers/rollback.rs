@@ -6,18 +6,18 @@ use serde::Serialize;
 
 use super::{
     backup::{PointView, of_points, point_name},
-    deployments::{deployment, id_of_tag, of_supply, submit},
+    deployments::{deployment, id_of_tag, of_pipeline, of_supply},
 };
 use crate::{
     backup::DataDiff,
     control::{
         error::{CommandError, refused, usage},
         registry::Target,
-        request::{Confirmation, Context, Reply, Request},
+        request::{Confirmation, Context, Reply, Request, Stream},
         state::Control,
     },
     model::{Access, CommitId, Environment, Live, Origin, ProjectName, ReleaseNumber, Trigger, UserName, sanitise_line},
-    pipeline::{Goal, PointChoiceError, Summary, Upgrade},
+    pipeline::{DeployRequest, Goal, PointChoiceError, Summary, Upgrade},
 };
 
 /// The request to deploy an older release again.
@@ -185,7 +185,14 @@ fn start(
 ) -> Result<Reply<RollbackPreview>, CommandError> {
     let goal = Goal::Release { release: made.release, origin: Origin::Previous, newest: false, overriding: None };
     let request = deployment(Trigger::Rollback { by }, environment, made.commit.clone(), goal);
-    submit(control, crate::pipeline::DeployRequest { data, ..request })
+    let upgrades = control.pipeline().upgrades_since(&request.environment, made);
+    let ticket = control.pipeline().submit(DeployRequest { data, ..request }).map_err(|error| of_pipeline(&error))?;
+    if !upgrades.is_empty() {
+        let ran: Vec<_> =
+            upgrades.iter().map(|upgrade| format!("{} ({})", upgrade.number, sanitise_line(&upgrade.command))).collect();
+        ticket.transcript.error(&format!("release commands ran since {}, and none is reverted: {}", made.number, ran.join(", ")));
+    }
+    Ok(Reply::Stream(Stream::deployment(ticket)))
 }
 
 fn of_choice(target: &Target, error: &PointChoiceError) -> CommandError {

@@ -237,7 +237,8 @@ impl Step for LoadRelease {
             // The variables about this deployment are new; all other variables are unchanged.
             let mut variables = known.variables;
             variables.insert(String::from("deployment"), about(deployment));
-            deployment.facts = Facts { settings: Some(settings), variables, processes: Vec::new(), upgrade: None, ..known };
+            deployment.facts =
+                Facts { settings: Some(settings), variables, processes: Vec::new(), upgrade: None, data_return: None, ..known };
             Ok(())
         })
     }

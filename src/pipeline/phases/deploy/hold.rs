@@ -6,7 +6,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::upgrade::{self, is_held};
+use super::{
+    data,
+    upgrade::{self, is_held},
+};
 use crate::{
     model::Phase,
     pipeline::{
@@ -71,6 +74,9 @@ fn announce(deployment: &Deployment) {
     let Some(upgrade) = &deployment.facts.upgrade else { return };
     let transcript = &deployment.transcript;
     match upgrade.case {
+        UpgradeCase::Held if deployment.spec.data.is_some() => {
+            transcript.title("Requests wait until code and data have gone back")
+        }
         UpgradeCase::Held => transcript.title(&format!("Upgrade with a hold: {}", upgrade.reason)),
         UpgradeCase::Online => {
             transcript.title(&format!("Upgrade without a hold: {}", upgrade.reason));
@@ -135,7 +141,8 @@ impl Step for StopWriters {
             if let Some(retired) = retired {
                 retired.drain(Duration::ZERO).await;
             }
-            stopped.map_err(|error| Failure::host(&error))
+            stopped.map_err(|error| Failure::host(&error))?;
+            data::end_commands(deployment).await
         })
     }
 
@@ -194,7 +201,10 @@ impl Step for TakePoint {
             if !is_held(deployment) {
                 return Ok(());
             }
-            let reason = format!("before the upgrade of {}", deployment.spec.number);
+            let reason = match &deployment.spec.data {
+                Some(_) => format!("before the rollback with data of {}", deployment.spec.number),
+                None => format!("before the upgrade of {}", deployment.spec.number),
+            };
             let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, true).await?;
             if let Some(upgrade) = &mut deployment.facts.upgrade {
                 upgrade.point = Some(taken.id);
@@ -205,15 +215,18 @@ impl Step for TakePoint {
 }
 
 /// The step after which the new release is final: the waiting requests continue.
-pub struct Resume;
+pub struct Resume(
+    /// The name of the step: the commit point of its plan.
+    pub &'static str,
+);
 
 impl Step for Resume {
     fn name(&self) -> &'static str {
-        "deploy.resume"
+        self.0
     }
 
     fn phase(&self) -> Phase {
-        Phase::Deploy
+        if self.0.starts_with("post_install.") { Phase::PostInstall } else { Phase::Deploy }
     }
 
     fn about(&self) -> &'static str {

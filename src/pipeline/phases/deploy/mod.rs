@@ -1,6 +1,7 @@
 //! The steps from the archive to the live release: install, fill the idle slot, upgrade, boot, check, switch.
 
 pub mod boot;
+pub mod data;
 pub mod hold;
 pub mod install;
 pub mod processes;

@@ -74,6 +74,15 @@ fn is_unchanged(deployment: &Deployment) -> Result<bool, Failure> {
 /// Decides about the upgrade of this deployment; `None` without an upgrade command. The restore point that is taken here, while the old
 /// release serves, has all files; the exact restore point in the hold then copies only the files that changed since.
 pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Failure> {
+    if deployment.spec.data.is_some() {
+        let (early, _) = take_early(deployment).await?;
+        if let Some(obstacle) = obstacle(deployment, &early) {
+            deployment.memory.live_app.remove(early.id);
+            return Err(Failure::blameless(format!("cannot go back with data: {obstacle}")));
+        }
+        let plan = UpgradePlan::new(UpgradeCase::Held, "the data goes back with the code");
+        return Ok(Some(UpgradePlan { early: Some(early.id), ..plan }));
+    }
     if deployment.facts.release_command().is_none() {
         return Ok(None);
     }
@@ -111,10 +120,11 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
 /// Takes a restore point while the old release serves. Returns the restore point and the time that the capture took.
 async fn take_early(deployment: &Deployment) -> Result<(PointInfo, Duration), Failure> {
     let begun = std::time::Instant::now();
-    let reason = format!("before the upgrade of {}, while the release served", deployment.spec.number);
+    let act = if deployment.spec.data.is_some() { "rollback with data" } else { "upgrade" };
+    let reason = format!("before the {act} of {}, while the release served", deployment.spec.number);
     let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, false).await;
     let taken = taken.map_err(|failure| Failure {
-        why: format!("cannot take a restore point before the upgrade: {}", failure.why),
+        why: format!("cannot take a restore point before the {act}: {}", failure.why),
         ..failure
     })?;
     Ok((taken, begun.elapsed()))

@@ -15,13 +15,13 @@ use crate::control::{self, CommandError, RollbackData, RollbackPreview};
 /// Make an older release live again
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Without RELEASE, the release that was live before the live one is deployed. Another rollback then goes back one release further.\n\nThe old release goes live through the same steps as a new release: release command, boot, checks, switch. The rollback gets a new release number, and the branch then names the commit of the old release. Nothing is built.\n\nWithout --with-data, the files in data/ are not restored. With --with-data, the data of a restore point that was taken while the release was live comes back together with the code, as one act: data that was written since is no longer live, but is in a fresh restore point. The command shows what would be lost, and asks for the name of the project on a terminal. If the old release does not become healthy with the old data, neither code nor data changes. So far, larder refuses --with-data without --dry-run.\n\nExit status: 0 the release is live, 1 the rollback failed and the live release stays, 3 the rollback was refused or not confirmed, 4 the project, environment, release or restore point does not exist.\n\nExamples:\n  larder rollback shop\n  larder rollback shop v41\n  larder rollback shop v41 --dry-run\n  larder rollback shop v41 --with-data --dry-run\n  larder rollback shop v41 --with-data --point 4f1c --dry-run"
+    after_help = "Without RELEASE, the release that was live before the live one is deployed. Another rollback then goes back one release further.\n\nThe old release goes live through the same steps as a new release: release command, boot, checks, switch. The rollback gets a new release number, and the branch then names the commit of the old release. Nothing is built.\n\nWithout --with-data, the files in data/ are not restored. With --with-data, the data of a restore point that was taken while the release was live comes back together with the code, as one act: data that was written since is no longer live, but is in a fresh restore point. The command shows what would be lost, and asks for the name of the project on a terminal. If the old release does not become healthy with the old data, neither code nor data changes.\n\nExit status: 0 the release is live, 1 the rollback failed and the live release stays, 3 the rollback was refused or not confirmed, 4 the project, environment, release or restore point does not exist.\n\nExamples:\n  larder rollback shop\n  larder rollback shop v41\n  larder rollback shop v41 --dry-run\n  larder rollback shop v41 --with-data\n  larder rollback shop v41 --with-data --point 4f1c --confirm shop"
 )]
 pub struct RollbackArgs {
     #[command(flatten)]
     on: OnRelease,
-    /// Also bring back the data of the time when the release was live (so far only with --dry-run)
-    #[arg(long, requires = "dry_run")]
+    /// Also bring back the data of the time when the release was live
+    #[arg(long)]
     with_data: bool,
     /// Restore point with the data [default: the newest restore point that was taken while the release was live]
     #[arg(long, value_name = "POINT", requires = "with_data")]
