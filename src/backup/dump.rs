@@ -10,15 +10,16 @@ use std::{
 };
 
 use larder_points::{
-    CaptureOptions, ChangeKind, Diff, LookOptions, Manifest, Point, SkipReason, Source, Store, Usage, VerifyOptions, diff,
-    diff_live, usage,
+    CaptureOptions, ChangeKind, Diff, LookOptions, Manifest, Point, SkipReason, Store, Usage, VerifyOptions, diff, diff_live,
+    usage,
 };
 
 use super::{
-    DATA, DataChange, DataDiff, DumpJob, DumpReport, MAX_LISTED, PointCounts, PointInfo, PointLabel, PointState,
+    DATA, DataChange, DataDiff, DatabaseJob, DumpJob, DumpReport, MAX_LISTED, PointCounts, PointInfo, PointLabel, PointState,
     error::{BackupFailure, FailureKind},
     retention::{self, ProtectedReleases},
     space::SpaceEstimate,
+    staging::{self, Dumps},
 };
 use crate::{config::BackupKeep, model::PointId};
 
@@ -68,7 +69,7 @@ pub(super) fn directory(variable: &str, default: &str) -> PathBuf {
 pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailure> {
     let store = Store::open(&paths.points)?;
     match job {
-        DumpJob::Take { id, label, exact } => take(&store, paths, *id, label, *exact),
+        DumpJob::Take { id, label, exact, databases } => take(&store, paths, *id, label, *exact, databases),
         DumpJob::List => list(&store),
         DumpJob::Show { point } => Ok(DumpReport::Point(Box::new(described(&named(&store, point)?)?), Vec::new())),
         DumpJob::Verify { point } => verify(&store, point),
@@ -114,7 +115,14 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
     }
 }
 
-fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact: bool) -> Result<DumpReport, BackupFailure> {
+fn take(
+    store: &Store,
+    paths: &DumpPaths,
+    id: PointId,
+    label: &PointLabel,
+    exact: bool,
+    databases: &[DatabaseJob],
+) -> Result<DumpReport, BackupFailure> {
     // Partial restore points of killed captures would otherwise use disk space until a person deletes them.
     store.sweep()?;
     let base = paths.base()?;
@@ -127,17 +135,20 @@ fn take(store: &Store, paths: &DumpPaths, id: PointId, label: &PointLabel, exact
     if !exact {
         SpaceEstimate::of(store, &base, previous.as_ref(), None, THREADS)?.check("take a restore point", 0)?;
     }
+    let dumps = Dumps::write(paths, &id.to_string(), databases, exact)?;
     let options = CaptureOptions {
         threads: THREADS,
         // The data is a mount point in this worker's view, and an operator may have mounted another disk inside of it.
         cross_mounts: true,
         skip_unreadable: true,
         sync_sources: false,
+        staged: dumps.staged(),
         ..CaptureOptions::default()
     };
+    let label = PointLabel { databases: dumps.list.clone(), ..label.clone() };
     let label = serde_json::to_value(label).map_err(|e| BackupFailure::new(FailureKind::Machine, e.to_string()))?;
     let id = id.to_string();
-    let captured = store.capture(&id, &label, base.as_fd(), &[Source::directory(DATA)], previous.as_ref(), &options)?;
+    let captured = store.capture(&id, &label, base.as_fd(), &dumps.sources(), previous.as_ref(), &options)?;
     if exact && !captured.is_exact() {
         let (missed, torn) = (captured.missed, captured.manifest.totals.torn);
         let first = skipped(&captured.manifest).into_iter().find(|(_, why)| why == UNREADABLE || why == CHANGED);
@@ -191,7 +202,8 @@ fn plan(store: &Store, keep: &BackupKeep, protected: &ProtectedReleases) -> Resu
 
 fn verify(store: &Store, name: &str) -> Result<DumpReport, BackupFailure> {
     let mut point = named(store, name)?;
-    let report = point.verify(&VerifyOptions { threads: THREADS, ..VerifyOptions::default() })?;
+    let also = staging::damaged_dumps(&point)?;
+    let report = point.verify(&VerifyOptions { threads: THREADS, also, ..VerifyOptions::default() })?;
     let damages = report.damages.iter().take(MAX_LISTED).map(|damage| format!("{}: {}", damage.path, damage.fault));
     let damages = damages.collect();
     Ok(DumpReport::Point(Box::new(described(&point)?), damages))

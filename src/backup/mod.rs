@@ -1,6 +1,6 @@
 //! Restore points: copies of an environment's persistent data as it was at one moment, which can replace the live data later.
 //!
-//! A restore point holds the files of `data/`, but no dumps of databases yet. The crate `larder_points` implements the store: capture,
+//! A restore point holds the files of `data/`, and dumps of the environment's databases. The crate `larder_points` implements the store: capture,
 //! verification, comparison and retention. This module defines the jobs and reports of two workers, and starts the workers for the server.
 //! The dump worker reads the data and writes the store. The restore worker reads the store and writes beside the data. Both workers run as
 //! the environment's run user. This module does not decide when the data may be exchanged; `pipeline/restore.rs` does. Read [`DumpJob`] and
@@ -14,12 +14,14 @@ mod restore;
 mod retention;
 mod server;
 mod space;
+mod staging;
 #[cfg(test)]
 mod tests;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    databases::{DatabaseJob, DumpInfo},
     dump::{DumpPaths, work as dump_work},
     error::{BackupError, BackupFailure, FailureKind},
     export::work as export_work,
@@ -33,6 +35,9 @@ use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, R
 
 /// The name of the captured directory in a restore point.
 const DATA: &str = "data";
+
+/// The name of the directory with the dumps in a restore point.
+const DATABASES: &str = "databases";
 
 /// The maximum number of changes or skipped files that a report lists. The counts of a report include the changes and files that are not
 /// listed.
@@ -55,6 +60,9 @@ pub struct PointLabel {
     pub by: UserName,
     /// The reason, as one line.
     pub reason: String,
+    /// The dumps of databases. The dump worker writes this list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub databases: Vec<DumpInfo>,
 }
 
 /// The environment to which a restore point must belong.
@@ -77,6 +85,8 @@ pub enum DumpJob {
         label: PointLabel,
         /// True to fail if a file of the data cannot be read, or changes while the worker reads the file.
         exact: bool,
+        /// The databases to dump.
+        databases: Vec<DatabaseJob>,
     },
     /// Lists the restore points, newest first.
     List,

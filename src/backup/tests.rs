@@ -33,7 +33,10 @@ impl Place {
     }
 
     fn take(&self) -> PointInfo {
-        match self.dump(&DumpJob::Take { id: PointId::new(Timestamp::now()), label: label("shop"), exact: true }).unwrap() {
+        match self
+            .dump(&DumpJob::Take { id: PointId::new(Timestamp::now()), label: label("shop"), exact: true, databases: Vec::new() })
+            .unwrap()
+        {
             DumpReport::Point(info, _) => *info,
             other => panic!("{other:?}"),
         }
@@ -61,6 +64,7 @@ fn label(project: &str) -> PointLabel {
         commit: None,
         by: "ann".parse().unwrap(),
         reason: String::from("asked"),
+        databases: Vec::new(),
     }
 }
 

@@ -3,11 +3,13 @@
 
 use jiff::Timestamp;
 
-use super::{core::Pipeline, error::PipelineError, queue::Queue, restore_record::RestoreRecord};
+use super::{
+    core::Pipeline, error::PipelineError, journal::JournalState, queue::Queue, restore_record::RestoreRecord, util::chain,
+};
 use crate::{
     backup::{
-        self, BackupContext, BackupError, BackupFailure, DataDiff, DumpJob, DumpReport, FailureKind, PointInfo, PointLabel,
-        PointOwner, RestoreJob,
+        self, BackupContext, BackupError, BackupFailure, DataDiff, DatabaseJob, DumpJob, DumpReport, FailureKind, PointInfo,
+        PointLabel, PointOwner, RestoreJob, databases::databases_of,
     },
     host::files::FileError,
     model::{Environment, PointId, UserName},
@@ -100,6 +102,26 @@ impl Pipeline {
         self.take(&queue, environment, by, reason, false).await
     }
 
+    /// Returns the databases of the live release, as its settings and variables name them.
+    pub(super) fn databases(&self, queue: &Queue, environment: &Environment) -> Result<Vec<DatabaseJob>, PointsError> {
+        let deployment = {
+            let state = queue.state.lock();
+            let live = state.live.as_ref();
+            live.and_then(|live| state.history.of_release(live.release)).map(|summary| summary.deployment)
+        };
+        let Some(deployment) = deployment else { return Ok(Vec::new()) };
+        let paths = self.services().root.environment(&environment.project, &environment.name);
+        let facts = JournalState::read(&paths.deployment(deployment)).map(|state| state.facts).map_err(|error| {
+            PointsError::refused(format!("cannot find the databases of {}: {}", environment.title(), chain(&error)))
+        })?;
+        let databases = databases_of(&facts.settings.unwrap_or_default(), &facts.env);
+        databases.map_err(|conflict| {
+            let (why, hint) = (conflict.to_string(), Some(conflict.hint));
+            BackupError::Failed(BackupFailure { kind: FailureKind::Refused, why, hint }).into()
+        })
+    }
+
+    /// Takes a restore point. The caller holds the lock of the restore points.
     pub(super) async fn take(
         &self,
         queue: &Queue,
@@ -130,8 +152,10 @@ impl Pipeline {
             commit: live.map(|live| live.commit),
             by,
             reason,
+            databases: Vec::new(),
         };
-        let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact };
+        let databases = self.databases(queue, environment)?;
+        let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact, databases };
         let job = match priority {
             Priority::Usual => job,
             Priority::Low => DumpJob::Quietly(Box::new(job)),

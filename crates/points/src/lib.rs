@@ -48,7 +48,7 @@ mod usage;
 mod verify;
 mod walk;
 
-pub use capture::{CaptureOptions, Captured};
+pub use capture::{CaptureOptions, Captured, Staged};
 pub use diff::{Change, ChangeKind, Diff, Estimate, LookOptions, diff, diff_live, estimate};
 pub use entry::{Digest, Entry, Kind, Stamp, Xattr};
 pub use error::{LimitKind, PointError, Result};

@@ -221,6 +221,11 @@ impl Point {
         &self.path
     }
 
+    /// Returns the path of the stored content of the file at `path`. A file that shares its content by a hard link has no content of its own.
+    pub fn content(&self, path: &str) -> PathBuf {
+        self.path.join(FILES).join(path)
+    }
+
     /// Returns true if the last verification read all files and found no damage.
     pub fn is_verified(&self) -> bool {
         self.verified.is_some_and(|verified| verified.damaged == 0)

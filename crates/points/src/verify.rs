@@ -27,11 +27,13 @@ pub struct VerifyOptions<'a> {
     pub from_disk: bool,
     /// A flag that cancels the verification when it becomes true. A cancelled verification records no result.
     pub cancel: Option<&'a AtomicBool>,
+    /// Damaged files that the caller has found, such as a dump that its program cannot read.
+    pub also: Vec<Damage>,
 }
 
 impl Default for VerifyOptions<'_> {
     fn default() -> Self {
-        VerifyOptions { threads: 4, from_disk: true, cancel: None }
+        VerifyOptions { threads: 4, from_disk: true, cancel: None, also: Vec::new() }
     }
 }
 
@@ -62,6 +64,9 @@ pub enum Fault {
     /// The index itself is damaged, so no file can be restored. The text is the cause.
     #[error("{0}")]
     Index(String),
+    /// The content is as captured, but no program can use the file. The text is the cause.
+    #[error("{0}")]
+    Unusable(String),
 }
 
 /// A damaged file.
@@ -104,6 +109,7 @@ impl Point {
                 damages.push(Damage { path, fault });
             }
         };
+        options.also.iter().cloned().for_each(|damage| note(damage.path, damage.fault));
         match self.entries() {
             Ok(entries) => {
                 let copier = Copier::new(false, options.cancel);

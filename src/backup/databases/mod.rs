@@ -7,10 +7,10 @@
 
 mod declared;
 mod mysql;
+mod postgres;
 mod redis;
 mod sqlite;
-#[allow(dead_code, reason = "the engines of database servers use these functions")]
-mod tool;
+pub(in crate::backup) mod tool;
 mod url;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     declared::{DatabaseConflict, databases_of},
+    sqlite::is_database as is_sqlite,
     url::{DatabaseAddress, DatabaseUrl},
 };
 use super::{BackupFailure, FailureKind};
@@ -110,6 +111,11 @@ pub trait Engine: Sync {
     /// Connects, and compares the versions of tool and server. The caller checks a database before it stops or changes anything.
     fn check(&self, job: &DatabaseJob) -> Result<EngineVersions, BackupFailure>;
 
+    /// Checks additionally that the database can be replaced: the rights of the role, and the programs of a restore.
+    fn check_restore(&self, job: &DatabaseJob) -> Result<EngineVersions, BackupFailure> {
+        self.check(job)
+    }
+
     /// Returns the size of the database.
     fn size(&self, job: &DatabaseJob) -> Result<DatabaseSize, BackupFailure>;
 
@@ -120,7 +126,8 @@ pub trait Engine: Sync {
     fn verify(&self, dump: &Path) -> Result<(), BackupFailure>;
 
     /// Replaces the database whole with a dump, in one transaction or by a rename. A kill leaves the old or the restored database. The call
-    /// may be repeated, also after a kill.
+    /// may be repeated, also after a kill. After an error, the database is unchanged, except that an error with [`FailureKind::Machine`]
+    /// leaves the end unknown, such as the loss of the connection.
     fn restore(&self, job: &DatabaseJob, from: &Path) -> Result<(), BackupFailure>;
 }
 
@@ -130,40 +137,6 @@ pub fn engine(engine: DatabaseEngine) -> &'static dyn Engine {
         DatabaseEngine::Sqlite => &sqlite::Sqlite,
         DatabaseEngine::Mysql => &mysql::Mysql,
         DatabaseEngine::Redis => &redis::Redis,
-        DatabaseEngine::Postgres => &Unsupported,
-    }
-}
-
-/// The engine of databases that this version cannot dump.
-struct Unsupported;
-
-impl Unsupported {
-    fn refuse<T>(job: &DatabaseJob) -> Result<T, BackupFailure> {
-        Err(BackupFailure {
-            hint: Some(String::from("remove the database from `databases:` in larder.yml, and save it in another way")),
-            ..job.refused("this version of larder cannot dump databases of this engine")
-        })
-    }
-}
-
-impl Engine for Unsupported {
-    fn check(&self, job: &DatabaseJob) -> Result<EngineVersions, BackupFailure> {
-        Unsupported::refuse(job)
-    }
-
-    fn size(&self, job: &DatabaseJob) -> Result<DatabaseSize, BackupFailure> {
-        Unsupported::refuse(job)
-    }
-
-    fn dump(&self, job: &DatabaseJob, _: &Path) -> Result<DumpInfo, BackupFailure> {
-        Unsupported::refuse(job)
-    }
-
-    fn verify(&self, _: &Path) -> Result<(), BackupFailure> {
-        Err(BackupFailure::new(FailureKind::Refused, "cannot verify the dump: this version of larder does not know its engine"))
-    }
-
-    fn restore(&self, job: &DatabaseJob, _: &Path) -> Result<(), BackupFailure> {
-        Unsupported::refuse(job)
+        DatabaseEngine::Postgres => &postgres::Postgres,
     }
 }

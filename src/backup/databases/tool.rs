@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -21,6 +21,12 @@ const MAX_ERRORS: u64 = 64 << 10;
 
 /// The maximum number of bytes of a program's answer.
 const MAX_OUTPUT: u64 = 16 << 20;
+
+/// The number of bytes between two looks at the free space of a file system.
+const STEP: u64 = 16 << 20;
+
+/// The number of bytes that a dump leaves free on its file system.
+pub(crate) const LEAVE: u64 = 64 << 20;
 
 /// The directories in which programs are searched, the first one first.
 const DIRECTORIES: [&str; 5] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin"];
@@ -42,6 +48,20 @@ pub(super) fn private_file(directory: &Path, name: &str, content: &str) -> Resul
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
     made.and_then(|mut file| file.write_all(content.as_bytes())).map_err(|e| BackupFailure::io("write a private file", &e))?;
     Ok(path)
+}
+
+/// Returns the number of free bytes of the file system of `file`.
+pub(crate) fn free_space(file: &File) -> io::Result<u64> {
+    let stat = rustix::fs::fstatvfs(file)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Returns the failure of a dump that needs more bytes than are free.
+pub(crate) fn no_space(free: u64, needed: u64) -> BackupFailure {
+    BackupFailure::new(
+        FailureKind::NoSpace,
+        format!("cannot write the dump: {free} bytes of disk space are free (expected at least {needed})"),
+    )
 }
 
 /// A program with arguments and environment. `Debug` is missing on purpose: the environment can contain a password.
@@ -123,20 +143,29 @@ impl Tool {
         Ok(running.wait()?.map(|()| output))
     }
 
-    /// Runs the program with its output in the new file `into`, and syncs the file.
-    pub fn output_to(&self, into: &Path) -> Result<Result<(), ToolError>, BackupFailure> {
+    /// Runs the program with its output in the new file `into`, syncs the file, and returns its size in bytes. Stops early if the file system
+    /// has too little free space, because a full file system also stops the application.
+    pub fn output_to(&self, into: &Path) -> Result<Result<u64, ToolError>, BackupFailure> {
         let named = |e| BackupFailure::io(&format!("write {}", into.display()), &e);
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(into).map_err(named)?;
-        let running = self.spawn(Stdio::null(), Stdio::from(file.try_clone().map_err(named)?))?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(into).map_err(named)?;
+        let mut running = self.spawn(Stdio::null(), Stdio::piped())?;
+        let mut bytes = 0;
+        if let Some(mut output) = running.child.stdout.take() {
+            loop {
+                let copied = io::copy(&mut output.by_ref().take(STEP), &mut file).map_err(named)?;
+                bytes += copied;
+                if copied == 0 {
+                    break;
+                }
+                let free = free_space(&file).map_err(named)?;
+                if free < LEAVE {
+                    return Err(no_space(free, LEAVE));
+                }
+            }
+        }
         let ended = running.wait()?;
         file.sync_all().map_err(named)?;
-        Ok(ended)
-    }
-
-    /// Runs the program with its input from the file `from`.
-    pub fn input_from(&self, from: &Path) -> Result<Result<(), ToolError>, BackupFailure> {
-        let file = File::open(from).map_err(|e| BackupFailure::io(&format!("open {}", from.display()), &e))?;
-        self.spawn(Stdio::from(file), Stdio::null())?.wait()
+        Ok(ended.map(|()| bytes))
     }
 }
 

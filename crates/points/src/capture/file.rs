@@ -65,7 +65,7 @@ pub(super) struct Dirs<'a> {
 }
 
 /// The outcome of one attempt to capture a file.
-enum Attempt {
+pub(super) enum Attempt {
     Done(Entry),
     Changed(Entry),
     Skipped,
@@ -92,6 +92,10 @@ impl Visit for Capture<'_> {
 
     fn files(&self, source: usize, live: BorrowedFd<'_>, files: Vec<Found>, is_unit: bool) -> Result<()> {
         step();
+        let mut files = files;
+        if let Some(staged) = &self.options.staged {
+            files.retain(|found| !staged.is_hidden(&found.path));
+        }
         let Some(first) = files.first() else { return Ok(()) };
         let parent = sys::split(&first.path).0;
         let stored = match sys::open_dir(self.files, parent, true) {
@@ -182,6 +186,9 @@ impl Capture<'_> {
     }
 
     fn attempt(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Attempt> {
+        if let Some((staged, name)) = self.replacement(&found.path) {
+            return self.replaced(dirs, found, staged, name);
+        }
         let known = self.old.and_then(|old| {
             let entry = index::find(&old.entries, &found.path)?;
             Some((entry, index::file_of(&old.entries, entry)?))
@@ -255,7 +262,7 @@ impl Capture<'_> {
     }
 
     /// Links the stored file of the previous restore point. Returns false if a copy is needed instead.
-    fn share(&self, dirs: &Dirs<'_>, found: &Found, file: &Entry) -> Result<bool> {
+    pub(super) fn share(&self, dirs: &Dirs<'_>, found: &Found, file: &Entry) -> Result<bool> {
         let Some(old) = self.old else { return Ok(false) };
         let linked = match &dirs.old {
             Some(dir) if file.path == found.path => linkat(dir, found.name(), &dirs.stored, found.name(), AtFlags::empty()),
@@ -293,16 +300,16 @@ impl Capture<'_> {
         nanos(stat.ctime) + margin < nanos(self.begun)
     }
 
-    fn xattrs(&self, path: &[u8], fd: BorrowedFd<'_>) -> Result<Vec<Xattr>> {
+    pub(super) fn xattrs(&self, path: &[u8], fd: BorrowedFd<'_>) -> Result<Vec<Xattr>> {
         meta::read_xattrs(fd, path, self.options.limits.xattr_bytes, self.options.capabilities)
     }
 
-    fn failed(&self, doing: &'static str, found: &Found, source: Errno) -> PointError {
+    pub(super) fn failed(&self, doing: &'static str, found: &Found, source: Errno) -> PointError {
         PointError::io(doing, OsStr::from_bytes(&found.path), source)
     }
 }
 
-fn entry(path: &[u8], kind: Kind, stat: &Stat, xattrs: Vec<Xattr>) -> Entry {
+pub(super) fn entry(path: &[u8], kind: Kind, stat: &Stat, xattrs: Vec<Xattr>) -> Entry {
     Entry { path: path.to_vec(), kind, mode: stat.mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime, xattrs }
 }
 

@@ -3,6 +3,7 @@
 
 mod assemble;
 mod file;
+mod staged;
 
 use std::{
     ffi::OsStr,
@@ -22,6 +23,7 @@ use rustix::{
 };
 
 use self::file::{Capture, Old};
+pub use self::staged::Staged;
 use crate::{
     Digest, Limits, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Time, Totals,
     content::Copier,
@@ -53,6 +55,8 @@ pub struct CaptureOptions<'a> {
     pub retries: u32,
     /// A flag that stops the capture when it becomes true.
     pub cancel: Option<&'a AtomicBool>,
+    /// Contents that the caller has written for this capture.
+    pub staged: Option<Staged<'a>>,
 }
 
 impl Default for CaptureOptions<'_> {
@@ -67,6 +71,7 @@ impl Default for CaptureOptions<'_> {
             sync_sources: true,
             retries: 3,
             cancel: None,
+            staged: None,
         }
     }
 }
@@ -162,9 +167,11 @@ impl Store {
         if options.sync_sources {
             syncfs(base).map_err(|e| PointError::io("sync the file system of", "the sources", e))?;
         }
+        let staged_source = options.staged.as_ref().and_then(|staged| staged.source.as_deref());
+        let live: Vec<Source> = sources.iter().filter(|source| Some(source.path.as_str()) != staged_source).cloned().collect();
         let walk = Walk {
             base,
-            sources,
+            sources: &live,
             limits: options.limits,
             cross_mounts: options.cross_mounts,
             skip_unreadable: options.skip_unreadable,
@@ -193,17 +200,21 @@ impl Store {
             copied_bytes: AtomicU64::new(0),
         };
         let absent = walk.run(&capture)?;
+        if let Some(staged) = &options.staged {
+            capture.add_staged(staged)?;
+        }
         let (shared_files, copied_bytes) = (&capture.shared_files, &capture.copied_bytes);
         let entries = capture.assemble()?;
         let (skipped_count, missed, skipped) = walk.counts.skipped();
         let index = index::encode(&entries)?;
-        let record = |(at, source): (usize, &Source)| SourceRecord { source: source.clone(), is_present: !absent.contains(&at) };
+        let is_absent = |source: &Source| live.iter().position(|live| live == source).is_some_and(|at| absent.contains(&at));
+        let record = |source: &Source| SourceRecord { source: source.clone(), is_present: !is_absent(source) };
         let manifest = Manifest {
             version: manifest::VERSION,
             id: id.to_owned(),
             taken: begun.seconds,
             label: label.clone(),
-            sources: sources.iter().enumerate().map(record).collect(),
+            sources: sources.iter().map(record).collect(),
             totals: Totals {
                 shared_files: shared_files.load(Ordering::Relaxed),
                 copied_bytes: copied_bytes.load(Ordering::Relaxed),

@@ -23,7 +23,7 @@ use self::{
     state::{Exchange, Inode, Phase, State, inode_at},
 };
 use crate::{
-    Entry, Limits, Point, PointError, Result, SourceKind, Store,
+    Entry, Limits, Point, PointError, Result, SourceKind, SourceRecord, Store,
     capture::create_parents,
     entry::{is_within, path_fault},
     index, step, store, sys,
@@ -48,6 +48,8 @@ pub struct RestoreOptions<'a> {
     pub threads: usize,
     /// The limits; `free_bytes` applies to the file system of the target.
     pub limits: Limits,
+    /// The path of the only source that [`Point::restore_into`] restores; `None` to restore all sources.
+    pub only: Option<&'a str>,
     /// A flag that stops the restore. The flag has no effect after the first live file has changed.
     pub cancel: Option<&'a AtomicBool>,
 }
@@ -62,6 +64,7 @@ impl Default for RestoreOptions<'_> {
             clone: true,
             threads: 4,
             limits: Limits::default(),
+            only: None,
             cancel: None,
         }
     }
@@ -201,7 +204,8 @@ impl Point {
         step();
         let filled = sys::open_dir(parent, staged.as_bytes(), false).map_err(wrong).and_then(|dir| {
             let builder = Builder::new(self, &entries, parent, options)?;
-            for record in &self.manifest.sources {
+            let is_wanted = |record: &&SourceRecord| options.only.is_none_or(|only| only == record.source.path);
+            for record in self.manifest.sources.iter().filter(is_wanted) {
                 create_parents(dir.as_fd(), record.source.path.as_bytes(), 0o755)?;
                 for root in record.source.roots() {
                     let (above, name) = sys::split(&root);

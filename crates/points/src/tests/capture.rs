@@ -17,7 +17,7 @@ use std::{
 use serde_json::json;
 
 use super::*;
-use crate::{Kind, LimitKind, PointError, SkipReason, VerifyOptions};
+use crate::{Kind, LimitKind, PointError, SkipReason, Staged, VerifyOptions};
 
 fn uploads() -> Vec<Source> {
     vec![Source::directory("uploads")]
@@ -399,4 +399,63 @@ fn label_and_totals_are_in_the_manifest() {
     assert_eq!(point.manifest.label, json!({"project": "shop"}));
     let totals = point.manifest.totals;
     assert_eq!((totals.entries, totals.directories, totals.files, totals.bytes), (2, 1, 1, 4));
+}
+
+#[test]
+fn staged_content_replaces_a_live_file_and_adds_a_source() {
+    let scene = Scene::new();
+    scene.write("data/db", "torn live content");
+    scene.write("data/db-wal", "log");
+    scene.write("data/other", "other");
+    fs::set_permissions(scene.path("data/db"), fs::Permissions::from_mode(0o640)).unwrap();
+    let take = |id: &str, content: &str, previous: Option<&str>| {
+        let stage = scene.dir.path().join("store/.new-stage");
+        fs::create_dir(&stage).unwrap();
+        fs::write(stage.join("copy"), content).unwrap();
+        fs::write(stage.join("main.dump"), "dump").unwrap();
+        let dir = fs::File::open(&stage).unwrap();
+        let staged = Staged {
+            dir: dir.as_fd(),
+            replaced: [("data/db".to_owned(), "copy".to_owned())].into(),
+            hidden: ["data/db-wal".to_owned()].into(),
+            source: Some("databases".to_owned()),
+            added: vec!["main.dump".to_owned()],
+        };
+        let options = CaptureOptions { staged: Some(staged), ..options() };
+        let sources = [Source::directory("data"), Source::directory("databases")];
+        let captured = capture(&scene.store, &scene.base, id, &sources, previous, &options);
+        fs::remove_dir_all(&stage).unwrap();
+        captured.unwrap()
+    };
+    scene.settle();
+    let first = take("first", "consistent", None);
+    assert!(first.is_exact() && first.manifest.sources.iter().all(|source| source.is_present), "{first:?}");
+    let restored = scene.restored("first");
+    let names: Vec<_> = restored.keys().map(|path| path.to_str().unwrap()).collect();
+    assert_eq!(names, ["data", "data/db", "data/other", "databases", "databases/main.dump"]);
+    assert_eq!(restored[std::path::Path::new("data/db")].mode & 0o7777, 0o640);
+    assert_eq!(fs::read_to_string(scene.store.point("first").unwrap().content("data/db")).unwrap(), "consistent");
+    // The live file is unchanged, but its staged content is not.
+    take("second", "later", Some("first"));
+    assert_eq!(fs::read_to_string(scene.store.point("second").unwrap().content("data/db")).unwrap(), "later");
+    let third = take("third", "later", Some("second"));
+    assert_eq!((third.manifest.totals.shared_files, third.manifest.totals.copied_bytes), (3, 0));
+    // Without a staged content, the live content is captured again.
+    let fourth = capture(&scene.store, &scene.base, "fourth", &[Source::directory("data")], Some("third"), &options());
+    assert_eq!(fourth.unwrap().manifest.totals.files, 3);
+    assert_eq!(fs::read_to_string(scene.store.point("fourth").unwrap().content("data/db")).unwrap(), "torn live content");
+    // One source of several can be restored.
+    let parent = fs::File::open(scene.dir.path()).unwrap();
+    let only = crate::RestoreOptions { only: Some("databases"), ..super::restore_options() };
+    scene.store.point("third").unwrap().restore_into(parent.as_fd(), std::ffi::OsStr::new("one"), &only).unwrap();
+    assert!(scene.dir.path().join("one/databases/main.dump").is_file() && !scene.dir.path().join("one/data").exists());
+    // A replaced file that does not exist is an error, and the capture leaves nothing.
+    fs::remove_file(scene.path("data/db")).unwrap();
+    let stage = scene.dir.path().join("stage");
+    fs::create_dir(&stage).unwrap();
+    let dir = fs::File::open(&stage).unwrap();
+    let (replaced, hidden) = ([("data/db".to_owned(), "copy".to_owned())].into(), Default::default());
+    let staged = Staged { dir: dir.as_fd(), replaced, hidden, source: None, added: Vec::new() };
+    let options = CaptureOptions { staged: Some(staged), ..options() };
+    assert!(capture(&scene.store, &scene.base, "fifth", &[Source::directory("data")], None, &options).is_err());
 }
