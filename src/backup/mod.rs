@@ -29,6 +29,7 @@ pub use self::{
     retention::{PointDecision, ProtectedReleases, RetentionPlan},
     server::{BackupContext, dump, export, restore},
     space::SpaceEstimate,
+    staging::is_separate,
 };
 use crate::config::BackupKeep;
 use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, ReleaseNumber, UserName};
@@ -271,6 +272,17 @@ pub enum RestoreJob {
         point: String,
         /// The environment to which the restore point must belong.
         owner: PointOwner,
+        /// The databases to which the dumps of the restore point belong. The worker checks that each of them can be replaced.
+        databases: Vec<DatabaseJob>,
+    },
+    /// Replaces a database with its dump in a restore point.
+    Database {
+        /// The restore point.
+        point: String,
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+        /// The database.
+        database: DatabaseJob,
     },
     /// Empties `restoring/`.
     Clear,

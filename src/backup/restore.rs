@@ -12,9 +12,10 @@ use std::{
 use larder_points::{Point, RestoreOptions, Store};
 
 use super::{
-    DATA, Filled, PointOwner, RestoreJob,
+    DATA, DATABASES, DatabaseJob, Filled, PointOwner, RestoreJob, databases,
     dump::{directory, named},
     error::{BackupFailure, FailureKind},
+    staging::checked_dump,
 };
 
 /// The number of threads that write files.
@@ -49,14 +50,21 @@ impl RestorePaths {
 pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Result<()>) -> Result<Filled, BackupFailure> {
     match job {
         RestoreJob::Beside { point, owner, name } => beside(paths, point, owner, name),
-        RestoreJob::Fill { point, owner } => {
+        RestoreJob::Fill { point, owner, databases } => {
             clear(paths, empty)?;
-            let filled = fill(paths, point, owner);
+            let filled = fill(paths, point, owner, databases);
             if filled.is_err() {
                 // The error of the restore is reported, not an error of this cleanup. The next restore empties the directory again.
                 let _ = clear(paths, empty);
             }
             filled
+        }
+        RestoreJob::Database { point, owner, database } => {
+            let point = named(&Store::open(&paths.points)?, point)?;
+            check_owner(&point, owner)?;
+            let dump = checked_dump(&point, database)?;
+            databases::engine(database.engine).restore(database, &dump)?;
+            Ok(Filled { point: point.id().to_owned(), ..Filled::default() })
         }
         RestoreJob::Clear => clear(paths, empty).map(|()| Filled::default()),
     }
@@ -91,6 +99,18 @@ fn check_copy_name(name: &str) -> Result<(), BackupFailure> {
     Ok(())
 }
 
+/// Checks that a restore point belongs to an environment.
+fn check_owner(point: &Point, owner: &PointOwner) -> Result<(), BackupFailure> {
+    let found: Option<PointOwner> = serde_json::from_value(point.manifest.label.clone()).ok();
+    if found.as_ref() == Some(owner) {
+        return Ok(());
+    }
+    let found = found.map_or_else(|| String::from("unknown"), |found| format!("{}/{}", found.project, found.environment));
+    let why =
+        format!("cannot restore {}: its label is of {found} (expected {}/{})", point.id(), owner.project, owner.environment);
+    Err(BackupFailure::new(FailureKind::Refused, why))
+}
+
 fn options(owner: &PointOwner) -> Result<RestoreOptions<'static>, BackupFailure> {
     let expect = serde_json::to_value(owner).map_err(|e| BackupFailure::new(FailureKind::Machine, e.to_string()))?;
     Ok(RestoreOptions { expect, threads: THREADS, ..RestoreOptions::default() })
@@ -102,16 +122,30 @@ fn filled(point: &Point, report: &larder_points::RestoreReport) -> Filled {
 
 /// Restores into a subdirectory of `restoring/`, and then moves the data to the top of `restoring/`, because `restoring/` itself is
 /// exchanged with the live `data/`.
-fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner) -> Result<Filled, BackupFailure> {
+fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner, jobs: &[DatabaseJob]) -> Result<Filled, BackupFailure> {
     let point = named(&Store::open(&paths.points)?, point)?;
-    let is_usual = matches!(point.manifest.sources.as_slice(), [one] if one.source.path == DATA && one.is_present);
+    check_owner(&point, owner)?;
+    let is_known = |path: &str| path == DATA || (path == DATABASES && !jobs.is_empty());
+    let sources = &point.manifest.sources;
+    let is_usual = sources.len() == 1 + usize::from(!jobs.is_empty())
+        && sources.iter().all(|one| is_known(&one.source.path) && one.is_present);
     if !is_usual {
-        let why = format!("cannot restore {}: the restore point must hold exactly the directory `{DATA}`", point.id());
+        let why = format!(
+            "cannot restore {}: the restore point must hold the directory `{DATA}`, and `{DATABASES}` if it has dumps, and no other directory",
+            point.id()
+        );
         return Err(BackupFailure::new(FailureKind::Refused, why));
+    }
+    // A database that cannot be replaced is found before the application is stopped.
+    for job in jobs {
+        let engine = databases::engine(job.engine);
+        engine.check_restore(job)?;
+        engine.verify(&checked_dump(&point, job)?)?;
     }
     let parent = opened(&paths.restoring)?;
     let name = format!(".larder-{}", point.id());
-    let report = point.restore_into(parent.as_fd(), OsStr::new(&name), &options(owner)?)?;
+    let options = RestoreOptions { only: Some(DATA), ..options(owner)? };
+    let report = point.restore_into(parent.as_fd(), OsStr::new(&name), &options)?;
     let tree = paths.restoring.join(&name);
     let moved = raise(&tree.join(DATA), &paths.restoring)
         .and_then(|()| fs::remove_dir(tree.join(DATA)))

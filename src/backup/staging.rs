@@ -3,11 +3,12 @@
 
 use std::{
     fs::{self, DirBuilder, File},
+    io::{self, BufReader},
     os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
 };
 
-use larder_points::{Damage, Fault, Point, Source, Staged};
+use larder_points::{Damage, Fault, Kind, Point, Source, Staged};
 
 use super::{
     DATA, DATABASES, DatabaseJob, DumpInfo, DumpPaths, PointLabel,
@@ -105,7 +106,7 @@ impl Dumps {
 }
 
 /// Returns true if the dump is a file in `databases/` of the restore point, which the files of `data/` do not contain.
-pub(super) fn is_separate(info: &DumpInfo) -> bool {
+pub fn is_separate(info: &DumpInfo) -> bool {
     info.engine != DatabaseEngine::Sqlite
 }
 
@@ -116,6 +117,23 @@ fn located(job: &DatabaseJob, data: &Path) -> DatabaseJob {
         DatabaseAt::Url(url) => DatabaseAt::Url(url.clone()),
     };
     DatabaseJob { at, ..job.clone() }
+}
+
+/// Returns the path of the dump of a database in a restore point, after a comparison of the dump with its digest.
+pub(super) fn checked_dump(point: &Point, job: &DatabaseJob) -> Result<PathBuf, BackupFailure> {
+    let path = format!("{DATABASES}/{}", job.dump_name());
+    let damaged = |why: &str| BackupFailure::new(FailureKind::Damaged, format!("{path} of {} {why}", point.id()));
+    let entries = point.entries()?;
+    let entry = entries.iter().find(|entry| entry.path == path.as_bytes()).ok_or_else(|| damaged("is missing"))?;
+    let Kind::File { size, digest, .. } = &entry.kind else { return Err(damaged("is not a file")) };
+    let stored = point.content(&path);
+    let mut hasher = blake3::Hasher::new();
+    let read = File::open(&stored).and_then(|file| io::copy(&mut BufReader::with_capacity(1 << 20, file), &mut hasher));
+    let read = read.map_err(|e| BackupFailure::io(&format!("read {path} of {}", point.id()), &e))?;
+    if read != *size || *hasher.finalize().as_bytes() != digest.0 {
+        return Err(damaged("is damaged: its content differs from the captured content"));
+    }
+    Ok(stored)
 }
 
 /// Reads the dumps of a restore point back with the programs of their engines. Returns the damaged dumps.

@@ -82,7 +82,8 @@ fn data_is_restored_at_the_top_of_the_directory_with_links_and_modes() {
     fs::set_permissions(place.at("data/closed"), fs::Permissions::from_mode(0o500)).unwrap();
     let point = place.take();
     fs::write(place.at("restoring/left"), "of a killed restore").unwrap();
-    let filled = place.restore(&RestoreJob::Fill { point: String::from("latest"), owner: owner("shop") }).unwrap();
+    let filled =
+        place.restore(&RestoreJob::Fill { point: String::from("latest"), owner: owner("shop"), databases: Vec::new() }).unwrap();
     assert_eq!((filled.point.as_str(), filled.files), (point.id.as_str(), 2));
     let mut names: Vec<_> = fs::read_dir(place.at("restoring")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
@@ -99,7 +100,7 @@ fn restore_point_of_another_project_is_refused_and_leaves_nothing() {
     let place = Place::new();
     fs::write(place.at("data/a"), "a").unwrap();
     place.take();
-    let job = RestoreJob::Fill { point: String::from("latest"), owner: owner("blog") };
+    let job = RestoreJob::Fill { point: String::from("latest"), owner: owner("blog"), databases: Vec::new() };
     let failure = place.restore(&job).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
     assert!(failure.why.contains("blog"), "{failure}");

@@ -157,6 +157,7 @@ mod tests {
             commit: Some(of.commit.clone()),
             by: "ann".parse().unwrap(),
             reason: String::from("requested"),
+            databases: Vec::new(),
         };
         let (id, counts) = (String::from("x"), PointCounts::default());
         PointInfo { id, taken: Some(5), label: Some(label), state, counts, skipped: Vec::new() }

@@ -37,6 +37,7 @@ mod queue;
 mod recover;
 mod registry;
 mod restore;
+mod restore_databases;
 mod restore_record;
 mod runner;
 mod running;

@@ -12,7 +12,7 @@ use crate::{
         PointLabel, PointOwner, RestoreJob, databases::databases_of,
     },
     host::files::FileError,
-    model::{Environment, PointId, UserName},
+    model::{Environment, Live, PointId, UserName},
 };
 
 /// The default reason of a restore point, used if the request names no reason.
@@ -54,11 +54,23 @@ pub enum PointsError {
         /// The cause.
         why: String,
     },
+    /// Databases could neither be replaced nor reverted. The application stays stopped until a repeated attempt succeeds.
+    #[error("the restore of {environment} is unfinished, and the application stays stopped: {why}")]
+    Unfinished {
+        /// The environment, as `project/environment`.
+        environment: String,
+        /// The cause.
+        why: String,
+    },
 }
 
 impl PointsError {
     pub(super) fn refused(why: String) -> PointsError {
         BackupError::Failed(BackupFailure { kind: FailureKind::Refused, why, hint: None }).into()
+    }
+
+    pub(super) fn refused_with(why: String, hint: &str) -> PointsError {
+        BackupError::Failed(BackupFailure { kind: FailureKind::Refused, why, hint: Some(hint.to_owned()) }).into()
     }
 }
 
@@ -104,9 +116,19 @@ impl Pipeline {
 
     /// Returns the databases of the live release, as its settings and variables name them.
     pub(super) fn databases(&self, queue: &Queue, environment: &Environment) -> Result<Vec<DatabaseJob>, PointsError> {
+        let live = queue.state.lock().live.clone();
+        self.databases_of(queue, environment, live.as_ref())
+    }
+
+    /// Returns the databases of a release that was or is live.
+    pub(super) fn databases_of(
+        &self,
+        queue: &Queue,
+        environment: &Environment,
+        live: Option<&Live>,
+    ) -> Result<Vec<DatabaseJob>, PointsError> {
         let deployment = {
             let state = queue.state.lock();
-            let live = state.live.as_ref();
             live.and_then(|live| state.history.of_release(live.release)).map(|summary| summary.deployment)
         };
         let Some(deployment) = deployment else { return Ok(Vec::new()) };
@@ -115,10 +137,7 @@ impl Pipeline {
             PointsError::refused(format!("cannot find the databases of {}: {}", environment.title(), chain(&error)))
         })?;
         let databases = databases_of(&facts.settings.unwrap_or_default(), &facts.env);
-        databases.map_err(|conflict| {
-            let (why, hint) = (conflict.to_string(), Some(conflict.hint));
-            BackupError::Failed(BackupFailure { kind: FailureKind::Refused, why, hint }).into()
-        })
+        databases.map_err(|conflict| PointsError::refused_with(conflict.to_string(), &conflict.hint))
     }
 
     /// Takes a restore point. The caller holds the lock of the restore points.

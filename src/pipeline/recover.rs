@@ -52,7 +52,7 @@ impl Pipeline {
         let live = history.live(&paths);
         let queue = Queue::new(environment.clone(), history, live, Slots::new(paths.slots_record()));
         self.load_slots(&queue, &paths);
-        self.settle_restore(&queue, &paths);
+        let mixed = self.settle_restore(&queue, &paths);
         for deployment in &unfinished {
             self.recover(&queue, *deployment).await;
         }
@@ -80,6 +80,8 @@ impl Pipeline {
                 queue.slots.note(|table| *table = SlotTable::default());
                 drop(route.set(RouteState::Empty));
             }
+            // The release is started when files and databases belong together again.
+            Some(_) if mixed.is_some() => {}
             Some(live) => {
                 if let Err(failure) = self.serve(&queue, &history, &live).await {
                     tracing::error!(environment = environment.title(), why = failure.why, "the live release does not run");
@@ -89,6 +91,12 @@ impl Pipeline {
         // The follow-ups are taken up before a deployment can enter the queue. Without the follow-ups, a deployment would wait for the
         // draining slot, and would then empty this slot before changes made by hand are saved.
         self.take_up_followups(&queue);
+        if let Some(record) = mixed
+            && let (Ok(work), Ok(points)) = (queue.work.clone().try_lock_owned(), queue.points.clone().try_lock_owned())
+        {
+            // The queue is not public yet, so both locks are free.
+            self.finish_mixed(&queue, &paths, record, (work, points));
+        }
         self.0.queues.lock().insert(environment.id, queue.clone());
         self.announce_missed(&queue, &unfinished);
         self.0.awaited.lock().remove(&environment.id);
@@ -243,7 +251,7 @@ impl Pipeline {
     }
 
     /// Ensures that the release named by the links on disk serves.
-    async fn serve_again(&self, queue: &Queue, paths: &EnvironmentPaths) {
+    pub(super) async fn serve_again(&self, queue: &Queue, paths: &EnvironmentPaths) {
         let (live, history) = {
             let mut state = queue.state.lock();
             state.live = state.history.live(paths);

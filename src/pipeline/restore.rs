@@ -1,20 +1,24 @@
 //! Restores that replace the live data of an environment.
 //!
 //! A restore excludes deployments, restarts and further restores. The data of the restore point is written completely to `restoring/` while
-//! the application still serves. Then the processes are stopped, a fresh restore point of the live data is taken, and `restoring/` is
-//! exchanged with `data/` by one rename. A kill therefore leaves either the old or the restored data, and never a mixture. After the
-//! exchange, `restoring/` has the replaced data, which is also in the fresh restore point. After a kill, the next start of the server
-//! empties `restoring/` and records in `restore.json` whether the exchange happened. The live release is started as at each start of the
-//! server.
+//! the application still serves. Then the processes are stopped, a fresh restore point of the live data is taken, the databases are replaced
+//! (`restore_databases.rs`), and `restoring/` is exchanged with `data/` by one rename. A kill therefore leaves either the old or the restored
+//! data, and never a mixture. After the exchange, `restoring/` has the replaced data, which is also in the fresh restore point. After a kill,
+//! the next start of the server empties `restoring/` and records in `restore.json` whether the exchange happened. The live release is started
+//! as at each start of the server.
 
 use std::{path::Path, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use tokio::sync::OwnedMutexGuard;
 
 use super::{
     core::Pipeline,
     error::PipelineError,
+    failure::Failure,
     fault,
     points::{PointsError, owner},
     queue::Queue,
+    restore_databases::unfinished,
     restore_record::{RestoreEnd, RestoreRecord},
     util::{chain, run_blocking},
 };
@@ -56,22 +60,30 @@ impl Pipeline {
         let (this, environment) = (self.clone(), environment.clone());
         let restore = async move {
             let queue = this.queue_of(&environment)?;
-            let Ok(_work) = queue.work.clone().try_lock_owned() else {
+            let Ok(work) = queue.work.clone().try_lock_owned() else {
                 let running = queue.state.lock().running.as_ref().map(|running| running.deployment);
                 return Err(queue.busy(running).into());
             };
             queue.is_thawed()?;
             queue.restoring.store(true, Relaxed);
-            let restored = this.restore_locked(&environment, point, by).await;
-            queue.restoring.store(false, Relaxed);
+            let restored = this.restore_locked(&environment, point, by, work).await;
+            if !matches!(restored, Err(PointsError::Unfinished { .. })) {
+                queue.restoring.store(false, Relaxed);
+            }
             restored
         };
         self.0.tasks.spawn(restore).await.map_err(|_| PipelineError::Stopping)?
     }
 
     /// Restores while the caller holds the lock of deployments and restarts.
-    async fn restore_locked(&self, environment: &Environment, point: String, by: UserName) -> Result<Restored, PointsError> {
-        let (queue, _locked) = self.lock_points(environment)?;
+    async fn restore_locked(
+        &self,
+        environment: &Environment,
+        point: String,
+        by: UserName,
+        work: OwnedMutexGuard<()>,
+    ) -> Result<Restored, PointsError> {
+        let (queue, locked) = self.lock_points(environment)?;
         let paths = self.services().root.environment(&environment.project, &environment.name);
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         if let Some(mount) = mount_at_or_below(&mounts, &paths.data()) {
@@ -81,15 +93,19 @@ impl Pipeline {
             )));
         }
         // An unknown or unreadable restore point is refused before the restore is recorded.
-        let point = self.point(environment, point).await?.id;
+        let point = self.point(environment, point).await?;
+        let databases = self.databases_in(&queue, environment, &point)?;
+        let point = point.id;
         let space = self.measure(environment, Some(point.clone())).await?;
         space.check("restore the data", 0).map_err(backup::BackupError::from)?;
         let context = self.backup(environment);
         let failed = |source| PointsError::Exchange { environment: environment.title(), source };
         let mut record = RestoreRecord::begin(point.clone(), by, &paths).map_err(failed)?;
+        record.databases.clone_from(&databases);
         // The record is written before the first file: the next start deletes the files of a killed restore only if a record exists.
         record.write(&paths).map_err(failed)?;
-        let filled = match backup::restore(&context, &RestoreJob::Fill { point, owner: owner(environment) }).await {
+        let fill = RestoreJob::Fill { point, owner: owner(environment), databases };
+        let filled = match backup::restore(&context, &fill).await {
             Ok(filled) => filled,
             Err(error) => {
                 self.end_restore(environment, &paths, &mut record).await;
@@ -100,6 +116,14 @@ impl Pipeline {
         let begun = std::time::Instant::now();
         let exchanged = self.exchange_stopped(&queue, environment, &paths, &mut record).await;
         let interrupted = begun.elapsed();
+        if record.is_mixed(&paths) {
+            self.finish_mixed(&queue, &paths, record, (work, locked));
+            return Err(match exchanged {
+                Err(error @ PointsError::Unfinished { .. }) => error,
+                Err(error) => unfinished(environment, &chain(&error)),
+                Ok(_) => unfinished(environment, "the databases are not those of the files"),
+            });
+        }
         self.end_restore(environment, &paths, &mut record).await;
         let not_running = exchanged?;
         Ok(Restored {
@@ -144,7 +168,10 @@ impl Pipeline {
         let mut exchanged = None;
         let before_boot = async || {
             exchanged = Some(self.exchange_idle(queue, environment, paths, record, other, failure.as_ref()).await);
-            Ok(())
+            match record.is_mixed(paths) {
+                true => Err(Failure::blameless("files and databases do not belong together")),
+                false => Ok(()),
+            }
         };
         let served = self.serve_after(queue, &history, &live, before_boot).await;
         // A release that is scaled to zero has no process to start, so `serve_after` did not call `before_boot`.
@@ -195,7 +222,15 @@ impl Pipeline {
         let failed = |source| PointsError::Exchange { environment: environment.title(), source };
         record.write(paths).map_err(failed)?;
         fault::in_restore("taken");
-        self.swap(environment, paths, record)
+        self.replace_databases(environment, paths, record).await?;
+        if let Err(error) = self.swap(environment, paths, record) {
+            let databases = record.databases.clone();
+            if !databases.is_empty() {
+                self.revert_databases(environment, paths, record, &databases).await?;
+            }
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Exchanges `data/` with `restoring/` by one rename. The caller has stopped all processes of the application.
@@ -236,16 +271,27 @@ impl Pipeline {
     }
 
     /// Completes the record of a restore that was in flight when the previous server exited. The files are deleted in the background.
-    pub(super) fn settle_restore(&self, queue: &Queue, paths: &EnvironmentPaths) {
-        let Some(mut record) = RestoreRecord::read(paths).filter(|record| record.end.is_none()) else { return };
+    /// Returns the record instead if files and databases do not belong together yet.
+    pub(super) fn settle_restore(&self, queue: &Queue, paths: &EnvironmentPaths) -> Option<RestoreRecord> {
+        let mut record = RestoreRecord::read(paths).filter(|record| record.end.is_none())?;
         let (this, queue, paths) = (self.clone(), queue.clone(), paths.clone());
         let environment = queue.environment();
-        let end = record.end_by(&paths);
-        tracing::warn!(environment = environment.title(), point = record.point, ?end, "restore of the data was interrupted");
+        let (end, is_mixed) = (record.end_by(&paths), record.is_mixed(&paths));
+        tracing::warn!(
+            environment = environment.title(),
+            point = record.point,
+            ?end,
+            is_mixed,
+            "restore of the data was interrupted"
+        );
+        if is_mixed {
+            return Some(record);
+        }
         self.0.tasks.spawn(async move {
             let _locked = queue.points.lock().await;
             this.end_restore(&environment, &paths, &mut record).await;
         });
+        None
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::util::{chain, run_blocking};
 use crate::{
+    backup::DatabaseJob,
     host::{
         files::{self, FileError},
         root::EnvironmentPaths,
@@ -31,8 +32,24 @@ pub struct RestoreRecord {
     pub before: Option<String>,
     /// The inode of `data/` before the exchange.
     inode: u64,
+    /// The work on databases that is in flight; absent if files and databases belong together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<RestoreStage>,
+    /// The databases that the restore replaces. The locations contain passwords, so the file does not contain this list.
+    #[serde(skip)]
+    pub(super) databases: Vec<DatabaseJob>,
     /// The end; absent while the restore is in flight.
     pub end: Option<RestoreEnd>,
+}
+
+/// The work on databases that is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RestoreStage {
+    /// The databases are being replaced with those of the restore point. The exchange of the files follows.
+    Applying,
+    /// The databases are being replaced with those of the restore point [`RestoreRecord::before`]. The files stay unchanged.
+    Reverting,
 }
 
 /// The end of a restore.
@@ -46,13 +63,26 @@ pub enum RestoreEnd {
 }
 
 impl RestoreRecord {
-    const VERSION: u32 = 1;
+    /// The version of a record whose restore replaces databases. An older server would start the release with a mixture after a kill.
+    const VERSION: u32 = 2;
+    /// The version of any other record.
+    const FILES_VERSION: u32 = 1;
 
     /// Creates the record of a restore that is about to begin.
     pub(super) fn begin(point: String, by: UserName, paths: &EnvironmentPaths) -> Result<RestoreRecord, FileError> {
         let inode = inode(&paths.data())?;
         let begun = Timestamp::now();
-        Ok(RestoreRecord { version: RestoreRecord::VERSION, point, by, begun, before: None, inode, end: None })
+        Ok(RestoreRecord {
+            version: RestoreRecord::FILES_VERSION,
+            point,
+            by,
+            begun,
+            before: None,
+            inode,
+            stage: None,
+            databases: Vec::new(),
+            end: None,
+        })
     }
 
     /// Reads the record. Returns `None` if the record is missing, unreadable or from a newer version of larder.
@@ -64,7 +94,8 @@ impl RestoreRecord {
 
     /// Writes the record durably.
     pub(super) fn write(&self, paths: &EnvironmentPaths) -> Result<(), FileError> {
-        let bytes = serde_json::to_vec_pretty(self).unwrap_or_default();
+        let version = if self.stage.is_some() { RestoreRecord::VERSION } else { RestoreRecord::FILES_VERSION };
+        let bytes = serde_json::to_vec_pretty(&RestoreRecord { version, ..self.clone() }).unwrap_or_default();
         run_blocking(|| files::write_atomic(&paths.restore_record(), &bytes, 0o600))
     }
 
@@ -76,9 +107,15 @@ impl RestoreRecord {
         }
     }
 
+    /// Returns true if the files and the databases do not belong together.
+    pub(super) fn is_mixed(&self, paths: &EnvironmentPaths) -> bool {
+        self.stage.is_some() && self.end_by(paths) == RestoreEnd::Unchanged
+    }
+
     /// Records the end of the restore.
     pub(super) fn close(&mut self, environment: &Environment, paths: &EnvironmentPaths) {
         self.end = Some(self.end_by(paths));
+        self.stage = None;
         if let Err(error) = self.write(paths) {
             tracing::warn!(environment = environment.title(), error = chain(&error), "cannot record the end of the restore");
         }

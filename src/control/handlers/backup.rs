@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::deployments::of_pipeline;
 use crate::{
-    backup::{BackupError, DataDiff, FailureKind, PointCounts, PointInfo, PointState},
+    backup::{BackupError, DataDiff, DumpInfo, FailureKind, PointCounts, PointInfo, PointState},
     control::{
         error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
@@ -118,6 +118,8 @@ pub struct PointView {
     pub by: Option<UserName>,
     /// The reason, as one line.
     pub reason: Option<String>,
+    /// The dumps of databases.
+    pub databases: Vec<DumpInfo>,
     /// The numbers of files and bytes.
     #[serde(flatten)]
     pub counts: PointCounts,
@@ -148,6 +150,7 @@ impl PointView {
             commit: label.and_then(|label| label.commit.clone()),
             by: label.map(|label| label.by.clone()),
             reason: label.map(|label| sanitise_line(&label.reason)),
+            databases: label.map(|label| label.databases.clone()).unwrap_or_default(),
             counts: info.counts,
             left_out: info.skipped,
         }
@@ -269,7 +272,9 @@ impl Request for BackupExport {
 pub(super) fn of_points(error: &PointsError) -> CommandError {
     let failure = match error {
         PointsError::NotNow(why) => return of_pipeline(why),
-        PointsError::Stopped { .. } => return CommandError::new(ErrorKind::Deployment, error.to_string()),
+        PointsError::Stopped { .. } | PointsError::Unfinished { .. } => {
+            return CommandError::new(ErrorKind::Deployment, error.to_string());
+        }
         PointsError::Worker(BackupError::Failed(failure)) => failure,
         PointsError::Worker(other) => return CommandError::internal(other),
         PointsError::Exchange { .. } => return CommandError::internal(error),

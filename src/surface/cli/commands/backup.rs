@@ -149,6 +149,7 @@ impl Command for BackupListArgs {
                 point.id.clone(),
                 point.number.map(|number| number.to_string()).unwrap_or_default(),
                 point.counts.files.to_string(),
+                point.databases.len().to_string(),
                 size(point.counts.bytes),
                 size(point.counts.unique),
                 state(point),
@@ -156,7 +157,7 @@ impl Command for BackupListArgs {
                 point.reason.clone().unwrap_or_default(),
             ]
         };
-        let header = ["RESTORE POINT", "RELEASE", "FILES", "BYTES", "OWN", "STATE", "KEPT BY", "REASON"];
+        let header = ["RESTORE POINT", "RELEASE", "FILES", "DATABASES", "BYTES", "OWN", "STATE", "KEPT BY", "REASON"];
         let mut text = text::table(&header, list.points.iter().map(line).collect());
         if !list.points.is_empty() {
             let _ = writeln!(text, "\ndisk usage of {}: {}", count(list.points.len() as u64, "restore point"), size(list.bytes));
@@ -218,6 +219,10 @@ impl Command for BackupShowArgs {
             add("release", format!("{number} ({})", commit.short()));
         }
         add("files", format!("{} of {} entries, {}", counts.files, counts.entries, size(counts.bytes)));
+        for database in &view.databases {
+            let (name, engine, version) = (&database.name, database.engine.title(), &database.versions.server);
+            add("database", format!("{name}: {engine} {version}, {} in {}", size(database.bytes), sanitise_line(&database.path)));
+        }
         add("stored", format!("{}; {} copied when it was taken", size(counts.stored), size(counts.copied_bytes)));
         left_out(&mut text, view);
         Shown::Page(text)
