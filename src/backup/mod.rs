@@ -62,7 +62,7 @@ pub struct PointLabel {
     /// The reason, as one line.
     pub reason: String,
     /// The dumps of databases. The dump worker writes this list.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub databases: Vec<DumpInfo>,
 }
 

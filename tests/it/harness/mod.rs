@@ -10,6 +10,7 @@ pub mod http;
 pub mod link;
 pub mod machine;
 pub mod output;
+pub mod postgres;
 pub mod processes;
 pub mod server;
 pub mod source;
