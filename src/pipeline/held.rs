@@ -93,17 +93,31 @@ impl LiveApp for LiveHandle {
             let environment = queue.environment();
             let paths = pipeline.services().root.environment(&environment.project, &environment.name);
             let failed = |source| failure(&PointsError::Exchange { environment: environment.title(), source });
+            // The links on the disk may already name the new release, so the databases are those of the previous release.
+            let described = pipeline.point(&environment, point.clone()).await.map_err(|error| failure(&error))?;
+            let databases = pipeline.databases_in_for(queue, &environment, &described, previous.as_ref());
+            let databases = databases.map_err(|error| failure(&error))?;
             let mut record = RestoreRecord::begin(point.clone(), by, &paths).map_err(failed)?;
             record.write(&paths).map_err(failed)?;
             let context = pipeline.backup(&environment);
-            let filled = backup::restore(&context, &RestoreJob::Fill { point, owner: owner(&environment) }).await;
+            let fill = RestoreJob::Fill { point: point.clone(), owner: owner(&environment), databases: databases.clone() };
+            let filled = backup::restore(&context, &fill).await;
             fault::in_restore("filled");
             let mut restored = filled.map(drop).map_err(|error| failure(&error.into()));
             let mut served = Ok(());
             if restored.is_ok() {
                 restored = Err(Failure::blameless("the processes of the environment could not be stopped"));
+                // After a kill or a failure, the undo of the deployment repeats the replacement of all databases.
+                let replace = async || {
+                    for database in &databases {
+                        let replaced = pipeline.replace_database(&environment, point.clone(), database).await;
+                        replaced.map_err(|error| failure(&error.into()))?;
+                        fault::in_restore("database");
+                    }
+                    pipeline.swap(&environment, &paths, &record).map_err(|error| failure(&error))
+                };
                 let mut exchange = async || {
-                    restored = pipeline.swap(&environment, &paths, &record).map_err(|error| failure(&error));
+                    restored = replace().await;
                     restored.clone()
                 };
                 served = match &previous {
@@ -113,7 +127,7 @@ impl LiveApp for LiveHandle {
                 // A release that is scaled to zero has no process to start, so the start did not exchange the data.
                 let idle = pipeline.services().runtime.instances(environment.id, None).is_empty();
                 if served.is_ok() && restored.is_err() && idle {
-                    restored = pipeline.swap(&environment, &paths, &record).map_err(|error| failure(&error));
+                    restored = replace().await;
                 }
             }
             // The files of the failed upgrade are deleted while the old release serves.
