@@ -63,10 +63,27 @@ impl LiveApp for LiveHandle {
     fn fill(&self, point: String) -> BoxFuture<'_, Result<String, Failure>> {
         Box::pin(async move {
             let environment = self.queue.environment();
-            let job = RestoreJob::Fill { point, owner: owner(&environment) };
+            let described = self.pipeline.point(&environment, point.clone()).await.map_err(|error| failure(&error))?;
+            let databases = self.pipeline.databases_in(&self.queue, &environment, &described);
+            let databases = databases.map_err(|error| failure(&error))?;
+            let job = RestoreJob::Fill { point, owner: owner(&environment), databases };
             let filled = backup::restore(&self.pipeline.backup(&environment), &job).await;
             fault::in_restore("filled");
             filled.map(|filled| filled.point).map_err(|error| failure(&error.into()))
+        })
+    }
+
+    fn replace_databases(&self, point: String, of: Option<Live>) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let environment = self.queue.environment();
+            let described = self.pipeline.point(&environment, point.clone()).await.map_err(|error| failure(&error))?;
+            let databases = self.pipeline.databases_in_for(&self.queue, &environment, &described, of.as_ref());
+            for database in databases.map_err(|error| failure(&error))? {
+                let replaced = self.pipeline.replace_database(&environment, point.clone(), &database).await;
+                replaced.map_err(|error| failure(&error.into()))?;
+                fault::in_restore("database");
+            }
+            Ok(())
         })
     }
 

@@ -96,6 +96,10 @@ pub trait LiveApp: Send + Sync {
     /// Writes the data of a restore point beside the live data. Returns the id of the restore point.
     fn fill(&self, point: String) -> BoxFuture<'_, Result<String, Failure>>;
 
+    /// Replaces the databases of the release `of` with their dumps in a restore point. The caller has stopped all processes. The call may be
+    /// repeated.
+    fn replace_databases(&self, point: String, of: Option<Live>) -> BoxFuture<'_, Result<(), Failure>>;
+
     /// Deletes the data beside the live data. An error is only logged.
     fn clear(&self) -> BoxFuture<'_, ()>;
 

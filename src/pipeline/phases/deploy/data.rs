@@ -95,6 +95,8 @@ impl Step for ExchangeData {
             let Some(returned) = deployment.facts.data_return.clone() else { return Ok(()) };
             // This step may run twice.
             if !is_exchanged(deployment) {
+                let live_app = deployment.memory.live_app.clone();
+                live_app.replace_databases(returned.point.clone(), deployment.spec.previous.clone()).await?;
                 exchange(deployment)?;
             }
             fault::in_restore("exchanged");
@@ -109,8 +111,14 @@ impl Step for ExchangeData {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            // If only databases are replaced, the undo of `deploy.quiesce` restores the old data and databases from the fresh restore point.
             if deployment.facts.data_return.is_none() || !is_exchanged(deployment) {
                 return Ok(());
+            }
+            let fresh = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.point.clone());
+            let live_app = deployment.memory.live_app.clone();
+            if let Some(fresh) = fresh {
+                live_app.replace_databases(fresh, deployment.spec.previous.clone()).await?;
             }
             match exchange(deployment) {
                 // The old data is live again, so the next undo only starts the old release.
