@@ -12,6 +12,7 @@ use super::{
     fault,
     journal::JournalState,
     live_app::{EarlierRuns, LiveApp, UpgradeCase},
+    phases::deploy::upgrade,
     points::{PointsError, owner},
     queue::Queue,
     restore::mount_at_or_below,
@@ -181,6 +182,18 @@ impl Pipeline {
     }
 }
 
+impl Pipeline {
+    /// Returns lines about the upgrade of the next deployment, if its recipe has the upgrade step of the live release. The deployment itself
+    /// decides again, with its own recipe and the measured time of a restore point.
+    pub fn upgrade_forecast(&self, environment: &Environment) -> Vec<String> {
+        let Some(live) = self.live(environment.id) else { return Vec::new() };
+        let Ok(facts) = self.facts(environment, live.release) else { return Vec::new() };
+        let history = self.history(environment.id);
+        let earlier = earlier(self, environment, history.releases().rev().map(|summary| summary.deployment));
+        upgrade::forecast(&facts, live.number, &earlier)
+    }
+}
+
 /// Returns the longest durations of the last deployments that went live.
 pub(super) fn earlier(
     pipeline: &Pipeline,
@@ -198,6 +211,7 @@ pub(super) fn earlier(
         }
         if case == Some(UpgradeCase::Held) {
             longest(&mut runs.stop, "deploy.quiesce");
+            longest(&mut runs.point, "deploy.point");
         }
     }
     runs

@@ -72,6 +72,8 @@ impl UpgradePlan {
 pub struct EarlierRuns {
     /// The time in which the requests in flight ended and the processes stopped.
     pub stop: Option<Duration>,
+    /// The time in which the exact restore point was taken.
+    pub point: Option<Duration>,
     /// The time of the upgrade command.
     pub upgrade: Option<Duration>,
     /// The time in which the new processes became healthy.

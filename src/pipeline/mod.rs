@@ -76,4 +76,5 @@ pub use self::{
     transcript::{Follower, Transcript},
     upkeep::{BackupOverview, BackupState, DamagedPoint, LastFailure, LastRun, Pruned, RunResult, VerifiedPoint},
     util::{chain, seconds},
+    verdict::unrestored,
 };

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     host::{files, root::EnvironmentPaths},
-    model::{Blame, DeploymentId, Environment, Event, Fault, Outcome, Phase, ProcessType, SlotTable, UserName},
+    model::{Blame, DeploymentId, Environment, Event, Fault, Outcome, Phase, ProcessType, SlotTable, StepStatus, UserName},
     proxy::RouteState,
 };
 
@@ -82,11 +82,14 @@ impl Pipeline {
             }
             // The release is started when files and databases belong together again.
             Some(_) if mixed.is_some() => {}
-            Some(live) => {
-                if let Err(failure) = self.serve(&queue, &history, &live).await {
-                    tracing::error!(environment = environment.title(), why = failure.why, "the live release does not run");
+            Some(live) => match self.unfinished_restore(&environment, &history) {
+                Some(why) => drop(route.set(RouteState::Failed(why))),
+                None => {
+                    if let Err(failure) = self.serve(&queue, &history, &live).await {
+                        tracing::error!(environment = environment.title(), why = failure.why, "the live release does not run");
+                    }
                 }
-            }
+            },
         }
         // The follow-ups are taken up before a deployment can enter the queue. Without the follow-ups, a deployment would wait for the
         // draining slot, and would then empty this slot before changes made by hand are saved.
@@ -124,6 +127,21 @@ impl Pipeline {
             self.services().close_route(environment.id);
         }
         Ok(())
+    }
+
+    /// Returns the reason why no process may start: a stuck deployment has not restored the data of its upgrade. A process would write data
+    /// that the unfreeze discards when it restores the data.
+    pub(super) fn unfinished_restore(&self, environment: &Environment, history: &History) -> Option<String> {
+        let paths = self.services().root.environment(&environment.project, &environment.name);
+        let stuck = history.deployments.iter().filter(|summary| summary.is_stuck());
+        let state = |summary: &Summary| JournalState::read(&paths.deployment(summary.deployment)).ok();
+        let unfinished = |state: &JournalState| {
+            let point =
+                state.facts.upgrade.as_ref().filter(|upgrade| upgrade.is_held()).and_then(|upgrade| upgrade.point.as_ref());
+            point.is_some() && !state.was_committed && state.status("deploy.quiesce") != StepStatus::Undone
+        };
+        let found = stuck.filter_map(state).find(unfinished)?;
+        Some(format!("the data from before the upgrade of deployment {} is not restored", found.spec?.id))
     }
 
     async fn recover(&self, queue: &Queue, id: DeploymentId) {

@@ -64,6 +64,7 @@ const STEPS: &[Row] = &[
     ("deploy.data", &[Return], || Box::new(deploy::data::ExchangeData)),
     ("deploy.release", &[Build, Deliver, Recall, Return], || Box::new(deploy::upgrade::ReleaseCommand)),
     ("deploy.boot", &[Build, Deliver, Recall, Return], || Box::new(deploy::boot::BootWeb)),
+    ("deploy.check", &[Build, Deliver, Recall, Return], || Box::new(deploy::hold::CheckPages)),
     ("deploy.switch", &[Build, Deliver, Recall, Return], || Box::new(deploy::switch::Switch)),
     (COMMIT_POINT, &[Build, Deliver, Recall], || Box::new(deploy::hold::Resume(COMMIT_POINT))),
     ("post_deploy.workers", &[Build, Deliver, Recall, Return], || Box::new(post_deploy::Workers)),

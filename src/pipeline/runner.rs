@@ -13,6 +13,7 @@ use super::{
     plan::Plan,
     step::Step,
     util::{chain, run_blocking, seconds},
+    verdict::UNRESTORED,
 };
 use crate::{
     model::{Blame, Event, Fault, Outcome, Phase, StepStatus},
@@ -150,8 +151,12 @@ pub async fn unwind(
     plan: &Plan,
     deployment: &mut Deployment,
     journal: &mut Journal,
-    fault: Fault,
+    mut fault: Fault,
 ) -> Result<Outcome, JournalError> {
+    if let Some(point) = unrestored(deployment, journal.state()) {
+        let target = deployment.environment.target();
+        fault.hints.push(format!("{UNRESTORED}; to restore it as it was before: larder backup restore {target} {point} --yes"));
+    }
     Ok(match revert(plan, deployment, journal).await? {
         (_, Some(undo)) => Outcome::Stuck { fault, undo },
         (true, None) => Outcome::RolledBack { fault },
@@ -195,6 +200,13 @@ async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal)
 /// Returns the steps that were begun and are not reverted yet, in reverse order.
 pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator<Item = &'p dyn Step> {
     plan.steps().rev().filter(|step| !matches!(state.status(step.name()), StepStatus::Waiting | StepStatus::Undone))
+}
+
+/// Returns the restore point from before the upgrade, if the upgrade command was begun and the unwinding does not restore the data.
+fn unrestored<'d>(deployment: &'d Deployment, state: &JournalState) -> Option<&'d str> {
+    let upgrade = deployment.facts.upgrade.as_ref()?;
+    let stays = deployment.memory.committed || !upgrade.is_held();
+    upgrade.point.as_deref().filter(|_| stays && state.status("deploy.release") != StepStatus::Waiting)
 }
 
 async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {

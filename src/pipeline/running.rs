@@ -94,6 +94,9 @@ impl Pipeline {
             (state.live.clone(), state.history.clone())
         };
         let live = live.ok_or_else(|| RestartError::Failed(String::from("nothing is live")))?;
+        if let Some(why) = self.unfinished_restore(environment, &history) {
+            return Err(RestartError::Failed(why));
+        }
         self.reboot(&queue, &history, &live).await.map_err(|failure| RestartError::Failed(failure.why))
     }
 

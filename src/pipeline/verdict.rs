@@ -3,6 +3,17 @@
 use super::context::Deployment;
 use crate::model::{Live, Outcome};
 
+/// The beginning of the hint of a deployment whose upgrade changed the data, and whose unwinding did not restore the data.
+pub const UNRESTORED: &str = "the data is not restored, because visitors may have written since";
+
+/// Returns the hint that names the command that restores the data, if a failed deployment did not restore the data.
+pub fn unrestored(outcome: &Outcome) -> Option<&str> {
+    let (Outcome::RolledBack { fault } | Outcome::Refused { fault } | Outcome::Stuck { fault, .. }) = outcome else {
+        return None;
+    };
+    fault.hints.iter().map(String::as_str).find(|hint| hint.starts_with(UNRESTORED))
+}
+
 /// Returns the reason in git's line, `! [remote rejected] main -> main (reason)`; `None` for a success.
 pub fn reason(outcome: &Outcome, previous: Option<&Live>) -> Option<String> {
     let still = match previous {
@@ -12,7 +23,10 @@ pub fn reason(outcome: &Outcome, previous: Option<&Live>) -> Option<String> {
     match outcome {
         Outcome::Live { .. } => None,
         Outcome::Tried => Some(format!("the deployment was a dry run; {still}")),
-        Outcome::Refused { fault } | Outcome::RolledBack { fault } => Some(format!("{fault}; {still}")),
+        Outcome::Refused { fault } | Outcome::RolledBack { fault } => {
+            let data = unrestored(outcome).map_or("", |_| "; the data is not restored");
+            Some(format!("{fault}; {still}{data}"))
+        }
         Outcome::Stuck { fault, undo } => Some(format!("{fault}; reverting failed, the environment is frozen: {undo}")),
     }
 }
@@ -37,11 +51,18 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
             transcript.title(&format!("dry run of {phases} succeeded; all changes were reverted: {still} live"));
         }
         Outcome::Refused { .. } | Outcome::RolledBack { .. } => {
-            let changed =
-                if matches!(outcome, Outcome::Refused { .. }) { "Nothing was changed" } else { "All changes were reverted" };
+            let unrestored = unrestored(outcome);
+            let changed = match outcome {
+                Outcome::Refused { .. } => "Nothing was changed",
+                _ if unrestored.is_some() => "The code was reverted, but not the data",
+                _ => "All changes were reverted",
+            };
             match &spec.previous {
                 Some(live) => transcript.error(&format!("{changed}. {} is still live.", live.number)),
                 None => transcript.error(&format!("{changed}. Nothing is live in {} yet.", deployment.environment.title())),
+            }
+            if let Some(unrestored) = unrestored {
+                transcript.error(&format!("hint: {unrestored}"));
             }
             if spec.dry_run_phases().is_none() {
                 transcript.error(&format!(

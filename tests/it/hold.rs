@@ -16,7 +16,14 @@ use std::{
 use crate::harness::{Repo, World, http, in_each_mode, in_one_mode, state::names, until};
 
 in_each_mode!(failed_upgrade_restores_the_data_and_loses_no_acknowledged_write);
-in_one_mode!(upgrade_killed_at_its_events_restores_or_keeps_the_data);
+in_one_mode!(
+    upgrade_killed_at_its_events_restores_or_keeps_the_data,
+    upgrade_without_a_hold_names_the_command_that_restores_the_data,
+    hold_beyond_its_limit_shows_the_maintenance_page,
+    upgrade_without_changed_paths_is_skipped,
+    failed_restore_freezes_the_environment_and_starts_no_process,
+    failure_after_the_commit_point_keeps_the_data,
+);
 
 /// An application that acknowledges a write after the write is in `store/ledger`, and answers 500 to `/health` if `broken` exists.
 const APPLICATION: &str = r#"
@@ -169,6 +176,125 @@ fn failed_upgrade_restores_the_data_and_loses_no_acknowledged_write(world: &Worl
     assert_eq!(fs::read_to_string(data(world).join("store/added")).unwrap(), "new\n");
     until("nothing is left", || names(&world.environment("shop").join("restoring")).is_empty());
     world.is_consistent("shop");
+}
+
+fn upgrade_without_a_hold_names_the_command_that_restores_the_data(world: &World) {
+    if crate::harness::installed("python3").is_none() {
+        return;
+    }
+    let repo = shop(world, "");
+    let before = seen(world);
+    repo.write("broken", "");
+    let damage = DAMAGE.replace(": > store/ledger;", "");
+    version(&repo, "version two", &format!("upgrade:\n  safety: online\n  run: |\n    {damage}\n"));
+    let processes = world.application("shop");
+    let push = repo.push();
+    push.rejected_with("v1 still live; the data is not restored").says("Upgrade without a hold").says("safety: online");
+    assert_eq!(world.application("shop"), processes, "the old release serves throughout");
+    world.serves("shop", "version one");
+    assert_ne!(seen(world), before);
+    let command =
+        push.0.stderr.lines().find_map(|line| line.split_once("larder backup restore ").map(|(_, words)| words)).unwrap();
+    world.larder(&["status"]).says("the data is not restored").says(command.trim());
+    let words: Vec<_> = command.split_whitespace().collect();
+    world.larder(&[&["backup", "restore"], &words[..]].concat()).ok();
+    assert_eq!(seen(world), before);
+    world.serves("shop", "version one");
+    // An estimate above the limit has the same effect.
+    version(&repo, "version three", "hold: 10ms\nupgrade: \"true\"\n");
+    repo.push().rejected_with("the data is not restored").says("is above the limit of 10 ms");
+}
+
+fn hold_beyond_its_limit_shows_the_maintenance_page(world: &World) {
+    if crate::harness::installed("python3").is_none() {
+        return;
+    }
+    let repo = shop(world, "");
+    let go = data(world).join("go");
+    let wait = "while ! test -e $LARDER_DATA/go; do sleep 0.05; done";
+    version(&repo, "version two", &format!("hold: 300ms\nupgrade:\n  safety: hold\n  run: {wait}\n"));
+    std::thread::scope(|scope| {
+        let push = scope.spawn(|| repo.push());
+        let mut page = None;
+        until("the maintenance page is shown", || {
+            page = Some(world.get("shop", "/")).filter(|page| page.status == 503);
+            page.is_some()
+        });
+        let head = page.unwrap().head.to_ascii_lowercase();
+        assert!(head.contains("retry-after:"), "{head}");
+        fs::write(go, "").unwrap();
+        push.join().unwrap().accepted().says("safety: hold");
+    });
+    world.serves("shop", "version two");
+    world.larder(&["plan", "shop"]).says("according to the recipe of v2").says("with a hold").says("estimate: ");
+}
+
+fn upgrade_without_changed_paths_is_skipped(world: &World) {
+    if crate::harness::installed("python3").is_none() {
+        return;
+    }
+    let recipe = "upgrade: {run: echo ran >> store/ran, paths: [\"migrations/**\"]}\n";
+    let repo = shop(world, recipe);
+    repo.write("migrations/one.sql", "one");
+    version(&repo, "version two", recipe);
+    repo.push().accepted().says("Upgrade with a hold");
+    version(&repo, "version three", recipe);
+    let push = repo.push();
+    push.accepted();
+    assert!(!push.0.stderr.to_lowercase().contains("upgrade") && !push.0.stderr.contains("release command"), "{}", push.0);
+    // The upgrade ran in the first deployment and for the new migration.
+    assert_eq!(world.larder(&["run", "shop", "--", "cat", "store/ran"]).ok(), "ran\nran\n");
+    repo.remove("migrations/one.sql");
+    version(&repo, "version four", recipe);
+    repo.push().accepted().says("Upgrade with a hold");
+}
+
+fn failed_restore_freezes_the_environment_and_starts_no_process(world: &World) {
+    if crate::harness::installed("python3").is_none() {
+        return;
+    }
+    let repo = shop(world, "");
+    let before = seen(world);
+    repo.write("broken", "");
+    version(&repo, "version two", &format!("upgrade: |\n  {DAMAGE}\n"));
+    world.restart(&[("FAILPOINTS", "undo.deploy.quiesce=1*return")]);
+    repo.push().rejected_with("the environment is frozen");
+    assert_eq!(world.get("shop", "/").status, 503);
+    world.restart(&[]);
+    assert_eq!(world.get("shop", "/").status, 503);
+    assert!(world.application("shop").is_empty(), "no process may write data that an unfreeze discards");
+    world.larder(&["restart", "shop"]).exits(1).says("is not restored");
+    world.larder(&["deploy", "shop", "--unfreeze"]).ok();
+    assert_eq!(seen(world), before);
+    world.serves("shop", "version one");
+}
+
+/// Visitors have written since the commit point, so the code goes back alone.
+fn failure_after_the_commit_point_keeps_the_data(world: &World) {
+    if crate::harness::installed("python3").is_none() {
+        return;
+    }
+    let repo = shop(world, "");
+    let before = seen(world);
+    let damage = DAMAGE.replace(": > store/ledger;", "");
+    version(&repo, "version two", &format!("upgrade: |\n  {damage}\n"));
+    world.restart(&[("FAILPOINTS", "step.post_deploy.smoke=1*return")]);
+    let writer = Writer::start(world, "c");
+    let push = repo.push();
+    push.rejected_with("v1 still live; the data is not restored").says("larder backup restore shop");
+    keeps(world, &writer.stop());
+    assert_ne!(seen(world), before);
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
+    // Smoke pages that fail are found before the commit point.
+    let after = seen(world);
+    version(
+        &repo,
+        "version three",
+        &format!("smoke: [{{path: /, contains: version nine}}]\nupgrade: |\n  {damage}; rm store/added\n"),
+    );
+    repo.push().rejected_with("deploy: smoke check /: the answer does not contain");
+    assert_eq!(seen(world), after);
 }
 
 fn marks(world: &World) -> PathBuf {

@@ -263,6 +263,9 @@ pub struct PlanShow {
 pub struct PlanView {
     /// One line for each phase, followed by an indented line for each of its steps.
     pub plan: Vec<String>,
+    /// Lines about the upgrade: the case, the estimate and the reason; empty if the live release has no upgrade step.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upgrade: Vec<String>,
 }
 
 impl Request for PlanShow {
@@ -282,6 +285,10 @@ impl Request for PlanShow {
         if plan.names().is_empty() {
             return Err(usage(format!("cannot show the plan: no step of {} is in these phases", environment.title())));
         }
-        Ok(PlanView { plan: plan.to_string().lines().map(str::to_owned).collect() }.into())
+        let upgrade = match plan.names().iter().any(|name| name.as_str() == "deploy.hold") {
+            true => control.pipeline().upgrade_forecast(&environment),
+            false => Vec::new(),
+        };
+        Ok(PlanView { plan: plan.to_string().lines().map(str::to_owned).collect(), upgrade }.into())
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         launch::{Capabilities, Cgroups},
     },
     model::{Access, Environment, Live, Mode, ProjectName},
-    pipeline::LastScan,
+    pipeline::{LastScan, unrestored},
 };
 
 /// The request for the state of the server and of the environments that the caller may see.
@@ -108,7 +108,10 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
             let note = match (restarted, failed) {
                 (Some((name, 1)), _) => Some(format!("{name} exited once and was restarted")),
                 (Some((name, count)), _) => Some(format!("{name} exited {count} times and was restarted")),
-                (None, Some(last)) => Some(format!("the last deployment, of {}, failed", last.commit.short())),
+                (None, Some(last)) => {
+                    let data = last.outcome.as_ref().and_then(unrestored).map(|hint| format!("; {hint}")).unwrap_or_default();
+                    Some(format!("the last deployment, of {}, failed{data}", last.commit.short()))
+                }
                 (None, None) => None,
             };
             ("live", note)

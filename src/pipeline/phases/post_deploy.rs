@@ -1,7 +1,7 @@
 //! The steps after the switch: the processes that do not serve requests, smoke checks through the proxy, and the postdeploy
 //! script. If a step fails, the switch is reverted.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use super::deploy::{boot, processes};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
         state_files::Postdeploy,
         step::{Failure, Step, Work},
     },
-    proxy::{TcpConnector, fetch},
+    proxy::{Connector, TcpConnector, fetch},
     runtime::Label,
 };
 
@@ -97,37 +97,41 @@ impl Step for SmokeChecks {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let services = &deployment.services;
-            let settings = deployment.settings();
-            let host = boot::health_host(&deployment.environment, &settings, services.config.domain.as_str());
-            for smoke in settings.smoke {
-                let path = smoke.path.as_str();
-                let wanted = if smoke.contains.is_some() { MAX_PAGE } else { 0 };
-                let answer = fetch(&TcpConnector::default(), services.http, path, &host, wanted, Duration::from_secs(10)).await;
-                let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
-                if !smoke.status.contains(status.as_u16()) {
-                    let (status, wanted) = (status.as_u16(), smoke.status);
-                    let failure = Failure::pusher(format!("smoke check {path} answered {status} (expected {wanted})"));
-                    return Err(match processes::any_web(deployment) {
-                        true => failure,
-                        false => failure.hint("start a web process with `larder ps --scale web=1`: no web process runs"),
-                    });
-                }
-                let Some(text) = &smoke.contains else { continue };
-                if !page.windows(text.len()).any(|window| window == text.as_bytes()) {
-                    let text: String = text.chars().take(60).collect();
-                    return Err(Failure::pusher(format!("smoke check {path}: the answer does not contain {text:?}")).hint(
-                        format!(
-                            "check the page: it answered {status}, and its first {} bytes were searched (limit {} KiB)",
-                            page.len(),
-                            MAX_PAGE >> 10
-                        ),
-                    ));
-                }
-            }
-            Ok(())
+            let through_proxy = deployment.services.http;
+            request_smoke_pages(deployment, &TcpConnector::default(), through_proxy).await
         })
     }
+}
+
+/// Requests the pages under `smoke:` of the recipe from `address`. Fails if a page does not have its expected status and text.
+pub async fn request_smoke_pages(deployment: &Deployment, connector: &dyn Connector, address: SocketAddr) -> Result<(), Failure> {
+    let services = &deployment.services;
+    let settings = deployment.settings();
+    let host = boot::health_host(&deployment.environment, &settings, services.config.domain.as_str());
+    for smoke in settings.smoke {
+        let path = smoke.path.as_str();
+        let wanted = if smoke.contains.is_some() { MAX_PAGE } else { 0 };
+        let answer = fetch(connector, address, path, &host, wanted, Duration::from_secs(10)).await;
+        let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
+        if !smoke.status.contains(status.as_u16()) {
+            let (status, wanted) = (status.as_u16(), smoke.status);
+            let failure = Failure::pusher(format!("smoke check {path} answered {status} (expected {wanted})"));
+            return Err(match processes::any_web(deployment) {
+                true => failure,
+                false => failure.hint("start a web process with `larder ps --scale web=1`: no web process runs"),
+            });
+        }
+        let Some(text) = &smoke.contains else { continue };
+        if !page.windows(text.len()).any(|window| window == text.as_bytes()) {
+            let text: String = text.chars().take(60).collect();
+            return Err(Failure::pusher(format!("smoke check {path}: the answer does not contain {text:?}")).hint(format!(
+                "check the page: it answered {status}, and its first {} bytes were searched (limit {} KiB)",
+                page.len(),
+                MAX_PAGE >> 10
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The step that runs `scripts.postdeploy` of app.json once, in a deployment of an environment in which no release is live yet. The record

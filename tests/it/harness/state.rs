@@ -75,7 +75,9 @@ impl World {
         let directory = self.environment(project).join("deployments");
         let journals = names(&directory).into_iter().map(|name| {
             let text = fs::read_to_string(directory.join(name).join("journal.jsonl")).unwrap_or_default();
-            text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+            // The server may be writing the last line.
+            let complete = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            complete.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
         });
         let mut journals: Vec<Vec<Value>> = journals.collect();
         // The journals are sorted by their first event, because their names have a resolution of seconds.

@@ -138,7 +138,7 @@ impl Step for ExchangeData {
 /// Ends the commands of `larder run` in the slot of the old release. Such a command would otherwise continue to write to the replaced data,
 /// which is deleted later. Changes made by hand in the slot are saved first.
 pub async fn end_commands(deployment: &Deployment) -> Result<(), Failure> {
-    let (Some(_), Some(previous)) = (&deployment.spec.data, &deployment.spec.previous) else { return Ok(()) };
+    let Some(previous) = &deployment.spec.previous else { return Ok(()) };
     drift::keep(deployment, previous, &deployment.previous_settings()).await;
     let environment = deployment.environment.id;
     deployment.services.drift.forget(environment, previous.slot);

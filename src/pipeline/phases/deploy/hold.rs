@@ -15,6 +15,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         live_app::UpgradeCase,
+        phases::post_deploy::request_smoke_pages,
         step::{Failure, Step, Work, seconds},
     },
     proxy::RouteState,
@@ -208,6 +209,42 @@ impl Step for TakePoint {
             let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, true).await?;
             if let Some(upgrade) = &mut deployment.facts.upgrade {
                 upgrade.point = Some(taken.id);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The step that requests the smoke pages while visitors wait, so that a failure still restores the data.
+pub struct CheckPages;
+
+impl Step for CheckPages {
+    fn name(&self) -> &'static str {
+        "deploy.check"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::Deploy
+    }
+
+    fn about(&self) -> &'static str {
+        "request the smoke pages from the new processes, if requests wait"
+    }
+
+    fn is_durable(&self, _: &Deployment) -> bool {
+        false
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            if !is_held(deployment) {
+                return Ok(());
+            }
+            let services = &deployment.services;
+            let connector = services.connector(&deployment.environment);
+            let instances = services.runtime.instances(deployment.environment.id, Some(deployment.spec.slot));
+            for address in instances.iter().filter(|one| one.label.process.is_web()).filter_map(|one| one.address()) {
+                request_smoke_pages(deployment, &*connector, address).await?;
             }
             Ok(())
         })

@@ -6,18 +6,19 @@ use super::processes;
 use crate::{
     backup::PointInfo,
     config::Safety,
-    model::Phase,
+    model::{Phase, ReleaseNumber},
     pipeline::{
         context::Deployment,
+        facts::Facts,
         live_app::{EarlierRuns, UpgradeCase, UpgradePlan},
         step::{self, Acquired, Failure, Resource, Step, Work, seconds},
     },
     release::{PathPatterns, manifest},
 };
 
-/// The assumed durations of parts of the hold that no earlier deployment had: the stop of the old release, the command, the start of the
-/// new release.
-const UNKNOWN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(3)];
+/// The assumed durations of parts of the hold that no earlier deployment had: the stop of the old release, the restore point, the command,
+/// the start of the new release.
+const UNKNOWN: [Duration; 4] = [Duration::from_secs(1), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(3)];
 
 /// The step that runs the project's upgrade command once in the slot. If the command fails, the release never serves.
 pub struct ReleaseCommand;
@@ -105,7 +106,7 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
         (early, took) = take_early(deployment).await?;
         live_app.remove(copied);
     }
-    let estimate = Estimate::new(&live_app.earlier(), took);
+    let estimate = Estimate::new(&live_app.earlier(), Some(took));
     let (case, reason) = choose(settings.upgrade.safety, &estimate, limit, obstacle(deployment, &early));
     let mut upgrade = UpgradePlan::new(case, reason);
     upgrade.estimate = u64::try_from(estimate.total().as_millis()).ok();
@@ -153,6 +154,29 @@ fn choose(safety: Safety, estimate: &Estimate, limit: Duration, obstacle: Option
     }
 }
 
+/// Returns lines about the next upgrade, according to the facts of the live release `number`.
+pub fn forecast(facts: &Facts, number: ReleaseNumber, earlier: &EarlierRuns) -> Vec<String> {
+    let (Some(settings), Some(command)) = (&facts.settings, configured(facts)) else { return Vec::new() };
+    let mut lines = vec![format!("upgrade, according to the recipe of {number}: {command}")];
+    if !settings.upgrade.paths.is_empty() {
+        lines.push(format!("  only if a file changed that matches {}", settings.upgrade.paths.join(", ")));
+    }
+    if facts.upgrade.as_ref().is_some_and(|upgrade| upgrade.case == UpgradeCase::Unprotected) {
+        lines.push(String::from("  without a hold: the environment has no data"));
+        return lines;
+    }
+    let estimate = Estimate::new(earlier, None);
+    let (case, reason) = choose(settings.upgrade.safety, &estimate, settings.hold().get(), None);
+    let case = if case == UpgradeCase::Held { "with a hold" } else { "without a hold; a failure does not restore the data" };
+    lines.extend([format!("  {case}: {reason}"), format!("  {estimate}")]);
+    lines
+}
+
+/// Returns the upgrade command, even if the deployment of these facts skipped the command.
+fn configured(facts: &Facts) -> Option<String> {
+    Facts { upgrade: None, ..facts.clone() }.release_command()
+}
+
 /// The estimated duration of a hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Estimate {
@@ -163,12 +187,12 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// Creates the estimate from earlier deployments and the expected duration of the restore point.
-    pub fn new(earlier: &EarlierRuns, point: Duration) -> Estimate {
-        let [stop, upgrade, boot] = UNKNOWN;
+    /// Creates the estimate from earlier deployments and the measured duration of the restore point, if it was measured.
+    pub fn new(earlier: &EarlierRuns, measured: Option<Duration>) -> Estimate {
+        let [stop, point, upgrade, boot] = UNKNOWN;
         Estimate {
             stop: earlier.stop.unwrap_or(stop),
-            point,
+            point: measured.or(earlier.point).unwrap_or(point),
             upgrade: earlier.upgrade.unwrap_or(upgrade),
             boot: earlier.boot.unwrap_or(boot),
         }
@@ -200,10 +224,11 @@ mod tests {
     fn hold_is_chosen_if_the_estimate_fits() {
         let known = EarlierRuns {
             stop: Some(Duration::from_millis(200)),
+            point: None,
             upgrade: Some(Duration::from_secs(10)),
             boot: Some(Duration::from_secs(4)),
         };
-        let estimate = Estimate::new(&known, Duration::from_millis(300));
+        let estimate = Estimate::new(&known, Some(Duration::from_millis(300)));
         assert_eq!(estimate.to_string(), "estimate: 14.5 s = stop 200 ms + restore point 300 ms + upgrade 10.0 s + start 4.0 s");
         let case = |safety, limit, obstacle: Option<&str>| {
             choose(safety, &estimate, Duration::from_secs(limit), obstacle.map(str::to_owned))
@@ -216,6 +241,6 @@ mod tests {
         assert_eq!(case(Safety::Auto, 30, Some("a disk is mounted")).0, UpgradeCase::Online);
         assert_eq!(case(Safety::Hold, 1, None).0, UpgradeCase::Held);
         assert_eq!(case(Safety::Online, 30, None).0, UpgradeCase::Online);
-        assert_eq!(Estimate::new(&EarlierRuns::default(), Duration::ZERO).total(), Duration::from_secs(6));
+        assert_eq!(Estimate::new(&EarlierRuns::default(), None).total(), Duration::from_secs(7));
     }
 }

@@ -30,6 +30,6 @@ impl Command for PlanArgs {
     }
 
     fn show(view: &PlanView) -> Shown {
-        Shown::Page(view.plan.iter().map(|line| format!("{line}\n")).collect())
+        Shown::Page(view.plan.iter().chain(&view.upgrade).map(|line| format!("{line}\n")).collect())
     }
 }
