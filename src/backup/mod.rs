@@ -286,6 +286,13 @@ pub enum RestoreJob {
     },
     /// Empties `restoring/`.
     Clear,
+    /// Restores into a scratch directory, compares each restored file with the restore point, and deletes the directory.
+    Drill {
+        /// The restore point.
+        point: String,
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+    },
 }
 
 /// The report of the restore worker.

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_points::{Point, RestoreOptions, Store};
+use larder_points::{LookOptions, Point, RestoreOptions, Store, diff_live};
 
 use super::{
     DATA, DATABASES, DatabaseJob, Filled, PointOwner, RestoreJob, databases,
@@ -20,6 +20,9 @@ use super::{
 
 /// The number of threads that write files.
 const THREADS: usize = 2;
+
+/// The name of the scratch directory of drills. A restored copy cannot have this name, because it begins with a dot.
+const SCRATCH: &str = ".drill";
 
 /// The maximum length of the name of a restored copy, in bytes.
 const MAX_NAME: usize = 64;
@@ -67,6 +70,13 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
             Ok(Filled { point: point.id().to_owned(), ..Filled::default() })
         }
         RestoreJob::Clear => clear(paths, empty).map(|()| Filled::default()),
+        RestoreJob::Drill { point, owner } => {
+            discard(paths, empty)?;
+            let drilled = drill(paths, point, owner);
+            // The result of the drill is reported, not an error of this cleanup. The next drill deletes the directory.
+            let _ = discard(paths, empty);
+            drilled
+        }
     }
 }
 
@@ -85,6 +95,38 @@ fn beside(paths: &RestorePaths, point: &str, owner: &PointOwner, name: &str) -> 
     let point = named(&Store::open(&paths.points)?, point)?;
     let parent = opened(&paths.restored)?;
     let report = point.restore_into(parent.as_fd(), OsStr::new(name), &options(owner)?)?;
+    Ok(filled(&point, &report))
+}
+
+/// Deletes the scratch directory of drills.
+fn discard(paths: &RestorePaths, empty: fn(&Path) -> io::Result<()>) -> Result<(), BackupFailure> {
+    let scratch = paths.restored.join(SCRATCH);
+    match fs::symlink_metadata(&scratch) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        _ => {}
+    }
+    let deleted = fs::set_permissions(&scratch, fs::Permissions::from_mode(0o700)).and_then(|()| empty(&scratch));
+    deleted.and_then(|()| fs::remove_dir(&scratch)).map_err(|e| BackupFailure::io("delete the copy of a drill", &e))
+}
+
+/// Restores into the scratch directory, and compares the restored files with the restore point as they are on the disk.
+fn drill(paths: &RestorePaths, point: &str, owner: &PointOwner) -> Result<Filled, BackupFailure> {
+    let point = named(&Store::open(&paths.points)?, point)?;
+    let report = point.restore_into(opened(&paths.restored)?.as_fd(), OsStr::new(SCRATCH), &options(owner)?)?;
+    let scratch = opened(&paths.restored.join(SCRATCH))?;
+    let options = LookOptions { threads: THREADS, listed: 1, ..LookOptions::default() };
+    let found = diff_live(&point, scratch.as_fd(), &options)?;
+    let different = found.added + found.removed + found.changed;
+    // An entry whose owner could not be restored differs only in its metadata.
+    if different > 0 || found.metadata > report.lost_owners {
+        let first = found.changes.first().map(|change| String::from_utf8_lossy(&change.path).into_owned()).unwrap_or_default();
+        let why = format!(
+            "the restored copy differs from {}: content of {different} entries, metadata of {}; first: {first}",
+            point.id(),
+            found.metadata
+        );
+        return Err(BackupFailure::new(FailureKind::Damaged, why));
+    }
     Ok(filled(&point, &report))
 }
 

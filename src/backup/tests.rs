@@ -151,6 +151,25 @@ fn full_disk_and_newer_format_have_distinct_failure_kinds() {
 }
 
 #[test]
+fn drill_compares_the_restored_copy_and_deletes_it() {
+    let place = Place::new();
+    fs::create_dir(place.at("data/closed")).unwrap();
+    fs::write(place.at("data/closed/a"), "content").unwrap();
+    symlink("nowhere", place.at("data/link")).unwrap();
+    fs::set_permissions(place.at("data/closed"), fs::Permissions::from_mode(0o500)).unwrap();
+    let point = place.take();
+    // The files of a killed drill do not count.
+    fs::create_dir_all(place.at("restored/.drill/data/left")).unwrap();
+    let job = RestoreJob::Drill { point: String::from("latest"), owner: owner("shop") };
+    assert_eq!(place.restore(&job).unwrap().files, 1);
+    assert_eq!(fs::read_dir(place.at("restored")).unwrap().count(), 0);
+    let stored = place.at("points").join(&point.id).join("files/data/closed/a");
+    fs::write(&stored, "Content").unwrap();
+    assert_eq!(place.restore(&job).unwrap_err().kind, FailureKind::Damaged);
+    assert_eq!(fs::read_dir(place.at("restored")).unwrap().count(), 0);
+}
+
+#[test]
 fn retention_keeps_verified_points_of_rules_and_of_protected_releases() {
     use crate::config::BackupKeep;
     use crate::model::ReleaseId;

@@ -10,7 +10,7 @@ use super::{
         Fallback::{Is, Says},
         KeyRow,
     },
-    quantity::{ByteSize, TimeSpan},
+    quantity::{Age, ByteSize, TimeSpan},
     reader::ConfigReader,
     yaml::Node,
 };
@@ -31,6 +31,8 @@ pub struct BackupConfig {
     pub parallel: u16,
     /// The bytes of older restore points of each environment that are read back within 24 hours.
     pub reverify: ByteSize,
+    /// The time after which the next run repeats the drill; `None` if the schedule starts no drills.
+    pub drill: Option<Age>,
     /// The rules by which restore points are removed.
     pub keep: BackupKeep,
 }
@@ -60,6 +62,7 @@ impl Default for BackupConfig {
             spread: TimeSpan::minutes(120),
             parallel: 1,
             reverify: ByteSize::mebibytes(10 << 10),
+            drill: None,
             keep: BackupKeep { last: 3, daily: 7, weekly: 4, monthly: 6, yearly: 0, bytes: None },
         }
     }
@@ -155,6 +158,13 @@ pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
         Is("10G"),
         "10G",
         |reader, node, key, backup| set(&mut backup.reverify, reader.size(node, key)),
+    ),
+    KeyRow::value(
+        "drill",
+        "The time after which a run repeats the drill: a restore of the new restore point into a scratch directory, with a comparison of each restored file. A drill needs the disk space of a restore.",
+        Says("no drills"),
+        "30d",
+        |reader, node, key, backup| backup.drill = reader.age(node, key),
     ),
     KeyRow::section(
         "keep",

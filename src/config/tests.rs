@@ -19,7 +19,8 @@ const RECIPE_INTRODUCTION: &str = "\
 const SERVER_INTRODUCTION: &str = "\
 # larder.yml in the server's root directory: the operator's settings of this server.
 # The file and all of its keys are optional. The values below are the defaults. The values of `paths`, `keep.age`,
-# `keep.bytes`, `promote`, `backup.keep.bytes` and `env` are examples: by default, these keys are not set.
+# `keep.bytes`, `promote`, `backup.drill`,
+# `backup.keep.bytes` and `env` are examples: by default, these keys are not set.
 # Durations: 500ms, 90s, 15m, 1h, 2d.  Sizes: 512K, 512M, 2G (powers of 1024).
 ";
 
@@ -67,7 +68,7 @@ fn server_reference_shows_the_defaults() {
     config.paths.clear();
     config.env.clear();
     (config.keep.age, config.keep.bytes, config.drift, config.builds.memory) = (None, None, None, None);
-    config.backup.keep.bytes = None;
+    (config.backup.keep.bytes, config.backup.drill) = (None, None);
     config.promote = PromotionPolicy::default();
     assert_eq!(config, ServerConfig::default());
 }

@@ -74,7 +74,7 @@ pub use self::{
     state_files::{BuildNumbers, Pin, Pins},
     supply::{ReleaseCandidate, SupplyError},
     transcript::{Follower, Transcript},
-    upkeep::{BackupOverview, BackupState, DamagedPoint, LastFailure, LastRun, Pruned, RunResult, VerifiedPoint},
+    upkeep::{BackupOverview, BackupState, DamagedPoint, DrillRecord, LastFailure, LastRun, Pruned, RunResult, VerifiedPoint},
     util::{chain, seconds},
     verdict::unrestored,
 };

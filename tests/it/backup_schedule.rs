@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Repo, World, until};
+use crate::harness::{Repo, World, state::names, until};
 
 const PROCFILE: &str = "web: exec larder static-server --root .\n";
 
@@ -17,7 +17,7 @@ const PROCFILE: &str = "web: exec larder static-server --root .\n";
 const ALWAYS: &str = "backup: {schedule: '* * * * * *', spread: 0s, keep: {last: 2, daily: 0, weekly: 0, monthly: 0}}\n";
 
 /// A schedule whose next run is always hours or months away.
-const YEARLY: &str = "backup: {schedule: '0 12 1 7 *', spread: 0s}\n";
+const YEARLY: &str = "backup: {schedule: '0 12 1 7 *', spread: 0s, drill: 1h}\n";
 
 fn shop(world: &World) -> Repo<'_> {
     world.project("shop");
@@ -121,6 +121,7 @@ fn missed_runs_are_made_up_for_once_also_after_a_kill() {
     let after = summary(&world);
     assert!(after["last_run"]["missed"].as_u64().unwrap() >= 3, "{after}");
     assert_eq!(after["newest"]["id"], after["last_run"]["result"]["verified"], "{after}");
+    assert_eq!((&after["drill"]["point"], &after["drill"]["failure"]), (&after["newest"]["id"], &Value::Null), "{after}");
     // The interrupted runs continued with the restore point that the first server took.
     let points = points(&world);
     assert_eq!(points.len(), 1, "{points:#?}");
@@ -162,6 +163,15 @@ fn damaged_restore_point_is_announced_within_one_cycle() {
         let told = fs::read_to_string(&news).unwrap();
         told.contains("backup_damaged") && told.contains("backup_verified")
     });
+    // A drill restores a copy, compares it, and deletes it. A drill of the damaged restore point fails, and is shown.
+    world.larder(&["backup", "drill", "shop"]).says("succeeded: ").says("restored and compared");
+    assert_eq!(summary(&world)["drill"]["failure"], Value::Null);
+    world.larder(&["backup", "drill", "shop", id]).exits(1).says("failed after");
+    world.larder(&["status"]).says("the drill of ").says("data/media/upload");
+    world.larder(&["backup", "drill", "shop", "nothing"]).exits(4);
+    world.larder(&["backup", "drill", "shop"]).ok();
+    world.larder(&["backup", "list", "shop"]).says("last drill: ").says("succeeded");
+    assert_eq!(names(&world.environment("shop").join("archives/restored")), Vec::<String>::new());
     // A damaged restore point is not removed by the rules; a person removes it.
     world.larder(&["backup", "remove", "shop", id]).ok();
     assert_eq!(summary(&world)["damaged"], Value::Array(Vec::new()));

@@ -1,9 +1,9 @@
-//! The requests to list the restore points, and to remove the restore points that no rule keeps.
+//! The requests to list the restore points, to remove the restore points that no rule keeps, and to test a restore.
 
 use serde::Serialize;
 
 use super::{
-    backup::{PointView, of_points},
+    backup::{PointView, of_points, point_name},
     backup_summary::BackupSummary,
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
         request::{Context, Reply, Request},
     },
     model::{Access, ProjectName},
-    pipeline::RestoreRecord,
+    pipeline::{DrillRecord, RestoreRecord},
 };
 
 /// The request to list the restore points.
@@ -99,6 +99,41 @@ impl Request for BackupList {
             last_restore: pipeline.last_restore(&environment),
         };
         Ok(list.into())
+    }
+}
+
+/// The request to restore a restore point into a scratch directory, and to compare each restored file.
+#[derive(Debug)]
+pub struct BackupDrill {
+    /// The environment.
+    pub target: Target,
+    /// The id of the restore point, the beginning or end of its id, or `latest`.
+    pub point: String,
+}
+
+/// The answer to [`BackupDrill`].
+#[derive(Debug, Clone, Serialize)]
+pub struct DrillView {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The drill.
+    #[serde(flatten)]
+    pub drill: DrillRecord,
+}
+
+impl Request for BackupDrill {
+    type View = DrillView;
+    const NAME: &'static str = "backup drill";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (Some(&self.target.project), Access::Push)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<DrillView>, CommandError> {
+        point_name(&self.point)?;
+        let environment = control.environment(&self.target)?;
+        let drill = control.pipeline().drill(&environment, self.point).await.map_err(|error| of_points(&error))?;
+        Ok(DrillView { environment: environment.title(), drill }.into())
     }
 }
 

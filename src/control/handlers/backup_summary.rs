@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::{
     control::state::Control,
     model::Environment,
-    pipeline::{DamagedPoint, LastFailure, LastRun, VerifiedPoint},
+    pipeline::{DamagedPoint, DrillRecord, LastFailure, LastRun, VerifiedPoint},
 };
 
 /// The state of the scheduled restore points of an environment.
@@ -26,6 +26,8 @@ pub struct BackupSummary {
     pub last_run: Option<LastRun>,
     /// The last failure of the schedule.
     pub last_failure: Option<LastFailure>,
+    /// The last drill.
+    pub drill: Option<DrillRecord>,
     /// The reason why the schedule does not work; absent if it works.
     pub problem: Option<String>,
 }
@@ -47,7 +49,8 @@ impl BackupSummary {
             newest,
             damaged: record.as_ref().map(|record| record.damaged.clone()).unwrap_or_default(),
             last_run: record.as_ref().and_then(|record| record.last.clone()),
-            last_failure: record.and_then(|record| record.failure),
+            last_failure: record.as_ref().and_then(|record| record.failure.clone()),
+            drill: record.and_then(|record| record.drill),
             problem,
         }
     }

@@ -3,6 +3,7 @@
 //! `schedule.rs` is the task that starts the runs, `due.rs` computes their times, `run.rs` carries out one run of one environment, and
 //! `state.rs` is the record that survives a restart of the server.
 
+mod drill;
 mod due;
 pub(super) mod records;
 mod retain;
@@ -13,5 +14,5 @@ mod state;
 pub use self::{
     retain::Pruned,
     schedule::BackupOverview,
-    state::{BackupState, DamagedPoint, LastFailure, LastRun, RunResult, VerifiedPoint},
+    state::{BackupState, DamagedPoint, DrillRecord, LastFailure, LastRun, RunResult, VerifiedPoint},
 };

@@ -130,6 +130,7 @@ impl Pipeline {
         self.read_older(environment, &id).await?;
         if matches!(result, RunResult::Verified(_)) {
             self.remove_unkept(environment).await?;
+            self.drill_if_due(environment, &id).await;
         }
         Ok(result)
     }

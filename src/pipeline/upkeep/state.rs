@@ -34,8 +34,28 @@ pub struct BackupState {
     pub verified: Option<VerifiedPoint>,
     /// The restore points that are damaged or unusable, newest first.
     pub damaged: Vec<DamagedPoint>,
+    /// The last drill.
+    #[serde(default)]
+    pub drill: Option<DrillRecord>,
     /// The reading of older restore points.
     pub(super) reading: Reading,
+}
+
+/// A drill: a restore of a restore point into a scratch directory, with a comparison of each restored file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrillRecord {
+    /// The restore point.
+    pub point: String,
+    /// The time at which the drill began.
+    pub begun: Timestamp,
+    /// The duration, in milliseconds.
+    pub millis: u64,
+    /// The number of restored files.
+    pub files: u64,
+    /// The total size of the restored files, in bytes.
+    pub bytes: u64,
+    /// The reason why the drill failed; `None` after a success.
+    pub failure: Option<String>,
 }
 
 /// A run that has not ended.
@@ -142,6 +162,7 @@ impl BackupState {
             failure: None,
             verified: None,
             damaged: Vec::new(),
+            drill: None,
             reading: Reading { since: now, bytes: 0 },
         }
     }

@@ -10,7 +10,7 @@ use super::{
         text::{self, MAX_ROWS, count, moment, size},
     },
     arguments::{On, OnTarget},
-    backup_prune::{self, BackupPruneArgs},
+    backup_upkeep::{self, BackupDrillArgs, BackupPruneArgs},
 };
 use crate::{
     backup::DataDiff,
@@ -40,6 +40,7 @@ pub enum BackupVerb {
     Export(BackupExportArgs),
     Remove(BackupRemoveArgs),
     Prune(BackupPruneArgs),
+    Drill(BackupDrillArgs),
 }
 
 impl BackupVerb {
@@ -67,6 +68,7 @@ impl BackupVerb {
             BackupVerb::Export(command) => asking.ask(command).await,
             BackupVerb::Remove(command) => asking.ask(command).await,
             BackupVerb::Prune(command) => asking.ask(command).await,
+            BackupVerb::Drill(command) => asking.ask(command).await,
         }
     }
 }
@@ -170,7 +172,7 @@ impl Command for BackupListArgs {
             };
             let _ = writeln!(text, "last restore: {} at {} UTC by {}: {end}", tail(&last.point), moment(last.begun), last.by);
         }
-        text.push_str(&backup_prune::lines(&list.schedule));
+        text.push_str(&backup_upkeep::lines(&list.schedule));
         Shown::Page(text)
     }
 }

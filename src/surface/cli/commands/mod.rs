@@ -4,7 +4,7 @@
 
 mod arguments;
 mod backup;
-mod backup_prune;
+mod backup_upkeep;
 mod deliverable;
 mod deploy;
 mod doctor;

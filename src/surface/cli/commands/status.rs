@@ -5,7 +5,7 @@ use super::{
         command::{Command, Shown},
         text,
     },
-    backup_prune, drift,
+    backup_upkeep, drift,
 };
 use crate::control::{self, CommandError, EnvironmentStatus, StatusReport};
 
@@ -28,7 +28,7 @@ impl Command for StatusArgs {
         text.push_str(&format!("  host key {}\n  {} MiB of disk free\n\n", report.host_key, report.disk_free >> 20));
         let row = |one: &EnvironmentStatus| {
             let drift = Some(drift::brief(one.drift.as_ref())).filter(|drift| !drift.is_empty());
-            let failures = backup_prune::failures(&one.backup);
+            let failures = backup_upkeep::failures(&one.backup);
             let notes: Vec<&str> = one.note.iter().chain(&drift).chain(&failures).map(String::as_str).collect();
             let state = if notes.is_empty() { one.state.to_owned() } else { format!("{}: {}", one.state, notes.join("; ")) };
             vec![
@@ -36,7 +36,7 @@ impl Command for StatusArgs {
                 one.mode.to_string(),
                 one.branch.clone(),
                 text::live(one.live.as_ref()),
-                backup_prune::brief(&one.backup),
+                backup_upkeep::brief(&one.backup),
                 state,
             ]
         };

@@ -1,4 +1,4 @@
-//! The command `larder backup prune`, and the lines about scheduled restore points that other commands show.
+//! The commands `larder backup prune` and `larder backup drill`, and the lines about scheduled restore points that other commands show.
 
 use std::fmt::Write as _;
 
@@ -7,12 +7,12 @@ use super::{
         command::{Command, Shown},
         text::{self, count, moment, size},
     },
-    arguments::On,
+    arguments::{On, OnTarget},
 };
 use crate::{
-    control::{BackupPrune, BackupSummary, CommandError, PointView, PruneView},
+    control::{BackupDrill, BackupPrune, BackupSummary, CommandError, DrillView, PointView, PruneView},
     model::sanitise_line,
-    pipeline::RunResult,
+    pipeline::{DrillRecord, RunResult},
 };
 
 /// Remove the restore points that no rule of backup.keep selects
@@ -47,6 +47,49 @@ impl Command for BackupPruneArgs {
     }
 }
 
+/// Test a restore: restore a restore point into a scratch directory and compare every file
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The live data is not changed, and the application keeps serving. The copy is deleted after the comparison. A drill does not start the release on the copy, and does not load dumps of databases.\n\nExit status: 0 the copy equals the restore point, 1 it differs or the restore failed, 4 the restore point does not exist."
+)]
+pub struct BackupDrillArgs {
+    #[command(flatten)]
+    on: OnTarget,
+    /// Restore point
+    #[arg(value_name = "POINT", default_value = "latest")]
+    point: String,
+}
+
+impl Command for BackupDrillArgs {
+    type Request = BackupDrill;
+
+    fn request(self) -> Result<BackupDrill, CommandError> {
+        Ok(BackupDrill { target: self.on.target, point: self.point })
+    }
+
+    fn show(view: &DrillView) -> Shown {
+        Shown::Done(format!("{}: {}\n", view.environment, drill(&view.drill)))
+    }
+
+    fn exit_code(view: &DrillView) -> u8 {
+        u8::from(view.drill.failure.is_some())
+    }
+}
+
+/// Renders a drill, without its time.
+fn drill(record: &DrillRecord) -> String {
+    let seconds = record.millis as f64 / 1000.0;
+    match &record.failure {
+        None => format!(
+            "the drill of {} succeeded: {} ({}) restored and compared in {seconds:.1} s",
+            record.point,
+            count(record.files, "file"),
+            size(record.bytes)
+        ),
+        Some(why) => format!("the drill of {} failed after {seconds:.1} s: {}", record.point, sanitise_line(why)),
+    }
+}
+
 /// Renders the newest verified restore point and the next run, for an overview.
 pub(super) fn brief(summary: &BackupSummary) -> String {
     let newest = match &summary.age {
@@ -66,6 +109,9 @@ pub(super) fn failures(summary: &BackupSummary) -> Vec<String> {
         0 => {}
         1 => all.push(String::from("1 restore point is damaged")),
         number => all.push(format!("{number} restore points are damaged")),
+    }
+    if let Some(failed) = summary.drill.as_ref().filter(|record| record.failure.is_some()) {
+        all.push(drill(failed));
     }
     let is_failed = summary.last_run.as_ref().is_some_and(|run| matches!(run.result, RunResult::Failed(_)));
     if let Some(failure) = summary.last_failure.as_ref().filter(|_| is_failed) {
@@ -98,6 +144,9 @@ pub(super) fn lines(summary: &BackupSummary) -> String {
             missed => format!(", for {}", count(missed, "missed run")),
         };
         let _ = writeln!(text, "last run: {} UTC{missed}: {result}", moment(run.ended));
+    }
+    if let Some(record) = &summary.drill {
+        let _ = writeln!(text, "last drill: {} UTC: {}", moment(record.begun), drill(record));
     }
     for failure in failures(summary) {
         let _ = writeln!(text, "failure: {failure}");
