@@ -10,7 +10,7 @@ use std::{
 use crate::harness::source::{Imports, Source, paths, sources, top};
 
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
-const KEPT: [(&str, &[&str]); 18] = [
+const KEPT: [(&str, &[&str]); 19] = [
     ("git2", &["git"]),
     ("russh", &["surface/ssh", "remote/ssh", "server.rs"]),
     ("object_store", &["remote"]),
@@ -20,6 +20,7 @@ const KEPT: [(&str, &[&str]); 18] = [
     ("tar", &[]),
     ("zstd", &[]),
     ("serde_yaml", &["config"]),
+    ("croner", &["config"]),
     ("minijinja", &["proxy"]),
     ("hyper", &["proxy", "runtime/static_server"]),
     ("hyper_util", &["proxy", "runtime/static_server"]),
