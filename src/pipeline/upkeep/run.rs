@@ -94,7 +94,7 @@ impl Pipeline {
             // The previous server took the restore point, and was stopped before the verification.
             Some(id) => (id, self.upkeep_permit().await),
             None => {
-                let (_, locked, permit) = match self.until_idle(environment).await {
+                let (queue, locked, permit) = match self.until_idle(environment).await {
                     Some(idle) => idle,
                     None => {
                         let why = "a deployment or a restore was under way for 2 hours";
@@ -104,7 +104,7 @@ impl Pipeline {
                 // The lock is taken again for the capture; the measurement needs none.
                 drop(locked);
                 let space = self.measure(environment, None).await?;
-                if space.files == 0 {
+                if space.files == 0 && self.databases(&queue, environment)?.is_empty() {
                     return Ok(RunResult::Skipped(String::from("the environment has no data")));
                 }
                 let reserve = self.services().config.limits.disk_reserve.bytes();
