@@ -18,9 +18,9 @@ impl Rules {
     pub fn new(data: &[String], ignore: &[String]) -> Result<Rules, ReleaseError> {
         let mut builder = GitignoreBuilder::new("");
         for (index, pattern) in ignore.iter().enumerate() {
-            builder.add_line(None, pattern).map_err(|e| ReleaseError::Ignore { line: index + 1, why: e.to_string() })?;
+            builder.add_line(None, pattern).map_err(|e| ReleaseError::Pattern { number: index + 1, why: e.to_string() })?;
         }
-        let ignore = builder.build().map_err(|e| ReleaseError::Ignore { line: 0, why: e.to_string() })?;
+        let ignore = builder.build().map_err(|e| ReleaseError::Patterns(e.to_string()))?;
         Ok(Rules { data: data.to_vec(), ignore })
     }
 

@@ -227,7 +227,7 @@ pub fn lost_journal(error: &JournalError) -> Outcome {
     let fault = Fault {
         phase: Phase::Gather,
         blame: Blame::Host,
-        why: String::from("cannot write the journal of this deployment"),
+        why: String::from("cannot use the journal of this deployment"),
         hints: vec![String::from(
             "check the server's disk, then run `larder deploy --unfreeze`, which reads the journal again and finishes or reverts the deployment",
         )],

@@ -60,9 +60,9 @@ impl PathPatterns {
     pub fn new(patterns: &[String]) -> Result<PathPatterns, ReleaseError> {
         let mut builder = GitignoreBuilder::new("");
         for (index, pattern) in patterns.iter().enumerate() {
-            builder.add_line(None, pattern).map_err(|e| ReleaseError::Ignore { line: index + 1, why: e.to_string() })?;
+            builder.add_line(None, pattern).map_err(|e| ReleaseError::Pattern { number: index + 1, why: e.to_string() })?;
         }
-        builder.build().map(PathPatterns).map_err(|e| ReleaseError::Ignore { line: 0, why: e.to_string() })
+        builder.build().map(PathPatterns).map_err(|e| ReleaseError::Patterns(e.to_string()))
     }
 
     /// Returns the path of the first selected entry that differs between two sorted lists of entries.

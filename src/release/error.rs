@@ -45,10 +45,21 @@ pub enum ReleaseError {
         /// The remedy.
         hint: &'static str,
     },
+    /// An entry of a list of patterns in the recipe is not a pattern.
+    #[error("cannot use pattern {number}: {why}")]
+    Pattern {
+        /// The number of the pattern in its list, counted from 1.
+        number: usize,
+        /// The cause.
+        why: String,
+    },
+    /// The patterns of the recipe or of `.larderignore` cannot be combined.
+    #[error("cannot combine the patterns: {0}")]
+    Patterns(String),
     /// A line of `.larderignore` is not a pattern.
     #[error(".larderignore:{line}: {why}")]
     Ignore {
-        /// The number of the line, counted from 1; 0 if the cause is not in a single line.
+        /// The number of the line, counted from 1.
         line: usize,
         /// The cause.
         why: String,
@@ -129,8 +140,8 @@ impl ReleaseError {
     /// Returns true if the project or a received deliverable caused the error, not this machine. A worker *refuses* a bad tree or archive,
     /// but *fails* because of the machine.
     pub fn is_for_the_pusher(&self) -> bool {
-        use ReleaseError::{Ignore, Refused, Rejected, Unfit};
-        matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Rejected(_))
+        use ReleaseError::{Ignore, Pattern, Patterns, Refused, Rejected, Unfit};
+        matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Pattern { .. } | Patterns(_) | Rejected(_))
     }
 
     /// Returns the hint to show below the error; `None` if the error has no hint.

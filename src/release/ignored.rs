@@ -30,7 +30,7 @@ fn parse(text: &str) -> Result<Gitignore, ReleaseError> {
     for (index, line) in text.lines().enumerate() {
         builder.add_line(None, line).map_err(|e| ReleaseError::Ignore { line: index + 1, why: e.to_string() })?;
     }
-    builder.build().map_err(|e| ReleaseError::Ignore { line: 0, why: e.to_string() })
+    builder.build().map_err(|e| ReleaseError::Patterns(e.to_string()))
 }
 
 fn retain(patterns: &Gitignore, items: &mut Vec<Item>) {

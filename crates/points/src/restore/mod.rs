@@ -293,7 +293,7 @@ fn check_keep(point: &Point, base: BorrowedFd<'_>, keep: Option<&str>) -> Result
     let (parent, name) = sys::split(keep.as_bytes());
     let found = sys::open_dir(base, parent, false).and_then(|dir| sys::stat_at(dir.as_fd(), name));
     match found {
-        Ok(_) => Err(PointError::NotEmpty { path: keep.into() }),
+        Ok(_) => bad("the directory for replaced files already exists"),
         Err(Errno::NOENT) => Ok(()),
         Err(other) => Err(PointError::io("look at", keep, other)),
     }

@@ -59,7 +59,7 @@ fn restore_with_a_finished_ticket_does_nothing() {
     assert!(scene.restore("one", "t1", Some("kept")).unwrap().was_complete);
     assert!(scene.path("uploads/after").exists());
     // A new ticket starts a new restore, which must not overwrite the kept files.
-    assert!(matches!(scene.restore("one", "t2", Some("kept")), Err(PointError::NotEmpty { .. })));
+    assert!(matches!(scene.restore("one", "t2", Some("kept")), Err(PointError::Source { .. })));
     scene.restore("one", "t2", None).unwrap();
     assert!(!scene.path("uploads/after").exists());
     assert!(matches!(scene.restore("one", "t3", Some("uploads/kept")), Err(PointError::Source { .. })));
