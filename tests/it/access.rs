@@ -250,7 +250,8 @@ fn requests_per_user_are_limited(world: &World) {
         logs.args(world.ssh_options("alice")).args(["larder@127.0.0.1", "logs", "shop", "--follow"]);
         logs.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // There are a few more connections than the limit allows, because the command below may get the place of a connection.
+    // The command below also counts as a request, and may be accepted before some of the connections. Therefore more connections are opened
+    // than the limit allows.
     let mut all: Vec<_> = (0..19).map(|_| follow()).collect();
     until("there are too many requests", || {
         let more = world.ssh("alice", &["whoami"]);

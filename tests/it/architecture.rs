@@ -70,7 +70,7 @@ fn module_of(path: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// Returns the number of modules between the crate and a file: 1 for `git/mod.rs` and `server.rs`, 2 for `git/refs.rs`.
+/// Returns the depth of a file's module below the crate: 1 for `git/mod.rs` and `server.rs`, 2 for `git/refs.rs`.
 fn depth(path: &Path) -> usize {
     path.components().count() - usize::from(path.ends_with("mod.rs"))
 }
@@ -110,7 +110,7 @@ fn module_imports_only_modules_below_it() {
 fn super_does_not_leave_the_top_level_module() {
     let mut wrong = Vec::new();
     for (path, source) in program() {
-        // A module inside a file is indented; its `super` is the module of the file.
+        // The code of a module inside a file is indented. This code is not checked, because its `super` is the module of the file.
         for line in source.code().lines().filter(|line| !line.starts_with(' ')) {
             let supers = line.matches("super::").count();
             if supers > 0 && supers >= depth(&path) && line.contains(&"super::".repeat(depth(&path))) {
@@ -164,7 +164,7 @@ fn dependency_is_named_only_by_its_modules() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Returns true if the code has `dependency::` as the first word of a path.
+/// Returns true if the code names a dependency: as the first word of a path, or in a `use`.
 fn names(code: &str, dependency: &str) -> bool {
     let path = format!("{dependency}::");
     code.match_indices(&path).any(|(at, _)| {

@@ -20,7 +20,7 @@ in_one_mode!(
     visitors_wait_during_a_restore,
     sqlite_database_is_restored_with_rows_of_its_log,
     damaged_restore_point_is_shown_and_refused,
-    restore_killed_at_each_point_leaves_old_or_restored_data,
+    restore_killed_at_each_failpoint_leaves_old_or_restored_data,
     restore_killed_at_any_instant_leaves_old_or_restored_data,
     restore_during_a_deployment_is_refused,
     restore_into_a_frozen_environment_is_refused,
@@ -287,7 +287,7 @@ fn damaged_restore_point_is_shown_and_refused(world: &World) {
     world.larder(&["backup", "restore", "shop", id(&next), "--yes"]).exits(3);
 }
 
-fn restore_killed_at_each_point_leaves_old_or_restored_data(world: &World) {
+fn restore_killed_at_each_failpoint_leaves_old_or_restored_data(world: &World) {
     shop(world);
     sh(world, "echo old > media/file; echo gone > media/gone");
     let point = take(world);
@@ -298,7 +298,8 @@ fn restore_killed_at_each_point_leaves_old_or_restored_data(world: &World) {
     fs::create_dir(&marks).unwrap();
     fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
     for (at, restored) in [("filled", false), ("taken", false), ("exchanged", true), ("cleared", true)] {
-        // The mark limits the failpoint to one kill, because the next server has the same failpoints.
+        // The failpoint kills the server only if its mark does not exist yet. Without the mark, the failpoint would also kill the next
+        // server.
         world.restart(&[("FAILPOINTS", &format!("restore.{at}=return({})", marks.display()))]);
         let ended = world.larder(&["backup", "restore", "shop", id(&point), "--yes"]);
         assert_ne!(ended.status, 0, "{at}: the server was killed");

@@ -1,5 +1,5 @@
-//! Tests of scheduled restore points: runs on a schedule, missed and interrupted runs, verification in turn, retention, and deployments that
-//! arrive during a run.
+//! Tests of scheduled restore points: runs on a schedule, missed and interrupted runs, verification of older restore points, retention, and
+//! deployments that arrive during a run.
 
 use std::{
     fs,
@@ -16,8 +16,9 @@ const PROCFILE: &str = "web: exec larder static-server --root .\n";
 /// A schedule with a run in every second.
 const ALWAYS: &str = "backup: {schedule: '* * * * * *', spread: 0s, keep: {last: 2, daily: 0, weekly: 0, monthly: 0}}\n";
 
-/// A schedule whose next run is always hours or months away.
-const YEARLY: &str = "backup: {schedule: '0 12 1 7 *', spread: 0s, drill: 1h}\n";
+/// A schedule with one run per year, so that no run is due during a test unless the test changes the record of the schedule.
+const YEARLY: &str = "backup: {schedule: '0 12 1 7 *', spread: 0s, drill: 1h}
+";
 
 fn shop(world: &World) -> Repo<'_> {
     world.project("shop");
@@ -42,7 +43,7 @@ fn ids(world: &World) -> Vec<String> {
     points(world).iter().map(|point| point["id"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Returns the scheduled restore points of `larder status`.
+/// Returns the part of `larder status` that describes the scheduled restore points.
 fn summary(world: &World) -> Value {
     world.larder(&["--json", "status"]).json()["environments"][0]["backup"].clone()
 }
@@ -51,7 +52,8 @@ fn record(world: &World) -> PathBuf {
     world.environment("shop").join("backups.json")
 }
 
-/// Moves the time that the schedule has covered to the past, while the server does not run.
+/// Makes the next server start a missed run: sets the last handled time in the record of the schedule to `time`. No server may run
+/// meanwhile.
 fn forget_runs_since(world: &World, time: &str) {
     let mut state: Value = serde_json::from_slice(&fs::read(record(world)).unwrap()).unwrap();
     state["covered"] = Value::from(time);
@@ -73,7 +75,7 @@ fn scheduled_restore_points_are_verified_shown_and_pruned() {
     let first = summary(&world)["newest"]["id"].as_str().unwrap().to_owned();
     world.larder(&["status"]).says("s old, next ");
     until("further runs follow", || ids(&world).len() >= 2 && !ids(&world).contains(&first));
-    // The rules keep two restore points, and a run adds one before it removes others.
+    // The rules keep two restore points. A run takes a new restore point before it removes older restore points.
     let points = points(&world);
     assert!(points.len() <= 4, "{points:#?}");
     assert!(points.iter().any(|point| point["state"] == "ok" && point["reason"] == "scheduled"), "{points:#?}");
@@ -136,7 +138,7 @@ fn missed_runs_are_made_up_for_once_also_after_a_kill() {
 }
 
 #[test]
-fn damaged_restore_point_is_announced_within_one_cycle() {
+fn damaged_restore_point_is_announced_by_the_next_run() {
     let Some(world) = World::configured(YEARLY) else { return };
     shop(&world);
     let point = world.larder(&["--json", "backup", "take", "shop"]).json();
@@ -190,7 +192,8 @@ fn deployment_interrupts_a_scheduled_capture() {
     let repo = shop(&world);
     world.stop();
     forget_runs_since(&world, "2025-01-01T00:00:00Z");
-    // The first capture takes longer than a test may take. A deployment does not wait for it.
+    // The failpoint makes the first capture longer than the time limit of a test. The push is therefore accepted in time only if its
+    // deployment does not wait for the capture.
     world.start(&[("FAILPOINTS", "upkeep.capture=1*sleep(120000)->off")]);
     repo.page("version two");
     repo.push().accepted();
@@ -204,7 +207,7 @@ fn deployment_interrupts_a_scheduled_capture() {
 }
 
 #[test]
-fn run_that_does_not_fit_on_the_disk_fails_with_both_figures() {
+fn run_without_enough_disk_space_fails_with_the_needed_bytes() {
     let Some(world) = World::configured(YEARLY) else { return };
     shop(&world);
     world.stop();

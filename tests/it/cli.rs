@@ -123,7 +123,7 @@ fn second_environment_deploys_its_own_branch(world: &World) {
     assert_eq!(repo.ls_remote().get("refs/heads/next"), Some(&next));
     repo.git(&["ls-remote", "--symref", &repo.url(), "HEAD"]).says("ref: refs/heads/main");
     world.larder(&["releases", "shop/staging"]).says("v1");
-    // The hint names this environment, not the default environment.
+    // The hint names the environment staging, not the default environment.
     repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
     repo.commit("does not build");
     repo.push_as(&["HEAD:refs/heads/next"]).says("`larder deploy shop/staging --retry`").rejected();
@@ -136,10 +136,11 @@ fn excess_local_commands_are_refused(world: &World) {
         let mut logs = world.larder_command();
         logs.args(["logs", "shop", "--follow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // There are a few more clients than the limit allows, because the command below may get the place of a client.
+    // The command below also counts as a client, and may be served before some of the clients. Therefore more clients are started than the
+    // limit allows.
     let mut all: Vec<_> = (0..68).map(|_| follow()).collect();
     until("there are too many commands", || {
-        // A client that was refused, because all clients connected at the same time, connects again.
+        // A client may be refused while all clients connect at the same time. Such a client is started again.
         for one in &mut all {
             if one.try_wait().unwrap().is_some() {
                 *one = follow();

@@ -1,5 +1,5 @@
-//! The persistent state of an environment: files and directories below `data/`, the part that a failed deployment removes again, and
-//! `postdeploy`, which runs once.
+//! The persistent state of an environment: files and directories below `data/`, the files that a failed deployment has seeded and removes,
+//! and `postdeploy`, which runs once.
 
 use std::{fs, path::PathBuf, process::Command};
 
@@ -145,13 +145,13 @@ fn postdeploy_runs_once_per_environment(world: &World) {
     repo.write("app.json", r#"{"scripts": {"postdeploy": "echo seeded >> db/seeds"}}"#);
     repo.program(".larder/post_install", "#!/bin/sh\nexit 1\n").page("version one");
     repo.push().says("Running the postdeploy script").rejected_with("post_install: ");
-    // The script has run, although no release is live yet.
+    // The script has run in the failed deployment, so the next deployment does not run it, although no release is live yet.
     repo.remove(".larder/post_install").page("version one");
     repo.push().accepted().0.keeps_quiet_about("Running the postdeploy script");
     assert_eq!(sh(world, "cat db/seeds"), "seeded", "the failed deployment keeps what postdeploy has made");
     repo.page("version two");
     repo.push().accepted().0.keeps_quiet_about("Running the postdeploy script");
-    // A failed script does not count: the next deployment runs it again.
+    // If the script fails, the next deployment runs the script again.
     world.larder(&["project", "create", "blog", "--mode", "cooking"]).ok();
     let blog = Repo::new(world, "blog");
     blog.write("Procfile", PROCFILE).write("app.json", r#"{"scripts": {"postdeploy": "exit 3"}}"#).page("one");
@@ -183,7 +183,8 @@ fn interrupted_postdeploy_is_not_repeated(world: &World) {
     world.larder(&["deploy", "shop", "--follow"]).says("was interrupted and is not run again");
 }
 
-/// A script that is killed has done an unknown part of its work, unlike a script that exits by itself.
+/// The effects of a script that was killed are unknown. Therefore the next deployment does not run this script, but runs a script that
+/// exited with an error.
 fn killed_postdeploy_is_not_repeated(world: &World) {
     let repo = shop(world, "data: [db]\n");
     repo.write("app.json", r#"{"scripts": {"postdeploy": "echo begun >> db/seeds; exec sleep 98763"}}"#).page("version one");

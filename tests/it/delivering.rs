@@ -1,4 +1,4 @@
-//! Deliveries without a build: every step of the plan fails once, runs twice, and is killed once.
+//! Deliveries, which have no build: every step of the plan fails once and runs twice, and the server is killed once at every event.
 
 use crate::{
     harness::{Repo, World, faults::Attempt, in_each_mode, in_one_mode, output::golden, state::names, until},
@@ -78,7 +78,7 @@ fn repeated_step_of_a_delivery_succeeds(world: &World) {
     world.is_consistent("shop");
 }
 
-/// Fails, repeats and kills the steps of a delivery from another server, whose release is fetched as an archive or as a delta.
+/// Fails, repeats and kills the steps of deliveries from another server. The release is fetched as an archive or as a delta.
 fn fetch_from_a_second_server_survives_failure_repetition_and_kill(world: &World) {
     let Some(staging) = World::any() else { return };
     introduce(here(world), here(&staging), &["shop"]);

@@ -37,7 +37,7 @@ fn open(path: &Path) -> File {
     File::options().read(true).write(true).create(true).truncate(true).open(path).unwrap()
 }
 
-/// Writes archive and manifest of a tree to `releases/`, as bundling would.
+/// Writes the archive and the manifest of a tree to `releases/`, as the step `bundle.archive` does.
 fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
     let created = jiff::Timestamp::from_second(second).unwrap();
     let head = Head {
@@ -61,7 +61,7 @@ fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
     store::read(&path).unwrap()
 }
 
-/// Accepts a delta on the receiving side before anything is installed.
+/// Stores a delta and the manifest that the delta contains in the receiving environment. Nothing is installed yet.
 fn receive(paths: &EnvironmentPaths, from: &Path, old: &Manifest) -> Manifest {
     let file = File::open(from).unwrap();
     let (base, release) = delta::endpoints(&file).unwrap();
@@ -130,7 +130,7 @@ async fn delta_installs_a_release_of_another_environment() {
         let installed = release::install(&serve_side, new.release, Some(old.release), seal, None).await.unwrap();
         assert_eq!((installed.report.linked, installed.report.unpacked), (198, 2));
         assert_eq!(release::verify(&production.tree(new.release), &new).unwrap(), []);
-        // A spare of a release without an archive is a copy of its tree.
+        // If a release has no archive, its spare tree is made from its installed tree.
         let spare = release::spare(&serve_side, unknown, new.release).await.unwrap();
         assert_eq!((spare.report.linked, spare.report.unpacked), (200, 0));
 

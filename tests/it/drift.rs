@@ -13,7 +13,7 @@ in_one_mode!(
     change_during_deployment_survives_a_kill_after_its_end,
     changed_installed_tree_is_reported,
     invalid_drift_settings_are_refused,
-    drift_commands_need_view_or_push_right,
+    drift_commands_need_view_push_or_operate_right,
     rollback_without_its_patch_is_refused_before_any_change,
 );
 
@@ -114,7 +114,7 @@ fn hotfix_is_applied_to_next_release(world: &World) {
     repo.commit("three");
     repo.push().accepted();
     world.get("shop", "/").holds("FIXED");
-    // A contradicting change is refused before anything has changed for users.
+    // A release that changes the same lines as the patch is refused, and visitors see no change.
     let live = repo.live();
     repo.write("index.html", PAGE.replace("one", "another")).commit("four");
     repo.push().rejected_with("to this release: index.html: this release has changed the same lines").says("drift: keep");
@@ -257,7 +257,7 @@ fn invalid_drift_settings_are_refused(world: &World) {
     world.larder(&["drift", "empty"]).exits(4).says("nothing is live in empty/production yet");
 }
 
-fn drift_commands_need_view_or_push_right(world: &World) {
+fn drift_commands_need_view_push_or_operate_right(world: &World) {
     shop(world, "env: {A: b}\n");
     by_hand(world, HOTFIX);
     world.key("bob");

@@ -110,7 +110,7 @@ fn push_waits_for_a_running_dry_run(world: &World) {
     let (repo, _) = live_and_topic(world, GATE);
     let mut first = start_dry_run(world);
     waits(world, 2);
-    // A second dry run is refused; a push waits.
+    // While a dry run is under way, a further dry run is refused, and a push waits.
     dry_run(world, "gather").exits(3).says("shop/production is being deployed");
     repo.page("version three");
     std::thread::scope(|scope| {
@@ -139,7 +139,7 @@ fn failure_at_any_step_of_a_dry_run_leaves_nothing(world: &World) {
     }
     dry_run(world, "pre_install,configure,post_build,bundle").ok();
     assert_eq!(world.snapshot("shop"), before);
-    // The revert of a successful dry run can fail like any other undo.
+    // If the revert of a successful dry run fails, the environment is frozen.
     world.restart(&[("FAILPOINTS", "undo.bundle.archive=1*return")]);
     dry_run(world, "bundle").exits(1).says("is frozen");
     world.larder(&["deploy", "shop", "--unfreeze"]).ok();

@@ -56,8 +56,8 @@ fn watch(world: &World, stop: &AtomicBool) -> (BTreeSet<String>, BTreeSet<String
     let (mut roles, mut wrong) = (BTreeSet::new(), BTreeSet::new());
     while !stop.load(Ordering::SeqCst) {
         for process in processes::of(world.directory()) {
-            // The arguments were read before the variables, so a process with the arguments of a program also has the variables of this
-            // program.
+            // The arguments were read before the variables. If they are the arguments of a program, the variables were read after the
+            // program was executed, and are not those of the keeper.
             let Some(variables) = variables(process.pid).filter(|_| !is_keeper(&process.arguments)) else { continue };
             let of_server = process.arguments.get(1).is_some_and(|word| word == "server" || word == "check-server");
             roles.extend(process.arguments.get(if of_server { 1 } else { 2 }).cloned());

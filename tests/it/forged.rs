@@ -1,5 +1,5 @@
-//! Forged deliverables: an attacker controls the store of a remote, without or with a trusted key. Each forgery is refused with its
-//! reason and leaves nothing behind.
+//! Forged deliverables: an attacker controls the store of a remote, and in some tests also a trusted signing key. Each forgery is refused
+//! with its reason and leaves nothing behind.
 
 use std::{
     fs,
@@ -132,7 +132,7 @@ impl<'w> Forge<'w> {
         self.world.serves("shop", "version one");
         match self.world.outcomes("shop").pop().flatten().as_deref() {
             Some("refused") => assert_eq!(accepted(), known, "{text}: the build counts as accepted"),
-            // The manifest was valid, so the build still counts as accepted.
+            // The deployment accepted the manifest before it failed, so `accepted.json` keeps the build.
             Some("rolled_back") => {}
             other => panic!("{text}: {other:?}"),
         }

@@ -80,7 +80,7 @@ fn shop<'w>(world: &'w World, recipe: &str) -> Repo<'w> {
     repo
 }
 
-/// Writes the recipe of the next version.
+/// Commits the next version. `recipe` has further lines for the recipe.
 fn version(repo: &Repo<'_>, version: &str, recipe: &str) {
     repo.write("version", format!("{version}\n"));
     repo.write("larder.yml", format!("data: [store/]\nhealth: {{path: /health, timeout: 2s, interval: 50ms}}\n{recipe}"));

@@ -24,8 +24,7 @@ fn git_bomb_is_refused_quickly(world: &World) {
         command.args(if kind == "tree" { &["mktree"][..] } else { &["hash-object", "-w", "--stdin"] });
         piped(&mut command, text)
     };
-    // Each tree of a few kilobytes names the tree below as often as possible, so a handful of objects stands for more files than any
-    // disk can hold.
+    // Each tree names the tree below it 200 times, so ten small objects describe more files than any disk can hold.
     let (mut id, mut mode) = (hash("blob", "boom\n"), ("100644", "blob"));
     for _ in 0..10 {
         let entries: String = (0..200).map(|number| format!("{} {} {id}\tf{number:03}\n", mode.0, mode.1)).collect();

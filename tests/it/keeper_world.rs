@@ -208,13 +208,13 @@ impl World {
         }
     }
 
-    /// Kills the server and takes the place of its successor.
+    /// Kills the server, and takes over the connection of the next server.
     pub fn replace_server(&mut self) {
         kill_process(Pid::from_raw(self.server_id).unwrap(), Signal::KILL).unwrap();
         self.next_server();
     }
 
-    /// Takes the place of the server that the keeper starts next.
+    /// Takes over the keeper connection of the server that the keeper starts next.
     pub fn next_server(&mut self) {
         (self.launcher, self.server, self.server_id) = meet(&self.listener);
     }

@@ -1,5 +1,5 @@
 //! Mirrors of package registries, for machines without access to the registries. The mirrors consist of files of Debian's packages, and are
-//! configured as documented for mirrors of companies.
+//! configured as docs/buildpacks.md describes.
 
 use std::{
     fs,

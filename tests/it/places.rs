@@ -1,4 +1,5 @@
-//! Remotes that are stores of files: a directory, a web server and a bucket with the same suite, and a web server without ranges.
+//! Remotes that are stores of files. A directory, a web server and a bucket must pass the same suite; a web server without ranges has a
+//! test of its own.
 
 use std::{
     fs,
@@ -145,7 +146,7 @@ fn suite(world: &World, shared: &Shared) {
     discard(pulled);
 }
 
-/// Asserts that a release whose archive was replaced is refused. `file` is the published archive.
+/// Changes one byte of the published archive `file`, and asserts that its release is refused.
 fn altered(world: &World, shared: &Shared, release: &Offer, file: &Path) {
     let root = Root::new(world.directory().join("home/another"));
     let paths = root.environment(&"shop".parse().unwrap(), &"production".parse().unwrap());

@@ -37,7 +37,8 @@ pub fn live_manifest(world: &World, environment: &str, project: &str) -> serde_j
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Checks that two servers have the same live release with its archive. A release that was fetched as a delta is packed after the verdict.
+/// Checks that two servers have the same live release with its archive. A release that was fetched as a delta is packed after the verdict,
+/// so this function waits for its archive.
 #[track_caller]
 pub fn are_alike(one: &World, other: &World) {
     crate::harness::until("the archive is rebuilt", || {

@@ -234,7 +234,7 @@ fn pull_survives_cuts_of_the_link(world: &World) {
     let scene = Scene::new(world, &staging);
     let (seed, before) = (seed(), scene.link.passed());
     let most = scene.all() / u64::from(INSTANTS) * 6 / 5;
-    // Some connections end before their cut.
+    // Some connections end before their cut, so there are more cuts than the test needs.
     scene.link.cut_after((0..INSTANTS + 3).map(|n| 5_000 + random(seed, n.into(), most)));
     scene.link.slow_to(8 * SLOW);
     let done = AtomicBool::new(false);

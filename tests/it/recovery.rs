@@ -142,7 +142,7 @@ struct Deadly<'w> {
     version: u32,
 }
 
-/// Kills at every [`SHARES`]th event. Returns these events, and all events at which a kill happened.
+/// Kills the processes of `victim` at every [`SHARES`]th event. Returns these events, and all events at which a kill happened.
 fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>, Vec<String>) {
     let Some(world) = (if share.is_multiple_of(2) { World::any() } else { World::rootless() }) else { return Default::default() };
     let (repo, cooked) = match course {
@@ -279,7 +279,7 @@ impl Deadly<'_> {
         thread::scope(|scope| {
             let push = scope.spawn(|| self.repo.push());
             let mut last = Instant::now();
-            // A server may be ready before the recovery is complete, and can reach the next event after that.
+            // A server may be ready before its recovery is complete, and may then still reach an event at which it stops.
             let settled = || self.world.has_ended("shop") && all_announced(self.world, "shop");
             while !push.is_finished() || !settled() || self.deaths() > seen {
                 assert!(last.elapsed() < Duration::from_secs(60), "neither an end nor a kill for a minute");

@@ -187,7 +187,7 @@ fn kill_while_pruning_leaks_no_ref(world: &World) {
     world.is_consistent("shop");
 }
 
-/// Failed attempts leave records; these are pruned although nothing ever went live.
+/// Failed deployments leave records, which are pruned although no release ever went live.
 fn records_of_an_environment_that_was_never_live_are_pruned(world: &World) {
     world.add_settings("keep: {deployments: 10}\n");
     world.project("shop");
@@ -255,7 +255,7 @@ fn pin_before_pruning_begins_keeps_release(world: &World) {
     world.is_consistent("shop");
 }
 
-/// The recipe of a failed deployment or a dry run removes nothing.
+/// The limits in the recipe of a failed deployment or a dry run have no effect.
 fn retention_follows_recipe_of_live_release(world: &World) {
     world.add_settings("keep: {releases: 2}\n");
     world.project("shop");

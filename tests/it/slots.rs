@@ -121,7 +121,7 @@ fn missing_record_is_made_again(world: &World) {
     fs::remove_file(record(world)).unwrap();
     world.start(&[]);
     world.serves("shop", "version two");
-    // The release in the other slot counts as draining until the follow-ups have looked for its processes.
+    // In the new record, the slot of version one is draining until a follow-up has found that no process runs in this slot.
     until("the record is as before", || fs::read_to_string(record(world)).is_ok_and(|text| text == before));
     assert_eq!(fs::metadata(record(world)).unwrap().permissions().mode() & 0o777, 0o600);
     repo.page("version three");

@@ -55,7 +55,8 @@ fn panicking_step_fails_its_deployment(world: &World) {
     world.is_consistent("shop");
 }
 
-/// A git process that is killed while it moves the branch leaves its lock, which would also block the undo.
+/// A git process that is killed while it moves the branch leaves its lock, which would also block the undo. Therefore no time limit
+/// interrupts the switch.
 fn switch_is_not_cut_by_a_time_limit(world: &World) {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
