@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// The time limit of each wait for free disk space after a failed build.
+/// The time limit of each wait for free disk space after a build layer was emptied.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The step that creates an empty build layer over the exported source.

@@ -101,8 +101,8 @@ impl Step for ExportSource {
     }
 }
 
-/// Returns an error if a commit that this push does not contain went live while this push waited. The push would silently revert that
-/// commit. Git's own check ran earlier, against the branch as the pusher's client had read it.
+/// Returns an error if a commit that this push does not contain went live while this push waited. Without this check, the push would
+/// silently revert that commit. Git's own check ran earlier, against the branch as the pusher's client had read it.
 async fn nothing_is_lost(deployment: &Deployment) -> Result<(), Failure> {
     let spec = &deployment.spec;
     let (Some(seen), Some(live)) = (&deployment.spec.seen, &spec.previous) else { return Ok(()) };

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp, tz::TimeZone};
 
 use crate::{config::Schedule, model::EnvId};
 
-/// A run that begins later than this after its time was missed.
+/// The maximum delay of the begin of a run. A scheduled time whose run begins later counts as missed.
 const LATE: SignedDuration = SignedDuration::from_mins(5);
 
 /// The maximum number of missed runs that are counted.
@@ -81,8 +81,8 @@ impl Timetable<'_> {
     }
 }
 
-/// Returns the delay of an environment: a constant part of `spread`. Environments with consecutive numbers are far apart, because multiples
-/// of the golden ratio divide the unit interval evenly.
+/// Returns the delay of an environment: a part of `spread` that depends only on the environment's number. Environments with consecutive
+/// numbers are far apart, because multiples of the golden ratio divide the unit interval evenly.
 pub(super) fn delay(environment: EnvId, spread: Duration) -> Duration {
     const GOLDEN: f64 = 0.618_033_988_749_895;
     let part = (f64::from(environment.0) * GOLDEN).fract();
@@ -124,7 +124,7 @@ mod tests {
         assert_eq!(nightly("2026-05-04T02:00:00Z", "2026-05-04T12:00:00Z"), Due::At(at("2026-05-05T02:00:00Z")));
         // The last of three runs is on time, so two were missed.
         assert_eq!(nightly("2026-05-01T02:00:00Z", "2026-05-04T02:00:01Z"), now("2026-05-04T02:00:00Z", 2));
-        // After years, the number of missed runs is bounded, and the run is the last one.
+        // After years, the number of missed runs is bounded, and the run handles the last scheduled time.
         assert_eq!(due("* * * * *", 0, "2020-01-01T00:00:00Z", "2026-05-04T12:00:30Z"), now("2026-05-04T12:00:00Z", 999));
     }
 

@@ -35,7 +35,7 @@ impl Upkeep {
         Upkeep { records: Mutex::default(), running: Mutex::default(), left: Notify::new(), permits }
     }
 
-    /// Marks the run of an environment as under way. Returns false if it is under way already.
+    /// Marks the run of an environment as under way. Returns false if the run is under way already.
     pub(super) fn enter(&self, environment: EnvId) -> bool {
         self.running.lock().insert(environment)
     }
@@ -88,7 +88,7 @@ impl Upkeep {
         if self.record(environment, path).is_err() {
             return;
         }
-        // The lock is held while the file is written, so that an older record never replaces a newer one.
+        // The lock is held while the file is written, so that an older record never replaces a newer record.
         let mut records = self.records.lock();
         let Some(Ok(record)) = records.get_mut(&environment.id) else { return };
         let before = record.clone();

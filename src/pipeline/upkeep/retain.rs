@@ -6,8 +6,8 @@ use crate::{
     pipeline::{core::Pipeline, points::PointsError, state_files::Pins},
 };
 
-/// The number of releases whose last restore points stay: the live release, its predecessor, and the predecessor of this one, whose last
-/// restore point was taken before the upgrade to the predecessor.
+/// The number of releases whose last restore points stay: the live release and its two predecessors. The last restore point of the older
+/// predecessor was taken before the upgrade to the newer predecessor.
 const RECENT: usize = 3;
 
 /// The result of a removal.

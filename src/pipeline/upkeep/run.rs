@@ -1,5 +1,5 @@
-//! One scheduled run of one environment: a restore point is taken and read back, older restore points are read back in turn, and the restore
-//! points that no rule keeps are removed.
+//! One scheduled run of one environment: a restore point is taken and read back, older restore points are read back, and the restore points
+//! that no rule keeps are removed.
 
 use std::time::Duration;
 
@@ -32,10 +32,11 @@ const MAX_WAIT: Duration = Duration::from_secs(2 * 3600);
 /// The pause between two looks at the environment's queue.
 const POLL: Duration = Duration::from_millis(200);
 
-/// The number of times that a deployment interrupts the capture of one run. Further deployments do not interrupt it.
+/// The maximum number of interruptions of one run's capture by deployments. Further deployments do not interrupt the capture.
 const MAX_INTERRUPTIONS: u32 = 5;
 
-/// The number of servers that may begin a run. A run that ended with its server more often than this may be the cause of these ends.
+/// The maximum number of servers that begin the same run. If all of them exited during the run, the run may be the cause, so the next
+/// server records the run as failed.
 const MAX_ATTEMPTS: u32 = 3;
 
 /// The time for which an interrupted capture may hold the lock of the store.
@@ -101,7 +102,7 @@ impl Pipeline {
                         return Ok(RunResult::Skipped(String::from(why)));
                     }
                 };
-                // The lock is taken again for the capture; the measurement needs none.
+                // The measurement needs no lock. The capture acquires the lock again.
                 drop(locked);
                 let space = self.measure(environment, None).await?;
                 if space.files == 0 && self.databases(&queue, environment)?.is_empty() {

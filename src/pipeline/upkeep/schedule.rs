@@ -48,7 +48,7 @@ impl Pipeline {
         });
     }
 
-    /// Starts the run of an environment if it is due. Otherwise returns the time until the run is due.
+    /// Starts the run of an environment if the run is due. Otherwise returns the time until the run is due.
     fn start_due(&self, queue: &Queue) -> Option<Duration> {
         let upkeep = &self.0.upkeep;
         if upkeep.is_running(queue.id) {

@@ -1,5 +1,5 @@
-//! The record of the scheduled restore points of one environment, `backups.json`. A restart of the server neither repeats a run that is
-//! recorded here nor forgets a run that has not ended.
+//! The record of the scheduled restore points of one environment, `backups.json`. Because of this record, a restart of the server neither
+//! repeats a run that has ended nor forgets a run that has not ended.
 
 use std::path::Path;
 
@@ -196,7 +196,7 @@ impl BackupState {
         files::write_atomic(path, &bytes, 0o600)
     }
 
-    /// Adopts the states of all restore points.
+    /// Takes the newest verified restore point and the damaged restore points from the states of all restore points.
     pub(super) fn adopt(&mut self, points: &[PointInfo]) {
         let at = |second: i64| Timestamp::from_second(second).unwrap_or(Timestamp::MIN);
         let verified = points.iter().filter_map(|info| match info.state {

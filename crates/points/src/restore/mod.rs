@@ -32,8 +32,8 @@ use crate::{
 /// The options and limits of a restore.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions<'a> {
-    /// The fields that the label of the restore point must have with the same values, such as project and environment. A value that is not
-    /// an object must equal the whole label.
+    /// The fields that the label of the restore point must have with the same values, such as project and environment. If `expect` is not
+    /// an object, the whole label must equal `expect`.
     pub expect: serde_json::Value,
     /// True to restore even if stored files are damaged. The report lists the damaged files. A file whose stored content is missing or
     /// unreadable is not restored.
@@ -179,8 +179,8 @@ impl Store {
 }
 
 impl Point {
-    /// Restores all sources into the directory `name` in `parent`. The directory must be empty or absent. A kill leaves the directory
-    /// unchanged, and the same call starts again. No live file changes.
+    /// Restores all sources into the directory `name` in `parent`. The directory must be empty or absent. After a kill, the directory is
+    /// unchanged, and the same call can be repeated. No live file changes.
     pub fn restore_into(&self, parent: BorrowedFd<'_>, name: &OsStr, options: &RestoreOptions<'_>) -> Result<RestoreReport> {
         check_label(self, &options.expect)?;
         let wrong = |e: Errno| PointError::io("restore into", name, e);
@@ -300,7 +300,7 @@ fn check_keep(point: &Point, base: BorrowedFd<'_>, keep: Option<&str>) -> Result
 }
 
 /// Returns the exchanges of a restore, in the order in which they are made. For a database file, the live side files are removed first, and
-/// the restored side files are placed last. Otherwise SQLite could apply the log of one database to another.
+/// the restored side files are placed last. Otherwise SQLite could apply the log of one database to another database.
 fn exchanges(point: &Point, entries: &[Entry], ticket: &str) -> Vec<Exchange> {
     let mut steps: Vec<String> = Vec::new();
     for record in &point.manifest.sources {

@@ -175,7 +175,7 @@ impl State {
             Some(_) => {
                 return Err(PointError::Interfered { ticket: self.ticket.clone(), path: exchange.path.clone().into() });
             }
-            // The live tree is already removed, or the application has created it again since.
+            // The live tree was removed before. A tree that the application has created since then stays.
             None if live.is_none() || live != exchange.old => {}
             None => rename(name, staged, RenameFlags::NOREPLACE)?,
         }

@@ -46,7 +46,7 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    /// Returns the number, also of a text that consists of digits.
+    /// Returns the value of a number, or of bytes that are the decimal digits of a number.
     pub fn number(&self) -> Option<i64> {
         match self {
             Answer::Number(number) => Some(*number),

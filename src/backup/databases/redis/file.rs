@@ -1,5 +1,6 @@
 //! The dump of a Redis database. The first line has the version of the format and of the server. A record for each key follows, with the
-//! time of expiry and the value as `DUMP` serialises it. The number of records and a digest of all preceding bytes are the end.
+//! time of expiry and the value as `DUMP` serialises it. The dump ends with the mark `END`, the number of records, and a digest of all
+//! preceding bytes.
 
 use std::{
     fs::{File, OpenOptions},
@@ -16,7 +17,7 @@ const HEADER: &[u8] = b"larder dump of Redis, format 1, server ";
 /// The maximum length of the first line, in bytes.
 const MAX_HEADER: u64 = 200;
 
-/// The number that marks the end of the records. It is in the place of the length of a key.
+/// The mark of the end of the records. This number stands in the place of a key's length, and is larger than any length.
 const END: u32 = u32::MAX;
 
 /// The maximum length of a key or value, in bytes: the limit of Redis itself.
@@ -140,8 +141,8 @@ impl Reader {
         }
     }
 
-    /// Returns the next record, or `None` after the last record. The digest is checked after the last record, so a caller must read all
-    /// records of a dump before it uses one of them.
+    /// Returns the next record, or `None` after the last record. The digest is checked after the last record, so a caller must read a dump
+    /// to its end before it uses a record of the dump.
     pub fn next(&mut self) -> Result<Option<Record>, BackupFailure> {
         let length = u32::from_le_bytes(self.number()?);
         if length == END {

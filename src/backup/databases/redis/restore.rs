@@ -13,7 +13,7 @@ use crate::backup::BackupFailure;
 /// if it is empty, and is never emptied.
 pub(super) const MARK: &[u8] = b"larder:restore";
 
-/// The highest database number that is tried. Servers have 16 databases by default.
+/// The highest database number that a restore tries to fill. Servers have 16 databases by default.
 const HIGHEST: u32 = 63;
 
 /// The number of commands that are sent before their answers are read. The answers to these commands fit into the buffers of a socket.
