@@ -1,4 +1,5 @@
-//! Writes the files of a patch: a diff for `git apply` with the changes of text files, and an archive with all other changed files.
+//! Writes the files of a patch: a diff for `git apply` with the changes of text files, and an archive of the changed files that the diff
+//! does not contain.
 
 use std::{
     fs::File,

@@ -132,7 +132,7 @@ impl Assignment {
                     ),
                 }
             }
-            // No process of the application has one of these roles, so no such process reaches the restore points.
+            // No process of an application has the role `Dump` or `Restore`, so no application reaches the restore points.
             Role::Dump => Assignment::new(run).reads("LARDER_DATA", "/data", paths.data()).writes(
                 "LARDER_POINTS",
                 "/points",

@@ -27,8 +27,8 @@ pub struct KeeperConfig {
     pub server_exe: Option<PathBuf>,
     /// The files that are unpacked to `lib/<version>/`, below `hooks` and `buildpacks`.
     pub lib: Vec<EmbeddedFile>,
-    /// Directories of the host that builds and applications see in addition to `/usr`, `/opt` and the like. A directory that is
-    /// named `bin`, or the directory `bin` inside any other directory, is added to the `PATH` of builds and applications.
+    /// Directories of the host that builds and applications see in addition to `/usr`, `/opt` and the like. For each directory, the `PATH`
+    /// of builds and applications contains the directory itself if its name is `bin`, or else its subdirectory `bin`.
     pub host_paths: Vec<PathBuf>,
     /// Environment variables of builds and applications, such as `RUSTUP_HOME`.
     pub host_env: Vec<(OsString, OsString)>,

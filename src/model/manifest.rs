@@ -50,7 +50,8 @@ pub struct Manifest {
 pub struct BuildpackUse {
     /// The name or the address of the buildpack.
     pub name: String,
-    /// The commit of a buildpack from git, or larder's version for a built-in buildpack.
+    /// The commit of a buildpack from git, larder's version for a built-in buildpack, `project` for a directory of the project, or
+    /// `operator` for a buildpack of the operator.
     pub version: String,
 }
 

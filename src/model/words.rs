@@ -77,10 +77,11 @@ pub enum Access {
     None,
     /// The right to read the project's state, logs and releases, and to clone and fetch.
     View,
-    /// The right to push, to deploy, roll back, pull and promote releases, and to take and read restore points.
+    /// The right to push, to deploy, cancel, roll back, pull, promote and import releases, to read patches, and to take and verify restore
+    /// points.
     Push,
     /// The right to run commands, to scale and restart processes, to pin releases, to check remotes, to unfreeze environments, to save and
-    /// drop patches, to restore data, and to remove restore points.
+    /// drop patches, to restore data, also by a rollback, and to export and remove restore points.
     Operate,
     /// The right to create and destroy projects, and to manage users, keys, trusted signers and remotes.
     Admin,

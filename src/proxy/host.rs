@@ -1,5 +1,5 @@
-//! The parser and the normal form of host names. All parts of larder use the same strict parser, so that all parts interpret a host in the
-//! same way.
+//! The parser and the normal form of host names. The whole proxy uses this strict parser, so that it interprets a host in the same way
+//! everywhere.
 
 use std::{borrow::Cow, net::Ipv6Addr};
 

@@ -63,7 +63,7 @@ impl Rejection {
 }
 
 /// Accepts connections until `shutdown` is cancelled. Afterwards, the function closes the listener, and waits for requests in flight, at
-/// most `ProxySettings::shutdown_limit`. Tunnels are closed after `TUNNEL_GRACE`.
+/// most `ProxySettings::shutdown_limit`. Tunnels are closed after `TUNNEL_GRACE`, or after `shutdown_limit` if this time is shorter.
 pub(super) async fn serve(
     proxy: Arc<ProxyState>,
     listener: std::net::TcpListener,

@@ -64,7 +64,7 @@ impl Proxy {
     }
 
     /// Accepts connections until `shutdown` is cancelled. Afterwards, the method waits until the requests in flight have finished, at most
-    /// [`ProxySettings::shutdown_limit`]. Tunnels are closed after two seconds.
+    /// [`ProxySettings::shutdown_limit`]. Tunnels are closed after at most two seconds.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), ProxyError> {
         listen::serve(self.shared.clone(), listener, shutdown).await
     }

@@ -99,8 +99,8 @@ async fn request_on_a_closed_idle_connection_is_retried_at_another_instance() {
         let reserved = tokio::net::TcpSocket::new_v4().unwrap();
         reserved.set_reuseaddr(true).unwrap();
         let _ = reserved.bind(old.address);
-        // The killed instance is next in turn. The idle connection to this instance is closed, but the proxy has possibly not detected the
-        // close yet.
+        // The round-robin order selects the killed instance next. The idle connection to this instance is closed, but the proxy has
+        // possibly not detected the close yet.
         let answer = front.get("/").await;
         assert!(answer.ends_with("green"), "{answer}");
     }

@@ -44,7 +44,7 @@ struct Shared {
     in_flight: AtomicUsize,
     /// The number of tunnels in flight.
     tunnels: AtomicUsize,
-    /// The notification that the last request or the last tunnel in flight has ended.
+    /// The notification that the counts changed: a request became a tunnel, or no request is in flight and at most tunnels are left.
     quiet: Notify,
     retired: AtomicBool,
     /// The token that is cancelled to close every connection to the instances.

@@ -183,8 +183,8 @@ impl Launcher {
         self.connection.done("rename a tree", &LaunchRequest::RenameTree { environment, from, to }).await
     }
 
-    /// Requests that the keeper prepares for launches that follow soon, so that these launches take less time. The call does not wait for
-    /// the keeper.
+    /// Asks the keeper to prepare for launches that follow soon, so that these launches take less time. The call does not wait for the
+    /// keeper.
     pub fn prewarm(&self) {
         self.connection.tell(&LaunchRequest::Prewarm);
     }

@@ -166,8 +166,8 @@ fn own_words(words: &[String]) -> usize {
     words.len()
 }
 
-/// Replaces this process by `ssh` to the server behind a git remote. Returns an error if `ssh` cannot be started; otherwise this function
-/// does not return.
+/// Replaces this process by `ssh` to the server behind a git remote. Returns only if the git remote has no usable address, or if `ssh`
+/// cannot be started.
 fn over_ssh(remote: &str, words: &[String], may_ask: bool) -> CommandError {
     match ssh(remote, words, may_ask) {
         Ok(mut ssh) => CommandError::new(ErrorKind::Internal, format!("cannot start ssh: {}", ssh.exec())),

@@ -72,7 +72,7 @@ async fn line(io: &Io, echo: bool, screen: &mut Screen) -> io::Result<Option<Str
             }
             // Ctrl-C and Ctrl-D.
             3 | 4 => break,
-            // The erase key sends one of these two.
+            // Depending on the terminal, the erase key sends a backspace (8) or a delete (127).
             8 | 127 => {
                 if line.pop().is_some() && echo {
                     screen.err("\u{8} \u{8}").await?;

@@ -36,8 +36,8 @@ const MAX_BACK_OFF: Duration = Duration::from_secs(1);
 /// The time that a connection may take to end after the server has sent a disconnect message.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves connections until `shutdown` is cancelled. Running requests may then finish within the configured time. Returns when the last
-/// connection has ended.
+/// Serves connections until `shutdown` is cancelled. Running requests may then finish within the configured time; after this time, the
+/// connections are cut. Returns when the last connection has ended, at the latest two seconds after the cut.
 pub async fn serve(listener: TcpListener, config: SshServerConfig, handler: Arc<dyn ExecHandler>, shutdown: CancellationToken) {
     let listener = match listener.set_nonblocking(true).and_then(|()| tokio::net::TcpListener::from_std(listener)) {
         Ok(listener) => listener,
