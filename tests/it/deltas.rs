@@ -111,7 +111,8 @@ async fn delta_installs_a_release_of_another_environment() {
         assert_eq!(release::make_delta(&cook_side, old.release, new.release).await.unwrap(), path);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), made, "the delta was made twice");
         assert_eq!(names(&staging.deltas()), [format!("{}..{}", old.release, new.release)]);
-        // The bytes of a delta are the same if it is made from trees, from archives, or from the archive of a release with a damaged tree.
+        // The bytes of a delta do not depend on its sources: the installed trees, the archives, or, if one tree is damaged, the archive
+        // instead of this tree.
         release::install(&cook_side, new.release, Some(old.release), None, None).await.unwrap();
         fs::remove_file(staging.tree(new.release).join("d3/3")).unwrap();
         fs::remove_file(&path).unwrap();

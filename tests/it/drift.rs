@@ -204,8 +204,8 @@ fn change_during_deployment_is_saved(world: &World) {
     world.larder(&["drift", "shop", "--show", id]).says("+late");
 }
 
-/// The server is killed twice: first between the recorded end of the deployment and the saving of the changes in the old slot, then between
-/// this saving and the end of the follow-ups. The changes are saved exactly once.
+/// The server is killed twice. The first kill is after the end of the deployment is recorded, and before the changes in the old slot are
+/// saved. The second kill is after the changes are saved, and before the follow-ups end. The changes are saved exactly once.
 fn change_during_deployment_survives_a_kill_after_its_end(world: &World) {
     let repo = shop(world, "env: {A: b}\n");
     let marks = world.directory().join("marks");

@@ -78,7 +78,7 @@ impl Lingering {
         let is_in = |child: &str| namespace(&Path::new("/proc").join(child)) == inside;
         until("the member", || fs::read_to_string(&children).unwrap().split_whitespace().any(is_in).then_some(()));
         kill_process(Pid::from_child(&nsenter), Signal::STOP).unwrap();
-        // The process stops only when it is scheduled, and until then it would still reap the member.
+        // The signal takes effect only when the process is scheduled. Until then, the process would still reap the member.
         let status = format!("/proc/{}/status", nsenter.id());
         until("the stop", || fs::read_to_string(&status).unwrap().contains("\nState:\tT").then_some(()));
         Some(Lingering(nsenter))
@@ -128,8 +128,8 @@ async fn slot_reset_waits_for_killed_processes() {
     }
 }
 
-/// The reset of an area other than a slot does not wait: a killed build keeps the overlay of the discarded directories, and the next build
-/// gets its own overlay.
+/// Only the reset of a slot waits for killed processes. After the reset of a build or source area, a killed build keeps the overlay of the
+/// discarded directories, and the next build gets a new overlay.
 #[tokio::test]
 async fn new_build_gets_an_overlay_of_its_own() {
     for (ground, area) in grounds().into_iter().flat_map(|ground| [(ground, Area::Build), (ground, Area::Source)]) {

@@ -303,8 +303,8 @@ fn promotion_policy_refuses_until_it_is_met(world: &World) {
     assert_eq!(opened["overriding"], "the shop is down");
 }
 
-/// The exit status is 4 for an unknown remote and 3 for a remote that does not answer, not the status of a usage error, a failed deployment
-/// or an internal error.
+/// The exit status is 4 for an unknown remote, and 3 for a remote that does not answer. An unusable remote is neither a usage error, a
+/// failed deployment nor an internal error.
 fn unusable_remote_ends_pull_and_promote_with_status_3_or_4(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");

@@ -1,5 +1,5 @@
-//! Pulls through the whole pipeline while production is killed, while the link is cut, and over a link of 1 Mbit/s: fetched data is not
-//! fetched again, and the release is not visible before it serves completely.
+//! Pulls through the whole pipeline while production is killed, while the link is cut, and over a link of 1 Mbit/s. Fetched data is not
+//! fetched again. The release is not visible before it is complete.
 
 use std::{
     fs,

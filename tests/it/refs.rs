@@ -81,7 +81,7 @@ fn refused_push_changes_nothing(world: &World) {
     assert_eq!(world.snapshot("shop"), before);
     assert_eq!(repo.live(), Some(one));
     world.serves("shop", "version one");
-    // A repeated push of the commit is not "Everything up-to-date": it is deployed again, and refused again.
+    // A repeated push of the commit is not "Everything up-to-date": the commit is deployed again, and refused again.
     repo.push().rejected_with("v1 still live");
     assert_eq!(world.journals("shop").len(), 3);
     assert_eq!(repo.head(), broken);

@@ -1,5 +1,5 @@
-//! The record of the slots: old processes are stopped as their own recipe says, also by a later server, and a record that cannot be used
-//! freezes the environment.
+//! The record of the slots. Every server, also one that starts later, stops old processes with the times of their own recipe. An unusable
+//! record freezes the environment.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
