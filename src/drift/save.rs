@@ -1,5 +1,4 @@
-//! Writes the files of a patch: a diff for `git apply` with the changes of text files, and an archive of the changed files that the diff
-//! does not contain.
+//! Writes the files of a patch: a diff of text files for `git apply`, and an archive of the changed files that the diff does not contain.
 
 use std::{
     fs::File,
@@ -75,8 +74,8 @@ pub fn write(
     Ok(Some(written.map_err(|source| ReleaseError::PatchArchive { doing: "write", source })?.info))
 }
 
-/// Returns the diff of a changed, added or removed text file. Returns `None` if one of the two versions is not a text file, or if both
-/// versions have the same text.
+/// Returns the diff of a changed, added or removed text file. Returns `None` if the old or the new version is not a text file, or if both
+/// versions have equal text.
 fn differ(app: &Confined, tree: &Confined, change: &Drifted) -> Option<String> {
     let old = match &change.was {
         Some(EntryKind::File { size, digest, .. }) => text(tree, &change.path, *size, digest)?,

@@ -42,7 +42,7 @@ pub struct KeeperConfig {
     pub namespaces: bool,
     /// False if `/app` is a copy of its tree, even on a machine that allows overlays.
     pub overlays: bool,
-    /// The size of `/tmp` and of `/var/tmp` of a process, in bytes. Their files use memory and count towards the memory limit.
+    /// The size of `/tmp` and of `/var/tmp` of a process, in bytes. Files in these directories count towards the memory limit.
     pub temporary: u64,
 }
 

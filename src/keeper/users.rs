@@ -21,7 +21,7 @@ const USUAL_LAST: u32 = 2_147_000_000;
 const SMALL: u32 = 40_000;
 /// The last number of a root that begins with [`SMALL`].
 const SMALL_LAST: u32 = 59_999;
-/// The number of user numbers that precede the numbers of the first environment.
+/// The count of user numbers before the numbers of the first environment.
 const OWN: u32 = 1_000;
 
 /// The account of the server, if the operator has created it.

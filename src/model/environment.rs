@@ -11,7 +11,7 @@ use super::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// The new release boots beside the old release, and receives the requests after it has become healthy.
+    /// The new release boots beside the old release, and receives the requests after the new release has become healthy.
     // Older journals contain the Rust names of the variants.
     #[serde(alias = "BlueGreen")]
     BlueGreen,

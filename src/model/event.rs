@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DeploymentSpec, Phase, ReleaseId, ReleaseNumber, UserName};
 
-/// The party that has to act on a failure.
+/// The party that must act on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Blame {
@@ -26,11 +26,11 @@ pub enum Blame {
 pub struct Fault {
     /// The phase of the step.
     pub phase: Phase,
-    /// The party that has to act on the failure.
+    /// The party that must act on the failure.
     pub blame: Blame,
     /// The reason in one line, which git's rejected line shows.
     pub why: String,
-    /// Instructions for the person who has to act on the failure, one per line.
+    /// Instructions for the person who must act on the failure, one per line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
 }

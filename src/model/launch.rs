@@ -20,7 +20,7 @@ pub enum Role {
     /// A worker that packs the built `/app` into an archive, as the environment's build user. `/app` is read-only.
     Bundle,
     /// A worker that fills the tree `deploy/<release>` from an archive, a delta or an installed release, or renews the modification times
-    /// of the tree's files, as the environment's unpack user.
+    /// of the tree's files. The worker runs as the environment's unpack user.
     Unpack,
     /// A worker that compares a received archive with its manifest. The worker runs as the environment's unpack user, without access to any
     /// directory of larder.
@@ -30,8 +30,8 @@ pub enum Role {
     /// A single command at `/app` in a slot, such as a release command, a phase script or a command of `larder run`. The command runs as
     /// the environment's run user.
     Task,
-    /// A worker that finds changed files in `/app` of a slot, or in the installed tree if the launch has no slot, and packs the changed
-    /// files of a slot for a patch. The worker runs as the environment's run user, and changes neither the slot nor the tree.
+    /// A worker that finds changed files in `/app` of a slot, and packs these files for a patch. If the launch has no slot, the worker
+    /// finds changed files in the installed tree. The worker runs as the environment's run user, and changes neither the slot nor the tree.
     Drift,
     /// A worker that applies a patch to the release in a slot, as the environment's run user.
     Patch,
@@ -183,7 +183,7 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that killed the process.
     pub signal: Option<i32>,
-    /// True if the process or one of its children was killed because it exceeded the memory limit.
+    /// True if the process or one of its children was killed because the memory limit was exceeded.
     pub out_of_memory: bool,
 }
 

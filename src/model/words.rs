@@ -80,8 +80,8 @@ pub enum Access {
     /// The right to push, to deploy, cancel, roll back, pull, promote and import releases, to read patches, and to take and verify restore
     /// points.
     Push,
-    /// The right to run commands, to scale and restart processes, to pin releases, to check remotes, to unfreeze environments, to save and
-    /// drop patches, to restore data, also by a rollback, and to export and remove restore points.
+    /// The right to run commands, to scale and restart processes, to pin releases, to check remotes, to unfreeze environments, and to save
+    /// and drop patches. The right includes the restore of data, also by a rollback, and the export and removal of restore points.
     Operate,
     /// The right to create and destroy projects, and to manage users, keys, trusted signers and remotes.
     Admin,

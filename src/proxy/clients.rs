@@ -31,7 +31,7 @@ impl Clients {
     }
 }
 
-/// The permit for one connection or request of a client. Dropping the permit returns it.
+/// The permit for one connection or request of a client. The permit is returned when this value is dropped.
 pub(super) struct ClientPermit {
     clients: Arc<Clients>,
     client: IpAddr,

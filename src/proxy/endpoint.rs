@@ -36,7 +36,7 @@ pub(super) struct Endpoint {
 
 #[derive(Default)]
 struct Pool {
-    /// The idle connections, each with the start of its idle time, as a stack.
+    /// The stack of idle connections, each with the start of its idle time. The most recently used connection is on top.
     idle: Vec<(SendRequest<UploadBody>, Instant)>,
     /// The time of the last failed attempt to connect; `None` after a successful attempt.
     refused: Option<Instant>,
@@ -91,7 +91,8 @@ impl Endpoint {
         }
     }
 
-    /// Opens a connection and starts the task that drives it. The task stops when the connection is closed or `cut` is cancelled.
+    /// Opens a connection and starts the task that drives the connection. The task stops when the connection is closed or `cut` is
+    /// cancelled.
     pub async fn connect(
         &self,
         settings: &ProxySettings,

@@ -190,8 +190,8 @@ async fn forward(
             return Err(Page::Maintenance);
         }
         // A request of any method can be retried if no part of the request was written. A request that was written but not answered is
-        // retried only if two conditions are met: the request is idempotent and has no body, and the application may have closed the
-        // connection before reading the request.
+        // retried only under two conditions. The request must be idempotent and without a body, and the application may have closed the
+        // connection before it read the request.
         let again = match error.take_message() {
             Some(unsent) => Some(unsent),
             None if lease.reused || lease.in_flight.is_retired() => copy.map(RetryCopy::restore),

@@ -35,7 +35,8 @@ async fn switch_under_load_drops_no_request() {
             tokio::spawn(async move {
                 let mut kept = TcpStream::connect(front.address).await.unwrap();
                 while !stop.load(SeqCst) {
-                    // Two clients use GET on new connections, two use GET on a kept connection, two use POST on a kept connection.
+                    // Two clients send GET on new connections, two clients send GET on a kept connection, and two clients send POST on a
+                    // kept connection.
                     let answer = match number % 3 {
                         0 => front.get("/").await,
                         1 => {

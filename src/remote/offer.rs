@@ -53,7 +53,7 @@ pub struct Offer {
     pub environment: EnvironmentName,
     /// The id of the release.
     pub release: ReleaseId,
-    /// The number of the release in the environment that offers it; `None` if the release never went live there.
+    /// The number of the release in the environment that offers it; `None` if the release never went live in this environment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub number: Option<ReleaseNumber>,
     /// The build number.
@@ -110,7 +110,7 @@ pub enum Object {
         /// The older release.
         from: ReleaseId,
     },
-    /// The commit and all objects that are reachable from it, as a git pack.
+    /// The commit and all objects that are reachable from the commit, as a git pack.
     Pack,
 }
 
@@ -153,7 +153,7 @@ pub enum Found<'a> {
 const MIN_LENGTH: usize = 7;
 
 /// Finds the offer that `text` names: a release id, `v42`, a tag, a commit id, or the first seven or more digits of a commit id. If several
-/// releases have the same commit, returns the newest of these. `offers` must be sorted newest first.
+/// releases have the same commit, returns the newest of these releases. `offers` must be sorted newest first.
 pub fn find<'a>(offers: &'a [Offer], text: &str) -> Found<'a> {
     if let Ok(id) = text.parse::<ReleaseId>() {
         return offers.iter().find(|offer| offer.release == id).map_or(Found::None, Found::One);

@@ -140,8 +140,8 @@ pub enum LaunchReply {
     Busy {
         /// The reason, which names one process that uses the area.
         why: String,
-        /// If all processes that use the area are being stopped: milliseconds until the last of them is killed. `None` if a process that is
-        /// not being stopped uses the area.
+        /// If all processes that use the area are being stopped: milliseconds until the last of these processes is killed. `None` if a
+        /// process that is not being stopped uses the area.
         left: Option<u32>,
     },
     /// An event, which is not the answer to a request.

@@ -16,7 +16,7 @@ const MAX_COUNTED: u32 = 1000;
 /// The time by which a clock may be set back before the recorded times count as wrong.
 const MAX_CLOCK_STEP: SignedDuration = SignedDuration::from_hours(1);
 
-/// A run that has to begin.
+/// A run that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DueRun {
     /// The scheduled time, without the delay of the environment.
@@ -28,7 +28,7 @@ pub(super) struct DueRun {
 /// The state of a schedule at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
-    /// A run has to begin.
+    /// A run is due.
     Now(DueRun),
     /// The next run begins at this time.
     At(Timestamp),
@@ -46,9 +46,9 @@ pub(super) struct Timetable<'a> {
 }
 
 impl Timetable<'_> {
-    /// Returns the run that has to begin at `now`. `covered` is the last scheduled time that a run has handled.
+    /// Returns the run that is due at `now`, or the time of the next run. `covered` is the last scheduled time that a run has handled.
     pub(super) fn due(&self, covered: Timestamp, now: Timestamp) -> Due {
-        // A clock that was wrong must not postpone all runs until the recorded time.
+        // If the clock was ahead when `covered` was recorded, the runs must not wait until that time.
         let covered = if covered.duration_since(now) > MAX_CLOCK_STEP { now } else { covered };
         let Some(first) = self.schedule.next_after(covered, self.zone) else { return Due::Never };
         if self.begin(first) > now {

@@ -55,7 +55,7 @@ impl Upkeep {
         self.running.lock().contains(&environment)
     }
 
-    /// Acquires the permit for scheduled work. `None` if the semaphore is closed, which larder never does.
+    /// Acquires the permit for scheduled work. Returns `None` if the semaphore is closed, which larder never does.
     pub(super) async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         self.permits.clone().acquire_owned().await.ok()
     }

@@ -65,8 +65,8 @@ impl Pipeline {
         }
     }
 
-    /// Removes the restore points that no rule keeps. With `dry_run`, only returns them. In a frozen environment, no restore point is
-    /// removed, because the repair may need any of them.
+    /// Removes the restore points that no rule keeps. With `dry_run`, only returns these restore points. In a frozen environment, no
+    /// restore point is removed, because the repair may need any of them.
     pub async fn prune_points(&self, environment: &Environment, dry_run: bool) -> Result<Pruned, PointsError> {
         let queue = self.queue_of(environment)?;
         if !dry_run {
@@ -94,7 +94,7 @@ impl Pipeline {
         Ok(Pruned { removed, kept, freed })
     }
 
-    /// Removes the restore points that no rule keeps. If another operation holds the lock, the next run removes them.
+    /// Removes the restore points that no rule keeps. If another operation holds the lock, the next run removes these restore points.
     pub(super) async fn remove_unkept(&self, environment: &Environment) -> Result<(), PointsError> {
         match self.prune_points(environment, false).await {
             Ok(_) => Ok(()),

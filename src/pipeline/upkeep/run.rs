@@ -164,8 +164,8 @@ impl Pipeline {
         is_idle.then_some((queue, locked))
     }
 
-    /// Takes a restore point while no deployment is under way. A deployment that arrives does not wait: it interrupts the capture, which
-    /// begins again after the deployment.
+    /// Takes a restore point while no deployment is under way. A deployment that arrives does not wait: the deployment interrupts the
+    /// capture, which begins again after the deployment.
     async fn take_when_idle(
         &self,
         environment: &Environment,

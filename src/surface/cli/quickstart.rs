@@ -83,7 +83,7 @@ fn is_installed(program: &str) -> bool {
     command.arg("-V").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-/// Installs git and ssh with Debian's package manager. If that fails, the caller reports the missing program.
+/// Installs git and ssh with Debian's package manager. If the installation fails, the caller reports the missing program.
 fn install() {
     say("Installing git and openssh-client ...");
     let apt = |arguments: &[&str]| {

@@ -1,5 +1,5 @@
-//! One channel of a connection: copies the client's input into a pipe and the output of two pipes to the client, and closes the channel in
-//! the order that clients expect.
+//! One channel of a connection. The client's input is copied into a pipe, and the output of two pipes is copied to the client. The channel
+//! is closed in the order that clients expect.
 //!
 //! The connection's task must not wait for one channel, because all channels of the connection would wait, too. Input is therefore
 //! queued, and a long queue keeps the client's window closed. Output waits for the client's window in tasks of the channel.
@@ -163,7 +163,7 @@ fn cost_of(chunk: &[u8]) -> usize {
     chunk.len().saturating_add(CHUNK_COST)
 }
 
-/// A request, with the data that are needed to carry it out.
+/// A request, with the data that its handler needs.
 pub(super) struct Job {
     pub(super) handler: Arc<dyn ExecHandler>,
     pub(super) identity: SshIdentity,
@@ -330,7 +330,7 @@ async fn forward(
         let count = tokio::select! {
             biased;
             () = shared.gone.cancelled() => return,
-            // The output that the request itself left in the pipe is sent, even if the client reads it slowly.
+            // The output that the request itself left in the pipe is sent, even if the client reads the output slowly.
             () = &mut given_up, if !is_over => {
                 is_over = true;
                 continue;

@@ -1,6 +1,6 @@
-//! The parser of exec requests. The grammar is closed: a request that does not match it is refused.
+//! The parser of exec requests. The grammar is closed: a request that does not match the grammar is refused.
 //!
-//! A request that looks like git must be exactly one of the two services with exactly one project path. Every other request consists of
+//! A request that looks like git must be exactly one of git's two services with exactly one project path. Every other request consists of
 //! the words of a larder command. No shell parses a request.
 
 use super::keys;
@@ -57,7 +57,7 @@ pub enum ExecError {
     /// The request is not UTF-8, or has a control character other than a tab or a newline.
     #[error("the command contains bytes that are not printable text")]
     NotText,
-    /// The git program is not one of the two services.
+    /// The git program is neither `git-receive-pack` nor `git-upload-pack`.
     #[error("cannot run {given:?}: only git push, git fetch and git clone are served here")]
     Service {
         /// The program.

@@ -117,7 +117,7 @@ fn russh_config(config: &SshServerConfig) -> server::Config {
         preferred: config.profile.preferred(),
         window_size: channel::WINDOW,
         event_buffer_size: 32,
-        // `session` delays refused logins by itself: keys that are only offered must not be delayed.
+        // `session` itself delays refused logins. With a time here, russh would also delay the answers to keys that are only offered.
         auth_rejection_time: Duration::ZERO,
         auth_rejection_time_initial: Some(Duration::ZERO),
         // russh also counts offered keys, and the first request, which asks for the methods.
@@ -353,7 +353,7 @@ impl ConnectionTask {
     }
 }
 
-/// The client's socket, which the server can close at any time. russh has no function for this.
+/// The client's socket, which the server can close at any time. russh has no function that closes the socket.
 struct CancellableStream {
     stream: TcpStream,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,

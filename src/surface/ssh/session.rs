@@ -71,7 +71,7 @@ impl ConnectionProgress {
     }
 }
 
-/// A running request, which counts as running until this value is dropped.
+/// The guard of a running request. The request is counted as running until the guard is dropped.
 struct Busy(Arc<ConnectionProgress>);
 
 impl Busy {
@@ -455,8 +455,8 @@ impl Handler for SshConnection {
         Ok(session.channel_failure(id)?)
     }
 
-    // russh refuses the forwarding of ports, sockets and agents unless the callbacks for it are implemented. A test requests each kind of
-    // forwarding.
+    // russh refuses the forwarding of ports, sockets and agents unless the callbacks for this forwarding are implemented. A test requests
+    // each kind of forwarding.
 }
 
 /// Returns true for values of `GIT_PROTOCOL` that git itself writes: `version=N`, then options.

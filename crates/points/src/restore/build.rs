@@ -224,7 +224,7 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// Records a damaged file. Returns an error unless the caller forces the restore.
+    /// Records a damaged file. Returns an error unless `force` is set.
     fn damage(&self, entry: &Entry) -> Result<()> {
         let mut damaged = lock(&self.damaged);
         damaged.push(entry.path.clone());

@@ -91,13 +91,14 @@ impl Store {
     /// removed.
     ///
     /// The new trees are built beside the live trees and then exchanged with them, so that a kill leaves each source either unchanged or
-    /// restored. The store records `ticket`: after a kill, the same call or [`Store::recover_restores`] continues the restore, and a call
-    /// after the end does nothing. The caller must stop all writers first. The replaced files are moved to the directory `keep` below
-    /// `base`; without `keep`, they are removed before this function returns. The removal can take longer than the restore. To avoid this
-    /// wait, pass `keep`, and call [`remove_kept`] later.
+    /// restored. The store records `ticket`: after a kill, the same call or [`Store::recover_restores`] continues the restore. A further
+    /// call after the end of the restore does nothing. The caller must stop all writers first. The replaced files are moved to the
+    /// directory `keep` below `base`; without `keep`, the replaced files are removed before this function returns. The removal can take
+    /// longer than the restore. To avoid this wait, pass `keep`, and call [`remove_kept`] later.
     ///
     /// A database file and its side files (`-wal`, `-shm`, `-journal`) are exchanged one after the other. After a kill between two
-    /// exchanges, the next call completes the exchanges. Until then, no side file is beside a database that it does not belong to.
+    /// exchanges, the next call completes the exchanges. Until then, no side file is beside a database to which the side file does not
+    /// belong.
     pub fn restore(
         &self,
         point: &Point,
@@ -179,8 +180,8 @@ impl Store {
 }
 
 impl Point {
-    /// Restores all sources into the directory `name` in `parent`. The directory must be empty or absent. After a kill, the directory is
-    /// unchanged, and the same call can be repeated. No live file changes.
+    /// Restores all sources, or only the source [`RestoreOptions::only`], into the directory `name` in `parent`. The directory must be
+    /// empty or absent. After a kill, the directory is unchanged, and the same call can be repeated. No live file changes.
     pub fn restore_into(&self, parent: BorrowedFd<'_>, name: &OsStr, options: &RestoreOptions<'_>) -> Result<RestoreReport> {
         check_label(self, &options.expect)?;
         let wrong = |e: Errno| PointError::io("restore into", name, e);

@@ -1,8 +1,8 @@
 //! Redis: one database number of a server, key by key with `DUMP` and `RESTORE`.
 //!
-//! An RDB file (`redis-cli --rdb`) has the databases of all applications that use the server, and only the server's operator can load it:
-//! larder does not own the server. A dump therefore has the keys of the one database number in the URL. A restore fills an empty database
-//! number and exchanges it with the live number by `SWAPDB`, which the server executes whole or not at all.
+//! An RDB file (`redis-cli --rdb`) has the databases of all applications that use the server. Only the operator of the server can load such
+//! a file, and larder is not the operator. A dump therefore has the keys of the one database number in the URL. A restore fills an empty
+//! database number and exchanges it with the live number by `SWAPDB`, which the server executes whole or not at all.
 
 mod connection;
 mod file;

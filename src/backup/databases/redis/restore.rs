@@ -9,8 +9,8 @@ use super::{
 };
 use crate::backup::BackupFailure;
 
-/// The key that marks a database number as larder's. Its value is the number of the live database. A number without this key is used only
-/// if it is empty, and is never emptied.
+/// The key that marks a database number as larder's. The value of this key is the number of the live database. A database number without
+/// this key is used only if it has no keys, and its keys are never deleted.
 pub(super) const MARK: &[u8] = b"larder:restore";
 
 /// The highest database number that a restore tries to fill. Servers have 16 databases by default.
@@ -19,7 +19,8 @@ const HIGHEST: u32 = 63;
 /// The number of commands that are sent before their answers are read. The answers to these commands fit into the buffers of a socket.
 const BATCH: usize = 100;
 
-/// Replaces the database of a connection. `counts` are the number of records and the bytes of a dump that was read to its end.
+/// Replaces the database of a connection. `records` and `bytes` are the number of records and the total size of a dump that was read to its
+/// end.
 pub(super) fn restore(
     connection: &mut Connection,
     server: &str,
@@ -64,7 +65,8 @@ fn require_memory(connection: &mut Connection, bytes: u64) -> Result<(), BackupF
     })
 }
 
-/// Marks and returns the highest database number that is empty and not live.
+/// Marks and returns the highest database number that is empty and not live. A number that a killed restore of this database has marked is
+/// emptied first.
 fn scratch(connection: &mut Connection, live: u32) -> Result<u32, BackupFailure> {
     let value = live.to_string();
     for number in (0..=HIGHEST).rev().filter(|number| *number != live) {
