@@ -149,9 +149,9 @@ impl Pipeline {
         queue.in_progress = None;
     }
 
-    /// Notifies the observers of an ending in the background. If `recorded_in` is given, records the delivery in this journal. If the
-    /// server is killed between the delivery and its record, the next server announces the ending again with the same id. Without
-    /// `recorded_in`, the delivery is not recorded.
+    /// Starts a background task that notifies the observers of an ending. If `recorded_in` is given, records the delivery in this
+    /// journal. If the server is killed between the delivery and its record, the next server announces the ending again with the
+    /// same id. Without `recorded_in`, the delivery is not recorded.
     pub(super) fn announce(&self, queue: &Queue, announcement: Announcement, recorded_in: Option<(Journal, u32)>) {
         let (services, announcing) = (self.services().clone(), queue.announcing.clone());
         self.0.tasks.spawn(async move {

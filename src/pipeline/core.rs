@@ -25,7 +25,7 @@ use crate::{
     model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ReleaseId, SlotTable},
 };
 
-/// The checks of a submission. They are repeated when the deployment starts, because the deployment may have waited for a long time.
+/// The checks of a submission, which the start of the deployment repeats, because the deployment may have waited for a long time.
 pub trait StartCheck: Send + Sync {
     /// Returns the environment as registered now, or the reason why the deployment must not start.
     fn check(&self, request: &DeployRequest) -> Result<Environment, String>;
@@ -178,7 +178,8 @@ impl Pipeline {
         state.and_then(|state| state.facts.settings).unwrap_or_default()
     }
 
-    /// Returns the health record of a release that comes from another environment of the project; `None` for other origins.
+    /// Returns the health record of a release that comes from another environment of the project; `None` for other origins, or if
+    /// there is no record.
     fn sibling_record(&self, environment: &Environment, spec: &DeploymentSpec) -> Option<HealthRecord> {
         let Origin::Environment(name) = &spec.origin else { return None };
         let is_it = |other: &Environment| other.project_id == environment.project_id && other.name == *name;

@@ -59,12 +59,13 @@ impl Expected {
     }
 }
 
-/// Stores the changes in a slot that has just gone live as expected changes. Changes that a patch made still count as drift.
+/// Stores, as expected changes, the changes in the slot of a release that has just gone live. Changes that a patch made still count
+/// as drift.
 pub(super) async fn expect(deployment: &Deployment, live: &Live) {
     let environment = &deployment.environment;
     let (paths, settings) = (&deployment.paths, deployment.settings());
-    // Earlier expectations of the release are dropped before the scan, so that the scan finds all files that the newly started processes
-    // have written.
+    // Expected changes that an earlier deployment of the release stored are dropped before the scan, so that the scan finds all
+    // files that the newly started processes have written.
     let mut expected = Expected::read(paths);
     if expected.0.remove(&live.release).is_some() {
         Expected(expected.0).write(paths, live.release, Vec::new(), deployment.previous_release());
@@ -148,7 +149,7 @@ pub async fn before(deployment: &Deployment) -> Result<Option<Drift>, ReleaseErr
     target.scan().await.map(Some)
 }
 
-/// Saves the changes that [`before`] found as a patch, and applies the recipe's drift policy.
+/// Saves, as a patch, the changes that [`before`] found, and applies the recipe's drift policy.
 pub async fn decide(
     deployment: &mut Deployment,
     found: Result<Option<Drift>, ReleaseError>,
@@ -283,7 +284,7 @@ pub(super) async fn keep(deployment: &Deployment, live: &Live, settings: &Settin
     }
 }
 
-/// Saves the changes in the live release's slot before a restart empties the slot. If the recipe requests this, the restart
+/// Saves the changes in the live release's slot before a restart empties the slot. If the drift policy is `reapply`, the restart
 /// applies the changes again.
 pub(super) async fn over_a_restart(deployment: &mut Deployment, live: &Live) {
     let settings = deployment.settings();
@@ -292,7 +293,7 @@ pub(super) async fn over_a_restart(deployment: &mut Deployment, live: &Live) {
     deployment.facts.patch = patch.filter(|_| wanted).map(|patch| patch.id);
 }
 
-/// The reason why the drift of a release could not be found, saved or verified.
+/// The reason why the drift of a live release could not be found or saved, or why the release could not be verified.
 #[derive(Debug, thiserror::Error)]
 pub enum DriftError {
     /// No release is live.

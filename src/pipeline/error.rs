@@ -11,14 +11,14 @@ pub enum PipelineError {
     /// The environment does not exist on this server, or was removed.
     #[error("there is no environment {0} on this server")]
     NoEnvironment(String),
-    /// An earlier deployment could not be reverted.
+    /// An earlier deployment could not be reverted, or its journal or the record of the slots cannot be used.
     #[error("{environment} is frozen since deployment {deployment} got stuck: {why}")]
     Frozen {
         /// The environment as `project/environment`.
         environment: String,
-        /// The deployment that got stuck.
+        /// The deployment that froze the environment.
         deployment: DeploymentId,
-        /// The step that could not be reverted, and the reason.
+        /// The step that could not be reverted, with the reason, or the reason why the journal or the record cannot be used.
         why: String,
     },
     /// The server has just started, and the environment is not recovered yet.

@@ -114,8 +114,8 @@ impl Pipeline {
         remote::sweep(&deployment.paths, ABANDONED);
         prune(deployment, queue).await;
         if let Some(live) = live {
-            // The times are renewed before the spare tree is made, because a rollback to the predecessor waits for the renewal. Without a
-            // spare tree, an installation only takes longer.
+            // The times are renewed before the spare tree is made, because a rollback to the predecessor waits for the renewal. An
+            // installation without a spare tree only takes longer.
             renew_predecessor(deployment, live).await;
             if deployment.memory.entries >= WORTH_A_SPARE {
                 make_spare(deployment, queue, live).await;
@@ -246,7 +246,8 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
             return;
         }
     };
-    // The limits are the settings of the live release, not those of a failed recipe or a dry run, and not the defaults.
+    // The limits come from the recipe of the live release. The recipe of a failed deployment or of a dry run must not remove
+    // releases.
     let made =
         history.of_release(live.release).map(|summary| JournalState::read(&deployment.paths.deployment(summary.deployment)));
     let settings = match made {

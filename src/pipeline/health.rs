@@ -116,7 +116,7 @@ fn passed(story: &JournalState, checks: &mut BTreeMap<&'static str, Timestamp>) 
     }
 }
 
-/// Appends to the list of exits. Drops the older half if the list is longer than `MAX_LIST`.
+/// Appends an exit to the list of exits. Drops the older half if the list is longer than `MAX_LIST`.
 fn note(path: &Path, ended: &Ended) -> io::Result<()> {
     let mut line = serde_json::to_vec(ended)?;
     line.push(b'\n');

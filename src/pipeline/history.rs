@@ -181,7 +181,8 @@ impl History {
         builds.max().unwrap_or(0)
     }
 
-    /// Returns the deployment that froze the environment and the reason, or `None` if the environment is not frozen.
+    /// Returns the reason why the environment is frozen, after the deployment that froze the environment; `None` if the environment
+    /// is not frozen.
     pub fn frozen(&self) -> Option<(DeploymentId, String)> {
         let stuck = self.deployments.iter().rev().filter(|summary| !summary.cleared).find_map(|summary| match &summary.outcome {
             Some(Outcome::Stuck { undo, .. }) => Some((summary.deployment, undo.clone())),
@@ -198,7 +199,7 @@ impl History {
         self.sort();
     }
 
-    /// Sorts by release number, because the numbers rise even if the clock is set back.
+    /// Sorts the deployments by release number, because the numbers rise even if the clock is set back.
     fn sort(&mut self) {
         self.deployments.sort_by_key(|summary| (summary.number, summary.opened, summary.deployment));
     }

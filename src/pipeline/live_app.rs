@@ -1,5 +1,5 @@
-//! [`LiveApp`], the operations on the live release and its data that a deployment with an upgrade needs, and [`UpgradePlan`], the record of the
-//! upgrade. This file imports no other file of the module that executes deployments.
+//! [`LiveApp`], the operations on the live release and its data that a deployment with an upgrade needs, and [`UpgradePlan`], the
+//! record of the upgrade. This file imports no file that executes deployments.
 
 use std::time::Duration;
 
@@ -83,7 +83,8 @@ pub struct EarlierRuns {
 /// The live release and its data, for the deployment that replaces the live release. The deployment holds the lock of deployments and
 /// restarts.
 pub trait LiveApp: Send + Sync {
-    /// Waits until no other operation uses the restore points. Further operations are refused until [`LiveApp::unlock`].
+    /// Waits until no other operation uses the restore points. Further operations on the restore points are refused until
+    /// [`LiveApp::unlock`].
     fn lock(&self) -> BoxFuture<'_, ()>;
 
     /// Allows other operations on the restore points again.
@@ -114,7 +115,7 @@ pub trait LiveApp: Send + Sync {
     fn restore(&self, point: String, by: UserName, previous: Option<Live>)
     -> BoxFuture<'_, Result<Result<(), Failure>, Failure>>;
 
-    /// Starts the processes of the release `previous` that do not run, and routes requests to them.
+    /// Starts each process of the release `previous` that does not run yet, and routes requests to the release.
     fn start(&self, previous: Live) -> BoxFuture<'_, Result<(), Failure>>;
 
     /// Returns the durations of earlier deployments.

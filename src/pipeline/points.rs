@@ -198,7 +198,7 @@ impl Pipeline {
         RestoreRecord::read(&self.services().root.environment(&environment.project, &environment.name))
     }
 
-    /// Describes a restore point.
+    /// Returns the description of a restore point.
     pub async fn point(&self, environment: &Environment, point: String) -> Result<PointInfo, PointsError> {
         match backup::dump(&self.backup(environment), &DumpJob::Show { point }).await? {
             DumpReport::Point(info, _) => Ok(*info),
@@ -252,7 +252,8 @@ impl Pipeline {
         }
     }
 
-    /// Restores into a new directory beside the live data. Returns the path of the directory and the report of the restore worker.
+    /// Restores a restore point into a new directory beside the live data. Returns the path of the directory and the report of the
+    /// restore worker.
     pub async fn restore_beside(
         &self,
         environment: &Environment,

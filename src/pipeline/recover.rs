@@ -216,8 +216,9 @@ impl Pipeline {
     }
 
     /// Unfreezes an environment, and returns the number of deployments that had frozen the environment. Each of these deployments
-    /// is finished or unwound first, because a person has now made this possible. Otherwise the branch might name a commit that
-    /// is not live, and the next start would revert a newer live release with the unwinding of an old deployment.
+    /// is finished or unwound first, because the person has corrected the problem that prevented the recovery. Otherwise the branch
+    /// might name a commit that is not live, and the next start would unwind an old deployment and thereby revert a newer live
+    /// release.
     pub async fn thaw(&self, environment: &Environment, by: &UserName) -> Result<usize, ThawError> {
         let queue = self.queue_of(environment)?;
         let Ok(_work) = queue.work.clone().try_lock_owned() else {

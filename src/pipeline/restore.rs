@@ -75,7 +75,7 @@ impl Pipeline {
         self.0.tasks.spawn(restore).await.map_err(|_| PipelineError::Stopping)?
     }
 
-    /// Restores while the caller holds the lock of deployments and restarts.
+    /// Replaces the live data while the caller holds the lock of deployments and restarts.
     async fn restore_locked(
         &self,
         environment: &Environment,

@@ -48,13 +48,13 @@ impl Pipeline {
         let mut live = live;
         for (summary, state) in states {
             if state.is_committed() {
-                // The deployment is finished next.
+                // Recovery will finish this deployment.
                 if let Some(old) = &summary.previous {
                     table.set(old.slot, SlotUse::Draining(self.occupant(history, paths, old.release, None)));
                 }
                 live = Some(summary.live());
             } else if state.status("deploy.slot") != StepStatus::Waiting && state.status("deploy.slot") != StepStatus::Undone {
-                // The deployment is reverted next.
+                // Recovery will revert this deployment.
                 table.set(summary.slot, SlotUse::Ready(self.occupant(history, paths, summary.release, Some(summary))));
             }
         }

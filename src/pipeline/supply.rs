@@ -269,9 +269,9 @@ impl Pipeline {
         found
     }
 
-    /// Returns the deployment to whose release a rollback of an environment goes: the release named `name`, or the release that was live
-    /// before the live release first went live. A second rollback therefore goes back further. The release of the returned deployment was
-    /// live in this environment, and its files still exist.
+    /// Returns the deployment whose release is the target of a rollback: the release named `name`, or the release that was live
+    /// before the current release first went live. A second rollback therefore goes back further. The release of the returned
+    /// deployment was live in this environment, and its files still exist.
     pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<Summary, SupplyError> {
         let queue =
             self.queue(environment).ok_or_else(|| SupplyError::Named(String::from("the environment is not in service")))?;

@@ -1,5 +1,5 @@
-//! The transcript of a deployment. The transcript is stored in the file `log`. The output of the push, of `--follow` and of any number of
-//! other clients follows this file.
+//! The transcript of a deployment. The transcript is stored in the file `log`. The push, `--follow` and any number of further
+//! clients read this file while the deployment writes it.
 //!
 //! A follower reads the file, not a queue. Therefore a slow follower costs no memory and delays nothing, and a late follower
 //! reads everything from the beginning.

@@ -137,8 +137,8 @@ fn unhealthy(instance: &Instance, check: &HealthCheck, last: &Answer, limit: Dur
     }
 }
 
-/// Returns the host name for health and smoke checks: the first domain of the project, if the project has domains of its own.
-/// Many applications reject every other host (Django's `ALLOWED_HOSTS`, Rails' `config.hosts`).
+/// Returns the host name for health and smoke checks: the first domain of the project, or the environment's default host if the
+/// project has no domains of its own. Many applications reject every other host (Django's `ALLOWED_HOSTS`, Rails' `config.hosts`).
 pub fn health_host(environment: &Environment, settings: &Settings, domain: &str) -> String {
     let own = settings.domains.first().map(|own| own.as_str().to_owned()).or_else(|| environment.domains.first().cloned());
     own.or_else(|| environment.hosts(domain).into_iter().next()).unwrap_or_default()

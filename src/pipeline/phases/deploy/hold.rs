@@ -168,8 +168,8 @@ impl Step for StopWriters {
                 (None, None) => Ok(()),
             };
             if let Err(failure) = started {
-                // The undo has restored the data and started the processes. If the old release is not healthy, the environment is not
-                // frozen.
+                // The data is restored and the processes are started, so the undo is complete. An unhealthy old release does not
+                // freeze the environment.
                 deployment.transcript.error(&format!("the live release does not run: {}", failure.why));
             }
             Ok(())

@@ -64,7 +64,7 @@ impl Step for Switch {
                 deployment.memory.replaced_state = Some(state);
             }
             let retired = match addresses.is_empty() {
-                // Web processes without an address were lost with an earlier server; the recovery boots them next.
+                // The web processes have no address, because they were lost with an earlier server. The recovery boots them next.
                 true if processes::any_web(deployment) => None,
                 true => route.set(RouteState::Stopped),
                 false if there => None,
