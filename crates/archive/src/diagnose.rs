@@ -1,5 +1,5 @@
-//! Finds the reason to refuse a header that differs from the expected header. This code runs only after the archive was refused, so an
-//! archive is never accepted because of its result.
+//! Finds the reason to refuse a header that differs from the expected header. This code runs only after the archive was refused, so
+//! no archive is accepted because of a result of this code.
 
 use tar::Header;
 

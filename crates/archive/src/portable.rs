@@ -38,7 +38,7 @@ pub enum PortableKind<'a> {
     },
     /// A symbolic link with its target.
     Symlink(&'a [u8]),
-    /// A further name of a file. The path is the path of the file, whose entry is earlier in the archive.
+    /// A further name of a file, with the path of the file, whose entry is earlier in the archive.
     HardLink(&'a [u8]),
 }
 

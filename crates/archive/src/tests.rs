@@ -149,7 +149,8 @@ fn edit_changes_one_frame_and_reuse_changes_no_byte() {
     assert!(bytes(&repaired) == bytes(&fresh));
 }
 
-/// If frames were copied, the bytes of an archive would depend on the version of larder that wrote the previous archive.
+/// If frames with other settings were copied, the bytes of an archive would depend on the version of larder that wrote the previous
+/// archive.
 #[test]
 fn frames_of_other_settings_are_not_copied() {
     let dir = tempfile::tempdir().unwrap();
