@@ -443,7 +443,7 @@ impl Command for BackupExportArgs {
         Ok(BackupExport { target: self.on.target, point: self.point })
     }
 
-    // The answer is always the archive.
+    // The answer to this request is a stream of the archive's bytes, so there is no view to show.
     fn show((): &()) -> Shown {
         Shown::Page(String::new())
     }

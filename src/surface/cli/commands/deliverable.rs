@@ -67,7 +67,7 @@ impl Command for DeliverableListArgs {
     }
 }
 
-/// A file of a release.
+/// The arguments that name a file of a release.
 #[derive(Debug, clap::Args)]
 pub struct ObjectArgs {
     #[command(flatten)]

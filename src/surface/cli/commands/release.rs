@@ -267,7 +267,7 @@ impl Command for ReleaseExportArgs {
         Ok(ReleaseExport { target: self.on.target, release: self.release })
     }
 
-    // The answer is always the bytes of the file.
+    // The answer to this request is a stream of the file's bytes, so there is no view to show.
     fn show((): &()) -> Shown {
         Shown::Page(String::new())
     }

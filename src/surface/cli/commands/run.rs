@@ -36,7 +36,7 @@ impl Command for RunArgs {
         Ok(control::Run { target, command })
     }
 
-    // The answer is always the output of the command.
+    // The answer to this request is a stream of the command's output, so there is no view to show.
     fn show((): &()) -> Shown {
         Shown::Page(String::new())
     }
