@@ -67,7 +67,7 @@ impl ScriptExit {
         self.code == Some(0)
     }
 
-    /// Describes the status: `exited 1`, or the signal.
+    /// Returns the status as text, such as `exited 1` or `was killed by signal 9`.
     pub fn how(&self) -> String {
         match (self.code, self.signal) {
             (Some(code), _) => format!("exited {code}"),

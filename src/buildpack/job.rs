@@ -96,8 +96,8 @@ pub struct BuildFailure {
 pub(super) const MORE_MEMORY: &str = "raise build.memory in larder.yml; the operator's limit is builds.memory in the server file";
 
 impl BuildFailure {
-    /// Adds the report of the keeper that the kernel killed a process of the build at the memory limit. The original cause stays, because
-    /// the build may have failed for another reason.
+    /// Adds to the cause that the build was out of memory: the keeper has reported that the kernel killed a process of the build at
+    /// the memory limit. The original cause stays, because the build may have failed for another reason.
     pub(super) fn out_of_memory(&mut self) {
         self.why = format!("out of memory: {}", self.why);
         self.hint = MORE_MEMORY.to_owned();

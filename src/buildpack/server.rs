@@ -122,7 +122,7 @@ async fn forward(mut from: impl AsyncRead + Unpin, output: BuildOutput) {
             continue;
         }
         for line in lines.push(buffer.get(..count).unwrap_or_default()) {
-            // The build continues without a receiver.
+            // If there is no receiver, the line is dropped, and the build continues.
             drop(output.send(line).await);
         }
     }

@@ -86,8 +86,8 @@ impl Logs {
     async fn copy(&self, label: &Label, process: &str, output: OwnedFd, directory: &Path) -> io::Result<()> {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
-        // If the log cannot be opened or written, as on a full disk, lines are still read, because a full pipe would block the application.
-        // Larder tries again to write the log with each line, so logging resumes without a restart.
+        // If the log cannot be opened or written, as on a full disk, lines are still read, because a full pipe would block the
+        // application. larder tries again to write the log with each line, so logging resumes without a restart.
         let mut file = RotatingFile::open(Logs::file(directory, process), self.limits).ok();
         let mut buffer = Vec::new();
         let mut reported: Option<Instant> = None;
@@ -190,9 +190,8 @@ pub fn tail(path: &Path, count: usize) -> io::Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Returns complete lines from the end of a file, and true if the whole file was read. Returns at least `wanted` lines, unless the file has
-/// fewer lines or `budget`, in bytes, is too small. The function subtracts the size of the text that was searched for these lines from
-/// `budget`.
+/// Returns complete lines from the end of a file, and true if the whole file was read. Returns at least `wanted` lines, unless the
+/// file has fewer lines or `budget`, in bytes, is too small. Subtracts the size of the searched text from `budget`.
 fn end_of(file: &mut File, wanted: usize, budget: &mut u64) -> io::Result<(String, bool)> {
     use io::{Read, Seek, SeekFrom};
     let size = file.metadata()?.len();

@@ -108,7 +108,7 @@ impl World {
         pull(&self.store, offer, held, &self.paths, &progress).await
     }
 
-    /// Renames the pulled files to their names in `releases/`, as their acceptance does.
+    /// Renames the pulled files to their names in `releases/`, as larder does when it accepts a release.
     fn accept(&self, pulled: Pulled, release: ReleaseId) {
         std::fs::rename(pulled.archive().unwrap(), self.paths.archive(release)).unwrap();
         std::fs::rename(pulled.manifest().unwrap(), self.paths.manifest(release)).unwrap();
@@ -174,8 +174,8 @@ async fn intact_parts_of_an_interrupted_pull_are_reused() {
     let (offer, bytes) = world.publish(1, &[(1, 100_000), (2, 200_000), (3, 300_000)]).await;
     let directory = world.incoming(offer.release);
     std::fs::create_dir_all(&directory).unwrap();
-    // Writes the files of an interrupted pull. All bytes from `whole` on are wrong, and the byte at `rot` is wrong. The note names a frame
-    // that starts at `at`, and `part` bytes of this frame.
+    // Writes the files of an interrupted pull. All bytes from `whole` on are wrong, and the byte at `rot` is wrong. The note
+    // records that `part` bytes of the frame at the offset `at` are written.
     let leave = |whole: usize, at: u64, part: u64, rot: Option<usize>| {
         let mut left = bytes.clone();
         left[whole..].fill(0x55);
