@@ -34,7 +34,8 @@ pub struct DatabaseJob {
     pub engine: DatabaseEngine,
     /// The location.
     pub at: DatabaseAt,
-    /// False for an SQLite file that larder recognised by a variable or a data path. Such a file may be missing, or be no SQLite file.
+    /// False for an SQLite file that larder recognised by a variable or a data path. Such a file can be missing, or can be a file
+    /// of another format.
     pub is_declared: bool,
 }
 
@@ -125,9 +126,9 @@ pub trait Engine: Sync {
     /// Reads a dump back. Returns an error with [`FailureKind::Damaged`] for a dump that cannot be restored.
     fn verify(&self, dump: &Path) -> Result<(), BackupFailure>;
 
-    /// Replaces the database whole with a dump, in one transaction or by a rename. A kill leaves the old or the restored database. The call
-    /// may be repeated, also after a kill. After an error, the database is unchanged, except that an error with [`FailureKind::Machine`]
-    /// leaves the end unknown, such as the loss of the connection.
+    /// Replaces the whole database with a dump, in one transaction or by a rename. A kill leaves the old or the restored database. The call
+    /// may be repeated, also after a kill. An error with [`FailureKind::Machine`], such as a lost connection, leaves the content of the
+    /// database unknown. After any other error, the database is unchanged.
     fn restore(&self, job: &DatabaseJob, from: &Path) -> Result<(), BackupFailure>;
 }
 

@@ -22,13 +22,13 @@ const MAX_ERRORS: u64 = 64 << 10;
 /// The maximum number of bytes of a program's answer.
 const MAX_OUTPUT: u64 = 16 << 20;
 
-/// The number of bytes between two looks at the free space of a file system.
+/// The number of bytes between two checks of the free space of a file system.
 const STEP: u64 = 16 << 20;
 
 /// The number of bytes that a dump leaves free on its file system.
 pub(crate) const LEAVE: u64 = 64 << 20;
 
-/// The directories in which programs are searched, the first one first.
+/// The directories in which programs are searched, in the order of the search.
 const DIRECTORIES: [&str; 5] = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin"];
 
 /// Returns the path of the first of `names` that is installed in `first` or in the usual directories.
@@ -134,7 +134,7 @@ impl Tool {
         let (stdin, stdout) = (running.child.stdin.take(), running.child.stdout.take());
         let mut output = Vec::new();
         std::thread::scope(|scope| {
-            // The program may exit before it has read all input. Its exit status and its error output then tell the cause.
+            // The program may exit before it has read all input. Its exit status and its error output then show the cause.
             scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
             if let Some(stdout) = stdout {
                 let _ = stdout.take(MAX_OUTPUT).read_to_end(&mut output);
@@ -211,7 +211,7 @@ pub(super) struct ToolError {
 }
 
 impl ToolError {
-    /// Returns the first line of the error output that tells a cause, without a prefix such as `pg_dump: error: `.
+    /// Returns the first line of the error output that names a cause, without a prefix such as `pg_dump: error: `.
     pub fn line(&self) -> String {
         let is_cause = |line: &&str| !line.trim().is_empty() && !line.trim_end().ends_with(':');
         let line = self.text.lines().find(|line| line.contains("rror")).or_else(|| self.text.lines().find(is_cause));
