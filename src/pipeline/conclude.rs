@@ -22,7 +22,7 @@ const NEWS_AGE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 36
 /// A deployment that is about to end. Each variant is a cause of the end.
 #[allow(clippy::large_enum_variant)] // One value per deployment, never stored.
 pub(super) enum Ended {
-    /// The plan was executed to its end or unwound, or the journal failed meanwhile.
+    /// The plan was executed to its end or unwound, or the journal failed during this work.
     Walked(Walk),
     /// The journal could not be created, so no step has run.
     Unopened { deployment: Deployment, fault: Fault, verdict: watch::Sender<Option<Outcome>> },
@@ -32,7 +32,7 @@ pub(super) enum Ended {
     Unusable { id: DeploymentId, error: JournalError },
 }
 
-/// A deployment whose plan was executed to its end or unwound.
+/// A deployment whose plan was executed to its end or unwound, or whose journal failed during this work.
 pub(super) struct Walk {
     pub deployment: Deployment,
     pub journal: Journal,

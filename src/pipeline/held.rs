@@ -111,7 +111,8 @@ impl LiveApp for LiveHandle {
             let environment = queue.environment();
             let paths = pipeline.services().root.environment(&environment.project, &environment.name);
             let failed = |source| failure(&PointsError::Exchange { environment: environment.title(), source });
-            // The links on the disk may already name the new release, so the databases are those of the previous release.
+            // The databases of the previous release are restored, not those of the release that the links on the disk name: the
+            // links may already name the new release.
             let described = pipeline.point(&environment, point.clone()).await.map_err(|error| failure(&error))?;
             let databases = pipeline.databases_in_for(queue, &environment, &described, previous.as_ref());
             let databases = databases.map_err(|error| failure(&error))?;

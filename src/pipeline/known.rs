@@ -168,7 +168,7 @@ impl Pipeline {
                     archive_bytes: size(&paths.archive(release)),
                 }
             };
-        // Each number with which a release went live has one entry.
+        // A release that went live several times has one entry for each of its numbers.
         let mut all: Vec<KnownRelease> = Vec::new();
         for made in history.releases().rev() {
             if all.iter().all(|known| known.release != made.release || known.number != Some(made.number)) {

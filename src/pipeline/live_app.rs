@@ -37,7 +37,7 @@ pub struct UpgradePlan {
 pub struct DataReturn {
     /// The id of the restore point.
     pub point: String,
-    /// The inode of the live data before the exchange. While `data/` has another inode, the data is exchanged.
+    /// The inode of the live data before the exchange. If `data/` has a different inode, the data is exchanged.
     pub inode: u64,
 }
 

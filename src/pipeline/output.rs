@@ -86,9 +86,9 @@ impl Cause {
     }
 }
 
-/// Finds the cause in the last lines of a process's output: larder's own line about a command that could not be started, else the last line
-/// that reads like an error, else the last line with text. A line that ends in a colon is not a cause, because the cause is on the lines
-/// after it. A line of a stack trace is not a cause either.
+/// Finds the cause in the last lines of a process's output. The cause is larder's own line about a command that could not be
+/// started, else the last line that reads like an error, else the last line with text. A line that ends in a colon is not a cause,
+/// because the cause is on the lines after it. A line of a stack trace is not a cause either.
 pub fn cause<'l>(lines: impl IntoIterator<Item = &'l str>) -> Cause {
     let lines: Vec<&str> = lines.into_iter().collect();
     if let Some((at, own)) = lines.iter().enumerate().rev().find(|(_, line)| line.starts_with(CANNOT_START)) {

@@ -42,7 +42,8 @@ pub struct DeployRequest {
 }
 
 impl DeployRequest {
-    /// Returns true for a dry run, and for a rollback with data: its consequences were shown for the release that is live now.
+    /// Returns true for a dry run, and for a rollback with data. A rollback with data must not wait, because its consequences were
+    /// shown for the release that is live now.
     fn never_waits(&self) -> bool {
         !self.dry_run.is_empty() || self.data.is_some()
     }
@@ -77,7 +78,7 @@ pub struct Ticket {
     pub transcript: Transcript,
     /// The outcome; `None` until the deployment has ended.
     pub outcome: watch::Receiver<Option<Outcome>>,
-    /// The token whose cancel stops and unwinds the deployment.
+    /// The token that cancels the deployment, which is then unwound.
     pub cancel: CancellationToken,
 }
 

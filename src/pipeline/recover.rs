@@ -27,7 +27,7 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Attaches an environment: recovers its unfinished deployments, starts the processes of the live release that do not run, stops the
+    /// Attaches an environment: recovers its unfinished deployments, starts the missing processes of the live release, stops the
     /// processes of releases that occupy no slot, and opens the route.
     pub async fn attach(&self, environment: Environment) -> Result<(), PipelineError> {
         let services = self.services().clone();
@@ -80,7 +80,7 @@ impl Pipeline {
                 queue.slots.note(|table| *table = SlotTable::default());
                 drop(route.set(RouteState::Empty));
             }
-            // The release is started when files and databases belong together again.
+            // `finish_mixed` starts the release after files and databases belong together again.
             Some(_) if mixed.is_some() => {}
             Some(live) => match self.unfinished_restore(&environment, &history) {
                 Some(why) => drop(route.set(RouteState::Failed(why))),

@@ -6,14 +6,15 @@ use super::{
 };
 use crate::model::{Mode, Origin, Phase, StepName};
 
-/// The step after which a deployment is finished instead of unwound, because visitors use the new release.
+/// The commit point of all plans except a rollback with data: the step after which a deployment is finished instead of unwound,
+/// because visitors use the new release.
 pub const COMMIT_POINT: &str = "deploy.resume";
 
 /// The commit point of a rollback with data: its last step, so that no failure separates the code from the data.
 const RETURN_COMMIT_POINT: &str = "post_install.resume";
 
-/// The plans, one for each way in which a deployment gets its release. From `deploy.install` on, all plans have the same steps,
-/// except that `Recall` omits `post_deploy.first`.
+/// The plans, one for each way in which a deployment gets its release. From `deploy.install` on, `Build` and `Deliver` have the
+/// same steps, and `Recall` omits only `post_deploy.first`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PlanKind {
     /// The plan that builds a release from its commit and packs the release into an archive. The installed tree is unpacked from
@@ -25,8 +26,8 @@ enum PlanKind {
     /// release live. If the tree of the release is still installed, no files are unpacked, and the duration of the steps does not depend on
     /// the size of the release.
     Recall,
-    /// The plan that takes a release that was live before together with the data of a restore point. Requests wait until its last step. Smoke
-    /// checks would wait, too, so this plan has none.
+    /// The plan that makes an earlier release live, together with the data of a restore point. Requests wait until the last step.
+    /// Smoke checks would wait, too, so this plan has no smoke checks.
     Return,
 }
 

@@ -1,5 +1,5 @@
-//! Starts the live release and routes requests to its processes: after a start of the server, a requested restart, a restore of the data, a
-//! failed upgrade or an unfreeze, and when a deployment resumes.
+//! Starts the live release and routes requests to its processes. The callers are the start of the server, a requested restart, a
+//! restore of the data, the undo of a failed upgrade, an unfreeze, and the recovery of a deployment.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -23,8 +23,8 @@ use crate::{
 };
 
 impl Pipeline {
-    /// Ensures that the live release runs. Stops the processes of releases that do not occupy their slot, unless the use of the
-    /// slots is unknown.
+    /// Ensures that the live release runs. Stops each process whose release does not occupy the slot of the process, unless the use
+    /// of the slots is unknown.
     pub(super) async fn serve(&self, queue: &Queue, history: &History, live: &Live) -> Result<(), Failure> {
         self.serve_after(queue, history, live, async || Ok(())).await
     }

@@ -197,7 +197,7 @@ impl Slots {
         runtime.stop_each(environment, self.grace_in(slot)).await
     }
 
-    /// Returns a filter for processes of releases that do not occupy their slot according to the table.
+    /// Returns a filter for processes whose release, according to the table, does not occupy the slot of the process.
     pub fn strays(&self) -> impl Fn(&Label) -> bool + use<> {
         let table = self.table();
         move |label| table.get(label.slot).occupant().is_none_or(|occupant| occupant.release != label.release)
