@@ -47,7 +47,7 @@ impl From<&Entry> for Item {
     }
 }
 
-/// An archive whose unchanged frames are copied to the new archive, if their bytes still have their digests.
+/// An archive from which unchanged frames are copied to the new archive. A frame is copied only if its bytes still have its digest.
 #[derive(Debug, Clone, Copy)]
 pub struct Previous<'a> {
     /// The archive.
