@@ -33,7 +33,7 @@ impl Default for ServeLimits {
 /// The value that a ref must have before the ref is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Expected {
-    /// The ref may name any commit, or may not exist.
+    /// The ref can name any commit, or can be missing.
     Anything,
     /// The ref must not exist.
     Missing,

@@ -117,8 +117,9 @@ pub fn boot() -> String {
     id.trim().to_owned()
 }
 
-/// Writes the list with an atomic rename. The function does not wait for the disk: after a power failure, the boot id in the list is no
-/// longer current, so the next export ignores the list and starts from scratch. If the system has no boot id, the file system is synced.
+/// Writes the list with an atomic rename. The function does not wait for the disk. After a power failure, the boot id in the list
+/// is no longer current, so the next export ignores the list and starts from scratch. If the system has no boot id, the file system
+/// is synced.
 pub fn write_list(place: &Path, list: &SourceList) -> io::Result<()> {
     let bytes = postcard::to_stdvec(list).map_err(io::Error::other)?;
     let draft = place.join(DRAFT);
