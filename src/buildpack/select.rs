@@ -20,7 +20,7 @@ use super::{
 };
 
 impl<W: Write + Send + 'static> BuildWorker<W> {
-    /// Returns the buildpacks of this build. The first call selects them.
+    /// Returns the buildpacks of this build. The first call selects the buildpacks.
     pub(super) fn select(&mut self) -> Result<Vec<SelectedBuildpack>, BuildStop> {
         if let Some(selected) = &self.selected {
             return Ok(selected.clone());

@@ -102,7 +102,7 @@ pub async fn clear_cache(launcher: &Launcher, project: ProjectId, environment: E
     if exit.success() { Ok(()) } else { Err(BuildpackError::Ended(exit)) }
 }
 
-/// Splits the worker's output into lines and sends them.
+/// Splits the worker's output into lines and sends the lines.
 async fn forward(mut from: impl AsyncRead + Unpin, output: BuildOutput) {
     let mut lines = Lines::default();
     let mut buffer = vec![0; 16 * 1024];
