@@ -18,8 +18,8 @@ use crate::{
 /// The name of the file that a pull locks.
 pub(super) const LOCK: &str = "lock";
 
-/// The lock of one incoming directory. All threads that write to the directory share the lock, because the threads of an aborted pull may
-/// still be writing, and another pull must not begin before the last of these threads has finished.
+/// The lock of one incoming directory. All threads that write to the directory share the lock. The threads of an aborted pull may
+/// still be writing, so the next pull begins after the last of these threads has finished.
 #[derive(Debug, Clone)]
 pub(super) struct IncomingLease {
     _lock: Arc<File>,

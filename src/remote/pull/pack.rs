@@ -1,8 +1,8 @@
 //! Pulls the commit of a release, as a git pack.
 //!
-//! The digest of the pack is not known in advance, because the remote server creates a new pack for each request. git creates the same
-//! bytes from an unchanged repository, so an interrupted transfer resumes after the last received byte. If the parts are from different
-//! packs, the import fails, because the checksum at the end of the pack does not match.
+//! The digest of the pack is not known in advance, because the remote server creates a new pack for each request. An interrupted
+//! transfer nevertheless resumes after the last received byte, because git creates the same bytes while the repository does not
+//! change. If the repository changes between two requests, the import fails: the checksum at the end of the pack does not match.
 
 use std::{
     fs::File,
