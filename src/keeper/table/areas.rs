@@ -64,9 +64,9 @@ impl ProcessTable {
         if area == Area::Slot {
             self.end_tasks(env, slot);
         }
-        // A killed process may still use the renamed directory until it exits, which is harmless. In a slot, killed processes count as
-        // users until they have exited: the processes of a slot share an overlay, and while this overlay is mounted, the next process
-        // would get the overlay with the discarded files.
+        // A killed process may still use the renamed directory until it exits, which is harmless. In a slot, killed processes count
+        // as users until they have exited. Until then, the overlay of the slot stays mounted, and the next process would get this
+        // overlay with the discarded files.
         let going = |entry: &ProcessEntry| !entry.supervised() && entry.schedule.is_stopping() && area != Area::Slot;
         let is_user = |entry: &&ProcessEntry| {
             entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
