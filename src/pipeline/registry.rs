@@ -13,8 +13,8 @@ pub const COMMIT_POINT: &str = "deploy.resume";
 /// The commit point of a rollback with data: its last step, so that no failure separates the code from the data.
 const RETURN_COMMIT_POINT: &str = "post_install.resume";
 
-/// The plans, one for each way in which a deployment gets its release. From `deploy.install` on, `Build` and `Deliver` have the
-/// same steps, and `Recall` omits only `post_deploy.first`.
+/// The plans, one for each way in which a deployment gets its release. From `deploy.install` on, `Build` and `Deliver` have the same steps,
+/// and `Recall` omits only `post_deploy.first`. `Return` also exchanges the data, has no smoke requests, and has a later commit point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PlanKind {
     /// The plan that builds a release from its commit and packs the release into an archive. The installed tree is unpacked from
@@ -96,7 +96,7 @@ pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
     STEPS.iter().filter(|(_, plans, _)| plans.contains(&kind)).map(|(name, ..)| StepName::from(*name)).collect()
 }
 
-/// Returns the names of the steps of a rollback with data, in order.
+/// Returns the names of the steps of a rollback with data, in the order in which the steps run.
 pub fn return_steps() -> Vec<StepName> {
     STEPS.iter().filter(|(_, plans, _)| plans.contains(&Return)).map(|(name, ..)| StepName::from(*name)).collect()
 }
