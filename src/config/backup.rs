@@ -21,7 +21,7 @@ const MAX_TEXT: usize = 100;
 /// Settings of scheduled restore points.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackupConfig {
-    /// The times at which a restore point of each environment is taken; `None` if none is taken on a schedule.
+    /// The times at which a restore point of each environment is taken; `None` if no restore points are scheduled.
     pub schedule: Option<Schedule>,
     /// The time zone of the schedules.
     pub time_zone: TimeZone,
@@ -98,8 +98,8 @@ impl Schedule {
         }
     }
 
-    /// Returns the first time after `after` that the pattern matches; `None` if no time follows. A time that a change of the clock skips
-    /// matches the moment of the change.
+    /// Returns the first time after `after` that the pattern matches; `None` if no time follows. If a change of the clock skips a matching
+    /// time, the moment of the change is returned instead.
     pub fn next_after(&self, after: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
         self.cron.find_next_occurrence(&after.to_zoned(zone.clone()), false).ok().map(|next| next.timestamp())
     }
@@ -119,7 +119,7 @@ impl Schedule {
 pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
     KeyRow::value(
         "schedule",
-        "The times at which a restore point of each environment with data is taken and read back: a cron pattern (minute, hour, day of the month, month, day of the week), a pattern with seconds as a sixth field in front, or off. A run that was missed while the server did not run is made up for once.",
+        "The times at which a restore point of each environment with data is taken and read back: a cron pattern (minute, hour, day of the month, month, day of the week), a pattern with seconds as a sixth field in front, or off. If runs were missed while the server did not run, one run makes up for all of them.",
         Is("\"0 2 * * *\""),
         "\"0 2 * * *\"",
         |reader, node, key, backup| {
@@ -168,7 +168,7 @@ pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
     ),
     KeyRow::section(
         "keep",
-        "The restore points that stay after each successful run; the others are removed. A restore point stays if at least one of these rules selects it. Days, weeks, months and years are in UTC. The newest restore point that was read back, and the last restore points of the live release, of its predecessor and of pinned releases always stay. Restore points that are not read back yet, or that are damaged, are not removed and do not count.",
+        "The restore points that stay after each successful run; the others are removed. A restore point stays if at least one of these rules selects it. Days, weeks, months and years are in UTC. The newest restore point that was read back, and the last restore points of the live release, of its two predecessors and of pinned releases always stay. Restore points that are not read back yet, or that are damaged, are not removed and do not count.",
         "{daily: 7, weekly: 4}",
         KEEP_KEYS,
     ),
@@ -206,7 +206,7 @@ const KEEP_KEYS: &[KeyRow<BackupConfig>] = &[
 /// The maximum number of restore points that one rule selects.
 const MAX_KEPT: u64 = 10_000;
 
-/// Finds a time zone by its name. The machine's database is not asked for UTC.
+/// Finds a time zone by its name. UTC is found even if the machine has no database of time zones.
 fn time_zone(text: &str) -> Result<TimeZone, String> {
     if text == "UTC" {
         return Ok(TimeZone::UTC);

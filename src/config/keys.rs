@@ -68,7 +68,7 @@ impl<T> KeyRow<T> {
         KeyRow { name, help, fallback, form: Form::Custom { example, read }, is_commented: false }
     }
 
-    /// Turns the key into a comment in the reference, because the key cannot be combined with another key of the table.
+    /// Turns the key into a comment in the reference, because the key cannot be combined with another key of the reference.
     pub const fn commented(self) -> KeyRow<T> {
         KeyRow { name: self.name, help: self.help, fallback: self.fallback, form: self.form, is_commented: true }
     }

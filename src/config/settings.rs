@@ -27,11 +27,11 @@ use crate::model::{DatabaseName, Phase, ProcessType, StopSignal, Strategy};
 /// The settings of one environment. Journals store the settings, so a new field must have a serde default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The buildpacks, in order. If the list is empty, the buildpack is detected.
+    /// The buildpacks, in the order in which they run. If the list is empty, the buildpack is detected.
     pub buildpacks: Vec<BuildpackRef>,
     /// Settings of the build, except the time limit, which is in [`Settings::timeouts`].
     pub build: BuildSettings,
-    /// The processes that have a command, in the order of the files.
+    /// The processes that have a command, in the order in which the files name the processes.
     pub processes: IndexMap<ProcessType, ProcessSpec>,
     /// Settings of processes that have no command in any file. [`Settings::with_defaults`] may add the command of a buildpack.
     pub unnamed: IndexMap<ProcessType, ProcessTuning>,

@@ -20,8 +20,8 @@ use super::{
 pub struct UpgradeSettings {
     /// The command of the key `upgrade`; absent if the command is the `release` command.
     pub run: Option<CommandLine>,
-    /// Patterns, as in `.gitignore`. If no file that matches one of them changed since the live release, the command is skipped. Without
-    /// patterns, the command runs in each deployment.
+    /// Patterns, as in `.gitignore`, of the files that the command depends on. If none of these files changed since the live release, the
+    /// command is skipped. Without patterns, the command runs in each deployment.
     pub paths: Vec<String>,
     /// The protection of the data.
     pub safety: Safety,
@@ -56,7 +56,7 @@ impl Safety {
 pub(super) const UPGRADE_KEYS: &[KeyRow<UpgradeSettings>] = &[
     KeyRow::<UpgradeSettings>::value(
         "run",
-        "The command. It runs once in each deployment, before the new release starts.",
+        "The command, which runs once in each deployment, before the new release starts.",
         Says("`release` of this file, or else of the Procfile"),
         "bin/migrate",
         |reader, node, key, upgrade| {
