@@ -60,8 +60,8 @@ const MAX_CACHED: usize = 16;
 /// The disk space that must stay free, in bytes.
 const RESERVE: u64 = 256 << 20;
 
-/// Removes cached deltas that exceed [`MAX_CACHED`] or a total size of `limit` bytes; newer deltas are kept first. The delta `newest`
-/// always stays, because a caller waits for it.
+/// Keeps at most [`MAX_CACHED`] cached deltas with a total size of at most `limit` bytes, newest first, and removes all others. The delta
+/// `newest` always stays, because a caller waits for it.
 fn forget_oldest(directory: &Path, newest: &Path, limit: u64) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     // The name of an unfinished delta begins with a dot.
@@ -111,7 +111,8 @@ fn open(paths: &EnvironmentPaths, from: ReleaseId, to: ReleaseId, threads: usize
     require_space(&directory, size(from).saturating_add(size(to)))?;
     let out = tempfile::Builder::new().prefix(".new-").tempfile_in(&directory).map_err(|e| lost(&directory, e))?;
     let mut extra = vec![OwnedFd::from(out.as_file().try_clone().map_err(|e| lost(&directory, e))?)];
-    // To open a manifest, its whole index is read and the digest is checked, so both manifests are opened in parallel.
+    // Opening a manifest reads the whole index of the manifest and checks the digest of the index. Therefore both manifests are opened in
+    // parallel.
     let (of_old, of_new) = both(|| known_manifest(paths, from), || known_manifest(paths, to));
     extra.extend([of_old?.into(), of_new?.into()]);
     let mut origin = |release: ReleaseId| {

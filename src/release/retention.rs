@@ -11,8 +11,8 @@ use crate::model::ReleaseId;
 pub struct ReleaseSummary {
     /// The release.
     pub id: ReleaseId,
-    /// True if the release has been live. Of the releases that were never live, only pinned releases count against a limit: the limit
-    /// `bytes`.
+    /// True if the release has been live. A release that was never live counts against a limit only if it is pinned, and only against the
+    /// limit `bytes`.
     pub good: bool,
     /// The size of the archive in bytes.
     pub bytes: u64,
@@ -32,8 +32,8 @@ pub struct Keep {
 }
 
 /// Returns the releases to remove, oldest first: all good releases that exceed a limit of `keep`, except the live release, its predecessor
-/// and the pinned releases. Releases that were never live are removed as soon as a newer good release exists. Of the releases that were
-/// never live, only pinned releases count against a limit: the limit `bytes`. `releases` may be in any order.
+/// and the pinned releases. Releases that were never live are removed as soon as a newer good release exists. A release that was never live
+/// counts against a limit only if it is pinned, and only against the limit `bytes`. `releases` may be in any order.
 pub fn prune_plan(
     releases: &[ReleaseSummary],
     live: Option<ReleaseId>,

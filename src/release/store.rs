@@ -27,8 +27,8 @@ pub fn list(releases: &Path) -> Result<Vec<ReleaseId>, ReleaseError> {
     Ok(found)
 }
 
-/// Returns the manifest heads of all releases in a `releases/` directory, oldest first. A manifest that cannot be read, or that names a
-/// release other than its file name, is logged and skipped.
+/// Returns the manifest heads of all releases in a `releases/` directory, oldest first. A manifest is logged and skipped if it cannot be
+/// read, or if it names a release other than the release in its file name.
 pub fn heads(releases: &Path) -> Result<Vec<Head>, ReleaseError> {
     let mut heads = Vec::new();
     for id in list(releases)? {

@@ -189,7 +189,8 @@ fn twenty_releases_share_unchanged_files() {
     }
     for release in Confined::open(&deploy).unwrap().names().unwrap() {
         let found = verify::compare(&deploy.join(release), &last.as_ref().unwrap().1.parsed.entries, 2, false).unwrap();
-        assert!(found.len() <= 1, "{found:?}"); // The edited file is shorter in the first ten releases.
+        // Only sizes are compared, and only the size of the edited file differs between releases.
+        assert!(found.len() <= 1, "{found:?}");
     }
     let each = (sizes[19] - sizes[0]) / 19;
     // Each release has its own directories and its own edited file; all other files are shared.
@@ -215,7 +216,7 @@ fn reused_file_with_a_flipped_byte_is_restored_from_the_archive() {
     let first = bundle_dir(&app, None).unwrap();
     put(&app, "edited", "two");
     let second = bundle_dir(&app, Some(&first)).unwrap();
-    // A job reports a fingerprint only if it installs the release of `previous`, so `one` has the id in the manifest.
+    // An installation reports a fingerprint only if `previous` is the release in the manifest, so `one` is the id in the manifest.
     let one = first.parsed.release;
     let [two, spare] = [1, 2].map(|second| ReleaseId::new(jiff::Timestamp::from_second(second).unwrap()));
     install_at(&deploy, one, &first, None).unwrap();

@@ -4,7 +4,7 @@
 //! frames that contain other files are decompressed. Symbolic links are created last, so that no file is written through a symbolic link.
 //!
 //! A *spare* is a copy of the live release, made of hard links in the background, under a new id. The next installation renames the spare
-//! to the id of its own release. A job whose previous release is the installed release itself makes a spare. An installation into a spare
+//! to the id of its own release. A job makes a spare if its previous release is the release that it installs. An installation into a spare
 //! writes only the entries that changed. The files of each release are therefore read once: when its spare is made, or, without a spare,
 //! when the next release shares the files.
 

@@ -131,7 +131,7 @@ impl<'a> Linker<'a> {
         if self.to.hard_link(&mut self.from, old, &entry.path).is_err() {
             return Ok(false);
         }
-        // The new link is compared, so that a later rename in the old tree cannot change what was compared.
+        // The new link is checked, not the path in the old tree. A later rename in the old tree can therefore not replace the checked file.
         let stat = self.to.stat(&entry.path)?;
         let fits = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
             && u64::try_from(stat.st_size) == Ok(*size)

@@ -167,7 +167,7 @@ mod tests {
         let before = second(&root, "index.html");
         renew(2000, true);
         assert_eq!(second(&root, "index.html"), before);
-        // The clock was put back, and the live file is even newer than its switch.
+        // The clock was set back, and the live file is newer than the switch to its release.
         let future = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 100;
         install(&live_root, &live, future + 1);
         renew(future, true);
