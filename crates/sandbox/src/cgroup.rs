@@ -52,9 +52,9 @@ pub struct ControlGroup {
 }
 
 impl CgroupHierarchy {
-    /// Finds a hierarchy that this process may use. Creates the group `name` in the hierarchy; all other groups are created below it.
-    /// Removes groups that an earlier process left below `name`. If the present group of this process cannot have limited groups below
-    /// it, this process moves to the group `own_group`.
+    /// Finds a hierarchy that this process may use. Creates the group `name` in the hierarchy; the groups of processes are created below
+    /// `name`. Removes groups that an earlier process left below `name`. If the present group of this process cannot have limited groups
+    /// below it, this process moves to the group `own_group`.
     pub fn find(name: &str, own_group: &str) -> CgroupHierarchy {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

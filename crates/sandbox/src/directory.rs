@@ -236,7 +236,7 @@ impl RootDirectory {
 }
 
 /// Resolves the symlinks of `path`, and returns the directories above `path` in which a user other than root can rename the entries. Each
-/// directory has its owner.
+/// directory is returned with the user number of its owner.
 pub fn replaceable_ancestors(path: &Path) -> io::Result<Vec<(PathBuf, u32)>> {
     let mut found = Vec::new();
     for above in fs::canonicalize(path)?.ancestors().skip(1) {

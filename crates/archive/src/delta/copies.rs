@@ -24,7 +24,8 @@ const SHORT: usize = 8 << 20;
 /// search meets a mark in every long run.
 const STEP: usize = 3;
 
-/// The binary logarithm of the number of failed steps after which the step grows by one byte: new bytes mostly form long runs.
+/// The binary logarithm of the number of failed steps after which the step grows by one byte. New bytes mostly form long runs, through
+/// which larger steps are faster.
 const SPEED_UP_LOG: u32 = 5;
 
 /// A run of new bytes, then a copy.

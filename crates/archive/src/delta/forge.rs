@@ -22,7 +22,8 @@ pub const TEXTS: u8 = 4;
 /// The maximum length to which a text or the list of names is filled up if the input is too short, in bytes.
 const MAX_MADE_UP: usize = 64 << 10;
 
-/// The parts of a forged delta. The encoding consists of the mode, the lengths of the lists as u16, the lists, and the patches.
+/// The parts of a forged delta. The encoding consists of the mode, the lengths of `columns`, `digests` and `groups` as u16, these three
+/// fields, and the patches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Forged {
     /// The corrections to make: [`FIT_ENTRIES`], [`FIT_GROUPS`] and [`TEXTS`], combined by a bitwise or.

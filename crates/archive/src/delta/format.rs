@@ -50,7 +50,7 @@ pub(super) struct Outline {
     pub target_tree: [u8; 32],
     /// The changed entries, and the head of the new release, packed with the head of the old release as reference.
     pub columns: DeltaSection,
-    /// The digests of changed files, which are not compressed.
+    /// The digests of changed files. This section is not compressed.
     pub digests: DeltaSection,
     /// The size of all patches together. The patches follow the digests.
     #[serde(with = "postcard::fixint::le")]

@@ -6,7 +6,7 @@ use super::{CONTEXT, DeltaError, MAX_COPIES, MAX_PART, MAX_REFERENCE, entries::C
 use crate::{Entry, EntryKind, bounded};
 
 /// The new files whose content comes from patches, because the old release does not have this content. Of several files with the same
-/// content, the list contains only the first file. Making and applying a delta compute the same list.
+/// content, the list contains only the first file. The maker and the reader of a delta compute the same list.
 pub(super) struct Wanted {
     /// The indices of the files, in ascending order.
     pub entries: Vec<usize>,
@@ -76,10 +76,10 @@ pub(super) struct Part {
     pub told: u32,
     /// The digest of the bytes in the delta.
     pub digest: [u8; 32],
-    /// The offset of the reference in the base. In a group with several members, whose references are their [`File::piece`]s, the offset
-    /// is 0.
+    /// The offset of the reference in the base. In a group with several members, the reference consists of the [`File::piece`] of each
+    /// member, and this offset is 0.
     pub from: u64,
-    /// The size of the reference, in bytes. In a group with several members, the size is 0.
+    /// The size of the reference, in bytes. In a group with several members, this size is 0.
     pub reference: u64,
 }
 

@@ -45,8 +45,9 @@ pub const SUFFIX: &str = ".delta";
 /// The maximum size of a file, old or new, that is patched together with other files, in bytes. Larger files are patched in parts.
 const MAX_SMALL: u64 = 4 << 20;
 
-/// The maximum total size of files that are patched together, old or new, in bytes, unless a single file is larger. Smaller groups compress
-/// worse. With larger groups, a single thread would work on the last group while all other threads are idle.
+/// The maximum total size of the files that are patched together, in bytes, where the larger version of each file counts. A single file may
+/// be larger. Smaller groups compress worse. With larger groups, a single thread would work on the last group while all other threads are
+/// idle.
 const MAX_GROUP: u64 = 2 << 20;
 
 /// The maximum size of a part of a large file, in bytes.
@@ -62,8 +63,8 @@ const MAX_REFERENCE: u64 = 24 << 20;
 /// The number of bytes before and after a change in the old version of a small file that help to compress the new version.
 const CONTEXT: u64 = 256;
 
-/// Returns the maximum memory for contents, in bytes, that making or applying a delta with `threads` threads takes. Manifests take about
-/// 300 bytes more for each entry of both releases.
+/// Returns the maximum memory for contents, in bytes, that making or applying a delta with `threads` threads takes. In addition, manifests
+/// take about 300 bytes for each entry of both releases.
 pub fn memory(threads: usize) -> u64 {
     // Each thread holds a reference, a text, its description, its patch, and tables; up to three finished patches per thread wait to be
     // written.

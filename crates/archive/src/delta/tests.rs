@@ -142,7 +142,7 @@ fn fuzzer_seeds_are_valid_deltas() {
         let known =
             |path: &String| old.entries.iter().any(|entry| Some(&entry.kind) == find(&new.entries, path).map(|new| &new.kind));
         let files: BTreeMap<_, _> = files.into_iter().filter(|(path, _)| !known(path)).collect();
-        // These groups have no base, and two parts each.
+        // The members of these groups have no base, and each group has two parts.
         let texts: Vec<_> = files.values().flatten().copied().collect();
         let part = |raw| Part { packed: 0, raw, told: 0, digest: [0; 32], from: 0, reference: 0 };
         let group = |file: &Vec<u8>| PatchGroup {
@@ -283,7 +283,8 @@ fn patch_list_with_a_false_value_is_refused() {
         let refused = world.apply(&with_groups(&world, groups::encode(&groups).unwrap()));
         assert!(refused.is_err(), "lie {number}");
     }
-    // The start of the base gets one byte less, and the end one byte more: the sizes match, but the digest does not match.
+    // The new file takes one byte less from the start of its base, and one byte more from the end. The sizes match, but the digest does not
+    // match.
     let mut groups = good;
     let (one, other) = (groups[0].members[0].head, groups[0].members[0].tail);
     (groups[0].members[0].head, groups[0].members[0].tail) = (one - 1, other + 1);

@@ -435,12 +435,12 @@ fn staged_content_replaces_a_live_file_and_adds_a_source() {
     assert_eq!(names, ["data", "data/db", "data/other", "databases", "databases/main.dump"]);
     assert_eq!(restored[std::path::Path::new("data/db")].mode & 0o7777, 0o640);
     assert_eq!(fs::read_to_string(scene.store.point("first").unwrap().content("data/db")).unwrap(), "consistent");
-    // The live file is unchanged, but its staged content is not.
+    // The live file is unchanged, but its staged content has changed.
     take("second", "later", Some("first"));
     assert_eq!(fs::read_to_string(scene.store.point("second").unwrap().content("data/db")).unwrap(), "later");
     let third = take("third", "later", Some("second"));
     assert_eq!((third.manifest.totals.shared_files, third.manifest.totals.copied_bytes), (3, 0));
-    // Without a staged content, the live content is captured again.
+    // Without staged content, the live content is captured again.
     let fourth = capture(&scene.store, &scene.base, "fourth", &[Source::directory("data")], Some("third"), &options());
     assert_eq!(fourth.unwrap().manifest.totals.files, 3);
     assert_eq!(fs::read_to_string(scene.store.point("fourth").unwrap().content("data/db")).unwrap(), "torn live content");
@@ -449,7 +449,7 @@ fn staged_content_replaces_a_live_file_and_adds_a_source() {
     let only = crate::RestoreOptions { only: Some("databases"), ..super::restore_options() };
     scene.store.point("third").unwrap().restore_into(parent.as_fd(), std::ffi::OsStr::new("one"), &only).unwrap();
     assert!(scene.dir.path().join("one/databases/main.dump").is_file() && !scene.dir.path().join("one/data").exists());
-    // A replaced file that does not exist is an error, and the capture leaves nothing.
+    // If a file with staged content does not exist, the capture fails and leaves no files.
     fs::remove_file(scene.path("data/db")).unwrap();
     let stage = scene.dir.path().join("stage");
     fs::create_dir(&stage).unwrap();
