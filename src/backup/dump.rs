@@ -29,7 +29,7 @@ const THREADS: usize = 2;
 /// The niceness of a quiet job (nice(2)).
 const NICE: i32 = 15;
 
-/// The minimum number of characters at the beginning or end of an id that name a restore point.
+/// The minimum length of the beginning or end of an id that names a restore point, in characters.
 const MIN_NAME: usize = 4;
 
 /// The directories of the dump worker.
@@ -127,8 +127,8 @@ fn take(
     store.sweep()?;
     let base = paths.base()?;
     let data = File::open(&paths.data).map_err(|e| BackupFailure::io("open the data", &e))?;
-    // Writes through shared mappings may update a file's times only when the file system is synced. The parent directory of the data may be
-    // on another file system, so the capture itself syncs nothing (`sync_sources`).
+    // A write through a shared mapping may update the times of a file only when the file system is synced. The capture itself would sync
+    // the file system of the data's parent directory (`sync_sources`), which may be another file system, so the data is synced here.
     rustix::fs::syncfs(&data).map_err(|e| BackupFailure::io("sync the file system of the data", &e.into()))?;
     let previous = newest(store)?;
     // Before an exact capture, the caller stops the application. The caller has checked the free space before this stop.
@@ -187,7 +187,7 @@ fn opened(store: &Store) -> Result<(Vec<Point>, Vec<PointInfo>), BackupFailure> 
     Ok((points, broken))
 }
 
-/// Describes a restore point of a list, whose disk usage is `used`.
+/// Describes a restore point of a list. `used` is the disk usage of all restore points of the list.
 fn listed(point: &Point, used: &Usage) -> PointInfo {
     let space = used.points.iter().find(|space| space.id == point.id());
     info(point, space.map_or((0, 0), |space| (space.bytes, space.unique)))

@@ -74,7 +74,7 @@ fn write(point: &Point, out: impl Write) -> Result<(), BackupFailure> {
                 writer.begin(&PortableEntry { kind: PortableKind::Symlink(target), ..plain }).map_err(sending)?
             }
             Kind::HardLink { to } => {
-                // The index was checked, so the position is that of an earlier file.
+                // The index was checked when it was opened, so `to` is the position of an earlier file.
                 let file = entries.get(*to as usize).map(|file| below(point, &file.path)).unwrap_or_default();
                 writer.begin(&PortableEntry { kind: PortableKind::HardLink(&file), ..plain }).map_err(sending)?;
             }

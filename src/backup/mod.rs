@@ -1,10 +1,10 @@
 //! Restore points: copies of an environment's persistent data as it was at one moment, which can replace the live data later.
 //!
-//! A restore point holds the files of `data/`, and dumps of the environment's databases. The crate `larder_points` implements the store: capture,
-//! verification, comparison and retention. This module defines the jobs and reports of two workers, and starts the workers for the server.
-//! The dump worker reads the data and writes the store. The restore worker reads the store and writes beside the data. Both workers run as
-//! the environment's run user. This module does not decide when the data may be exchanged; `pipeline/restore.rs` does. Read [`DumpJob`] and
-//! [`RestoreJob`] first.
+//! A restore point holds the files of `data/` and dumps of the environment's databases. The crate `larder_points` implements the store:
+//! capture, verification, comparison and retention. This module defines the jobs and reports of two workers, and starts the workers for the
+//! server. The dump worker reads the data and writes the store. The restore worker reads the store and writes beside the data. Both workers
+//! run as the environment's run user. This module does not decide when the data may be exchanged; `pipeline/restore.rs` does. Read
+//! [`DumpJob`] and [`RestoreJob`] first.
 
 pub mod databases;
 mod dump;
@@ -228,7 +228,7 @@ pub struct DataDiff {
     pub changed: u64,
     /// The number of entries whose owner, mode, attributes or time differ, but whose content is equal.
     pub metadata: u64,
-    /// The total size in the newer state of the added and changed files, in bytes.
+    /// The total size of the added and changed files in the newer state, in bytes.
     pub new_bytes: u64,
     /// The differences, sorted by path. Differences after the first [`MAX_LISTED`] differences are only counted.
     pub changes: Vec<DataChange>,

@@ -203,7 +203,8 @@ fn raise(from: &Path, to: &Path) -> io::Result<()> {
         let entry = entry?;
         let target = to.join(entry.file_name());
         let Err(error) = fs::rename(entry.path(), &target) else { continue };
-        // The kernel refuses to move a directory without write permission for its owner, because the move changes the entry `..`.
+        // A user cannot move a directory to another parent without write permission for the directory itself, because the move changes its
+        // entry `..`.
         let found = fs::symlink_metadata(entry.path())?;
         if error.kind() != io::ErrorKind::PermissionDenied || !found.is_dir() {
             return Err(error);

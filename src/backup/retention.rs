@@ -92,7 +92,7 @@ fn kept(reason: &str) -> PointDecision {
     PointDecision { is_kept: true, reasons: vec![reason.to_owned()] }
 }
 
-/// Returns the names of the rules, with the releases in place of the word `protected`.
+/// Returns the reasons of a decision: the names of the rules, with `live release` or `pinned release` in place of `protected`.
 fn reasons(rules: &[&'static str], id: &str, guarded: &[(String, &'static str)]) -> Vec<String> {
     let mut all: Vec<String> = rules.iter().filter(|rule| **rule != "protected").map(|rule| (*rule).to_owned()).collect();
     for (_, reason) in guarded.iter().filter(|(guarded, _)| guarded == id) {
@@ -103,7 +103,7 @@ fn reasons(rules: &[&'static str], id: &str, guarded: &[(String, &'static str)])
     all
 }
 
-/// Returns the newest restore point of each protected release that was read back, with the reason.
+/// Returns, for each protected release, the newest of its restore points that were read back, with the reason to keep this restore point.
 fn guarded(points: &[Point], infos: &[PointInfo], protected: &ProtectedReleases) -> Vec<(String, &'static str)> {
     let last_of = |release: &ReleaseId| {
         let of_it = |(_, info): &(&Point, &PointInfo)| info.label.as_ref().is_some_and(|label| label.release == Some(*release));

@@ -13,8 +13,8 @@ use super::{
 /// The space that each entry needs besides the contents of files: a block of a directory, and the line of the index.
 const ENTRY_BYTES: u64 = 512;
 
-/// The file systems that clone files, so that a copy needs no space: btrfs, XFS and bcachefs (`statfs(2)`). An XFS without reflinks is found
-/// out only during the copy.
+/// The file systems that clone files, so that a copy needs no space: btrfs, XFS and bcachefs (`statfs(2)`). If an XFS file system has no
+/// reflinks, a lack of space is noticed only during the copy.
 const CLONING: [u64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
 
 /// The disk space that an operation needs, and the space that is free.

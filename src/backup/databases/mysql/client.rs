@@ -104,13 +104,13 @@ impl Client {
         Ok(text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
     }
 
-    /// Runs statements in a database, without an answer.
+    /// Runs statements whose answer is not needed. `database` is the current database of the statements.
     pub fn run(&self, database: Option<&str>, statements: &[u8]) -> Result<(), BackupFailure> {
         let tool = self.client()?.args(database);
         tool.output(statements)?.map(drop).map_err(|error| self.failed(&error))
     }
 
-    /// Runs the statements in a range of a file in a database.
+    /// Runs the statements in the byte range `range` of `file`, with `database` as the current database.
     pub fn run_part(&self, database: &str, file: &File, range: &Range<u64>) -> Result<(), BackupFailure> {
         let mut running = self.client()?.args([database]).spawn(Stdio::piped(), Stdio::null())?;
         let mut file = file;

@@ -144,7 +144,7 @@ fn exchange(client: &Client, server: &Version, script: &Script, scratch: &Scratc
     let saved = script::save_objects(client, server, &old)?;
     client.run(None, drop_objects(live, &old).as_bytes())?;
     if let Err(failure) = client.run(None, rename(live, &old.tables, scratch, &new.tables).as_bytes()) {
-        // The tables are unchanged, so their objects are created again.
+        // The old tables are still in place, so the old views, triggers, routines and events are created again.
         let length = saved.metadata().map_err(|e| BackupFailure::io("read a private file", &e))?.len();
         client.run_part(live, &saved, &(0..length))?;
         return Err(failure);
