@@ -112,7 +112,7 @@ pub enum Stream {
 /// The outcome of a deployment that counts as success for the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeploymentGoal {
-    /// The release is live, or its dry run succeeded.
+    /// The release went live, or the dry run succeeded.
     Live,
     /// The deployment was stopped and its changes were reverted.
     Reverted,

@@ -148,7 +148,7 @@ impl EnvironmentPaths {
         self.releases().join(format!("{release}.index"))
     }
 
-    /// Returns the path of the health record that was received with a release from a server or a sibling environment.
+    /// Returns the path of the health record that was received with a release from another server or a sibling environment.
     pub fn health(&self, release: ReleaseId) -> PathBuf {
         self.releases().join(format!("{release}.health.json"))
     }
@@ -285,7 +285,7 @@ impl EnvironmentPaths {
         self.0.join("expected-drift.json")
     }
 
-    /// Returns the path of a file for people and other tools, with project, environment, active slot and live release.
+    /// Returns the path of a file for people and tools, with project, environment, active slot and live release.
     pub fn metadata(&self) -> PathBuf {
         self.0.join("metadata.yml")
     }

@@ -74,7 +74,8 @@ fn maven_gets_goals_and_options_of_project() {
     assert!(words(&project).ends_with(" -Pproduction -DskipITs clean verify"), "{}", words(&project));
 }
 
-/// A fake `jar`. It copies the archive to the path of an extracted manifest, because the archives of the tests contain only manifest text.
+/// A fake `jar`, which copies the archive to the path of an extracted manifest. The archives of the tests contain only the text of a
+/// manifest.
 const JAR: &str = "mkdir -p META-INF && cp \"$2\" META-INF/MANIFEST.MF";
 
 #[test]

@@ -1,5 +1,5 @@
-//! A project that is built with the real tools, which the tests in `stale` also use. The tests in this file check that a build removes the
-//! development packages of pnpm.
+//! A project that is built with the real tools. The tests in `stale` use this project, too. The tests in this file check that a build
+//! removes the development packages of pnpm.
 
 use std::{
     fs,

@@ -18,7 +18,7 @@ pub struct BackupSummary {
     pub next: Option<Timestamp>,
     /// The newest restore point that was read back without a difference.
     pub newest: Option<VerifiedPoint>,
-    /// The age of this restore point, in seconds.
+    /// The age of the restore point `newest`, in seconds.
     pub age: Option<i64>,
     /// The damaged and unusable restore points, newest first.
     pub damaged: Vec<DamagedPoint>,

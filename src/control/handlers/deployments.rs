@@ -37,7 +37,7 @@ pub enum DeployAction {
     Retry,
     /// Follows the deployment in flight, or shows the last deployment if no deployment is in flight.
     Follow,
-    /// Stops the deployment in flight and reverts its changes.
+    /// Stops the deployment in flight and reverts its changes, or cancels the queued deployment if no deployment is in flight.
     Cancel,
     /// Allows deployments to a frozen environment again.
     Unfreeze,

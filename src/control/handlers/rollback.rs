@@ -51,11 +51,11 @@ pub struct RollbackPreview {
     pub live: ReleaseNumber,
     /// The release that would go live again.
     pub release: ReleaseNumber,
-    /// The commit of this release.
+    /// The commit of the release that would go live again.
     pub commit: CommitId,
     /// True if the request was a dry run.
     pub dry_run: bool,
-    /// The upgrade commands that ran since the deployment of this release, oldest first.
+    /// The upgrade commands that ran since the release `release` was deployed, oldest first.
     pub upgrades: Vec<UpgradeView>,
     /// The data that would come back; absent if the data stays as it is.
     pub data: Option<DataPreview>,

@@ -222,7 +222,7 @@ enum Part {
     None,
 }
 
-/// Parses a `Range` header with one range. A header with several ranges and an invalid header select the whole file, as RFC 9110, section
+/// Parses a `Range` header with one range. A header with several ranges, or an invalid header, selects the whole file, as RFC 9110, section
 /// 14.2, allows.
 fn part(range: &str, total: u64) -> Part {
     // The names of range units are case-insensitive (RFC 9110, section 14.1).

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{World, processes};
 
-/// The state of an environment that a failed deployment must not change.
+/// The part of an environment's state that a failed deployment must not change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// The names in `deploy/`, `releases/`, `archives/` and `slots/`, the targets of links, and the content of `metadata.yml`.

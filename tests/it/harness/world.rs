@@ -103,7 +103,7 @@ impl World {
         }
         program.push(binary.display().to_string());
         let first_port = 10_000 + number * 50;
-        // Tests of other features must not meet a scheduled restore point. Tests of the schedule set their own.
+        // A scheduled restore point must not disturb the tests of other features. Tests of the schedule set `backup:` themselves.
         let backup = if lines.contains("backup:") { "" } else { "backup: {schedule: off}\n" };
         let server_file =
             format!("ports:\n  from: {first_port}\n  to: {}\nlimits:\n  disk_reserve: 64M\n{backup}{lines}", first_port + 49);

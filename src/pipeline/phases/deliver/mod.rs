@@ -36,7 +36,7 @@ impl Step for SupplyDeliverable {
     }
 
     fn about(&self) -> &'static str {
-        "find the deliverable, pull what is missing of it, check signature and digests"
+        "find the deliverable, pull its missing parts, check signature and digests"
     }
 
     fn limit(&self, _: &Deployment) -> (Duration, Failure) {

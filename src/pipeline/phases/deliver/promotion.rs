@@ -1,4 +1,4 @@
-//! The check of a release against the project's promotion policy.
+//! The check of a release against the promotion policy of its environment.
 
 use crate::{
     host::files::{self, FileError},
@@ -10,8 +10,8 @@ use crate::{
     release::{self, promotable, trust},
 };
 
-/// The step that checks the release's health record against `promote:` of the recipe: the time that the release served, the
-/// checks that it passed, and the number of exits of its processes.
+/// The step that checks the release's health record against the conditions of the recipe and the server file: the time that the release
+/// served, the checks that it passed, and the number of exits of its processes.
 pub struct PromotionCheck;
 
 impl Step for PromotionCheck {
@@ -24,7 +24,7 @@ impl Step for PromotionCheck {
     }
 
     fn about(&self) -> &'static str {
-        "check the release's record on staging against `promote:` of the recipe"
+        "check the release's health record against the promotion policy"
     }
 
     fn is_durable(&self, _: &Deployment) -> bool {
