@@ -36,8 +36,9 @@ pub struct NumberConflict {
     pub subordinate: bool,
 }
 
-/// Returns the first line of this machine's user databases that conflicts with `numbers`: the line assigns one of these numbers to an
-/// account other than `own_account`, or assigns a range of subordinate numbers with one of these numbers to any account.
+/// Returns the first line of this machine's user databases that conflicts with `numbers`. A line conflicts if it assigns one of these
+/// numbers to an account other than `own_account`. A line also conflicts if it assigns a range of subordinate numbers with one of these
+/// numbers to any account.
 pub fn find_conflict(numbers: &[RangeInclusive<u32>], own_account: &str) -> Option<NumberConflict> {
     let databases = [("/etc/passwd", false), ("/etc/group", false), ("/etc/subuid", true), ("/etc/subgid", true)];
     databases.into_iter().find_map(|(file, subordinate)| {

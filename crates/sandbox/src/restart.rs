@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// The running time of a process after which its next pause is the first pause again.
+/// The running time of a process after which its pauses begin with the first pause again.
 pub const STABLE: Duration = Duration::from_secs(10);
 
 /// The minimum length of all pauses after the first pause.

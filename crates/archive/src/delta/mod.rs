@@ -12,8 +12,8 @@
 //!    old versions. A large file is cut into parts. Each part is described by copies from about the same place in its old version
 //!    (`copies.rs`).
 //!
-//! A new file needs only its manifest entry if the file is empty, or if its content is also the content of any old file or of an earlier
-//! new file.
+//! A new file needs no patch if the file is empty. A new file also needs no patch if an old file or an earlier new file has the same
+//! content.
 //!
 //! *Memory*: [`memory`] returns the maximum memory that the contents of files take. The maximum depends on the number of threads, not on
 //! the size of a release.

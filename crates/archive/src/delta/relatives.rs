@@ -16,7 +16,7 @@ const MAX_SIBLING: u64 = 64 << 10;
 /// 3. a removed file with the same name
 /// 4. a small file in the same directory with the same extension
 ///
-/// If the path of the base differs from the path of the new file, and the base is much larger than the new file, the new file has no base.
+/// The new file has no base if this old file has a different path and is much larger than the new file.
 pub(super) fn of(old: &[Entry], new: &[Entry], gone: &[usize], wanted: &[usize]) -> Vec<Option<usize>> {
     let mut candidates = None;
     let by_path = |path: &str| groups::find(old, path).filter(|index| groups::size(old.get(*index)).is_some());

@@ -198,7 +198,7 @@ impl Capture<'_> {
             && stamp.is_current(&found.stat)
             && self.share(dirs, found, file)?
         {
-            // The times, owner, mode and attributes are equal as well, because each change of these changes the ctime.
+            // The times, owner, mode and attributes are equal as well, because every change of these properties changes the ctime.
             return Ok(Attempt::Done(Entry { path: found.path.clone(), ..file.clone() }));
         }
         let live = match sys::open_file(dirs.live, found.name()) {
