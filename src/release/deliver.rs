@@ -189,8 +189,8 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
     .await
 }
 
-/// Checks the files that the worker wrote and renames them. At every moment, the store has the delta or the archive, and a manifest that is
-/// valid for the delta and for the archive.
+/// Checks the files that the worker wrote, and then gives these files their final names. At every moment, the store has the delta or the
+/// archive, and a manifest that is valid for the delta and for the archive.
 fn keep(files: &Files, known: &File, archive: &File, written: &File, delta: &Path) -> Result<Manifest, ReleaseError> {
     let mut known = manifest::parse_known(known, &files.manifest)?;
     let manifest = manifest::parse(written, &files.new_manifest)?;

@@ -263,7 +263,7 @@ fn unchanged_file_that_cannot_be_linked_is_copied() {
     let old = tree(&[("a", file("the same")), ("b", file("the same")), ("c", file("also the same")), ("d", file("before"))]);
     let new = tree(&[("a", file("the same")), ("c", file("also the same")), ("d", file("after")), ("e", file("the same"))]);
     let world = World::new(&old, &new);
-    // A hard link to one of these files would have the wrong mode as well.
+    // A hard link to one of these files would have the same wrong mode.
     for path in ["a", "c"] {
         std::fs::set_permissions(world.old.tree.join(path), std::fs::Permissions::from_mode(0o600)).unwrap();
     }

@@ -116,8 +116,8 @@ mod tests {
             tree: Digest::of(b""),
             served: vec![
                 Period { since: at(0), until: Some(at(60)) },
-                // The first of these two periods overlaps an earlier period, and the second period ends before it begins. The total time
-                // counts no second twice.
+                // The first of these two periods overlaps an earlier period, and the second period ends before its own beginning. The total
+                // time counts no second twice.
                 Period { since: at(30), until: Some(at(90)) },
                 Period { since: at(99), until: Some(at(95)) },
                 Period { since: at(100), until: None },

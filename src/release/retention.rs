@@ -126,7 +126,7 @@ mod tests {
         let (ids, mut all) = ten(&ALL);
         let rule = Keep { bytes: Some(450), ..keep(100) };
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..6]);
-        // Releases that must stay count before all others. They stay whatever their age, even if they exceed the limit.
+        // Releases that must stay count before all other releases. Their age does not matter, and they stay even if they exceed the limit.
         assert_eq!(prune_plan(&all, Some(ids[0]), Some(ids[1]), &[ids[2]], &rule), ids[3..9]);
         let nothing = Keep { bytes: Some(0), ..keep(100) };
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[ids[0]], &nothing), ids[1..8]);

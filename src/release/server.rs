@@ -78,8 +78,8 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
     .await
 }
 
-/// Checks the files that the worker wrote and renames them. The manifest is renamed last, because a release counts as stored as soon as its
-/// manifest exists.
+/// Checks the files that the worker wrote, and then gives these files their final names. The manifest is renamed last, because a release
+/// counts as stored as soon as its manifest exists.
 fn keep(
     files: &Files,
     archive: &File,
@@ -148,7 +148,7 @@ pub async fn install(
     unpack(context, release, release, previous, spare, live_since).await
 }
 
-/// Renews the times of files of an installed release: each file that differs from the release `live` gets a time after `live_since`, the
+/// Renews the times of files of an installed release. Each file that differs from the release `live` gets a time after `live_since`, the
 /// time at which `live` went live. See [`LiveSince`].
 pub async fn renew_times(
     context: &WorkerContext<'_>,

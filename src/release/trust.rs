@@ -41,8 +41,9 @@ impl Expectation {
     }
 }
 
-/// The content of `accepted.json`: one mark for each signer, project and environment, which records the newest accepted build. A mark
-/// outlives its release, so that an old release is not accepted as the newest after newer releases were pruned.
+/// The content of `accepted.json`: one mark for each combination of signer, project and environment. A mark records the newest accepted
+/// build of its combination. A mark outlives its release, so that an old release is not accepted as the newest after newer releases were
+/// pruned.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accepted {
     marks: Vec<Mark>,

@@ -1,4 +1,4 @@
-//! The fingerprint of a spare tree, which changes when an entry of the tree is added, removed or replaced. The fingerprint is computed from
+//! The fingerprint of a spare tree. The fingerprint changes when an entry of the tree is added, removed or replaced, and is computed from
 //! the metadata of directories alone; files are not examined.
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -41,22 +41,22 @@ pub enum ContentSource {
     Archive,
     /// A delta that starts from the previous release.
     Delta,
-    /// The previous release alone, so that the tree becomes its copy.
+    /// The previous release alone. The tree becomes a copy of this release.
     Previous,
     /// The tree itself, which is already installed. Only the times of its files change.
     Installed,
 }
 
-/// The job of the unpack worker. Descriptor 5 is the archive or the delta (any file if `content` names neither), and 6 is the manifest. If
-/// `previous` is given, descriptor 7 is the manifest of the previous release.
+/// The job of the unpack worker. Descriptor 5 is the archive or the delta (any file if `content` is neither an archive nor a delta), and 6
+/// is the manifest. If `previous` is given, descriptor 7 is the manifest of the previous release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpackJob {
     /// An installed release that may share unchanged files with the new release.
     pub previous: Option<ReleaseId>,
     /// The source of the files that are not shared.
     pub content: ContentSource,
-    /// The fingerprint that an earlier job reported when it filled the tree with a copy of `previous`, the spare. If the tree is still this
-    /// copy, only the differences are applied; otherwise the tree is cleared first. `None` if the tree is not a spare.
+    /// The fingerprint that an earlier job reported when it filled the tree with a copy of `previous` (the spare). If the tree is still
+    /// this copy, only the differences are applied; otherwise the tree is cleared first. `None` if the tree is not a spare.
     pub spare: Option<Digest>,
     /// The live release, which this release replaces. `None` if no release is live, or if the job makes a spare.
     pub live: Option<LiveSince>,

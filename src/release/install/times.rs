@@ -1,4 +1,4 @@
-//! The modification times of installed files. A browser sends the time of its cached copy of a page (`If-Modified-Since`), and many servers
+//! The modification times of installed files. A browser sends the time of its cached copy of a page (`If-Modified-Since`). Many servers
 //! (those of Python, PHP and Go) answer 304 (Not Modified) if their file is not newer. A file that differs from the live release must
 //! therefore be newer than everything that the live release has served at the path of the file. This rule also applies to a rollback to a
 //! tree that was installed long ago.
