@@ -103,8 +103,8 @@ fn of_export(error: PointError) -> BackupFailure {
     failure
 }
 
-/// Returns the digests of all files, in the format that `b3sum --check` reads: a name with a backslash or a newline is escaped, and its line
-/// begins with a backslash.
+/// Returns the digests of all files, in the format that `b3sum --check` reads. A name with a backslash or a newline is escaped, and the
+/// line of such a name begins with a backslash.
 fn checksums(entries: &[Entry]) -> Vec<u8> {
     let mut lines = Vec::new();
     for entry in entries {

@@ -73,8 +73,7 @@ pub(super) struct HealthOverrides {
 }
 
 impl HealthOverrides {
-    /// Creates the overrides from the check in `app.json`, so that a level of the recipe that sets only `status` keeps the path in
-    /// `app.json`.
+    /// Creates the overrides from the check in `app.json`. A level of the recipe that sets only `status` then keeps the path in `app.json`.
     pub fn from_check(check: &HealthCheck) -> HealthOverrides {
         match check {
             HealthCheck::Http { path, status } => {

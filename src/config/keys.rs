@@ -9,7 +9,7 @@ use super::{reader::ConfigReader, yaml::Node};
 /// The default of a key, as the reference states it.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fallback {
-    /// The reference states no default: the key groups other keys, its absence means "nothing", or its example is the default.
+    /// The reference states no default: the key groups other keys, the key has no value by default, or the example is the default.
     Unstated,
     /// A value in YAML. A test parses this value and compares the result with the default in the code.
     Is(&'static str),

@@ -28,7 +28,7 @@ pub struct BackupList {
 pub struct BackupPrune {
     /// The environment.
     pub target: Target,
-    /// True to remove nothing, and only list the restore points.
+    /// True to list the restore points without removing them.
     pub dry_run: bool,
 }
 

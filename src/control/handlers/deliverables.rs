@@ -307,8 +307,7 @@ async fn delta(control: &Control, target: &Target, offered: &Offered, from: Rele
 /// must match the digest.
 const RECORD_FRESH: Duration = Duration::from_secs(10);
 
-/// Returns the path of the health record of a release: this server's own record or, if this server has no record, the record that was
-/// transferred with the release.
+/// Returns the path of the health record of a release: this server's own record, or else the record that was transferred with the release.
 fn record(
     control: &Control,
     environment: &Environment,

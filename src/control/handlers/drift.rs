@@ -80,7 +80,7 @@ pub struct DriftReport {
     /// The changes in the slot.
     #[serde(flatten)]
     pub drift: drift::Drift,
-    /// The difference between the installed tree and its manifest; absent if the request did not compare them.
+    /// The difference between the installed tree and its manifest; absent if the request did not compare the installed tree.
     pub tree: Option<TreeReport>,
     /// The id of the patch that was saved by this request.
     pub patch: Option<String>,

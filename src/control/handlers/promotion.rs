@@ -26,7 +26,7 @@ pub struct Pull {
     pub release: Option<String>,
     /// The only remote to search; all sources are searched if absent.
     pub from: Option<RemoteName>,
-    /// The reason to override the promotion policy, which is recorded; the policy applies if absent.
+    /// The reason to override the promotion policy, for the record of the deployment; absent if the policy applies.
     pub overriding: Option<String>,
 }
 
@@ -82,7 +82,7 @@ pub struct Promote {
     pub release: Option<String>,
     /// A remote of the environment, or another environment of the project on this server.
     pub to: String,
-    /// The reason to override the promotion policy, which is recorded; the policy applies if absent.
+    /// The reason to override the promotion policy, for the record of the deployment; absent if the policy applies.
     pub overriding: Option<String>,
 }
 

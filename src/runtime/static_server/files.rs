@@ -162,8 +162,8 @@ impl Directory {
         current.ok_or(Errno::NOENT)
     }
 
-    /// Returns the entity tag of a file. For a file of at most [`MAX_READ_FOR_TAG`] bytes, the tag is a digest of the content, so that a
-    /// release that does not change the file keeps the tag.
+    /// Returns the entity tag of a file. For a file of at most [`MAX_READ_FOR_TAG`] bytes, the tag is a digest of the content. A release
+    /// that does not change the file therefore keeps the tag.
     fn tag(&self, file: &File, identity: Identity) -> io::Result<String> {
         if let Some(tag) = self.tags.lock().get(&identity) {
             return Ok(tag.clone());

@@ -10,8 +10,8 @@ use crate::{
     release::{self, promotable, trust},
 };
 
-/// The step that checks the release's health record against the conditions of the recipe and the server file: the time that the release
-/// served, the checks that it passed, and the number of exits of its processes.
+/// The step that checks the release's health record against the promotion conditions of the recipe and the server file. The conditions
+/// concern the time that the release served, the checks that it passed, and the number of exits of its processes.
 pub struct PromotionCheck;
 
 impl Step for PromotionCheck {
