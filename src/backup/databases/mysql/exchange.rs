@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 
 use super::{
     client::{Client, Objects, identifier, literal},
-    script::{self, Script},
+    script::{self, SqlScript},
     version::Version,
 };
 use crate::backup::BackupFailure;
@@ -31,7 +31,7 @@ struct Scratch {
 }
 
 /// Replaces the database of a client with a dump.
-pub(super) fn restore(client: &Client, server: &Version, script: &Script) -> Result<(), BackupFailure> {
+pub(super) fn restore(client: &Client, server: &Version, script: &SqlScript) -> Result<(), BackupFailure> {
     let live = client.database();
     let scratch = Scratch { new: format!("{live}_larder_new"), old: format!("{live}_larder_old") };
     if scratch.new.chars().count() > MAX_NAME {
@@ -136,7 +136,13 @@ fn rename(live: &str, old: &[String], scratch: &Scratch, new: &[String]) -> Stri
 }
 
 /// Exchanges the tables, and replaces the views, triggers, routines and events.
-fn exchange(client: &Client, server: &Version, script: &Script, scratch: &Scratch, new: &Objects) -> Result<(), BackupFailure> {
+fn exchange(
+    client: &Client,
+    server: &Version,
+    script: &SqlScript,
+    scratch: &Scratch,
+    new: &Objects,
+) -> Result<(), BackupFailure> {
     let live = client.database();
     let old = client.objects(live)?;
     // The old objects are dropped before the exchange. Tables with triggers cannot move to another database, and a restored table may have

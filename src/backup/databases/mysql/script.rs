@@ -24,7 +24,7 @@ const MAX_LINE: usize = 300;
 
 /// The parts of a dump.
 #[derive(Debug)]
-pub(super) struct Script {
+pub(super) struct SqlScript {
     pub file: File,
     /// The server that was dumped.
     pub server: Version,
@@ -89,7 +89,7 @@ pub(super) fn save_objects(client: &Client, server: &Version, objects: &Objects)
 }
 
 /// Opens a dump and finds its parts. Returns an error with [`FailureKind::Damaged`] if a part is missing.
-pub(super) fn open(path: &Path) -> Result<Script, BackupFailure> {
+pub(super) fn open(path: &Path) -> Result<SqlScript, BackupFailure> {
     let failed = |e: io::Error| BackupFailure::io("read the dump", &e);
     let damaged = |why: &str| BackupFailure::new(FailureKind::Damaged, format!("cannot use the dump: {why}"));
     let file = File::open(path).map_err(failed)?;
@@ -123,7 +123,7 @@ pub(super) fn open(path: &Path) -> Result<Script, BackupFailure> {
     let mut next = || ranges.next().unwrap_or(0..0);
     let (tables, objects, events) = (next(), next(), next());
     drop(reader);
-    Ok(Script { file, server, tables, objects, events })
+    Ok(SqlScript { file, server, tables, objects, events })
 }
 
 /// Reads a line, stores at most its first [`MAX_LINE`] bytes, and returns its length. A line of a dump can have many megabytes.

@@ -25,7 +25,7 @@ const MAX_BYTES: u32 = 512 << 20;
 
 /// A key with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Record {
+pub(super) struct RdbRecord {
     pub key: Vec<u8>,
     /// The time of expiry in milliseconds since 1970; absent for a key that does not expire.
     pub expires: Option<i64>,
@@ -42,17 +42,17 @@ fn damaged(why: &str) -> BackupFailure {
 }
 
 /// A dump that is being written.
-pub(super) struct Writer {
+pub(super) struct RdbWriter {
     file: BufWriter<File>,
     hasher: blake3::Hasher,
     records: u64,
 }
 
-impl Writer {
+impl RdbWriter {
     /// Creates the new file `into`.
-    pub fn create(into: &Path, server: &str) -> Result<Writer, BackupFailure> {
+    pub fn create(into: &Path, server: &str) -> Result<RdbWriter, BackupFailure> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(into).map_err(|e| failed(&e))?;
-        let mut writer = Writer { file: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new(), records: 0 };
+        let mut writer = RdbWriter { file: BufWriter::with_capacity(1 << 20, file), hasher: blake3::Hasher::new(), records: 0 };
         writer.put(HEADER)?;
         writer.put(server.as_bytes())?;
         writer.put(b"\n")?;
@@ -64,7 +64,7 @@ impl Writer {
         self.file.write_all(bytes).map_err(|e| failed(&e))
     }
 
-    pub fn add(&mut self, record: &Record) -> Result<(), BackupFailure> {
+    pub fn add(&mut self, record: &RdbRecord) -> Result<(), BackupFailure> {
         let length = |bytes: &[u8]| {
             let length = u32::try_from(bytes.len()).ok().filter(|length| *length <= MAX_BYTES);
             length
@@ -143,7 +143,7 @@ impl Reader {
 
     /// Returns the next record, or `None` after the last record. The digest is checked after the last record, so a caller must read a dump
     /// to its end before it uses a record of the dump.
-    pub fn next(&mut self) -> Result<Option<Record>, BackupFailure> {
+    pub fn next(&mut self) -> Result<Option<RdbRecord>, BackupFailure> {
         let length = u32::from_le_bytes(self.number()?);
         if length == END {
             let records = u64::from_le_bytes(self.number()?);
@@ -161,7 +161,7 @@ impl Reader {
         let length = u32::from_le_bytes(self.number()?);
         let value = self.bytes(length)?;
         self.records += 1;
-        Ok(Some(Record { key, expires: (expires >= 0).then_some(expires), value }))
+        Ok(Some(RdbRecord { key, expires: (expires >= 0).then_some(expires), value }))
     }
 }
 
@@ -184,11 +184,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("main.dump");
         let records = [
-            Record { key: b"a\0\n".to_vec(), expires: None, value: vec![0, 255, 10] },
-            Record { key: Vec::new(), expires: Some(0), value: Vec::new() },
-            Record { key: b"b".to_vec(), expires: Some(1_796_007_300_000), value: vec![7; 100_000] },
+            RdbRecord { key: b"a\0\n".to_vec(), expires: None, value: vec![0, 255, 10] },
+            RdbRecord { key: Vec::new(), expires: Some(0), value: Vec::new() },
+            RdbRecord { key: b"b".to_vec(), expires: Some(1_796_007_300_000), value: vec![7; 100_000] },
         ];
-        let mut writer = Writer::create(&path, "7.0.15").unwrap();
+        let mut writer = RdbWriter::create(&path, "7.0.15").unwrap();
         records.iter().for_each(|record| writer.add(record).unwrap());
         writer.finish().unwrap();
         let mut reader = Reader::open(&path).unwrap();

@@ -12,7 +12,7 @@ use std::{collections::HashSet, fs, path::Path};
 
 use self::{
     connection::{Answer, Connection},
-    file::{Record, Writer},
+    file::{RdbRecord, RdbWriter},
 };
 use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions};
 use crate::backup::BackupFailure;
@@ -50,7 +50,7 @@ impl Engine for Redis {
     fn dump(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure> {
         let mut connection = Connection::open(job)?;
         let versions = versions(&mut connection)?;
-        let mut writer = Writer::create(into, &versions.server)?;
+        let mut writer = RdbWriter::create(into, &versions.server)?;
         if dataset(&mut connection)? > MAX_SCRIPT || !dump_at_once(&mut connection, &mut writer)? {
             dump_each(&mut connection, &mut writer)?;
         }
@@ -106,7 +106,7 @@ fn keys_in_line(line: &str) -> Option<(u32, u64)> {
 }
 
 /// Dumps all keys at one moment by a script. Returns false if the server refuses the script.
-fn dump_at_once(connection: &mut Connection, writer: &mut Writer) -> Result<bool, BackupFailure> {
+fn dump_at_once(connection: &mut Connection, writer: &mut RdbWriter) -> Result<bool, BackupFailure> {
     let malformed = "the server answered the script with an unknown list";
     let answer = match connection.ask(&[b"EVAL", SCRIPT.as_bytes(), b"0"])? {
         Answer::Error(_) => return Ok(false),
@@ -120,7 +120,7 @@ fn dump_at_once(connection: &mut Connection, writer: &mut Writer) -> Result<bool
         let (Some(key), Some(left)) = (key.bytes(), left.number()) else { return Err(connection.refused(malformed)) };
         // A key may expire between two calls of the script.
         if let Some(value) = value.bytes().filter(|_| key != restore::MARK) {
-            writer.add(&Record { key, expires: (left >= 0).then(|| now.saturating_add(left)), value })?;
+            writer.add(&RdbRecord { key, expires: (left >= 0).then(|| now.saturating_add(left)), value })?;
         }
     }
     Ok(true)
@@ -141,7 +141,7 @@ fn now(connection: &mut Connection) -> Result<i64, BackupFailure> {
 }
 
 /// Dumps the keys one after the other. Each value is consistent, but the keys are from different moments while an application writes.
-fn dump_each(connection: &mut Connection, writer: &mut Writer) -> Result<(), BackupFailure> {
+fn dump_each(connection: &mut Connection, writer: &mut RdbWriter) -> Result<(), BackupFailure> {
     let malformed = "the server answered SCAN with an unknown list";
     let (mut cursor, mut seen) = (b"0".to_vec(), HashSet::new());
     loop {
@@ -158,7 +158,7 @@ fn dump_each(connection: &mut Connection, writer: &mut Writer) -> Result<(), Bac
             connection.send(&[b"DUMP", &key])?;
             let left = connection.good_answer(&[b"PTTL"])?.number().unwrap_or(-1);
             if let Answer::Bytes(value) = connection.good_answer(&[b"DUMP"])? {
-                writer.add(&Record { key, expires: (left >= 0).then(|| now.saturating_add(left)), value })?;
+                writer.add(&RdbRecord { key, expires: (left >= 0).then(|| now.saturating_add(left)), value })?;
             }
         }
         if next == b"0" {
