@@ -13,11 +13,12 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Repo, World, http, in_each_mode, in_one_mode, state::names, until};
+use crate::harness::{Repo, World, http, in_each_mode, in_one_mode, postgres::Postgres, state::names, until};
 
 in_each_mode!(failed_upgrade_restores_the_data_and_loses_no_acknowledged_write);
 in_one_mode!(
     upgrade_killed_at_its_events_restores_or_keeps_the_data,
+    failed_upgrade_restores_a_database_without_files,
     upgrade_without_a_hold_names_the_command_that_restores_the_data,
     hold_beyond_its_limit_shows_the_maintenance_page,
     upgrade_without_changed_paths_is_skipped,
@@ -176,6 +177,29 @@ fn failed_upgrade_restores_the_data_and_loses_no_acknowledged_write(world: &Worl
     assert_eq!(fs::read_to_string(data(world).join("store/added")).unwrap(), "new\n");
     until("nothing is left", || names(&world.environment("shop").join("restoring")).is_empty());
     world.is_consistent("shop");
+}
+
+fn failed_upgrade_restores_a_database_without_files(world: &World) {
+    let Some(postgres) = Postgres::start(world) else { return };
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    let env = format!("env: {{DATABASE_URL: \"{}\"}}\n", postgres.url(Postgres::PASSWORD));
+    repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", &env);
+    repo.page("version one");
+    repo.push().accepted();
+    postgres.shop("create table orders(id serial primary key, note text); insert into orders(note) values ('one'), ('two')");
+    let before = postgres.content();
+    let upgrade = "alter table orders drop column note; insert into orders default values; create table added(x int)";
+    repo.write("upgrade.sh", format!("exec psql -w -q \"$DATABASE_URL\" -c '{upgrade}'\n"));
+    let failing = "health: {path: /missing, timeout: 1s}\nupgrade: sh upgrade.sh\n";
+    repo.write("larder.yml", format!("{env}{failing}")).page("version two");
+    repo.push().rejected_with("web.1 answered 404 to GET /missing").says("Upgrade with a hold");
+    assert_eq!(postgres.content(), before);
+    world.serves("shop", "version one");
+    repo.write("larder.yml", format!("{env}upgrade: sh upgrade.sh\n")).page("version three");
+    repo.push().accepted();
+    assert!(postgres.content().contains("added"));
+    world.serves("shop", "version three");
 }
 
 fn upgrade_without_a_hold_names_the_command_that_restores_the_data(world: &World) {

@@ -93,7 +93,8 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     let live_app = &deployment.memory.live_app;
     live_app.lock().await;
     let (mut early, mut took) = take_early(deployment).await?;
-    if early.counts.entries == 0 {
+    let has_databases = early.label.as_ref().is_some_and(|label| !label.databases.is_empty());
+    if early.counts.entries == 0 && !has_databases {
         live_app.remove(early.id);
         return Ok(Some(UpgradePlan::new(UpgradeCase::Unprotected, "the environment has no data")));
     }
