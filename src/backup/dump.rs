@@ -135,7 +135,7 @@ fn take(
     if !exact {
         SpaceEstimate::of(store, &base, previous.as_ref(), None, THREADS)?.check("take a restore point", 0)?;
     }
-    let dumps = Dumps::write(paths, &id.to_string(), databases, exact)?;
+    let dumps = Dumps::write(&paths.data, &paths.points, &id.to_string(), databases, exact)?;
     let options = CaptureOptions {
         threads: THREADS,
         // The data is a mount point in this worker's view, and an operator may have mounted another disk inside of it.

@@ -11,7 +11,7 @@ use std::{
 use larder_points::{Damage, Fault, Kind, Point, Source, Staged};
 
 use super::{
-    DATA, DATABASES, DatabaseJob, DumpInfo, DumpPaths, PointLabel,
+    DATA, DATABASES, DatabaseJob, DumpInfo, PointLabel,
     databases::{self, DatabaseAt, is_sqlite, tool},
     error::{BackupFailure, FailureKind},
 };
@@ -40,18 +40,18 @@ impl Drop for Dumps {
 }
 
 impl Dumps {
-    /// Dumps all databases. If `exact` is true, the processes of the application are stopped, so the files of a closed SQLite database are as
+    /// Dumps all databases. `data` has the live files, and `points` is the store. If `exact` is true, the processes of the application are stopped, so the files of a closed SQLite database are as
     /// good as its dump, and a database that cannot be copied is captured as files.
-    pub fn write(paths: &DumpPaths, id: &str, jobs: &[DatabaseJob], exact: bool) -> Result<Dumps, BackupFailure> {
+    pub fn write(data: &Path, points: &Path, id: &str, jobs: &[DatabaseJob], exact: bool) -> Result<Dumps, BackupFailure> {
         let mut dumps = Dumps { list: Vec::new(), directory: None };
         if jobs.is_empty() {
             return Ok(dumps);
         }
-        let path = paths.points.join(format!(".new-dumps-{id}"));
+        let path = points.join(format!(".new-dumps-{id}"));
         let made = DirBuilder::new().mode(0o700).create(&path).and_then(|()| File::open(&path));
         let directory = made.map_err(|e| BackupFailure::io("create the directory of the dumps", &e))?;
         dumps.directory = Some((path.clone(), directory));
-        let data = fs::canonicalize(&paths.data).map_err(|e| BackupFailure::io("find the data", &e))?;
+        let data = fs::canonicalize(data).map_err(|e| BackupFailure::io("find the data", &e))?;
         for job in jobs {
             let live = located(job, &data);
             let engine = databases::engine(job.engine);

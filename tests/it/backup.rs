@@ -249,7 +249,7 @@ fn sqlite_database_is_restored_with_rows_of_its_log(world: &World) {
     assert_eq!(sh(world, "python3 add.py; python3 add.py"), "1\n2");
     let point = take(world);
     // The restore point contains one consistent file without a log.
-    assert_eq!(names(&store(world).join(id(&point)).join("files/data")), ["db.sqlite3", "media"]);
+    assert_eq!(names(&store(world).join(id(&point)).join("files/data")), [".larder-seed", "db.sqlite3", "media"]);
     assert_eq!(sh(world, "python3 add.py; python3 add.py"), "3\n4");
     world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).ok();
     assert_eq!(sh(world, "python3 add.py"), "3");

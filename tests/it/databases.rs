@@ -15,6 +15,7 @@ in_one_mode!(
     restore_killed_at_each_point_leaves_old_or_restored_files_and_databases,
     unreachable_database_fails_a_restore_point_and_nothing_is_stopped,
     failed_replacement_leaves_old_database_and_files,
+    failed_upgrade_and_rollback_with_data_return_the_database,
     restore_waits_for_a_database_that_is_down_after_a_kill,
     sqlite_database_in_use_is_captured_consistently,
 );
@@ -224,6 +225,49 @@ fn failed_replacement_leaves_old_database_and_files(world: &World) {
     postgres.sql("shop", "create extension file_fdw");
     world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).ok();
     assert_eq!(sh(world, "cat media/file"), "old");
+}
+
+fn failed_upgrade_and_rollback_with_data_return_the_database(world: &World) {
+    let Some(postgres) = Postgres::start(world) else { return };
+    let recipe = recipe(&postgres.url(Postgres::PASSWORD)) + "release: sh upgrade.sh\n";
+    let upgrade = |end: &str| {
+        let psql = postgres.psql_path();
+        let statement = "alter table orders drop column note; create table added(x int)";
+        format!("{} -qc '{statement}' \"$DATABASE_URL\"\nrm media/file\nexit {end}\n", psql.display())
+    };
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", PROCFILE).write("larder.yml", &recipe).write("upgrade.sh", "exit 0\n");
+    repo.page("version one");
+    repo.push().accepted();
+    postgres.shop(SCHEMA);
+    sh(world, "echo old > media/file");
+    let old = postgres.content();
+    // The upgrade changes table and files, and then fails.
+    repo.write("upgrade.sh", &upgrade("1"));
+    repo.page("version two");
+    repo.push().rejected_with("release command");
+    assert_eq!(postgres.content(), old);
+    assert_eq!(sh(world, "cat media/file"), "old");
+    world.serves("shop", "version one");
+    let point = take(world);
+    // The upgrade succeeds, and a person goes back with code and data.
+    repo.write("upgrade.sh", &upgrade("0"));
+    repo.page("version three");
+    repo.push().accepted();
+    let new = postgres.content();
+    assert_ne!(new, old);
+    let back = ["rollback", "shop", "v1", "--with-data", "--point", id(&point), "--confirm", "shop"];
+    // A failure after the exchange returns the new database and the new files.
+    world.restart(&[("FAILPOINTS", "step.deploy.boot=1*return")]);
+    assert_ne!(world.larder(&back).status, 0);
+    assert_eq!(postgres.content(), new);
+    world.serves("shop", "version three");
+    world.larder(&back).ok();
+    assert_eq!(postgres.content(), old);
+    assert_eq!(sh(world, "cat media/file"), "old");
+    world.serves("shop", "version one");
+    world.is_consistent("shop");
 }
 
 fn restore_waits_for_a_database_that_is_down_after_a_kill(world: &World) {

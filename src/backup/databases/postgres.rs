@@ -97,7 +97,8 @@ fn major_of(version: &str) -> u32 {
 fn missing(name: &str) -> BackupFailure {
     BackupFailure {
         hint: Some(String::from(
-            "install the client programs of PostgreSQL on the server, for example the package postgresql-client",
+            "install the client programs of PostgreSQL on the server, for example the package postgresql-client; or leave the database out of \
+             restore points with `databases: {}` in larder.yml",
         )),
         ..BackupFailure::new(FailureKind::Refused, format!("cannot find the program {name} of PostgreSQL"))
     }

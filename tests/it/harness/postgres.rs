@@ -4,7 +4,7 @@ use std::{
     fs,
     net::TcpListener,
     os::unix::fs::chown,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -175,14 +175,9 @@ impl Postgres {
             .join("\n")
     }
 
-    /// Returns the log of the server.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.directory.join("log")).unwrap()
-    }
-
-    /// Returns the directory of the server, which is not a directory of larder.
-    pub fn directory(&self) -> &Path {
-        &self.directory
+    /// Returns the path of `psql`.
+    pub fn psql_path(&self) -> PathBuf {
+        self.bin.join("psql")
     }
 }
 
