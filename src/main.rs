@@ -8,6 +8,7 @@ use std::{
 };
 
 use larder::{
+    backup,
     control::{CommandError, ErrorKind},
     git::hook,
     host::root::Root,
@@ -44,9 +45,9 @@ fn failed(error: CommandError) -> ExitCode {
     ExitCode::from(error.kind.exit_code())
 }
 
-/// Runs the internal commands: workers, git's hooks, the check of the server file, and the static server. Each push starts several workers
-/// and hooks. Internal commands bypass the command line parser and the log filter, because the construction of the parser and the filter
-/// takes longer than some of these commands. Returns `None` if the words are not an internal command.
+/// Runs the internal commands: workers, git's hooks, the check of the server file, the static server, and the client of `larder db shell`. Each
+/// push starts several workers and hooks. Internal commands bypass the command line parser and the log filter, because the construction of the
+/// parser and the filter takes longer than some of these commands. Returns `None` if the words are not an internal command.
 fn inner(words: Vec<OsString>) -> Option<ExitCode> {
     let mut words = words.into_iter();
     let first = words.next()?;
@@ -62,6 +63,7 @@ fn inner(words: Vec<OsString>) -> Option<ExitCode> {
             let root = PathBuf::from(words.next()?);
             Some(absolute(&root).and_then(|root| serve::check(&root)).unwrap_or_else(failed))
         }
+        ("database-shell", 0) => Some(ExitCode::from(backup::database_shell())),
         ("static-server", _) => {
             log_warnings();
             Some(static_server::main(words))

@@ -21,13 +21,16 @@ mod tests;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    databases::{DatabaseJob, DumpInfo},
+    databases::{
+        DatabaseAccount, DatabaseAt, DatabaseJob, DatabaseServer, DatabaseStream, DatabaseUrl, DumpInfo, SHELL_VARIABLE,
+        check_database, database_shell, stream_work,
+    },
     dump::{DumpPaths, work as dump_work},
     error::{BackupError, BackupFailure, FailureKind},
     export::work as export_work,
     restore::{RestorePaths, work as restore_work},
     retention::{PointDecision, ProtectedReleases, RetentionPlan},
-    server::{BackupContext, dump, export, restore},
+    server::{BackupContext, dump, export, restore, stream},
     space::SpaceEstimate,
     staging::is_separate,
 };
@@ -136,6 +139,15 @@ pub enum DumpJob {
     Sweep,
     /// Executes a job with low priority, so that the applications of this machine stay fast.
     Quietly(Box<DumpJob>),
+}
+
+/// The job of a worker of the role `dump`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DumpWork {
+    /// A job with a report.
+    Job(DumpJob),
+    /// A dump or a load through the standard descriptors, without a report.
+    Stream(DatabaseStream),
 }
 
 /// The report of the dump worker.

@@ -2,9 +2,9 @@
 
 use std::{os::fd::OwnedFd, time::Duration};
 
-use super::{BackupError, DumpJob, DumpReport, Filled, PointOwner, RestoreJob, error::BackupFailure};
+use super::{BackupError, DatabaseStream, DumpJob, DumpReport, DumpWork, Filled, PointOwner, RestoreJob, error::BackupFailure};
 use crate::{
-    host::launch::{Launcher, Stdio},
+    host::launch::{Child, Launcher, Stdio},
     model::{EnvId, Launch, LimitClass, ProjectId, Role, Supervision},
 };
 
@@ -30,7 +30,7 @@ pub struct BackupContext {
 
 /// Runs a job of the dump worker.
 pub async fn dump(context: &BackupContext, job: &DumpJob) -> Result<DumpReport, BackupError> {
-    run(context, Role::Dump, job, limit_of(job), Stdio::default()).await
+    run(context, Role::Dump, &DumpWork::Job(job.clone()), limit_of(job), Stdio::default()).await
 }
 
 fn limit_of(job: &DumpJob) -> Duration {
@@ -50,7 +50,7 @@ fn limit_of(job: &DumpJob) -> Duration {
 /// the worker is killed.
 pub async fn export(context: &BackupContext, point: String, owner: PointOwner, out: OwnedFd) -> Result<String, BackupError> {
     let stdio = Stdio { extra: vec![out], ..Stdio::default() };
-    match run(context, Role::Dump, &DumpJob::Export { point, owner }, FILES_LIMIT, stdio).await? {
+    match run(context, Role::Dump, &DumpWork::Job(DumpJob::Export { point, owner }), FILES_LIMIT, stdio).await? {
         DumpReport::Exported(id) => Ok(id),
         _ => Err(BackupError::Confused { role: Role::Dump.as_str() }),
     }
@@ -59,6 +59,25 @@ pub async fn export(context: &BackupContext, point: String, owner: PointOwner, o
 /// Runs a job of the restore worker.
 pub async fn restore(context: &BackupContext, job: &RestoreJob) -> Result<Filled, BackupError> {
     run(context, Role::Restore, job, FILES_LIMIT, Stdio::default()).await
+}
+
+/// Starts a dump or a load whose input and output are those of the caller.
+pub async fn stream(context: &BackupContext, stream: DatabaseStream, stdio: Stdio) -> Result<Child, BackupError> {
+    let role = Role::Dump;
+    let started = context.launcher.launch(launch(context, role), &DumpWork::Stream(stream), stdio).await;
+    started.map_err(|source| BackupError::Launch { role: role.as_str(), source })
+}
+
+fn launch(context: &BackupContext, role: Role) -> Launch {
+    Launch {
+        role,
+        project: context.project,
+        environment: Some(context.environment),
+        release: None,
+        slot: None,
+        limits: LimitClass::Service,
+        supervision: Supervision::Once,
+    }
 }
 
 async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
@@ -70,16 +89,7 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
 ) -> Result<R, BackupError> {
     let name = role.as_str();
     let failed = |source| BackupError::Launch { role: name, source };
-    let launch = Launch {
-        role,
-        project: context.project,
-        environment: Some(context.environment),
-        release: None,
-        slot: None,
-        limits: LimitClass::Service,
-        supervision: Supervision::Once,
-    };
-    let mut child = context.launcher.launch(launch, job, stdio).await.map_err(failed)?;
+    let mut child = context.launcher.launch(launch(context, role), job, stdio).await.map_err(failed)?;
     let ended = async {
         let report: Option<Result<R, BackupFailure>> = child.report(MAX_REPORT).await.map_err(failed)?;
         // The worker holds locks of the store until it exits, so the report alone does not complete the job.

@@ -8,6 +8,7 @@
 mod app_json;
 mod backup;
 mod database;
+mod database_servers;
 mod error;
 mod health;
 mod keys;
@@ -32,6 +33,7 @@ pub use crate::model::{StopSignal, Strategy};
 pub use app_json::AppJson;
 pub use backup::{BackupConfig, BackupKeep, Schedule};
 pub use database::{DatabaseLocation, DatabaseSpec};
+pub use database_servers::DatabaseServers;
 pub use error::ConfigError;
 pub use health::{Health, HealthCheck, Smoke};
 pub use policy::{DriftPolicy, PromoteCheck, PromotionPolicy, Retention};

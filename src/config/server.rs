@@ -13,6 +13,7 @@ use indexmap::IndexMap;
 
 use super::{
     backup::{BACKUP_KEYS, BackupConfig},
+    database_servers::{DATABASE_SERVER_KEYS, DatabaseServers},
     error::{ConfigError, shown},
     keys::{
         self,
@@ -59,6 +60,8 @@ pub struct ServerConfig {
     pub log: LogConfig,
     /// Scheduled restore points.
     pub backup: BackupConfig,
+    /// The database servers on which `larder db create` creates databases.
+    pub databases: DatabaseServers,
     /// Configuration variables for all projects. A project's own value takes precedence.
     pub env: IndexMap<VariableName, String>,
 }
@@ -88,6 +91,7 @@ impl Default for ServerConfig {
             drift: None,
             log: LogConfig { max_bytes: ByteSize::mebibytes(10), keep: 5 },
             backup: BackupConfig::default(),
+            databases: DatabaseServers::default(),
             env: IndexMap::new(),
         }
     }
@@ -190,6 +194,16 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
         || keys::render(BACKUP_KEYS),
         |reader, node, key, config| {
             keys::read_section(reader, node, key, "{schedule: \"0 2 * * *\"}", BACKUP_KEYS, &mut config.backup)
+        },
+    ),
+    KeyRow::custom(
+        "databases",
+        "The database servers on which `larder db create` creates databases. Each value is the path of a file that contains the URL of an administrator. Only the user of larder may read the file.",
+        Says("none"),
+        || keys::render(DATABASE_SERVER_KEYS),
+        |reader, node, key, config| {
+            let example = "{postgres: /etc/larder/postgres.url}";
+            keys::read_section(reader, node, key, example, DATABASE_SERVER_KEYS, &mut config.databases)
         },
     ),
     KeyRow::custom(

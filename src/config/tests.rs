@@ -20,7 +20,7 @@ const SERVER_INTRODUCTION: &str = "\
 # larder.yml in the server's root directory: the operator's settings of this server.
 # The file and all of its keys are optional. The values below are the defaults. The values of `paths`, `keep.age`,
 # `keep.bytes`, `promote`, `backup.drill`,
-# `backup.keep.bytes` and `env` are examples: by default, these keys are not set.
+# `backup.keep.bytes`, `databases` and `env` are examples: by default, these keys are not set.
 # Durations: 500ms, 90s, 15m, 1h, 2d.  Sizes: 512K, 512M, 2G (powers of 1024).
 ";
 
@@ -70,6 +70,7 @@ fn server_reference_shows_the_defaults() {
     (config.keep.age, config.keep.bytes, config.drift, config.builds.memory) = (None, None, None, None);
     (config.backup.keep.bytes, config.backup.drill) = (None, None);
     config.promote = PromotionPolicy::default();
+    assert!(config.databases.postgres.take().is_some() && config.databases.mariadb.take().is_some());
     assert_eq!(config, ServerConfig::default());
 }
 

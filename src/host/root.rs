@@ -260,7 +260,8 @@ impl EnvironmentPaths {
         self.0.join("restarts.jsonl")
     }
 
-    /// Returns the path of the file with the values that larder generated for `generator: "secret"` in `app.json`.
+    /// Returns the path of the file with the values that larder generated for `generator: "secret"` in `app.json`, and with the URL of the
+    /// database that `larder db create` created.
     pub fn secrets(&self) -> PathBuf {
         self.0.join("generated.json")
     }

@@ -10,6 +10,7 @@ mod conclude;
 mod context;
 mod core;
 mod data_return;
+mod databases;
 mod deploy;
 mod drift;
 mod error;
@@ -57,6 +58,7 @@ pub use self::{
     context::Services,
     core::{Pipeline, StartCheck},
     data_return::{PointChoiceError, Upgrade},
+    databases::StoredUrlError,
     drift::DriftError,
     error::{PipelineError, ThawError},
     facts::Facts,

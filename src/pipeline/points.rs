@@ -114,7 +114,7 @@ impl Pipeline {
         self.take(&queue, environment, by, reason, false).await
     }
 
-    /// Returns the databases of the live release, as its settings and variables name them.
+    /// Returns the databases of the live release, as its settings and variables name them, and the database that `larder db create` created.
     pub(super) fn databases(&self, queue: &Queue, environment: &Environment) -> Result<Vec<DatabaseJob>, PointsError> {
         let live = queue.state.lock().live.clone();
         self.databases_of(queue, environment, live.as_ref())
@@ -131,12 +131,19 @@ impl Pipeline {
             let state = queue.state.lock();
             live.and_then(|live| state.history.of_release(live.release)).map(|summary| summary.deployment)
         };
-        let Some(deployment) = deployment else { return Ok(Vec::new()) };
+        let unknown = |error: &(dyn std::error::Error + 'static)| {
+            PointsError::refused(format!("cannot find the databases of {}: {}", environment.title(), chain(error)))
+        };
         let paths = self.services().root.environment(&environment.project, &environment.name);
-        let facts = JournalState::read(&paths.deployment(deployment)).map(|state| state.facts).map_err(|error| {
-            PointsError::refused(format!("cannot find the databases of {}: {}", environment.title(), chain(&error)))
-        })?;
-        let databases = databases_of(&facts.settings.unwrap_or_default(), &facts.env);
+        let facts = deployment.map(|deployment| JournalState::read(&paths.deployment(deployment)).map(|state| state.facts));
+        let facts = facts.transpose().map_err(|error| unknown(&error))?.unwrap_or_default();
+        let mut env = facts.env;
+        let created = self.stored_database_url(environment).map_err(|error| unknown(&error))?;
+        if let Some(url) = created {
+            // The live release has this variable only if a deployment has read it since.
+            env.entry(String::from("DATABASE_URL")).or_insert_with(|| url.expose().to_owned());
+        }
+        let databases = databases_of(&facts.settings.unwrap_or_default(), &env);
         databases.map_err(|conflict| PointsError::refused_with(conflict.to_string(), &conflict.hint))
     }
 

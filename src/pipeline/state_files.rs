@@ -142,8 +142,11 @@ impl Pins {
     }
 }
 
-/// The values that larder generates for an environment, one for each variable with `"generator": "secret"` in `app.json`. The file is
-/// the environment's `generated.json`.
+/// The variable with the URL of the database that `larder db create` created.
+const DATABASE_URL: &str = "DATABASE_URL";
+
+/// The values that larder generates for an environment: one for each variable with `"generator": "secret"` in `app.json`, and the URL of the
+/// database that `larder db create` created. The file is the environment's `generated.json`.
 pub struct Secrets {
     path: PathBuf,
     values: BTreeMap<VariableName, String>,
@@ -153,6 +156,20 @@ impl Secrets {
     /// Reads the existing values. If the file does not exist, there are no values.
     pub fn open(path: &Path) -> io::Result<Secrets> {
         Ok(Secrets { path: path.to_owned(), values: read(path)?.unwrap_or_default() })
+    }
+
+    /// Returns the variable and the URL of the database that `larder db create` created.
+    pub fn database_url(&self) -> Option<(VariableName, String)> {
+        self.values.get_key_value(DATABASE_URL).map(|(name, url)| (name.clone(), url.clone()))
+    }
+
+    /// Sets the URL of the database, or removes it if `url` is `None`. Returns after the change is on the disk.
+    pub fn set_database_url(&mut self, url: Option<String>) -> io::Result<()> {
+        match url {
+            Some(url) => self.values.insert(DATABASE_URL.parse().map_err(|_| io::ErrorKind::InvalidInput)?, url),
+            None => self.values.remove(DATABASE_URL),
+        };
+        write(&self.path, &self.values, 0o600)
     }
 
     /// Returns a value for each of `names`: the existing value, or 64 new random hexadecimal digits. Returns after new values are on the disk.

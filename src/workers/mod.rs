@@ -118,8 +118,11 @@ fn patch(mut input: WorkerInput) -> io::Result<u8> {
 }
 
 fn dump(mut input: WorkerInput) -> io::Result<u8> {
-    let job: backup::DumpJob = read_job(&mut input.job)?;
     let paths = backup::DumpPaths::from_environment();
+    let job = match read_job(&mut input.job)? {
+        backup::DumpWork::Job(job) => job,
+        backup::DumpWork::Stream(stream) => return Ok(backup::stream_work(&stream, &paths.data, &paths.points)),
+    };
     let report = match (&job, input.extra.pop().map(File::from)) {
         (backup::DumpJob::Export { point, owner }, Some(out)) => backup::export_work(point, owner, &paths, out),
         (job, _) => backup::dump_work(job, &paths),

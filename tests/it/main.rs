@@ -13,6 +13,7 @@ mod clients;
 mod contributing;
 mod data;
 mod data_return;
+mod database_servers;
 mod databases;
 mod delivering;
 mod deltas;

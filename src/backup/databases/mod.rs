@@ -5,11 +5,13 @@
 //! The URL of a database contains a password. A URL is only in memory and in the pipe to a worker: never in a file, a log, an error, or the
 //! arguments of a program.
 
+mod admin;
 mod declared;
 mod mysql;
 mod postgres;
 mod redis;
 mod sqlite;
+mod stream;
 pub(in crate::backup) mod tool;
 mod url;
 
@@ -18,8 +20,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    admin::{DatabaseAccount, DatabaseServer},
     declared::{DatabaseConflict, databases_of},
     sqlite::is_database as is_sqlite,
+    stream::{DatabaseStream, SHELL_VARIABLE, shell_main as database_shell, work as stream_work},
     url::{DatabaseAddress, DatabaseUrl},
 };
 use super::{BackupFailure, FailureKind};
@@ -130,6 +134,11 @@ pub trait Engine: Sync {
     /// may be repeated, also after a kill. An error with [`FailureKind::Machine`], such as a lost connection, leaves the content of the
     /// database unknown. After any other error, the database is unchanged.
     fn restore(&self, job: &DatabaseJob, from: &Path) -> Result<(), BackupFailure>;
+}
+
+/// Connects to a database as its application does.
+pub fn check_database(job: &DatabaseJob) -> Result<(), BackupFailure> {
+    engine(job.engine).check(job).map(drop)
 }
 
 /// Returns the engine of a kind of database.

@@ -185,7 +185,7 @@ fn psql(job: &DatabaseJob) -> Result<Tool, BackupFailure> {
 }
 
 /// Runs statements, and returns the fields of the last row.
-fn query(job: &DatabaseJob, statements: &str) -> Result<Vec<String>, BackupFailure> {
+pub(super) fn query(job: &DatabaseJob, statements: &str) -> Result<Vec<String>, BackupFailure> {
     let answer = psql(job)?.output(statements.as_bytes())?.map_err(|error| failed(job, "use", &error))?;
     let text = String::from_utf8_lossy(&answer);
     Ok(text.lines().rfind(|line| !line.is_empty()).unwrap_or_default().split('|').map(str::to_owned).collect())

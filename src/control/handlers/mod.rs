@@ -3,6 +3,7 @@
 mod backup;
 mod backup_list;
 mod backup_summary;
+mod databases;
 mod deliverables;
 mod deployments;
 mod doctor;
@@ -20,6 +21,6 @@ mod status;
 mod users;
 
 pub use self::{
-    backup::*, backup_list::*, backup_summary::*, deliverables::*, deployments::*, doctor::*, drift::*, exports::*, keys::*,
-    logs::*, processes::*, projects::*, promotion::*, releases::*, remotes::*, rollback::*, status::*, users::*,
+    backup::*, backup_list::*, backup_summary::*, databases::*, deliverables::*, deployments::*, doctor::*, drift::*, exports::*,
+    keys::*, logs::*, processes::*, projects::*, promotion::*, releases::*, remotes::*, rollback::*, status::*, users::*,
 };

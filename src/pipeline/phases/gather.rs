@@ -146,8 +146,12 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
     }
     let secrets = Secrets::open(&deployment.paths.secrets()).map_err(|error| Failure::host(&error))?;
     let wanted = settings.required.iter().filter(|required| required.generate).map(|required| &required.name);
+    let url = secrets.database_url();
     let made = secrets.ensure(wanted).map_err(|error| Failure::host(&error))?;
     settings.env.extend(made);
+    if let Some((name, url)) = url {
+        settings.env.entry(name).or_insert(url);
+    }
     let missing: Vec<_> = settings.required.iter().filter(|required| !settings.env.contains_key(&required.name)).collect();
     match missing.first() {
         None => Ok(settings),

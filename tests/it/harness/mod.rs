@@ -3,6 +3,7 @@
 //! Read [`world::World`] first; [`git::Repo`] is a developer's clone, [`http`] a visitor, [`cli`] an operator.
 
 pub mod cli;
+pub mod databases;
 pub mod faults;
 pub mod files;
 pub mod git;

@@ -52,8 +52,14 @@ pub(super) struct Objects {
 impl Client {
     /// Prepares the client of a database. Does not connect.
     pub fn new(job: &DatabaseJob) -> Result<Client, BackupFailure> {
+        let client = Client::of_server(job)?;
+        if client.database.is_empty() { Err(job.refused("its URL names no database")) } else { Ok(client) }
+    }
+
+    /// Prepares the client of a URL that may name no database.
+    pub fn of_server(job: &DatabaseJob) -> Result<Client, BackupFailure> {
         let address = job.address()?;
-        let database = address.database.clone().ok_or_else(|| job.refused("its URL names no database"))?;
+        let database = address.database.clone().unwrap_or_default();
         let directory = tempfile::Builder::new().prefix("larder-").tempdir();
         let directory = directory.map_err(|e| BackupFailure::io("create a private directory", &e))?;
         let options = tool::private_file(directory.path(), "client.cnf", &option_file(&address))?;

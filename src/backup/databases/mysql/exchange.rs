@@ -13,7 +13,7 @@ use super::{
     script::{self, SqlScript},
     version::Version,
 };
-use crate::backup::BackupFailure;
+use crate::backup::{BackupFailure, FailureKind};
 
 /// The maximum length of the name of a database, in characters.
 const MAX_NAME: usize = 64;
@@ -30,14 +30,17 @@ struct Scratch {
     old: String,
 }
 
+/// Checks that the database can be replaced, and leaves nothing behind.
+pub(super) fn check(client: &Client) -> Result<(), BackupFailure> {
+    let scratch = Scratch::of(client)?;
+    scratch.drop(client)?;
+    let created = scratch.create(client);
+    created.and(scratch.drop(client))
+}
+
 /// Replaces the database of a client with a dump.
 pub(super) fn restore(client: &Client, server: &Version, script: &SqlScript) -> Result<(), BackupFailure> {
-    let live = client.database();
-    let scratch = Scratch { new: format!("{live}_larder_new"), old: format!("{live}_larder_old") };
-    if scratch.new.chars().count() > MAX_NAME {
-        return Err(client.refused(format!("the name of its scratch database is too long: {}", scratch.new)));
-    }
-    refuse_foreign_keys_of_others(client)?;
+    let scratch = Scratch::of(client)?;
     scratch.drop(client)?;
     let restored = scratch.create(client).and_then(|()| {
         client.run_part(&scratch.new, &script.file, &script.tables)?;
@@ -47,11 +50,23 @@ pub(super) fn restore(client: &Client, server: &Version, script: &SqlScript) -> 
         client.run(None, drop_objects(&scratch.new, &rehearsed).as_bytes())?;
         exchange(client, server, script, &scratch, &rehearsed)
     });
-    let dropped = scratch.drop(client);
-    restored.and(dropped)
+    // The result of the restore is known already. The next restore drops a scratch database that stays.
+    let _ = scratch.drop(client);
+    restored
 }
 
 impl Scratch {
+    /// Returns the scratch databases of a database that can be exchanged.
+    fn of(client: &Client) -> Result<Scratch, BackupFailure> {
+        let live = client.database();
+        let scratch = Scratch { new: format!("{live}_larder_new"), old: format!("{live}_larder_old") };
+        if scratch.new.chars().count() > MAX_NAME {
+            return Err(client.refused(format!("the name of its scratch database is too long: {}", scratch.new)));
+        }
+        refuse_foreign_keys_of_others(client)?;
+        Ok(scratch)
+    }
+
     /// Drops the scratch databases of this or an earlier restore.
     fn drop(&self, client: &Client) -> Result<(), BackupFailure> {
         for name in [&self.new, &self.old] {
@@ -155,8 +170,13 @@ fn exchange(
         client.run_part(live, &saved, &(0..length))?;
         return Err(failure);
     }
-    client.run_part(live, &script.file, &script.objects)?;
-    client.run_part(live, &script.file, &script.events)
+    let replaced = client.run_part(live, &script.file, &script.objects);
+    replaced.and_then(|()| client.run_part(live, &script.file, &script.events)).map_err(|failure| BackupFailure {
+        // A repetition of the restore creates the missing objects.
+        kind: FailureKind::Machine,
+        why: format!("{} (after the tables were replaced; views, triggers, routines or events are missing)", failure.why),
+        hint: failure.hint,
+    })
 }
 
 #[cfg(test)]

@@ -11,12 +11,23 @@ use self::client::{Client, literal};
 use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions};
 use crate::backup::BackupFailure;
 
+/// Runs statements as the administrator of a server, and returns the rows of their answers.
+pub(super) fn admin(job: &DatabaseJob, statements: &str) -> Result<Vec<Vec<String>>, BackupFailure> {
+    Client::of_server(job)?.rows(statements)
+}
+
 /// The engine of MySQL and MariaDB.
 pub(super) struct Mysql;
 
 impl Engine for Mysql {
     fn check(&self, job: &DatabaseJob) -> Result<EngineVersions, BackupFailure> {
         Client::new(job)?.check().map(|(versions, _)| versions)
+    }
+
+    fn check_restore(&self, job: &DatabaseJob) -> Result<EngineVersions, BackupFailure> {
+        let client = Client::new(job)?;
+        let (versions, _) = client.check()?;
+        exchange::check(&client).map(|()| versions)
     }
 
     fn size(&self, job: &DatabaseJob) -> Result<DatabaseSize, BackupFailure> {

@@ -35,6 +35,12 @@ impl Engine for Redis {
         versions(&mut Connection::open(job)?)
     }
 
+    fn check_restore(&self, job: &DatabaseJob) -> Result<EngineVersions, BackupFailure> {
+        let mut connection = Connection::open(job)?;
+        let versions = versions(&mut connection)?;
+        restore::check(&mut connection).map(|()| versions)
+    }
+
     fn size(&self, job: &DatabaseJob) -> Result<DatabaseSize, BackupFailure> {
         let mut connection = Connection::open(job)?;
         let number = connection.number;

@@ -37,10 +37,19 @@ pub(super) fn restore(
     require_memory(connection, bytes)?;
     let scratch = scratch(connection, live)?;
     let restored = fill(connection, from, scratch, live, records).and_then(|()| swap(connection, live, scratch));
-    // The scratch number now has the replaced keys, or the keys of a failed restore.
-    let emptied = connection.select(scratch).and_then(|()| connection.good(&[b"FLUSHDB"])).map(drop);
-    connection.select(live)?;
-    restored.and(emptied)
+    // The scratch number now has the replaced keys, or the keys of a failed restore. The result of the restore is known already, and the next
+    // restore empties a number that keeps its keys.
+    let _ = connection.select(scratch).and_then(|()| connection.good(&[b"FLUSHDB"]));
+    restored
+}
+
+/// Checks that the database can be replaced, and leaves nothing behind.
+pub(super) fn check(connection: &mut Connection) -> Result<(), BackupFailure> {
+    let live = connection.number;
+    let scratch = scratch(connection, live)?;
+    connection.select(scratch)?;
+    connection.good(&[b"FLUSHDB"])?;
+    connection.select(live)
 }
 
 /// Returns the first two numbers of a version.

@@ -5,6 +5,7 @@
 mod arguments;
 mod backup;
 mod backup_upkeep;
+mod db;
 mod deliverable;
 mod deploy;
 mod doctor;
@@ -61,6 +62,8 @@ pub enum Verb {
     Drift(drift::DriftArgs),
     #[command(subcommand)]
     Backup(backup::BackupVerb),
+    #[command(subcommand)]
+    Db(db::DatabaseVerb),
     Ps(ps::PsArgs),
     Restart(restart::RestartArgs),
     Logs(logs::LogsArgs),
@@ -87,6 +90,7 @@ impl Verb {
         match self {
             Verb::Rollback(command) => command.may_ask(),
             Verb::Backup(noun) => noun.may_ask(),
+            Verb::Db(noun) => noun.may_ask(),
             _ => false,
         }
     }
@@ -107,6 +111,7 @@ impl Verb {
             Verb::Release(noun) => noun.ask(asking).await,
             Verb::Drift(command) => asking.ask(command).await,
             Verb::Backup(noun) => noun.ask(asking).await,
+            Verb::Db(noun) => noun.ask(asking).await,
             Verb::Ps(command) => command.ask(asking).await,
             Verb::Restart(command) => asking.ask(command).await,
             Verb::Logs(command) => asking.ask(command).await,
