@@ -217,7 +217,7 @@ impl Pipeline {
     pub async fn verify_point(&self, environment: &Environment, point: String) -> Result<(PointInfo, Vec<String>), PointsError> {
         match backup::dump(&self.backup(environment), &DumpJob::Verify { point }).await? {
             DumpReport::Point(info, damages) => {
-                self.refresh_points(environment).await?;
+                self.refresh_points(environment).await;
                 Ok((*info, damages))
             }
             _ => Err(confused()),
@@ -229,7 +229,7 @@ impl Pipeline {
         let (_queue, _locked) = self.lock_points(environment)?;
         match backup::dump(&self.backup(environment), &DumpJob::Remove { point }).await? {
             DumpReport::Removed(id) => {
-                self.refresh_points(environment).await?;
+                self.refresh_points(environment).await;
                 Ok(id)
             }
             _ => Err(confused()),

@@ -3,7 +3,7 @@
 use crate::{
     backup::{self, BackupError, DumpJob, DumpReport, FailureKind, PointInfo, ProtectedReleases, RetentionPlan, SpaceEstimate},
     model::Environment,
-    pipeline::{core::Pipeline, points::PointsError, state_files::Pins},
+    pipeline::{core::Pipeline, points::PointsError, state_files::Pins, util::chain},
 };
 
 /// The number of releases whose last restore points stay: the live release and its two predecessors. The last restore point of the older
@@ -34,9 +34,11 @@ impl Pipeline {
         }
     }
 
-    /// Records the present states of the restore points.
-    pub(in crate::pipeline) async fn refresh_points(&self, environment: &Environment) -> Result<(), PointsError> {
-        self.plan_points(environment).await.map(drop)
+    /// Records the present states of the restore points. A failure is only logged; the next run or list records the states.
+    pub(in crate::pipeline) async fn refresh_points(&self, environment: &Environment) {
+        if let Err(error) = self.plan_points(environment).await {
+            tracing::warn!(environment = environment.title(), error = chain(&error), "cannot list the restore points");
+        }
     }
 
     /// Returns the releases whose last restore points stay. If the pins cannot be read, returns an error, so that nothing is removed.
@@ -90,7 +92,7 @@ impl Pipeline {
             }
         }
         tracing::info!(environment = environment.title(), removed = removed.len(), kept, "old restore points removed");
-        self.refresh_points(environment).await?;
+        self.refresh_points(environment).await;
         Ok(Pruned { removed, kept, freed })
     }
 

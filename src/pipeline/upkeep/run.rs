@@ -29,10 +29,13 @@ const SCHEDULED: &str = "scheduled";
 /// The time for which a run waits until no deployment and no restore is under way.
 const MAX_WAIT: Duration = Duration::from_secs(2 * 3600);
 
+/// The reason of a run that waited in vain.
+const NEVER_IDLE: &str = "a deployment or a restore was under way for 2 hours";
+
 /// The pause between two looks at the environment's queue.
 const POLL: Duration = Duration::from_millis(200);
 
-/// The maximum number of interruptions of one run's capture by deployments. Further deployments do not interrupt the capture.
+/// The maximum number of interruptions of one run's capture by deployments. After the last of them, the run fails.
 const MAX_INTERRUPTIONS: u32 = 5;
 
 /// The maximum number of servers that begin the same run. If all of them exited during the run, the run may be the cause, so the next
@@ -70,6 +73,9 @@ impl Pipeline {
             self.backup_steps(environment).await.unwrap_or_else(|error| RunResult::Failed(chain(&error)))
         };
         fault::in_upkeep("done");
+        if self.is_gone(environment) {
+            return;
+        }
         let now = Timestamp::now();
         let id = format!("backup.{}.{}", environment.id.0, run.scheduled);
         match &result {
@@ -98,8 +104,7 @@ impl Pipeline {
                 let (queue, locked, permit) = match self.until_idle(environment).await {
                     Some(idle) => idle,
                     None => {
-                        let why = "a deployment or a restore was under way for 2 hours";
-                        return Ok(RunResult::Skipped(String::from(why)));
+                        return Ok(RunResult::Skipped(String::from(NEVER_IDLE)));
                     }
                 };
                 // The measurement needs no lock. The capture acquires the lock again.
@@ -113,7 +118,7 @@ impl Pipeline {
                 drop(permit);
                 match self.take_when_idle(environment).await? {
                     Some((id, permit)) => (id, permit),
-                    None => return Ok(RunResult::Skipped(String::from("a deployment or a restore was under way for 2 hours"))),
+                    None => return Ok(RunResult::Skipped(String::from(NEVER_IDLE))),
                 }
             }
         };
@@ -144,7 +149,7 @@ impl Pipeline {
     /// scheduled work. Returns `None` after [`MAX_WAIT`].
     async fn until_idle(&self, environment: &Environment) -> Option<(Queue, OwnedMutexGuard<()>, Option<OwnedSemaphorePermit>)> {
         let begun = tokio::time::Instant::now();
-        while begun.elapsed() < MAX_WAIT {
+        while begun.elapsed() < MAX_WAIT && !self.is_gone(environment) {
             if self.idle(environment).is_some() {
                 // Other environments work while this environment waits, so the permit is acquired last.
                 let permit = self.upkeep_permit().await;
@@ -155,6 +160,11 @@ impl Pipeline {
             tokio::time::sleep(POLL).await;
         }
         None
+    }
+
+    /// Returns true if the environment was removed, or is being removed.
+    fn is_gone(&self, environment: &Environment) -> bool {
+        self.queue_of(environment).map_or(true, |queue| queue.state.lock().closed)
     }
 
     /// Returns the lock of the restore points if no deployment and no restore is under way.
@@ -170,10 +180,10 @@ impl Pipeline {
         &self,
         environment: &Environment,
     ) -> Result<Option<(String, Option<OwnedSemaphorePermit>)>, PointsError> {
-        for interruptions in 0.. {
+        for _ in 0..MAX_INTERRUPTIONS {
             let Some((queue, _locked, permit)) = self.until_idle(environment).await else { return Ok(None) };
             let arrives = async {
-                while interruptions >= MAX_INTERRUPTIONS || queue.state.lock().running.is_none() {
+                while queue.state.lock().running.is_none() {
                     tokio::time::sleep(POLL).await;
                 }
             };
@@ -189,7 +199,7 @@ impl Pipeline {
             tracing::info!(environment = environment.title(), "a deployment interrupts the scheduled restore point");
             self.sweep(environment).await;
         }
-        Ok(None)
+        Err(PointsError::refused(format!("{MAX_INTERRUPTIONS} deployments interrupted the capture")))
     }
 
     /// Removes the files of an interrupted capture. The killed worker may hold the lock of the store for a moment.
@@ -253,7 +263,8 @@ impl Pipeline {
                 record.reading.bytes = record.reading.bytes.saturating_add(info.counts.bytes)
             });
         }
-        self.refresh_points(environment).await
+        self.refresh_points(environment).await;
+        Ok(())
     }
 
     /// Announces a result of the scheduled work. A failure is delivered again until every observer has accepted it.
