@@ -298,6 +298,15 @@ pub enum RestoreJob {
     },
     /// Empties `restoring/`.
     Clear,
+    /// Writes the data of a restore point into `data-copy/`, without its dumps of databases.
+    Copy {
+        /// The restore point.
+        point: String,
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+    },
+    /// Empties `data-copy/`.
+    ClearCopy,
     /// Restores into a scratch directory, compares each restored file with the restore point, and deletes the directory.
     Drill {
         /// The restore point.

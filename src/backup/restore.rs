@@ -36,15 +36,18 @@ pub struct RestorePaths {
     pub restored: PathBuf,
     /// The directory that is exchanged with the live data.
     pub restoring: PathBuf,
+    /// The directory of the copy for a single command.
+    pub copy: PathBuf,
 }
 
 impl RestorePaths {
-    /// Reads `LARDER_POINTS`, `LARDER_RESTORED` and `LARDER_RESTORING`.
+    /// Reads `LARDER_POINTS`, `LARDER_RESTORED`, `LARDER_RESTORING` and `LARDER_DATA_COPY`.
     pub fn from_environment() -> RestorePaths {
         RestorePaths {
             points: directory("LARDER_POINTS", "/points"),
             restored: directory("LARDER_RESTORED", "/restored"),
             restoring: directory("LARDER_RESTORING", "/restoring"),
+            copy: directory("LARDER_DATA_COPY", "/copy"),
         }
     }
 }
@@ -54,14 +57,21 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
     match job {
         RestoreJob::Beside { point, owner, name } => beside(paths, point, owner, name),
         RestoreJob::Fill { point, owner, databases } => {
-            clear(paths, empty)?;
+            clear(&paths.restoring, empty)?;
             let filled = fill(paths, point, owner, databases);
             if filled.is_err() {
                 // The error of the restore is reported, not an error of this cleanup. The next restore empties the directory again.
-                let _ = clear(paths, empty);
+                let _ = clear(&paths.restoring, empty);
             }
             filled
         }
+        RestoreJob::Copy { point, owner } => {
+            clear(&paths.copy, empty)?;
+            let point = named(&Store::open(&paths.points)?, point)?;
+            check_owner(&point, owner)?;
+            place(&point, &paths.copy, owner)
+        }
+        RestoreJob::ClearCopy => clear(&paths.copy, empty).map(|()| Filled::default()),
         RestoreJob::Database { point, owner, database } => {
             let point = named(&Store::open(&paths.points)?, point)?;
             check_owner(&point, owner)?;
@@ -69,7 +79,7 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
             databases::engine(database.engine).restore(database, &dump)?;
             Ok(Filled { point: point.id().to_owned(), ..Filled::default() })
         }
-        RestoreJob::Clear => clear(paths, empty).map(|()| Filled::default()),
+        RestoreJob::Clear => clear(&paths.restoring, empty).map(|()| Filled::default()),
         RestoreJob::Drill { point, owner } => {
             discard(paths, empty)?;
             let drilled = drill(paths, point, owner);
@@ -80,10 +90,10 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
     }
 }
 
-fn clear(paths: &RestorePaths, empty: fn(&Path) -> io::Result<()>) -> Result<(), BackupFailure> {
-    empty(&paths.restoring).map_err(|e| BackupFailure::io("delete the replaced files", &e))?;
+fn clear(directory: &Path, empty: fn(&Path) -> io::Result<()>) -> Result<(), BackupFailure> {
+    empty(directory).map_err(|e| BackupFailure::io("delete the replaced files", &e))?;
     let mode = fs::Permissions::from_mode(0o700);
-    fs::set_permissions(&paths.restoring, mode).map_err(|e| BackupFailure::io("set the mode of the restored data", &e))
+    fs::set_permissions(directory, mode).map_err(|e| BackupFailure::io("set the mode of the restored data", &e))
 }
 
 fn opened(path: &Path) -> Result<File, BackupFailure> {
@@ -162,8 +172,7 @@ fn filled(point: &Point, report: &larder_points::RestoreReport) -> Filled {
     Filled { point: point.id().to_owned(), files: report.files, bytes: report.bytes, lost_owners: report.lost_owners }
 }
 
-/// Restores into a subdirectory of `restoring/`, and then moves the data to the top of `restoring/`, because `restoring/` itself is
-/// exchanged with the live `data/`.
+/// Checks the databases, and restores the data into `restoring/`.
 fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner, jobs: &[DatabaseJob]) -> Result<Filled, BackupFailure> {
     let point = named(&Store::open(&paths.points)?, point)?;
     check_owner(&point, owner)?;
@@ -184,17 +193,23 @@ fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner, jobs: &[DatabaseJ
         engine.check_restore(job)?;
         engine.verify(&checked_dump(&point, job)?)?;
     }
-    let parent = opened(&paths.restoring)?;
+    place(&point, &paths.restoring, owner)
+}
+
+/// Restores the data into a subdirectory of `into`, and then moves the data to the top of `into`, because `into` itself takes the place of
+/// `data/`.
+fn place(point: &Point, into: &Path, owner: &PointOwner) -> Result<Filled, BackupFailure> {
+    let parent = opened(into)?;
     let name = format!(".larder-{}", point.id());
     let options = RestoreOptions { only: Some(DATA), ..options(owner)? };
     let report = point.restore_into(parent.as_fd(), OsStr::new(&name), &options)?;
-    let tree = paths.restoring.join(&name);
-    let moved = raise(&tree.join(DATA), &paths.restoring)
+    let tree = into.join(&name);
+    let moved = raise(&tree.join(DATA), into)
         .and_then(|()| fs::remove_dir(tree.join(DATA)))
         .and_then(|()| fs::remove_dir(&tree))
         .and_then(|()| parent.sync_all());
     moved.map_err(|e| BackupFailure::io("move the restored files", &e))?;
-    Ok(filled(&point, &report))
+    Ok(filled(point, &report))
 }
 
 /// Moves everything in `from` to `to`.

@@ -43,7 +43,12 @@ impl Place {
     }
 
     fn restore(&self, job: &RestoreJob) -> Result<Filled, BackupFailure> {
-        let paths = RestorePaths { points: self.at("points"), restored: self.at("restored"), restoring: self.at("restoring") };
+        let paths = RestorePaths {
+            points: self.at("points"),
+            restored: self.at("restored"),
+            restoring: self.at("restoring"),
+            copy: self.at("copy"),
+        };
         let empty = |path: &Path| {
             for entry in fs::read_dir(path)? {
                 let path = entry?.path();

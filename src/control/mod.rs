@@ -17,6 +17,6 @@ pub use self::{
     error::{CommandError, ErrorKind},
     handlers::*,
     registry::{Key, Registry, Target, TrustedKey, User},
-    request::{Confirmation, Context, DeploymentGoal, LogFollower, ProceedFn, Reply, Request, Stream, UploadFn},
+    request::{Confirmation, Context, DeploymentGoal, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn},
     state::{Control, ServerKeys},
 };

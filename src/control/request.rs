@@ -9,7 +9,7 @@ use super::{authz::Caller, error::CommandError, state::Control};
 use crate::{
     host::launch::{Child, Stdio},
     model::{Access, ProjectName},
-    pipeline::Ticket,
+    pipeline::{DataCopy, Ticket},
     remote::ssh::Exec,
     runtime::LogLine,
 };
@@ -102,11 +102,25 @@ pub enum Stream {
         follower: Box<LogFollower>,
     },
     /// A command of a project; the interface connects its standard descriptors.
-    Run(Box<dyn FnOnce(Stdio) -> BoxFuture<'static, Result<Child, CommandError>> + Send>),
+    Run(Box<dyn FnOnce(Stdio) -> BoxFuture<'static, Result<RunningCommand, CommandError>> + Send>),
     /// Bytes that are written to a descriptor of the interface.
     Bytes(Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<(), CommandError>> + Send>),
     /// The output and exit status of a command on another server.
     Relay(Box<Exec>),
+}
+
+/// A command of a project that was started.
+pub struct RunningCommand {
+    /// The process.
+    pub child: Child,
+    /// The copy of the data on which the command works; dropped after the end of the command.
+    pub copy: Option<DataCopy>,
+}
+
+impl From<Child> for RunningCommand {
+    fn from(child: Child) -> RunningCommand {
+        RunningCommand { child, copy: None }
+    }
 }
 
 /// The outcome of a deployment that counts as success for the caller.

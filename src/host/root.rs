@@ -230,6 +230,16 @@ impl EnvironmentPaths {
         self.0.join("restoring")
     }
 
+    /// Returns the directory with the data of a restore point on which a command of `larder run --restore-point` works.
+    pub fn data_copy(&self) -> PathBuf {
+        self.0.join("data-copy")
+    }
+
+    /// Returns the path of the file that exists while [`Self::data_copy`] may have files.
+    pub fn data_copy_note(&self) -> PathBuf {
+        self.0.join("data-copy.note")
+    }
+
     /// Returns the path of the record of the last restore of the live data.
     pub fn restore_record(&self) -> PathBuf {
         self.0.join("restore.json")

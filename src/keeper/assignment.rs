@@ -115,6 +115,12 @@ impl Assignment {
                 let layer = Some(slot_layer(need(launch.release, "a release")?, need(launch.slot, "a slot")?));
                 Assignment { own_code: true, layer, ..Assignment::new(run) }.writes("LARDER_DATA", "/data", paths.data())
             }
+            // The application may still serve in this slot, so the command changes neither its files nor its data.
+            Role::Probe => {
+                let layer = Some(slot_layer(need(launch.release, "a release")?, need(launch.slot, "a slot")?));
+                let assignment = Assignment { own_code: true, read_only_app: true, layer, ..Assignment::new(run) };
+                assignment.writes("LARDER_DATA", "/data", paths.data_copy())
+            }
             Role::Drift | Role::Patch => {
                 let release = need(launch.release, "a release")?;
                 let read_only_app = launch.role == Role::Drift;
@@ -141,7 +147,8 @@ impl Assignment {
             Role::Restore => Assignment::new(run)
                 .reads("LARDER_POINTS", "/points", paths.points())
                 .writes("LARDER_RESTORED", "/restored", paths.restored())
-                .writes("LARDER_RESTORING", "/restoring", paths.restoring()),
+                .writes("LARDER_RESTORING", "/restoring", paths.restoring())
+                .writes("LARDER_DATA_COPY", "/copy", paths.data_copy()),
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
                 // In a scratch layer, only `upper` contains files of the layer's user.

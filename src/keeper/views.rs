@@ -17,7 +17,7 @@ const HOST: [&str; 11] =
 const MOUNT_POINTS: [&str; 11] =
     ["app", "lower", "cache", "source", "repo", "hooks", "deploy", "upper", "data", "area", "buildpacks"];
 /// Directories of every view for restore points, empty in a process of an application.
-const POINT_MOUNT_POINTS: [&str; 3] = ["points", "restored", "restoring"];
+const POINT_MOUNT_POINTS: [&str; 4] = ["points", "restored", "restoring", "copy"];
 /// Directories of every view for files of larder and its operator.
 const OWN_MOUNT_POINTS: [&str; 2] = ["larder/etc/buildpacks", "larder/bin"];
 

@@ -9,6 +9,7 @@
 mod conclude;
 mod context;
 mod core;
+mod data_copy;
 mod data_return;
 mod databases;
 mod deploy;
@@ -57,6 +58,7 @@ mod verdict;
 pub use self::{
     context::Services,
     core::{Pipeline, StartCheck},
+    data_copy::DataCopy,
     data_return::{PointChoiceError, Upgrade},
     databases::StoredUrlError,
     drift::DriftError,

@@ -132,6 +132,8 @@ pub(super) struct Queue {
     /// restart, a restore of the data, an unfreeze, a removal. Each operation begins with the live release, and must not act on a release
     /// that is no longer live.
     pub(super) work: Arc<tokio::sync::Mutex<()>>,
+    /// The lock of the copy of the data on which a single command works.
+    pub(super) copy: Arc<tokio::sync::Mutex<()>>,
     /// The use of the two slots.
     pub(super) slots: Slots,
     /// The store of the spare tree, from which the next installation starts.
@@ -157,6 +159,7 @@ impl Queue {
             id,
             state: Arc::new(Mutex::new(state)),
             work: Arc::default(),
+            copy: Arc::default(),
             slots,
             spare: SpareTree::default(),
             renewed: RenewedTree::default(),

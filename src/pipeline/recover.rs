@@ -53,6 +53,7 @@ impl Pipeline {
         let queue = Queue::new(environment.clone(), history, live, Slots::new(paths.slots_record()));
         self.load_slots(&queue, &paths);
         let mixed = self.settle_restore(&queue, &paths);
+        self.sweep_copy(&queue, &paths);
         for deployment in &unfinished {
             self.recover(&queue, *deployment).await;
         }

@@ -257,4 +257,11 @@ impl Runtime {
         let launched = self.0.launcher.launch(launch, job, stdio).await;
         launched.map_err(|source| RuntimeError::Launch { process: job.command.chars().take(60).collect(), source })
     }
+
+    /// Starts one command in a slot, on the copy of the data instead of the data. The keeper does not restart the command.
+    pub async fn probe(&self, boot: &Boot, job: &RunJob, stdio: Stdio) -> Result<Child, RuntimeError> {
+        let launch = boot.launch(Role::Probe, Supervision::Once, None);
+        let launched = self.0.launcher.launch(launch, job, stdio).await;
+        launched.map_err(|source| RuntimeError::Launch { process: job.command.chars().take(60).collect(), source })
+    }
 }

@@ -43,7 +43,7 @@ fn work(role: &str) -> io::Result<u8> {
         "unpack" => unpack(input),
         "verify" => verify(input),
         "pack" => repack(input),
-        "run" | "task" => run(input),
+        "run" | "task" | "probe" => run(input),
         "drift" => look(input),
         "patch" => patch(input),
         "dump" => dump(input),

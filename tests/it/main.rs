@@ -12,6 +12,7 @@ mod cli;
 mod clients;
 mod contributing;
 mod data;
+mod data_copy;
 mod data_return;
 mod database_servers;
 mod databases;

@@ -13,7 +13,7 @@ use crate::{
     control::{
         error::{CommandError, not_found, refused, run_blocking, usage},
         registry::Target,
-        request::{Confirmation, Context, Reply, Request, Stream},
+        request::{Confirmation, Context, Reply, Request, RunningCommand, Stream},
         state::Control,
     },
     host::launch::Stdio,
@@ -279,7 +279,10 @@ impl Request for DatabaseShell {
         let boot = Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs };
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> BoxFuture<'static, _> {
-            Box::pin(async move { runtime.task(&boot, &job, stdio).await.map_err(|error| CommandError::internal(&error)) })
+            Box::pin(async move {
+                let started = runtime.task(&boot, &job, stdio).await;
+                started.map(RunningCommand::from).map_err(|error| CommandError::internal(&error))
+            })
         };
         Ok(Reply::Stream(Stream::Run(Box::new(start))))
     }
@@ -291,7 +294,7 @@ fn streamed(control: &Control, environment: Environment, stream: DatabaseStream)
     let start = move |stdio: Stdio| -> BoxFuture<'static, _> {
         Box::pin(async move {
             let started = pipeline.stream_database(&environment, stream, stdio).await;
-            started.map_err(|error| of_points(&PointsError::Worker(error)))
+            started.map(RunningCommand::from).map_err(|error| of_points(&PointsError::Worker(error)))
         })
     };
     Reply::Stream(Stream::Run(Box::new(start)))

@@ -3,12 +3,15 @@
 use indexmap::IndexMap;
 use serde::Serialize;
 
-use super::deployments::of_pipeline;
+use super::{
+    backup::{of_points, point_name},
+    deployments::of_pipeline,
+};
 use crate::{
     control::{
-        error::{CommandError, ErrorKind, not_found, usage},
+        error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
-        request::{Context, Reply, Request, Stream},
+        request::{Context, Reply, Request, RunningCommand, Stream},
         state::Control,
     },
     host::launch::Stdio,
@@ -187,6 +190,8 @@ pub struct Run {
     pub target: Target,
     /// The command and its arguments.
     pub command: Vec<String>,
+    /// The restore point on a copy of which the command works, instead of the live data.
+    pub point: Option<String>,
 }
 
 impl Request for Run {
@@ -206,18 +211,47 @@ impl Request for Run {
             return Err(not_found(format!("cannot run a command: there is no record of the live release {}", live.number)));
         }
         let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
-        let job = RunJob {
+        let mut job = RunJob {
             // The words are passed as arguments, so no shell parses them.
             arguments: self.command,
             env: facts.env.clone().into_iter().collect(),
             ..RunJob::default()
         };
+        let copy = match self.point {
+            None => None,
+            Some(point) => {
+                point_name(&point)?;
+                let namespaces = control.pipeline().services().launcher.capabilities().await;
+                if let Err(why) = namespaces.map_err(|error| CommandError::internal(&error))?.namespaces {
+                    // The links at `/app` would lead to the live data.
+                    return Err(refused(format!("cannot run a command on a copy of the data without namespaces: {why}")));
+                }
+                let copy = control.pipeline().copy_data(&environment, point).await.map_err(|error| of_points(&error))?;
+                job.env.retain(|(_, value)| !names_a_database(value));
+                job.env.push((String::from("LARDER_RESTORE_POINT"), copy.point.clone()));
+                Some(copy)
+            }
+        };
         let logs = control.root().environment(&environment.project, &environment.name).log();
         let boot = Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs };
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> futures_util::future::BoxFuture<'static, _> {
-            Box::pin(async move { runtime.task(&boot, &job, stdio).await.map_err(|error| CommandError::internal(&error)) })
+            Box::pin(async move {
+                let child = match copy {
+                    None => runtime.task(&boot, &job, stdio).await,
+                    Some(_) => runtime.probe(&boot, &job, stdio).await,
+                };
+                Ok(RunningCommand { child: child.map_err(|error| CommandError::internal(&error))?, copy })
+            })
         };
         Ok(Reply::Stream(Stream::Run(Box::new(start))))
     }
+}
+
+/// Returns true for the URL of a live database, which a command on a copy of the data must not reach.
+fn names_a_database(value: &str) -> bool {
+    const SCHEMES: [&str; 9] = ["postgres", "postgresql", "mysql", "mysql2", "mariadb", "redis", "rediss", "mongodb", "amqp"];
+    let scheme = value.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    // Python's database URLs name the driver after a plus sign.
+    scheme.is_some_and(|scheme| SCHEMES.contains(&scheme.split('+').next().unwrap_or_default()))
 }

@@ -54,8 +54,8 @@ impl ProcessTable {
         let uses = |launch: &Launch| match (area, launch.role) {
             (Area::Build, Role::Build | Role::Bundle) | (Area::Source, Role::Build | Role::Bundle | Role::Source) => true,
             (Area::Cache, Role::Build) => true,
-            (Area::Slot, Role::Run | Role::Task | Role::Drift | Role::Patch) => launch.slot == slot,
-            (Area::Tree, Role::Run | Role::Task | Role::Drift | Role::Patch | Role::Unpack | Role::Pack) => {
+            (Area::Slot, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch) => launch.slot == slot,
+            (Area::Tree, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch | Role::Unpack | Role::Pack) => {
                 launch.release == release
             }
             (_, Role::Sweep(swept)) => swept == area,
@@ -96,7 +96,10 @@ impl ProcessTable {
     fn end_tasks(&mut self, env: EnvId, slot: Option<Slot>) {
         let tasks = self.entries.values_mut().filter(|entry| {
             let launch = &entry.launch;
-            entry.cleanup.is_none() && launch.role == Role::Task && launch.environment == Some(env) && launch.slot == slot
+            entry.cleanup.is_none()
+                && matches!(launch.role, Role::Task | Role::Probe)
+                && launch.environment == Some(env)
+                && launch.slot == slot
         });
         tasks.filter(|entry| !entry.schedule.is_stopping()).for_each(ProcessEntry::kill);
     }

@@ -155,7 +155,7 @@ fn own_words(words: &[String]) -> usize {
                 named = true;
                 at += 1;
             }
-            "-r" | "--remote" | "--root" => at += 1,
+            "-r" | "--remote" | "--root" | "--restore-point" => at += 1,
             option if option.starts_with('-') => named |= option.starts_with("-a") || option.starts_with("--app="),
             "run" if !verb => (verb, run) = (true, true),
             _ if run => return if named { at } else { at.saturating_add(1) },

@@ -13,7 +13,7 @@ use super::{
     screen::write,
 };
 use crate::{
-    control::{Caller, CommandError, Control, DeploymentGoal, ErrorKind, LogFollower, Stream},
+    control::{Caller, CommandError, Control, DeploymentGoal, ErrorKind, LogFollower, RunningCommand, Stream},
     host::launch::Stdio,
     model::{self, sanitise_bytes, sanitise_text},
     pipeline::{Ticket, chain},
@@ -101,8 +101,8 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
         }
         CommandOutcome::Stream(Stream::Run(start)) => {
             let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr.try_clone()?), extra: Vec::new() };
-            let mut child = match start(stdio).await {
-                Ok(child) => child,
+            let RunningCommand { mut child, copy } = match start(stdio).await {
+                Ok(running) => running,
                 Err(error) => return Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
             };
             // From here on, only the command holds the caller's descriptors. The caller's output therefore ends when the command closes them.
@@ -114,6 +114,8 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
                     child.wait().await
                 }
             };
+            // A copy of the data is deleted after the command has ended.
+            drop(copy);
             let exit = exit.map_err(io::Error::other)?;
             let code = exit.code.or(exit.signal.map(|signal| signal.saturating_add(128))).unwrap_or(1);
             Ok(u8::try_from(code).unwrap_or(1))

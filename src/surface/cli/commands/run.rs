@@ -6,12 +6,15 @@ use crate::control::{self, CommandError, ErrorKind, Target};
 /// Run a command in the live release
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The command runs with the live release at /app, and with the environment variables of this release. Files that the command changes at /app are visible to the processes of the slot, and are discarded with the slot. larder exits with the exit status of the command. The command is stopped when its slot is needed: by a restart, by a change of scale, or by the second deployment from now.\n\nExample: larder run shop -- python manage.py migrate"
+    after_help = "The command runs with the live release at /app, and with the environment variables of this release. Files that the command changes at /app are visible to the processes of the slot, and are discarded with the slot. larder exits with the exit status of the command. The command is stopped when its slot is needed: by a restart, by a change of scale, or by the second deployment from now.\n\nWith --restore-point, the files in data/ are a copy of the restore point, /app is read-only, and variables with the URL of a database are not set. The copy is deleted when the command has ended. One command at a time works on a copy.\n\nExamples:\n  larder run shop -- python manage.py migrate\n  larder run --restore-point latest shop -- ls -l /data"
 )]
 pub struct RunArgs {
     /// Project, or PROJECT/ENVIRONMENT
     #[arg(long, short = 'a', value_name = "PROJECT")]
     app: Option<Target>,
+    /// Run on a copy of this restore point's data, which is deleted afterwards, instead of the live data
+    #[arg(long, value_name = "POINT")]
+    restore_point: Option<String>,
     /// Project (unless --app names it), then the command and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "PROJECT COMMAND")]
     words: Vec<String>,
@@ -33,7 +36,7 @@ impl Command for RunArgs {
         if command.is_empty() {
             return Err(usage(String::from("no command is given")));
         }
-        Ok(control::Run { target, command })
+        Ok(control::Run { target, command, point: self.restore_point })
     }
 
     // The answer to this request is a stream of the command's output, so there is no view to show.
