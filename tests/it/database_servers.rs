@@ -30,7 +30,7 @@ const PROCFILE: &str = "web: exec larder static-server --root .\n";
 fn shop<'w>(world: &'w World, variable: &str, url: &str) -> Repo<'w> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    repo.write("Procfile", PROCFILE).write("larder.yml", &format!("env:\n  {variable}: \"{url}\"\n"));
+    repo.write("Procfile", PROCFILE).write("larder.yml", format!("env:\n  {variable}: \"{url}\"\n"));
     repo.page("version one");
     repo.push().accepted();
     repo

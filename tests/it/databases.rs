@@ -178,7 +178,7 @@ fn unreachable_database_fails_a_restore_point_and_nothing_is_stopped(world: &Wor
     refused.keeps_quiet_about("wrong-secret");
     assert!(only_lock(), "{:?}", names(&points));
     // A good restore point, and then a server that is down.
-    repo.write("larder.yml", &recipe(&postgres.url(Postgres::PASSWORD)));
+    repo.write("larder.yml", recipe(&postgres.url(Postgres::PASSWORD)));
     repo.page("version two");
     repo.push().accepted();
     postgres.shop(SCHEMA);
@@ -244,7 +244,7 @@ fn failed_upgrade_and_rollback_with_data_return_the_database(world: &World) {
     sh(world, "echo old > media/file");
     let old = postgres.content();
     // The upgrade changes table and files, and then fails.
-    repo.write("upgrade.sh", &upgrade("1"));
+    repo.write("upgrade.sh", upgrade("1"));
     repo.page("version two");
     repo.push().rejected_with("release command");
     assert_eq!(postgres.content(), old);
@@ -252,7 +252,7 @@ fn failed_upgrade_and_rollback_with_data_return_the_database(world: &World) {
     world.serves("shop", "version one");
     let point = take(world);
     // The upgrade succeeds, and a person goes back with code and data.
-    repo.write("upgrade.sh", &upgrade("0"));
+    repo.write("upgrade.sh", upgrade("0"));
     repo.page("version three");
     repo.push().accepted();
     let new = postgres.content();
@@ -319,7 +319,7 @@ fn sqlite_database_in_use_is_captured_consistently(world: &World) {
          \x20   c.execute('update t set x = x - 1, pad = randomblob(500) where id = ?', ((i * 7 + 1) % 2000,))\n    c.commit()\n",
     );
     repo.write("larder.yml", "data: [other]\ndatabases: {extra: {path: data/other/more.sqlite3}}\nscale: {wal: 1}\n");
-    repo.write("Procfile", &format!("{PROCFILE}wal: exec python3 move.py other/more.sqlite3 wal\n"));
+    repo.write("Procfile", format!("{PROCFILE}wal: exec python3 move.py other/more.sqlite3 wal\n"));
     repo.page("version two");
     repo.push().accepted();
     until("the writer runs", || data(world).join("other/more.sqlite3.ready").exists());

@@ -74,7 +74,8 @@ async fn line(io: &Io, echo: bool, screen: &mut Screen) -> io::Result<Option<Str
             3 | 4 => break,
             // Depending on the terminal, the erase key sends a backspace (8) or a delete (127).
             8 | 127 => {
-                if line.pop().is_some() && echo {
+                let is_erased = line.pop().is_some();
+                if is_erased && echo {
                     screen.err("\u{8} \u{8}").await?;
                 }
             }
