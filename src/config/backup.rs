@@ -29,7 +29,7 @@ pub struct BackupConfig {
     pub spread: TimeSpan,
     /// The maximum number of environments whose scheduled work runs at the same time.
     pub parallel: u16,
-    /// The bytes of older restore points of each environment that are read back within 24 hours.
+    /// The maximum number of bytes of older restore points that are read back within 24 hours, for each environment.
     pub reverify: ByteSize,
     /// The time after which the next run repeats the drill; `None` if the schedule starts no drills.
     pub drill: Option<Age>,
@@ -37,20 +37,22 @@ pub struct BackupConfig {
     pub keep: BackupKeep,
 }
 
-/// The rules by which restore points are removed. A restore point stays if at least one rule selects it.
+/// The rules by which restore points are removed. A restore point stays if at least one rule selects this restore point, unless the limit
+/// `bytes` is exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupKeep {
     /// The number of newest restore points.
     pub last: u32,
-    /// The number of days of which the newest restore point stays.
+    /// The number of days of which the newest restore point stays. Days without a restore point do not count.
     pub daily: u32,
-    /// The number of weeks of which the newest restore point stays.
+    /// The number of weeks of which the newest restore point stays. Weeks without a restore point do not count.
     pub weekly: u32,
-    /// The number of months of which the newest restore point stays.
+    /// The number of months of which the newest restore point stays. Months without a restore point do not count.
     pub monthly: u32,
-    /// The number of years of which the newest restore point stays.
+    /// The number of years of which the newest restore point stays. Years without a restore point do not count.
     pub yearly: u32,
-    /// The maximum disk usage of all restore points of one environment.
+    /// The maximum disk usage of all restore points of one environment. Above this limit, the oldest restore points are removed, even if a
+    /// rule selects them.
     pub bytes: Option<ByteSize>,
 }
 

@@ -167,7 +167,7 @@ impl Control {
         self.0.change_lock.lock().await
     }
 
-    /// Applies `change` to the registry. The changed registry is on the disk before other requests can read it.
+    /// Applies `change` to the registry. Other requests read the change only after the changed registry is on the disk.
     pub(super) async fn change<T>(
         &self,
         change: impl FnOnce(&mut Registry) -> Result<T, CommandError>,
@@ -200,7 +200,7 @@ impl Control {
     }
 }
 
-/// Repeats the check of the submission when a queued deployment starts, because rights and environments may have changed meanwhile.
+/// Checks a queued deployment again when the deployment starts, because rights and environments may have changed since the submission.
 impl StartCheck for Control {
     fn check(&self, request: &DeployRequest) -> Result<Environment, String> {
         let asked = &request.environment;

@@ -22,7 +22,8 @@ pub struct Manifest {
     pub source: Option<CommitId>,
     /// The build number, which increases with every build of the project.
     pub build: u64,
-    /// The tag of the commit with the highest version, or else the last tag in alphabetical order; `None` if the commit has no tag.
+    /// The tag with the highest version among the tags of the commit. If no tag is a version, the last tag in alphabetical order. `None` if
+    /// the commit has no tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
     /// The mode of the environment that built the release.

@@ -1,5 +1,7 @@
-//! The spare tree: a copy of the live release's installed tree by hard links, made after a verdict. The next installation starts
-//! from this copy, so its cost depends only on the changed files.
+//! Installed trees that are prepared before they are needed: [`SpareTree`] and [`RenewedTree`].
+//!
+//! The spare tree is a copy of the live release's installed tree by hard links, made after a deployment. The next installation starts from
+//! this copy, so the cost of the installation depends only on the changed files.
 
 use std::sync::Arc;
 
@@ -39,11 +41,13 @@ impl SpareTree {
     }
 }
 
-/// The last renewal of the times of an installed release's files. A rollback to this release does not renew the times again.
+/// The last renewal of the modification times of a release's installed files. A renewal gives each file that differs from the live release a
+/// time after the switch to the live release. Browsers that ask with `If-Modified-Since` after a rollback then get the file of the older
+/// release. A rollback does not repeat a renewal that was made while the same release was live.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RenewedTree(Arc<Mutex<Option<Renewal>>>);
 
-/// A renewal of the times of a release's files.
+/// The releases and the time that identify a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Renewal {
     /// The release whose files have new times.

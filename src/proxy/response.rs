@@ -173,8 +173,8 @@ pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Re
     response.map(|body| ResponseBody::Page(Full::new(body), open))
 }
 
-/// Starts the task of a tunnel, for which `listen::serve` waits. The task copies bytes in both directions until both sides have finished
-/// sending, a connection fails, the target is cut, or the proxy closes all tunnels.
+/// Starts the task of a tunnel. `listen::serve` waits for this task. The task copies bytes in both directions until both sides have
+/// finished sending, a connection fails, the drain of the target reaches its time limit, or the proxy closes all tunnels.
 fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
     let in_flight = in_flight.into_tunnel();
     let hang_up = connection.hang_up.clone();

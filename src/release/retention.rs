@@ -18,7 +18,7 @@ pub struct ReleaseSummary {
     pub bytes: u64,
 }
 
-/// The limits of retention. A release that exceeds any limit is removed.
+/// The limits of retention. A release that exceeds any limit is removed, with the exceptions of [`prune_plan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keep {
     /// The maximum number of good releases.
@@ -32,8 +32,8 @@ pub struct Keep {
 }
 
 /// Returns the releases to remove, oldest first: all good releases that exceed a limit of `keep`, except the live release, its predecessor
-/// and the pinned releases. Releases that were never live are removed as soon as a newer good release exists. A release that was never live
-/// counts against a limit only if it is pinned, and only against the limit `bytes`. `releases` may be in any order.
+/// and the pinned releases. Releases that were never live and are not pinned are removed as soon as a newer good release exists. A release
+/// that was never live counts against a limit only if it is pinned, and only against the limit `bytes`. `releases` may be in any order.
 pub fn prune_plan(
     releases: &[ReleaseSummary],
     live: Option<ReleaseId>,
@@ -102,8 +102,8 @@ mod tests {
         // After a rollback, an old release is live. The predecessor of the live release and a pinned release stay as well.
         let gone = prune_plan(&all, Some(ids[2]), Some(ids[9]), &[ids[0]], &keep(2));
         assert_eq!(gone, [ids[1], ids[3], ids[4], ids[5], ids[6], ids[7]]);
-        // Failed releases after the newest good release remove no good release. A release that failed before the newest good release is
-        // removed.
+        // Failed releases after the newest good release do not displace a good release. A release that failed before the newest good
+        // release is removed.
         let (ids, some) = ten(&[0, 2]);
         assert_eq!(prune_plan(&some, Some(ids[2]), Some(ids[0]), &[], &keep(2)), [ids[1]]);
         assert_eq!(prune_plan(&ten(&[]).1, None, None, &[], &keep(1)), []);
@@ -126,7 +126,7 @@ mod tests {
         let (ids, mut all) = ten(&ALL);
         let rule = Keep { bytes: Some(450), ..keep(100) };
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[], &rule), ids[..6]);
-        // Releases that must stay count before all other releases. Their age does not matter, and they stay even if they exceed the limit.
+        // Releases that must stay count before all other releases. Such a release stays whatever its age, and even beyond the limit.
         assert_eq!(prune_plan(&all, Some(ids[0]), Some(ids[1]), &[ids[2]], &rule), ids[3..9]);
         let nothing = Keep { bytes: Some(0), ..keep(100) };
         assert_eq!(prune_plan(&all, Some(ids[9]), Some(ids[8]), &[ids[0]], &nothing), ids[1..8]);

@@ -58,7 +58,8 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Compares every byte of an installed tree with its manifest, in `threads` threads. Returns the differences, sorted by kind, then by path.
+/// Compares every byte of an installed tree with its manifest, in `threads` threads. Returns the differences, sorted by variant, then by
+/// path.
 pub fn drift(tree: &Path, manifest: &Manifest, threads: usize) -> Result<Vec<Difference>, ReleaseError> {
     compare(tree, &manifest.entries, threads, true)
 }
@@ -169,7 +170,7 @@ fn children(entries: &[Entry]) -> HashMap<&str, usize> {
     counts
 }
 
-/// Returns the entries of the tree that are not in the manifest.
+/// Returns the entries of the tree that are not in the manifest. If such an entry is a directory, its content is not listed.
 fn extras(root: &Confined, entries: &[Entry]) -> Result<Vec<Difference>, FileError> {
     let known: HashSet<&[u8]> = entries.iter().map(|entry| entry.path.as_bytes()).collect();
     let mut found = Vec::new();

@@ -136,7 +136,8 @@ fn corepack_uses_the_registry_of_npm() {
     assert_eq!(asked("exit 1", &[]), "nowhere");
 }
 
-/// Compiles a project with fake package managers of these versions, and returns the output and the calls.
+/// Compiles a project with fake package managers of these versions. Returns the output, and the calls that install packages, without
+/// the options of these calls.
 fn managed(files: &[(&str, &str)], programs: &[(&str, &str)]) -> (String, Vec<String>) {
     let project = Project::new(files);
     project.program("node", NODE);
@@ -178,7 +179,7 @@ fn package_manager_of_package_json_is_used_or_warned_about() {
             "names pnpm@9.1.0 in packageManager, but the project has no lock file of pnpm@9.1.0: npm",
         ),
         ("pnpm@9", "package-lock.json", &[], "npm ci", "names pnpm@9 in packageManager"),
-        // The server's own program has the version, or corepack installs it.
+        // The server's program has the requested version, or corepack installs this version.
         ("pnpm@9.1.0+sha512.ab", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
         ("pnpm@9", "pnpm-lock.yaml", &[("pnpm", "9.1.0")], "pnpm install", ""),
         ("pnpm@9.1.0", "pnpm-lock.yaml", &[("pnpm", "8.15.1")], "corepack pnpm install", ""),

@@ -1,6 +1,6 @@
-//! Requests about restore points. Taking, listing, showing, verifying and comparing restore points need the right to push. Removing and
-//! restoring need the right to operate, because both can lose data that users have written. Exporting needs the right to operate, because
-//! the archive contains all of this data.
+//! Requests about single restore points; `backup_list.rs` has the other requests. Taking, showing, verifying and comparing restore points
+//! need the right to push. Removing and restoring need the right to operate, because both can lose data that users have written. Exporting
+//! needs the right to operate, because the archive contains all of this data.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
@@ -245,7 +245,7 @@ impl Request for BackupExport {
     const NAME: &'static str = "backup export";
 
     fn needs(&self) -> (Option<&ProjectName>, Access) {
-        // The archive contains all data of the users. A command of `run`, which also reads this data, needs the same right.
+        // The archive contains all data of the users. `larder run`, which can read the same data, needs the same right.
         (Some(&self.target.project), Access::Operate)
     }
 

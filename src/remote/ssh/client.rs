@@ -139,8 +139,8 @@ impl RemoteServer {
 
     async fn channel(&self) -> Result<(Channel<Msg>, Arc<Handle<Pinned>>), RemoteError> {
         let mut slot = self.connection.lock().await;
-        // The first round uses the open connection. This connection may have been lost since its last use, so the second round makes a new
-        // connection. A failure of the second round is an error.
+        // The first round uses the open connection, or makes a connection if none is usable. An open connection may have been lost since
+        // its last use, so the second round always makes a new connection. A failure of the second round is an error.
         for fresh in [false, true] {
             let usable = slot.take().filter(|known| !fresh && known.requests < MAX_REQUESTS && !known.handle.is_closed());
             let mut connection = match usable {

@@ -89,8 +89,8 @@ impl Finder {
     pub fn describe(&mut self, old: &[u8], text: &[u8], shift: i64) -> Description {
         let marks = Marks::set(&mut self.marks, old);
         let (mut own, mut copies, mut taken) = (Vec::new(), Vec::new(), old.len()..0);
-        // `described`: the length of the described part of `text`. `shift`: the shift of the current copy. `before`: the shift of the
-        // previous copy. `misses`: the number of failed steps since the previous copy.
+        // `at`: the offset of the search in `text`. `described`: the length of the described part of `text`. `shift`: the shift of the
+        // current copy. `before`: the shift of the previous copy. `misses`: the number of failed steps since the previous copy.
         let (mut at, mut described, mut shift, mut before, mut misses) = (0, 0, shift, 0, 0_usize);
         while let Some(window) = window(text, at) {
             let here = |from: usize| self::window(old, from) == Some(window);

@@ -1,5 +1,5 @@
-//! The capture of a restore point: the walk over the sources. Each file is linked to the previous restore point, cloned or
-//! copied.
+//! The capture of a restore point: the walk over the sources. Each file is a hard link to the stored file of the previous restore
+//! point, a clone, or a copy.
 
 mod assemble;
 mod file;
@@ -98,7 +98,8 @@ impl Captured {
 
 impl Store {
     /// Captures `sources`, which are paths below `base`, as restore point `id`. Files that did not change since `previous` are
-    /// shared with `previous`. `label` is data of the caller, which a restore compares. A failed capture leaves no files behind.
+    /// shared with `previous`. `label` is data of the caller; a restore compares the label with the label that the restore expects. A
+    /// failed capture leaves no files behind.
     pub fn capture(
         &self,
         id: &str,
@@ -161,8 +162,8 @@ impl Store {
         for source in sources {
             create_parents(files.as_fd(), source.path.as_bytes(), 0o700)?;
         }
-        // The time is taken before the sync. If a file changes after this time, its next change may leave its times unchanged, so the
-        // file must not count as settled.
+        // The time is taken before the sync. A page that is written after the sync is dirty, and the next write to a dirty page can leave
+        // the ctime of the file unchanged. The file of such a page has a ctime after `begun`, so the file does not count as settled.
         let begun = Time::now();
         if options.sync_sources {
             syncfs(base).map_err(|e| PointError::io("sync the file system of", "the sources", e))?;
