@@ -13,7 +13,7 @@ use crate::model::ProcessType;
 const FILE: &str = "Procfile";
 const EXPECTED: &str = "a line such as `web: python app.py`";
 const BUILDPACKS_FILE: &str = ".buildpacks";
-/// The maximum number of processes of one project.
+/// The maximum number of processes in a Procfile.
 const MAX_PROCESSES: usize = 100;
 
 /// The processes of a Procfile in the order of the file, including `release`.

@@ -1,6 +1,6 @@
-//! The paths of git workers, and the environment of git's own programs. The environment contains only the variables that this file sets. No
-//! repository can override the settings of this file, because the variables `GIT_CONFIG_*` take precedence over all configuration files
-//! (git-config(1)).
+//! The paths of git workers, and the environment variables of git's own programs. A git process gets only the variables of this file and the
+//! variables that a caller adds to [`GitSettings`]. No repository can override the settings of this file, because the variables `GIT_CONFIG_*`
+//! take precedence over all configuration files (git-config(1)).
 
 use std::{
     ffi::{OsStr, OsString},
@@ -88,7 +88,7 @@ impl GitSettings {
 pub struct WorkerPaths {
     /// The directory of the project's repositories, which contains `project.git`.
     pub repo: PathBuf,
-    /// The environment's directory `project/`; only for [`crate::model::Role::Source`].
+    /// The directory `project/` of an environment of larder; only for [`crate::model::Role::Source`].
     pub source: Option<PathBuf>,
     /// The directory of the hook scripts.
     pub hooks: Option<PathBuf>,

@@ -145,7 +145,8 @@ pub enum Found<'a> {
     One(&'a Offer),
     /// The text names no offer.
     None,
-    /// The text matches more than one release: the number of releases of several environments, or the first digits of several commits.
+    /// The text names more than one release: several environments have a release with this number, or several commits begin with these
+    /// digits.
     Ambiguous,
 }
 

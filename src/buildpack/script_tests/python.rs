@@ -1,4 +1,4 @@
-//! Tests of Python: the sources of packages, the removal of build files, and the project's hooks.
+//! Tests of the Python buildpack: the sources of packages, Poetry, restored packages, the removal of build files, and the project's hooks.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 

@@ -209,7 +209,7 @@ async fn arrive(arriving: Arriving, input: OwnedFd) -> Result<(tempfile::TempDir
     told.await.map_err(|error| CommandError::internal(&error))?
 }
 
-/// The conditions that an arriving release is checked against while it is read.
+/// The reader of an exported file, with the conditions that the release must meet.
 struct Arriving {
     paths: EnvironmentPaths,
     expect: Expectation,

@@ -63,8 +63,8 @@ pub fn read_private(path: &Path, max: u64) -> Result<Option<Vec<u8>>, PrivateErr
     Ok(Some(bytes))
 }
 
-/// Creates a durable file with a new secret. Returns `false` and changes nothing if the file exists, because another process may have
-/// created the file after the caller found no file.
+/// Creates a durable file with a new secret. Returns `false` and changes nothing if the file exists: another process may have created the
+/// file since the caller looked for it.
 pub fn make_private(path: &Path, bytes: &[u8]) -> Result<bool, PrivateError> {
     // The temporary file gets its final name only after the content is complete. Temporary files have mode 0600.
     let mut draft = tempfile::Builder::new()

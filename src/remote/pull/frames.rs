@@ -1,4 +1,4 @@
-//! The frames of the offered archive and of the older archives on this server, as their manifests describe them.
+//! The frames of the offered archive, and of older archives of the environment that pulls. The manifests describe the frames.
 
 use std::{collections::HashMap, fs::File, io::BufReader, os::unix::fs::FileExt, path::Path, path::PathBuf, sync::Arc};
 
@@ -73,7 +73,7 @@ pub(super) fn tail(archive: &ArchiveInfo) -> Option<(u64, Vec<u8>)> {
 #[derive(Default)]
 pub(super) struct HeldFrames(HashMap<Digest, (Arc<File>, u64, u64)>);
 
-/// The maximum number of older archives that are used.
+/// The maximum number of older archives whose frames are copied.
 const MAX_ARCHIVES: usize = 3;
 
 impl HeldFrames {

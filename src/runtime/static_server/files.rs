@@ -74,8 +74,8 @@ impl Directory {
         Ok(Directory { handle, data: None, tags: Mutex::new(HashMap::new()) })
     }
 
-    /// Adds the directory of the persistent data at `path`. Symlinks into this directory are followed. All other symlinks that lead out of
-    /// the served directory are not followed.
+    /// Adds the directory of the persistent data at `path`. Symlinks into this directory are followed if the kernel allows openat2(2). All
+    /// other symlinks that lead out of the served directory are not followed.
     pub fn with_data(mut self, path: &Path) -> Directory {
         let opened = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
         self.data = opened.ok().map(|handle| (path.to_owned(), handle));
@@ -123,7 +123,7 @@ impl Directory {
         Ok(Some(ServedEntry::File(Opened { file, length: found.len(), tag })))
     }
 
-    /// Opens a name like [`Self::entry`]. Returns `None` for a directory.
+    /// Opens a file as [`Self::entry`] does, but returns `None` for a directory.
     pub fn file(&self, name: &str) -> io::Result<Option<Opened>> {
         Ok(match self.entry(name)? {
             Some(ServedEntry::File(opened)) => Some(opened),
@@ -146,8 +146,8 @@ impl Directory {
         Err(Errno::XDEV)
     }
 
-    /// Opens a name part by part without following symlinks. This is the fallback for kernels before 5.6, and for seccomp filters that
-    /// forbid openat2(2).
+    /// Opens a name part by part without following symlinks. [`Self::entry`] calls this function on kernels before 5.6, and under seccomp
+    /// filters that forbid openat2(2).
     fn open_by_parts(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut parts = name.split('/').peekable();
         let mut current: Option<OwnedFd> = None;

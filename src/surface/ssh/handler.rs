@@ -9,14 +9,15 @@ use tokio_util::sync::CancellationToken;
 use super::{exec::ExecRequest, keys::PublicKeyInfo};
 use crate::{git::PushCommands, model::UserName};
 
-/// The user of a connection. An identity is created only after a signature was verified.
+/// The user of a key. A connection gets an identity only after the signature of the client was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshIdentity {
     /// The user, a person or a machine.
     pub user: UserName,
 }
 
-/// The terminal that a client requested. A terminal changes line endings, Ctrl-C and Ctrl-D, and the removal of control characters.
+/// The terminal that a client requested. For a request with a terminal, lines end with `\r\n`, Ctrl-C cancels the request, Ctrl-D ends the
+/// input, and control characters are removed even from text that is otherwise sent verbatim. Requests of git ignore the terminal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tty {
     /// `TERM`, at most 64 characters of `[A-Za-z0-9._+-]`.
@@ -50,7 +51,7 @@ pub struct ExecCall {
     pub identity: SshIdentity,
     /// The request.
     pub request: ExecRequest,
-    /// The client's `GIT_PROTOCOL`, checked: `version=` and options.
+    /// The client's `GIT_PROTOCOL`: `version=N`, then options. The server accepts no other value.
     pub git_protocol: Option<String>,
     /// The client's terminal. With a terminal, lines are sent with carriage returns.
     pub tty: Option<Tty>,

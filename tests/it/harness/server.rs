@@ -113,7 +113,7 @@ impl Server {
         self.keeper.id() as i32
     }
 
-    /// Returns the process id of the server, a child of the keeper, if it runs.
+    /// Returns the process id of the server process, which is a child of the keeper. Returns `None` if no server process runs.
     pub fn role(&self) -> Option<i32> {
         let keeper = self.keeper();
         let is_role = |process: &processes::Process| {
@@ -134,7 +134,7 @@ impl Server {
         super::until("the keeper's next server is ready", || self.ready() > ready);
     }
 
-    /// Kills the server process.
+    /// Waits until a server process runs, and kills this process.
     pub fn shoot_role(&self) {
         super::until("there is a server role to kill", || match self.role() {
             Some(role) => {
@@ -182,7 +182,7 @@ impl Server {
         assert!(status.success(), "the server ended with {status}:\n{}", log_tail(&self.directory));
     }
 
-    /// Kills the keeper, for a world that is being removed.
+    /// Kills the keeper, after a failed start or for a world that is being removed.
     pub fn kill(&mut self) {
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
@@ -194,7 +194,7 @@ pub fn log_file(directory: &Path) -> PathBuf {
     directory.join("server.log")
 }
 
-/// Returns the last lines of the server's standard error, for messages.
+/// Returns the last 16 KiB of the server's standard error, for messages.
 pub fn log_tail(directory: &Path) -> String {
     let log = fs::read(log_file(directory)).unwrap_or_default();
     let start = log.len().saturating_sub(16 * 1024);

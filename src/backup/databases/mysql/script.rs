@@ -1,6 +1,7 @@
-//! The dump of a MySQL or MariaDB database: one SQL script of three parts. The tables with their rows come first, because only tables can be
-//! moved between databases. Views, triggers and routines follow, then events. Comments with a random word separate the parts, so that no
-//! content of the database can imitate them. The clients of both products can load the whole script without larder.
+//! The dump of a MySQL or MariaDB database: one SQL script of three parts. The first part has the tables with their rows. The second part has
+//! triggers, routines and views, and the third part has events. A restore can move only tables from a scratch database to the live database,
+//! so the restore must be able to load the tables separately. Comments with a random word separate the parts, so that no content of the
+//! database can imitate these comments. The clients of both products can load the whole script without larder.
 
 use std::{
     fs::{File, OpenOptions},
@@ -22,7 +23,7 @@ const HEADER: &str = "-- larder dump of MySQL, format 1, word ";
 /// The maximum length of the lines that larder itself writes, in bytes.
 const MAX_LINE: usize = 300;
 
-/// The parts of a dump.
+/// An open dump, with the positions of its parts.
 #[derive(Debug)]
 pub(super) struct SqlScript {
     pub file: File,
@@ -88,7 +89,7 @@ pub(super) fn save_objects(client: &Client, server: &Version, objects: &Objects)
     Ok(file)
 }
 
-/// Opens a dump and finds its parts. Returns an error with [`FailureKind::Damaged`] if a part is missing.
+/// Opens a dump and finds its parts. Returns an error with [`FailureKind::Damaged`] if the first line is malformed or a part is missing.
 pub(super) fn open(path: &Path) -> Result<SqlScript, BackupFailure> {
     let failed = |e: io::Error| BackupFailure::io("read the dump", &e);
     let damaged = |why: &str| BackupFailure::new(FailureKind::Damaged, format!("cannot use the dump: {why}"));

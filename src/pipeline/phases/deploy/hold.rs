@@ -1,8 +1,9 @@
-//! The steps around an upgrade command: requests wait, the old release stops, a restore point is taken, and at the end the requests
-//! continue. All of these steps do nothing in a deployment without an upgrade.
+//! The steps of a hold: requests wait, the old release stops, a restore point is taken, the new release is checked, and at the end the
+//! requests continue. An upgrade and a rollback with data can have a hold. Without a hold, requests do not wait, and the old release serves.
 //!
-//! Before the commit point `deploy.resume`, no request has reached the new release. A failure therefore restores the data exactly, and loses
-//! no write that a visitor knows of. After the commit point, the data is never restored without a request of a person.
+//! During a hold, no request of a visitor reaches the new release before the commit point of the plan. A failure before the commit point
+//! therefore restores the data exactly, and loses no write that a visitor knows of. After the commit point, the data is never restored
+//! without a request of a person.
 
 use std::time::{Duration, Instant};
 
@@ -21,13 +22,13 @@ use crate::{
     proxy::RouteState,
 };
 
-/// The divisor of the hold's limit. Requests in flight have a third of the limit to end.
+/// The divisor of the hold's limit. Requests in flight have at most a third of the limit to end.
 const SETTLE: u32 = 3;
 
 /// The time limit of the undo that restores the data.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
-/// The step that chooses the case of the upgrade, and makes requests wait.
+/// The step that chooses the case of the upgrade. In the case [`UpgradeCase::Held`], the step makes requests wait.
 pub struct HoldRequests;
 
 impl Step for HoldRequests {
@@ -87,7 +88,7 @@ fn announce(deployment: &Deployment) {
     }
 }
 
-/// Makes requests wait. The limit begins with the first call.
+/// Makes requests wait. Another call during the same hold does not restart the time limit of the hold.
 fn hold(deployment: &mut Deployment) {
     if deployment.memory.hold.is_none() {
         let hold = deployment.services.route(&deployment.environment).hold(deployment.settings().hold().get());
@@ -108,7 +109,7 @@ fn release(deployment: &mut Deployment) -> Option<Duration> {
     held
 }
 
-/// The step that stops the processes of the old release.
+/// The step that stops the processes of the old release and ends commands of `larder run`, if requests wait.
 pub struct StopWriters;
 
 impl Step for StopWriters {
@@ -168,7 +169,7 @@ impl Step for StopWriters {
                 (None, None) => Ok(()),
             };
             if let Err(failure) = started {
-                // The data is restored and the processes are started, so the undo is complete. An unhealthy old release does not
+                // The undo is complete, because the data is restored if a restore was necessary. An unhealthy old release does not
                 // freeze the environment.
                 deployment.transcript.error(&format!("the live release does not run: {}", failure.why));
             }
@@ -251,7 +252,8 @@ impl Step for CheckPages {
     }
 }
 
-/// The step after which the new release is final: the waiting requests continue.
+/// The step that lets the waiting requests continue in the new release. If a later step fails, the switch is still reverted, but the data is
+/// not restored.
 pub struct Resume(
     /// The name of the step: the commit point of its plan.
     pub &'static str,

@@ -1,4 +1,4 @@
-//! The command `larder deploy`, which starts, follows or stops a deployment without a push.
+//! The command `larder deploy`, which starts, follows or stops a deployment without a push, or unfreezes an environment.
 
 use super::{
     super::{
