@@ -14,7 +14,7 @@ pub struct BuiltinFile {
     pub path: &'static str,
     /// The file's content.
     pub text: &'static str,
-    /// True for programs.
+    /// True if the file is a program.
     pub executable: bool,
 }
 

@@ -22,7 +22,7 @@ pub enum BuildpackError {
     /// The pipe for the build's output cannot be created.
     #[error("cannot create a pipe for the build's output")]
     Pipe(#[source] std::io::Error),
-    /// The worker's report is invalid.
+    /// The variables in the worker's report are invalid.
     #[error("cannot read the report of the build worker: {0}")]
     Report(String),
     /// The build was cancelled.

@@ -1,4 +1,4 @@
-//! The messages between the two sides of a build: the job and its report.
+//! The messages between the server and the build worker: the server sends a job, and the worker answers with a report.
 
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +31,7 @@ impl std::fmt::Display for BuildStep {
     }
 }
 
-/// A build, or some steps of a build. The steps of a job share one worker, which saves processes.
+/// A build, or some steps of a build. One worker runs all steps of a job, so that fewer processes are started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildJob {
     /// The steps in order. [`BuildStep::Compile`] and [`BuildStep::Release`] select the buildpacks themselves if no
@@ -86,7 +86,7 @@ pub struct BuildFailure {
     pub blame: Blame,
     /// The next action for the pusher; may be empty.
     pub hint: String,
-    /// The script's exit status; `None` if a signal ended the script.
+    /// The script's exit status. `None` if a signal ended the script, or if the failure is not that of a script.
     pub code: Option<i32>,
     /// The last lines of the script's output.
     pub tail: Vec<String>,

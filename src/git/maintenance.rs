@@ -18,7 +18,8 @@ use crate::model::sanitise_reason;
 pub fn remove_locks(repository: &Path) -> GitReport {
     let top = WalkDir::new(repository).max_depth(1);
     let inside = ["refs", "objects/info"].map(|name| WalkDir::new(repository.join(name)));
-    // A directory that cannot be listed is skipped. Either the directory does not exist, or its next user reports the error.
+    // A directory that cannot be listed is skipped. Either the directory does not exist, or the next git command that uses
+    // the directory reports the error.
     for entry in [top].into_iter().chain(inside).flatten().flatten().filter(|entry| entry.file_type().is_file()) {
         let name = entry.file_name().to_string_lossy();
         if name.ends_with(".lock") || name == "packed-refs.new" {

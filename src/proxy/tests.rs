@@ -1,4 +1,4 @@
-//! Tests of routing, of the validation of requests and of headers, over real sockets.
+//! Tests of routing, of the validation of requests, of headers, of uploads and of connectors, over real sockets.
 
 use std::{net::SocketAddr, sync::atomic::Ordering::SeqCst};
 
@@ -227,7 +227,7 @@ async fn options_with_max_forwards_is_counted_down_and_answered_at_zero() {
     assert!(last.starts_with("http/1.1 204") && last.contains("\r\nallow: get, head,"), "{last}");
 }
 
-/// A connector that connects every address to one listener, like a connector for addresses in a network namespace.
+/// A connector that connects every address to one listener. A connector for addresses in a network namespace would do the same.
 struct FakeConnector {
     listener: SocketAddr,
     asked: Mutex<Vec<SocketAddr>>,

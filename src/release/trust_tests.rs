@@ -1,4 +1,4 @@
-//! Tests of refused deliverables: every reason and its message.
+//! Tests of the checks of a deliverable: accepted manifests, archives and health records, and the reasons for a refusal.
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
@@ -178,7 +178,8 @@ fn old_build_offered_as_the_newest_is_refused() {
             five.release, six.release
         )
     );
-    // An old release that was requested by its id is accepted. The release of the mark itself is not old. Each signer has its own mark.
+    // An old release that was requested by its id is accepted. The newest accepted release is not old. A mark
+    // records the newest accepted release, and each signer has its own marks.
     let named = Expectation { release: Some(five.release), ..shop() };
     accept(&named, &five, &trust, &accepted).unwrap();
     accept(&newest, &six, &trust, &accepted).unwrap();
@@ -280,7 +281,7 @@ fn manifest_with_a_changed_byte_is_refused_or_equal() {
             harmless += 1;
         }
     }
-    // Digests in upper case, and additional white space between tokens, give the same value.
+    // For example, a digest with an upper-case digit has the same value.
     assert!(harmless > 0 && harmless < bytes.len(), "{harmless}");
 }
 
@@ -452,7 +453,7 @@ fn older_health_record_does_not_replace_newer_record() {
     assert_eq!([take(10), take(20), take(5)], [10, 10, 5]);
 }
 
-/// The statement of a manifest begins with its kind, so the signature of a manifest is never valid for a health record.
+/// The statement of a manifest begins with the kind of the statement, so the signature of a manifest is never valid for a health record.
 #[test]
 fn statement_of_a_manifest_begins_with_its_kind() {
     let (_dir, made) = small();

@@ -133,7 +133,8 @@ impl ObjectFiles {
         self.listable
     }
 
-    /// Returns the published offers.
+    /// Returns the newest published offers, newest first. A store that can be listed gives at most `MAX_OFFERS` offers. Any other store
+    /// gives its index, of at most `limit` bytes.
     pub async fn list(&self, project: &ProjectName, limit: u64) -> Result<Vec<Offer>, RemoteError> {
         let invalid = |error: serde_json::Error| RemoteError::Invalid {
             remote: self.title.clone(),

@@ -43,8 +43,8 @@ pub struct ProcessRow {
     pub number: Option<ReleaseNumber>,
     /// The port that the process should listen on.
     pub port: Option<u16>,
-    /// The number of exits since a deployment, a restart or the start of the server started the process. Each exit was followed by a
-    /// restart.
+    /// The number of exits since this server started the process, or found the process running at its own start. The keeper restarts the
+    /// process after each exit.
     pub restarts: u32,
     /// The last exit status or signal.
     pub last_exit: Option<String>,
@@ -92,7 +92,7 @@ pub struct Scale {
     pub scale: Vec<(String, u32)>,
 }
 
-/// The numbers of processes that were set.
+/// The numbers of processes that a [`Scale`] request has set.
 #[derive(Debug, Serialize)]
 pub struct Scaled {
     /// The environment, as `project/environment`.

@@ -18,8 +18,8 @@ use crate::{
 /// read the recipe.
 const MAX_ROOT: usize = 1 << 20;
 
-/// Returns the recipes of at most [`MAX_RECIPE_COMMITS`] pushed branches. A recipe that cannot be read is left out, because the export
-/// reads all recipes again and reports the reason.
+/// Returns the recipes of at most [`MAX_RECIPE_COMMITS`] pushed branches, together at most [`MAX_RECIPE_BYTES`]. A recipe that cannot be
+/// read, or that exceeds the rest of this size, is left out. The export reads all recipes again, and reports why a recipe cannot be read.
 pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChange]) -> Vec<(CommitId, RecipeFiles)> {
     let mut found: Vec<(CommitId, RecipeFiles)> = Vec::new();
     let branches = refs.iter().filter(|change| change.refname.starts_with("refs/heads/") && !change.new.is_zero());

@@ -1,5 +1,5 @@
-//! Describes a commit for the pipeline: the files of its recipe, its phase scripts, and warnings about files that have no effect or are
-//! incomplete.
+//! Describes a commit for the pipeline: the files of its recipe, the executable files in `.larder/`, and warnings about files that have no
+//! effect or are incomplete.
 
 use git2::{Oid, Repository};
 
@@ -11,7 +11,8 @@ use crate::model::sanitise_reason;
 
 /// The first bytes of a Git LFS pointer.
 const LFS: &[u8] = b"version https://git-lfs.github.com/spec/v1";
-/// The range of sizes of Git LFS pointers, in bytes.
+/// The range of sizes of Git LFS pointers, in bytes. The specification of Git LFS requires fewer than 1024 bytes. The version, the digest
+/// and the size in a pointer take more than 100 bytes.
 const LFS_SIZES: std::ops::Range<u64> = 100..1024;
 /// The maximum number of files that are read to find Git LFS pointers.
 const MAX_LFS_LOOKS: usize = 2000;

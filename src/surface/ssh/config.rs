@@ -15,7 +15,7 @@ use super::limits::SshLimits;
 pub struct SshServerConfig {
     /// The host key, from [`super::keys::load_or_create_host_key`].
     pub host_key: PrivateKey,
-    /// The accepted login names in `ssh NAME@host`. The key identifies the user, not the login name.
+    /// The accepted login names in `ssh NAME@host`. The key of a login identifies the user; the login name does not.
     pub logins: Vec<String>,
     /// The algorithms on offer.
     pub profile: Profile,

@@ -1,5 +1,5 @@
 //! A simulated machine: a network namespace and a mount namespace. One process holds both namespaces. When this process exits, the kernel
-//! removes the namespaces with their links and mounts, so that nothing is left behind.
+//! removes the namespaces with their links and mounts.
 
 use std::{
     fs::{self, File},
@@ -133,8 +133,8 @@ impl Drop for Machine {
     }
 }
 
-/// A web proxy on a machine's loopback, which is the machine's only connection to other networks. The proxy forwards `CONNECT` requests, as
-/// https uses them.
+/// A web proxy on a machine's loopback, which is the machine's only connection to other networks. The proxy forwards `CONNECT` requests,
+/// which https clients send.
 pub struct WebProxy {
     pub address: SocketAddr,
     machine: File,
@@ -167,6 +167,7 @@ impl Drop for WebProxy {
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 let _ = move_into_link_name_space(machine.as_fd(), Some(LinkNameSpaceType::Network));
+                // The listener's thread checks `stop` only after it has accepted a connection.
                 let _ = TcpStream::connect(address);
             });
         });

@@ -27,7 +27,7 @@ use serde_json::json;
 
 use crate::{CaptureOptions, Captured, Limits, RestoreOptions, RestoreReport, Result, Source, Store};
 
-/// A directory with live files in `base` and a store.
+/// A temporary directory with a store, and with live files in `base`.
 pub struct Scene {
     pub dir: tempfile::TempDir,
     pub base: PathBuf,
@@ -180,7 +180,7 @@ fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     xattrs
 }
 
-/// Returns a command that runs an ignored test of this crate in a separate process.
+/// Returns a command that runs an ignored test of this crate in a separate process. The test reads `dir` from `POINTS_DIR`.
 pub fn child(test: &str, dir: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--ignored", "--test-threads=1"]).env("POINTS_DIR", dir);
