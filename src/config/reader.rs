@@ -197,10 +197,12 @@ impl<'f> ConfigReader<'f> {
         })
     }
 
+    /// Reads a command, such as `python app.py`.
     pub fn command(&mut self, node: &Node, key: &str) -> Option<CommandLine> {
         self.value(node, key, "a command such as \"python app.py\"", str::parse)
     }
 
+    /// Reads a time, such as `30s`.
     pub fn time(&mut self, node: &Node, key: &str) -> Option<TimeSpan> {
         self.value(node, key, TimeSpan::EXPECTED, str::parse)
     }
@@ -215,18 +217,22 @@ impl<'f> ConfigReader<'f> {
         Some(time)
     }
 
+    /// Reads an age, such as `90d`.
     pub fn age(&mut self, node: &Node, key: &str) -> Option<Age> {
         self.value(node, key, Age::EXPECTED, str::parse)
     }
 
+    /// Reads a size, such as `2G`.
     pub fn size(&mut self, node: &Node, key: &str) -> Option<ByteSize> {
         self.value(node, key, ByteSize::EXPECTED, str::parse)
     }
 
+    /// Reads the path of a request, such as `/healthz`.
     pub fn path(&mut self, node: &Node, key: &str) -> Option<HttpPath> {
         self.value(node, key, "a path such as /healthz", str::parse)
     }
 
+    /// Reads a status or a range of statuses, such as `200-399`.
     pub fn status(&mut self, node: &Node, key: &str) -> Option<StatusRange> {
         self.value(node, key, "a status such as 200, or a range such as 200-399", str::parse)
     }

@@ -86,6 +86,7 @@ impl Tool {
         self
     }
 
+    /// Sets a variable that is no secret.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Tool {
         self.variables.insert(name.into(), value.as_ref().to_owned());
         self

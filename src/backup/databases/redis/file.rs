@@ -64,6 +64,7 @@ impl RdbWriter {
         self.file.write_all(bytes).map_err(|e| failed(&e))
     }
 
+    /// Appends a record to the file.
     pub fn add(&mut self, record: &RdbRecord) -> Result<(), BackupFailure> {
         let length = |bytes: &[u8]| {
             let length = u32::try_from(bytes.len()).ok().filter(|length| *length <= MAX_BYTES);
