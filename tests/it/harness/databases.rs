@@ -110,6 +110,8 @@ impl MariaDb {
             "--innodb-log-file-size=8M",
         ]);
         install.arg("--innodb-data-file-path=ibdata1:5M:autoextend").arg(format!("--datadir={}", data.display()));
+        // The kernel limits the asynchronous requests of all processes of the machine together (fs.aio-max-nr).
+        install.arg("--innodb-use-native-aio=0");
         Output::of(&mut install).ok();
         // These statements run before the server accepts connections.
         let quoted = PASSWORD.replace('\\', "\\\\").replace('\'', "\\'");
@@ -138,7 +140,7 @@ impl MariaDb {
             serve.args(["--socket=s", "--bind-address=127.0.0.1", "--skip-log-bin", "--performance-schema=0"]);
             serve.args(["--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0"]);
             serve.args(["--key-buffer-size=1M", "--aria-pagecache-buffer-size=1M", "--character-set-server=utf8mb4"]);
-            serve.arg(format!("--port={port}"));
+            serve.arg(format!("--port={port}")).arg("--innodb-use-native-aio=0");
             serve.args(first.map(|file| format!("--init-file={}", file.display())));
             serve
         })
