@@ -143,7 +143,8 @@ async fn forward(
     let mut retries = 0;
     let mut retry_until = None;
     loop {
-        let in_flight = route.admit(settings.max_waiting).await?;
+        // The turn ends with this attempt: after a hold, the next request continues when this request has its response.
+        let (in_flight, _turn) = route.admit(settings.max_waiting).await?;
         let copy = RetryCopy::of(&request);
         // A request that cannot be retried does not use an idle connection that the application may be closing. A retry always uses a new
         // connection.

@@ -10,14 +10,13 @@ use std::{
 };
 
 use parking_lot::RwLock;
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
 use super::{
     counts::{RouteCounts, Stats},
     pages::Page,
     target::{InFlight, Retired, RouteTarget},
-    waiting::WaitPermit,
+    waiting::{HoldQueue, Turn, WaitPermit},
 };
 
 /// The state of a route, which determines the response to a request.
@@ -46,12 +45,9 @@ pub struct Route {
 struct Inside {
     state: RouteState,
     /// The active holds, oldest first. A request waits until no hold is active.
-    holds: Vec<Arc<Held>>,
-}
-
-struct Held {
-    deadline: Instant,
-    released: CancellationToken,
+    holds: Vec<Arc<HoldQueue>>,
+    /// The last hold that ended. A new request waits behind the requests of this hold that still wait for their turn.
+    ended: Option<Arc<HoldQueue>>,
 }
 
 /// The guard of a hold. While the guard exists, new requests of the route wait. When the guard is dropped, the waiting requests are routed
@@ -59,13 +55,13 @@ struct Held {
 #[must_use = "the hold ends when the guard is dropped"]
 pub struct Hold {
     route: Arc<Route>,
-    held: Arc<Held>,
+    held: Arc<HoldQueue>,
 }
 
 /// The decision about a request at one moment.
 enum Admission {
     Pass(InFlight),
-    Wait(Arc<Held>),
+    Wait(Arc<HoldQueue>),
     Refuse(Page),
 }
 
@@ -74,7 +70,7 @@ impl Route {
     pub fn new(name: &str) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
-            inside: RwLock::new(Inside { state: RouteState::Starting, holds: Vec::new() }),
+            inside: RwLock::new(Inside { state: RouteState::Starting, holds: Vec::new(), ended: None }),
             waiting: AtomicUsize::new(0),
             counts: Arc::default(),
         })
@@ -121,7 +117,7 @@ impl Route {
 
     /// Makes new requests wait until the returned guard is dropped. After `limit`, waiting and new requests get the maintenance page.
     pub fn hold(self: &Arc<Self>, limit: Duration) -> Hold {
-        let held = Arc::new(Held { deadline: Instant::now() + limit, released: CancellationToken::new() });
+        let held = Arc::new(HoldQueue::new(limit));
         self.inside.write().holds.push(held.clone());
         Hold { route: self.clone(), held }
     }
@@ -142,26 +138,29 @@ impl Route {
 
     /// Waits until no hold is active, and counts the request as in flight at the live target. Fails with the page for the client if there
     /// is no live target, if the limit of the hold has passed, or if `max_waiting` requests wait already.
-    pub(super) async fn admit(&self, max_waiting: usize) -> Result<InFlight, Page> {
-        let mut permit = None;
+    pub(super) async fn admit(&self, max_waiting: usize) -> Result<(InFlight, Option<Turn>), Page> {
+        let (mut permit, mut turn) = (None, None);
         loop {
-            match self.ask() {
-                Admission::Pass(in_flight) => return Ok(in_flight),
+            match self.ask(turn.is_some()) {
+                Admission::Pass(in_flight) => return Ok((in_flight, turn)),
                 Admission::Refuse(page) => return Err(page),
                 Admission::Wait(held) => {
                     if permit.is_none() {
                         permit = Some(WaitPermit::take(&self.waiting, max_waiting).ok_or(Page::Maintenance)?);
                     }
-                    timeout_at(held.deadline, held.released.cancelled()).await.map_err(|_| Page::Maintenance)?;
+                    turn = Some(held.wait().await.ok_or(Page::Maintenance)?);
                 }
             }
         }
     }
 
-    fn ask(&self) -> Admission {
+    fn ask(&self, has_turn: bool) -> Admission {
         let inside = self.inside.read();
         if let Some(held) = inside.holds.last() {
             return Admission::Wait(held.clone());
+        }
+        if let Some(ended) = inside.ended.as_ref().filter(|ended| !has_turn && ended.has_waiting()) {
+            return Admission::Wait(ended.clone());
         }
         match &inside.state {
             // The request is counted under the lock. A switch therefore either happens before this request, or retires a target whose drain
@@ -205,7 +204,11 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.route.inside.write().holds.retain(|held| !Arc::ptr_eq(held, &self.held));
-        self.held.released.cancel();
+        {
+            let mut inside = self.route.inside.write();
+            inside.holds.retain(|held| !Arc::ptr_eq(held, &self.held));
+            inside.ended = Some(self.held.clone());
+        }
+        self.held.release();
     }
 }

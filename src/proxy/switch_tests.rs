@@ -184,6 +184,44 @@ async fn held_requests_wait_and_reach_the_new_target() {
 }
 
 #[tokio::test]
+async fn requests_continue_in_order_and_not_all_at_once_after_a_hold() {
+    let (front, route) = Front::with_route(quick()).await;
+    let front = Arc::new(front);
+    // The application answers nobody, and records the order of the requests.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let recorded = seen.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let recorded = recorded.clone();
+            tokio::spawn(async move {
+                let head = read_until(&mut stream, "\r\n\r\n").await;
+                recorded.lock().push(head.split(' ').nth(1).unwrap_or_default().to_owned());
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    route.switch(tcp(vec![address]));
+    let hold = route.hold(LONG);
+    for number in 0..40 {
+        let front = front.clone();
+        tokio::spawn(async move { front.get(&format!("/{number}")).await });
+        until(|| route.waiting() == number + 1).await;
+    }
+    hold.release();
+    let late = front.clone();
+    tokio::spawn(async move { late.get("/late").await });
+    until(|| seen.lock().len() == 41).await;
+    let seen = seen.lock().clone();
+    // Requests of one group arrive at the application in any order.
+    let (first, second) = seen.split_at(32);
+    assert!(first.iter().all(|path| path[1..].parse::<usize>().is_ok_and(|number| number < 32)), "{seen:?}");
+    assert!(second.contains(&String::from("/late")), "{seen:?}");
+}
+
+#[tokio::test]
 async fn disconnected_client_returns_its_wait_permit() {
     let (front, route) = Front::with_route(quick()).await;
     let _hold = route.hold(LONG);
