@@ -45,7 +45,7 @@ impl Pipeline {
         let paths = self.services().root.environment(&environment.project, &environment.name);
         // From here on, the copy is deleted whatever happens.
         let mut copy = DataCopy { point, pipeline: self.clone(), environment: environment.clone(), locked: Some(locked) };
-        let noted = files::append(&paths.data_copy_note(), 0o600).and_then(|file| Ok(file.sync_all()?));
+        let noted = files::append(&paths.data_copy_note(), 0o600).and_then(|file| file.sync_all());
         noted.map_err(|error| PointsError::refused(format!("cannot prepare a copy of the data: {error}")))?;
         let job = RestoreJob::Copy { point: copy.point.clone(), owner: owner(environment) };
         copy.point = backup::restore(&self.backup(environment), &job).await?.point;
