@@ -51,6 +51,16 @@ pub enum Role {
 }
 
 impl Role {
+    /// Returns true if a process of this role runs in a slot, and uses the slot and the installed tree below it.
+    pub fn uses_slot(self) -> bool {
+        matches!(self, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch)
+    }
+
+    /// Returns true for a command that a person runs in a slot.
+    pub fn is_command(self) -> bool {
+        matches!(self, Role::Task | Role::Probe)
+    }
+
     /// Returns the worker's name on its command line.
     pub fn as_str(self) -> &'static str {
         match self {

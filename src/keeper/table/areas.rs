@@ -54,19 +54,17 @@ impl ProcessTable {
         let uses = |launch: &Launch| match (area, launch.role) {
             (Area::Build, Role::Build | Role::Bundle) | (Area::Source, Role::Build | Role::Bundle | Role::Source) => true,
             (Area::Cache, Role::Build) => true,
-            (Area::Slot, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch) => launch.slot == slot,
-            (Area::Tree, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch | Role::Unpack | Role::Pack) => {
-                launch.release == release
-            }
+            (Area::Slot, role) if role.uses_slot() => launch.slot == slot,
+            (Area::Tree, Role::Unpack | Role::Pack) => launch.release == release,
+            (Area::Tree, role) if role.uses_slot() => launch.release == release,
             (_, Role::Sweep(swept)) => swept == area,
             _ => false,
         };
         if area == Area::Slot {
             self.end_tasks(env, slot);
         }
-        // A killed process may still use the renamed directory until it exits, which is harmless. In a slot, killed processes count
-        // as users until they have exited. Until then, the overlay of the slot stays mounted, and the next process would get this
-        // overlay with the discarded files.
+        // A killed process may use the renamed directory until it exits. In a slot, such a process counts as a user: its overlay stays
+        // mounted until it has exited, and the next process in the slot would get this overlay with the discarded files.
         let going = |entry: &ProcessEntry| !entry.supervised() && entry.schedule.is_stopping() && area != Area::Slot;
         let is_user = |entry: &&ProcessEntry| {
             entry.cleanup.is_none() && !going(entry) && entry.launch.environment == Some(env) && uses(&entry.launch)
@@ -96,10 +94,7 @@ impl ProcessTable {
     fn end_tasks(&mut self, env: EnvId, slot: Option<Slot>) {
         let tasks = self.entries.values_mut().filter(|entry| {
             let launch = &entry.launch;
-            entry.cleanup.is_none()
-                && matches!(launch.role, Role::Task | Role::Probe)
-                && launch.environment == Some(env)
-                && launch.slot == slot
+            entry.cleanup.is_none() && launch.role.is_command() && launch.environment == Some(env) && launch.slot == slot
         });
         tasks.filter(|entry| !entry.schedule.is_stopping()).for_each(ProcessEntry::kill);
     }
@@ -112,7 +107,6 @@ impl ProcessTable {
     }
 
     /// Kills all processes of an environment or a project and removes its directories.
-    ///
     /// A missing project or environment counts as removed, so that a server that crashed before it recorded the removal can repeat the
     /// request.
     pub fn unregister(&mut self, project: ProjectId, environment: Option<EnvId>) -> Result<(), String> {
