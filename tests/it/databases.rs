@@ -297,7 +297,7 @@ fn restore_waits_for_a_database_that_is_down_after_a_kill(world: &World) {
     world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).exits(3);
     postgres.up();
     until("the end is recorded", || !world.larder(&["--json", "backup", "list", "shop"]).json()["last_restore"]["end"].is_null());
-    until("the release serves", || !world.application("shop").is_empty());
+    until("the release serves", || world.get("shop", "/").status == 200);
     world.serves("shop", "version one");
     let file = fs::read_to_string(data(world).join("media/file")).unwrap();
     assert_eq!(file == "old\n", postgres.content() != new, "files and database belong together: {file}");

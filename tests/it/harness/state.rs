@@ -21,6 +21,13 @@ pub struct Snapshot {
     pub processes: Vec<i32>,
 }
 
+impl Snapshot {
+    /// Returns the state without the processes. A failed upgrade stops the processes of the live release and starts them again.
+    pub fn without_processes(self) -> Snapshot {
+        Snapshot { processes: Vec::new(), ..self }
+    }
+}
+
 impl World {
     /// Returns the directory of a project's production environment.
     pub fn environment(&self, project: &str) -> PathBuf {

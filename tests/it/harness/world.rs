@@ -106,7 +106,7 @@ impl World {
         // A scheduled restore point must not disturb the tests of other features. Tests of the schedule set `backup:` themselves.
         let backup = if lines.contains("backup:") { "" } else { "backup: {schedule: off}\n" };
         let server_file =
-            format!("ports:\n  from: {first_port}\n  to: {}\nlimits:\n  disk_reserve: 64M\n{backup}{lines}", first_port + 49);
+            format!("ports:\n  from: {first_port}\n  to: {}\n{backup}limits:\n  disk_reserve: 64M\n{lines}", first_port + 49);
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
         let listen = if machine.is_some() { "0.0.0.0" } else { "127.0.0.1" };
