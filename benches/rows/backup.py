@@ -57,13 +57,13 @@ class Rsync:
 
     def take(self, data, name):
         link = [f"--link-dest={self.store / self.last}"] if self.last else []
-        self.world.run(["rsync", "-aHAX", *link, f"{data}/", self.store / name], timeout=900)
+        self.world.run(["rsync", "-a", "-H", "-A", "-X", *link, f"{data}/", self.store / name], timeout=900)
         # larder syncs before it returns, so rsync has to, too.
         self.world.run(["sync", "--file-system", self.store])
         self.last = name
 
     def restore(self, parent):
-        self.world.run(["rsync", "-aHAX", f"{self.store / self.last}/", parent / "copy"], timeout=900)
+        self.world.run(["rsync", "-a", "-H", "-A", "-X", f"{self.store / self.last}/", parent / "copy"], timeout=900)
         self.world.run(["sync", "--file-system", parent])
         return parent / "copy"
 

@@ -57,8 +57,8 @@ def measure(world, args, progress):
     nginx = need("nginx", "nginx-light")
     counts = (1, 16, 64)
     rates = {n: Row(f"proxy, {n} connection{'s' * (n > 1)}: requests", unit="/s", reference=NGINX, rate=True, target="≥ 1.00x") for n in counts}
-    lates = {n: Row(f"proxy, {n} connection{'s' * (n > 1)}: p99", unit="ms", reference=NGINX, target="≤ 1.00x") for n in counts}
-    every = [*rates.values(), *lates.values()]
+    tails = {n: Row(f"proxy, {n} connection{'s' * (n > 1)}: p99", unit="ms", reference=NGINX, target="≤ 1.00x") for n in counts}
+    every = [*rates.values(), *tails.values()]
 
     work = world.path("work", "hello")
     (work / "start").write_text(START)
@@ -99,9 +99,9 @@ def measure(world, args, progress):
                 try:
                     rate, late = wrk(world, tool, port, header, connections, args.seconds)
                     rates[connections].add(name, rate)
-                    lates[connections].add(name, late)
+                    tails[connections].add(name, late)
                 except Unavailable as why:
-                    for row in (rates[connections], lates[connections]):
+                    for row in (rates[connections], tails[connections]):
                         row.samples.pop(name, None)
                         row.absent[name] = str(why)
         progress(f"proxy: round {index + 1} of {args.runs}")

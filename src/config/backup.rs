@@ -170,7 +170,7 @@ pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
     ),
     KeyRow::section(
         "keep",
-        "The restore points that stay after each successful run; the others are removed. A restore point stays if at least one of these rules selects it. Days, weeks, months and years are in UTC. The newest restore point that was read back, and the last restore points of the live release, of its two predecessors and of pinned releases always stay. Restore points that are not read back yet, or that are damaged, are not removed and do not count.",
+        "The restore points that stay after each successful run; the others are removed. A restore point stays if at least one of these rules selects it and `bytes` is not exceeded. Days, weeks, months and years are in UTC. The newest restore point that was read back, and the last restore points of the live release, of its two predecessors and of pinned releases always stay. Restore points that are not read back yet, or that are damaged, are not removed and do not count.",
         "{daily: 7, weekly: 4}",
         KEEP_KEYS,
     ),

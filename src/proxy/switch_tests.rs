@@ -187,7 +187,7 @@ async fn held_requests_wait_and_reach_the_new_target() {
 async fn requests_continue_in_order_and_not_all_at_once_after_a_hold() {
     let (front, route) = Front::with_route(quick()).await;
     let front = Arc::new(front);
-    // The application answers nobody, and records the order of the requests.
+    // The application sends no response, and records the order of the requests.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let seen = Arc::new(parking_lot::Mutex::new(Vec::new()));

@@ -215,7 +215,11 @@ impl ToolError {
     /// Returns the first line of the error output that names a cause, without a prefix such as `pg_dump: error: `.
     pub fn line(&self) -> String {
         let is_cause = |line: &&str| !line.trim().is_empty() && !line.trim_end().ends_with(':');
-        let line = self.text.lines().find(|line| line.contains("rror")).or_else(|| self.text.lines().find(is_cause));
+        let line = self
+            .text
+            .lines()
+            .find(|line| line.to_ascii_lowercase().contains("error"))
+            .or_else(|| self.text.lines().find(is_cause));
         let line = line.map(|line| sanitise_line(line.trim()).chars().take(600).collect::<String>()).unwrap_or_default();
         let prefix = format!("{}: ", self.name);
         let line =

@@ -25,10 +25,10 @@ use crate::{
 /// The maximum number of paths that a preview shows.
 const MAX_PREVIEW: usize = 10;
 
-/// Take, check and restore restore points of the files in data/
+/// Take, check and restore restore points of the files in data/ and of databases
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "A restore point holds the files of `data/` at one moment. Commands name a restore point by its id, by four or more characters at the beginning or end of its id, or by `latest`. Databases outside of `data/` are not part of a restore point."
+    after_help = "A restore point holds the files of `data/` and dumps of the databases that larder recognises or that `databases:` in larder.yml names, as they were at one moment. Commands name a restore point by its id, by four or more characters at the beginning or end of its id, or by `latest`."
 )]
 pub enum BackupVerb {
     Take(BackupTakeArgs),
@@ -73,7 +73,7 @@ impl BackupVerb {
     }
 }
 
-/// Take a restore point of the files in data/; the application keeps serving
+/// Take a restore point of files and databases; the application keeps serving
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Files that did not change since the newest restore point are shared with it and use no further space.\n\nExamples:\n  larder backup take shop\n  larder backup take shop --reason 'before the import'"
