@@ -122,8 +122,20 @@ fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> 
         remove(&data.join(NOTE))?;
     }
     let mut note = note.filter(|note| note.deployment == deployment);
-    let new = paths.iter().filter(|path| fs::symlink_metadata(data.join(plain(path))).is_err()).cloned();
-    let new: Vec<String> = new.filter(|path| note.as_ref().is_none_or(|note| !note.paths.contains(path))).collect();
+    let missing = paths.iter().filter(|path| fs::symlink_metadata(data.join(plain(path))).is_err());
+    let mut new = Vec::new();
+    for path in missing.filter(|path| note.as_ref().is_none_or(|note| !note.paths.contains(path))) {
+        // The paths in the note are removed by the undo, with their companions. Companions without a note are existing data.
+        match companion_without_database(&data.join(plain(path))) {
+            None => new.push(path.clone()),
+            Some(found) if app.join(plain(path)).is_file() => return Err(not_seeded(path, &found)),
+            Some(_) => {}
+        }
+    }
+    // Without this time, the paths in the note were being seeded when the worker was killed. Their companions are copies of the release's
+    // files, and the application has not started since.
+    let interrupted = note.as_ref().filter(|note| note.until.is_none());
+    let seeded: Vec<String> = interrupted.iter().flat_map(|note| &note.paths).chain(&new).cloned().collect();
     if !new.is_empty() {
         let mut begun = note.take().unwrap_or(Note { deployment, paths: Vec::new(), until: None });
         begun.paths.extend(new);
@@ -132,8 +144,19 @@ fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> 
         note = Some(begun);
     }
     for path in paths {
-        let linked = link_one(&app.join(plain(path)), &data.join(plain(path)), path);
+        let there = data.join(plain(path));
+        if !seeded.contains(path)
+            && app.join(plain(path)).is_file()
+            && fs::symlink_metadata(&there).is_err()
+            && let Some(found) = companion_without_database(&there)
+        {
+            return Err(not_seeded(path, &found));
+        }
+        let linked = link_one(&app.join(plain(path)), &there, path);
         linked.map_err(|error| io::Error::other(format!("cannot link {path} to the persistent data: {error}")))?;
+    }
+    if !seeded.is_empty() {
+        sync(data)?;
     }
     if let Some(mut note) = note.filter(|note| note.until.is_none()) {
         // The first write determines the change time, and the second write stores it.
@@ -144,6 +167,26 @@ fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> 
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
+}
+
+/// Returns the first file beside the missing database `there` that has changes of the database: a write-ahead log or a rollback journal. The
+/// file with the suffix `-shm` has no changes.
+fn companion_without_database(there: &Path) -> Option<PathBuf> {
+    COMPANIONS.iter().filter(|suffix| **suffix != "-shm").map(|suffix| with_suffix(there, suffix)).find(|path| path.exists())
+}
+
+fn not_seeded(path: &str, found: &Path) -> io::Error {
+    let name = found.file_name().unwrap_or_default().to_string_lossy();
+    io::Error::other(format!(
+        "cannot copy {path} of the release to the persistent data: the data has {name} without its database; \
+         restore the database, or move {name} away"
+    ))
+}
+
+/// Waits until the content of the data directory's file system is on the disk. A seeded path gets its name only after this call, because a
+/// power cut could otherwise leave an empty file at the path.
+fn sync(data: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(File::open(data)?)?)
 }
 
 /// Returns a path without the slash that marks a directory. With this slash, system calls would follow a symlink at the path.
@@ -173,7 +216,10 @@ fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io
     let half = half_name(there);
     remove(&half)?;
     match brought {
-        Some(found) if found.is_dir() => copy_directory(here, &half)?,
+        Some(found) if found.is_dir() => {
+            copy_directory(here, &half)?;
+            sync(&half)?;
+        }
         Some(found) if found.is_file() && path.ends_with('/') => {
             return Err(io::Error::other("the release has a file at this path (expected a directory)"));
         }
@@ -185,6 +231,7 @@ fn seed(here: &Path, there: &Path, path: &str, brought: Option<&Metadata>) -> io
                 }
             }
             fs::copy(here, &half)?;
+            sync(there.parent().unwrap_or(there))?;
         }
         // The application creates the file through the symlink.
         _ if is_file_name(path) => return Ok(()),
@@ -265,7 +312,8 @@ fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
             }
         }
     }
-    fs::remove_file(data.join(NOTE))
+    fs::remove_file(data.join(NOTE))?;
+    sync(data)
 }
 
 /// Removes a file, or a directory with its content, if it exists.
@@ -398,6 +446,54 @@ mod tests {
         fs::write(app.join("media"), "a file").unwrap();
         let wrong = link(&app, &data, &paths(["media/"]), id()).unwrap_err();
         assert!(wrong.to_string().contains("(expected a directory)"), "{wrong}");
+    }
+
+    /// The database was lost or moved away, and its log has the last writes of the application.
+    #[test]
+    fn log_without_its_database_is_never_replaced() {
+        let Place { app, data, _world } = place();
+        for name in ["db.sqlite3", "db.sqlite3-wal"] {
+            fs::write(app.join(name), "of the release").unwrap();
+        }
+        fs::write(data.join("db.sqlite3-wal"), "of users").unwrap();
+        let (wanted, deployment) = (paths(["db.sqlite3"]), id());
+        let is_kept = || {
+            assert_eq!(names(&data), ["db.sqlite3-wal"]);
+            assert_eq!(fs::read_to_string(data.join("db.sqlite3-wal")).unwrap(), "of users");
+        };
+        for _ in 0..2 {
+            let refused = link(&app, &data, &wanted, deployment).unwrap_err().to_string();
+            assert!(refused.contains("the data has db.sqlite3-wal without its database"), "{refused}");
+            is_kept();
+        }
+        unseed(&data, deployment, true).unwrap();
+        is_kept();
+        // A release without a database has nothing to copy. The undo does not remove the log.
+        fs::remove_file(app.join("db.sqlite3")).unwrap();
+        link(&app, &data, &wanted, deployment).unwrap();
+        unseed(&data, deployment, true).unwrap();
+        is_kept();
+    }
+
+    #[test]
+    fn database_seeded_by_a_killed_worker_is_seeded_again() {
+        let Place { app, data, _world } = place();
+        for name in ["db.sqlite3", "db.sqlite3-wal"] {
+            fs::write(app.join(name), name).unwrap();
+        }
+        let (wanted, deployment) = (paths(["db.sqlite3"]), id());
+        Note { deployment, paths: wanted.clone(), until: None }.write(&data).unwrap();
+        fs::write(data.join("db.sqlite3-wal"), "db.sq").unwrap();
+        link(&app, &data, &wanted, deployment).unwrap();
+        assert_eq!(fs::read_to_string(data.join("db.sqlite3-wal")).unwrap(), "db.sqlite3-wal");
+        // The application deletes the database. A second link of the same deployment, as after a restart, leaves the log alone.
+        fs::write(data.join("db.sqlite3-wal"), "of users").unwrap();
+        fs::remove_file(data.join("db.sqlite3")).unwrap();
+        let next = app.with_file_name("next");
+        fs::create_dir(&next).unwrap();
+        fs::write(next.join("db.sqlite3"), "brought").unwrap();
+        link(&next, &data, &wanted, deployment).unwrap_err();
+        assert_eq!(fs::read_to_string(data.join("db.sqlite3-wal")).unwrap(), "of users");
     }
 
     #[test]
