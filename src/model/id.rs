@@ -162,6 +162,14 @@ impl CommitId {
         self.0.get(..10).unwrap_or(&self.0)
     }
 
+    /// The minimum length of the beginning of an id that names the id.
+    const MIN_LENGTH: usize = 4;
+
+    /// Returns true if a user's text names this id: its first four or more digits, in upper or lower case.
+    pub fn begins_with(&self, text: &str) -> bool {
+        text.len() >= CommitId::MIN_LENGTH && self.0.get(..text.len()).is_some_and(|digits| digits.eq_ignore_ascii_case(text))
+    }
+
     /// Returns true for git's null id, which stands for the missing side of a created or deleted ref.
     pub fn is_zero(&self) -> bool {
         self.0.bytes().all(|c| c == b'0')
@@ -205,6 +213,17 @@ impl From<CommitId> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn four_digits_in_any_case_name_a_commit() {
+        let commit: CommitId = format!("{:0<40}", "abcd1").parse().unwrap();
+        for text in ["abcd", "ABCD1", commit.as_str()] {
+            assert!(commit.begins_with(text), "{text}");
+        }
+        for text in ["", "abc", "abcd2", "zbcd", "abcdé", &format!("{commit}0")] {
+            assert!(!commit.begins_with(text), "{text}");
+        }
+    }
 
     #[test]
     fn release_ids_round_trip_and_sort_by_time() {

@@ -87,6 +87,11 @@ impl Summary {
         Some((self.deployment, self.ending?, self.outcome.clone()?))
     }
 
+    /// Returns a title such as `v42 (1a2b3c4d5e)`, for messages.
+    pub fn title(&self) -> String {
+        format!("{} ({})", self.number, self.commit.short())
+    }
+
     /// Returns true if the release went live.
     pub fn went_live(&self) -> bool {
         matches!(self.outcome, Some(Outcome::Live { .. }))
@@ -151,16 +156,23 @@ impl History {
         self.deployments.iter().filter(|summary| summary.went_live())
     }
 
-    /// Returns the deployment whose release went live and has the name `name`: the release's number, its id, or at least four
-    /// digits of its commit. If several deployments match, returns the newest.
-    pub fn named(&self, name: &str) -> Option<&Summary> {
+    /// Returns the deployment whose release went live and has the name `name`: the release's number, its id, or the beginning of its commit.
+    /// If several deployments of one commit match, returns the newest. If several commits match, returns the newest deployment of each of
+    /// these commits as the error.
+    pub fn named(&self, name: &str) -> Result<Option<&Summary>, Vec<&Summary>> {
         let number = name.parse::<ReleaseNumber>().ok();
         let id = name.parse::<ReleaseId>().ok();
-        let digits = name.len() >= 4 && name.bytes().all(|c| c.is_ascii_hexdigit());
-        let commit = name.to_ascii_lowercase();
         let by_name = |summary: &&Summary| Some(summary.number) == number || Some(summary.release) == id;
-        let by_commit = |summary: &&Summary| digits && summary.commit.as_str().starts_with(&commit);
-        self.releases().rev().find(by_name).or_else(|| self.releases().rev().find(by_commit))
+        if let Some(found) = self.releases().rev().find(by_name) {
+            return Ok(Some(found));
+        }
+        let mut found: Vec<&Summary> = Vec::new();
+        for summary in self.releases().rev().filter(|summary| summary.commit.begins_with(name)) {
+            if found.iter().all(|known| known.commit != summary.commit) {
+                found.push(summary);
+            }
+        }
+        if found.len() > 1 { Err(found) } else { Ok(found.pop()) }
     }
 
     /// Returns the last deployment that was not a dry run, if this deployment did not go live.
@@ -298,6 +310,22 @@ mod tests {
         let first = history.deployments[0].clone();
         history.record(first);
         assert_eq!(history.releases().next_back().unwrap().number.0, 3);
+    }
+
+    #[test]
+    fn beginning_of_several_commits_names_no_release() {
+        let mut history = History::default();
+        for (number, commit) in [(1, "abcd1"), (2, "abcd2"), (3, "abcd2")] {
+            let commit = format!("{commit:0<40}").parse().unwrap();
+            history.record(Summary { commit, ..summary(number, i64::from(number), true) });
+        }
+        let named = |name: &str| history.named(name).map(|found| found.map(|found| found.number.0));
+        for name in ["abcd", "ABCD"] {
+            let candidates: Vec<_> = named(name).unwrap_err().iter().map(|found| found.number.0).collect();
+            assert_eq!(candidates, [3, 1], "{name}: the newest release of each commit");
+        }
+        assert_eq!((named("abcd1"), named("ABCD2"), named("v2")), (Ok(Some(1)), Ok(Some(3)), Ok(Some(2))));
+        assert_eq!((named("abc"), named("abce"), named("")), (Ok(None), Ok(None), Ok(None)));
     }
 
     #[test]

@@ -91,8 +91,7 @@ pub fn find<'k>(
         return one(releases.iter().filter(|known| has_tag(known, text)), text, environment);
     }
     let begins = |known: &&KnownRelease| {
-        text.len() >= 4
-            && (known.release.to_string().starts_with(text) || known.commit.as_str().starts_with(&text.to_ascii_lowercase()))
+        text.len() >= 4 && (known.release.to_string().starts_with(text) || known.commit.begins_with(text))
     };
     one(releases.iter().filter(begins), text, environment)
 }

@@ -50,16 +50,13 @@ impl ReleaseCandidate {
         format!("{number}{tag}({})", self.commit.short())
     }
 
-    /// Returns true if `name` means this release: its id, number or tag, or the first four or more digits of its commit.
+    /// Returns true if `name` is the id, the number or the tag of this release.
     fn is_called(&self, name: &str) -> bool {
         let form = ReleaseNameForm::of(name);
         if let ReleaseNameForm::Number(number) = form {
             return number.is_some() && number == self.number;
         }
-        let digits = name.len() >= 4 && name.bytes().all(|c| c.is_ascii_hexdigit());
-        name.parse() == Ok(self.release)
-            || (self.tag.is_some() && self.tag.as_deref() == form.tag())
-            || (digits && self.commit.as_str().starts_with(&name.to_ascii_lowercase()))
+        name.parse() == Ok(self.release) || (self.tag.is_some() && self.tag.as_deref() == form.tag())
     }
 }
 
@@ -103,6 +100,14 @@ pub enum SupplyError {
         environment: String,
         /// The name.
         name: String,
+    },
+    /// Several commits begin with the name.
+    #[error("the release name {name} is ambiguous: it matches {}", titles.join(", "))]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// The titles of the releases that match, newest first.
+        titles: Vec<String>,
     },
     /// The environment has no such remote.
     #[error("{environment} has no remote {remote}")]
@@ -215,7 +220,18 @@ impl Pipeline {
         if from.is_none() {
             all.extend(self.stored(environment).await?);
         }
-        newest(all.iter().filter(|candidate| candidate.is_called(name))).ok_or_else(|| none(name.to_owned(), all, unreachable))
+        if let Some(found) = newest(all.iter().filter(|candidate| candidate.is_called(name))) {
+            return Ok(found);
+        }
+        let begins = || all.iter().filter(|candidate| candidate.commit.begins_with(name));
+        let Some(found) = newest(begins()) else { return Err(none(name.to_owned(), all, unreachable)) };
+        if begins().all(|other| other.commit == found.commit) {
+            return Ok(found);
+        }
+        let mut matching: Vec<_> = begins().collect();
+        matching.sort_by_key(|candidate| std::cmp::Reverse(candidate.release));
+        matching.dedup_by(|other, first| other.commit == first.commit);
+        Err(ambiguous(name, matching.into_iter().map(ReleaseCandidate::title)))
     }
 
     /// Returns the deliverables in the environment's own store.
@@ -289,10 +305,11 @@ impl Pipeline {
                 .filter(|summary| there(summary.release))
                 .last()
                 .ok_or_else(|| SupplyError::Named(format!("{title} has no release older than {} to go back to", live.number)))?,
-            Some(name) => state
-                .history
-                .named(name)
-                .ok_or_else(|| SupplyError::NeverLive { environment: title, name: sanitise_reason(name) })?,
+            Some(name) => match state.history.named(name) {
+                Ok(Some(found)) => found,
+                Ok(None) => return Err(SupplyError::NeverLive { environment: title, name: sanitise_reason(name) }),
+                Err(several) => return Err(ambiguous(name, several.into_iter().map(Summary::title))),
+            },
         };
         if found.release == live.release {
             return Err(SupplyError::Named(format!("{} is live already, as {}", found.number, live.number)));
@@ -315,6 +332,11 @@ fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<
     // Two builds can start in the same second. The build number then decides.
     let age = |candidate: &ReleaseCandidate| (candidate.release.created(), candidate.build, candidate.release);
     candidates.max_by_key(|candidate| (age(candidate), nearness(&candidate.origin))).cloned()
+}
+
+/// Returns the error of a name that is the beginning of several commits.
+fn ambiguous(name: &str, titles: impl Iterator<Item = String>) -> SupplyError {
+    SupplyError::Ambiguous { name: sanitise_reason(name), titles: titles.take(MAX_NAMED).collect() }
 }
 
 fn none(wanted: String, mut candidates: Vec<ReleaseCandidate>, unreachable: Vec<UnreachableRemote>) -> SupplyError {

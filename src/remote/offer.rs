@@ -145,15 +145,12 @@ pub enum Found<'a> {
     One(&'a Offer),
     /// The text names no offer.
     None,
-    /// The text names more than one release: several environments have a release with this number, or several commits begin with these
-    /// digits.
-    Ambiguous,
+    /// The text names several releases: several environments have a release with this number, or several commits begin with these digits.
+    /// The value has the newest release of each commit, or all releases with the number.
+    Ambiguous(Vec<&'a Offer>),
 }
 
-/// The minimum length of an abbreviated commit id.
-const MIN_LENGTH: usize = 7;
-
-/// Finds the offer that `text` names: a release id, `v42`, a tag, a commit id, or the first seven or more digits of a commit id. If several
+/// Finds the offer that `text` names: a release id, `v42`, a tag, a commit id, or the first four or more digits of a commit id. If several
 /// releases have the same commit, returns the newest of these releases. `offers` must be sorted newest first.
 pub fn find<'a>(offers: &'a [Offer], text: &str) -> Found<'a> {
     if let Ok(id) = text.parse::<ReleaseId>() {
@@ -166,21 +163,22 @@ pub fn find<'a>(offers: &'a [Offer], text: &str) -> Found<'a> {
         return Found::One(tagged);
     }
     if let ReleaseNameForm::Number(number) = form {
-        let mut numbered = offers.iter().filter(|offer| number.is_some() && offer.number == number);
-        return match (numbered.next(), numbered.next()) {
-            (Some(one), None) => Found::One(one),
-            (Some(_), Some(_)) => Found::Ambiguous,
-            (None, _) => Found::None,
-        };
+        return one_of(offers.iter().filter(|offer| number.is_some() && offer.number == number).collect());
     }
-    if text.len() < MIN_LENGTH {
-        return Found::None;
+    let mut matching: Vec<&Offer> = Vec::new();
+    for offer in offers.iter().filter(|offer| offer.commit.begins_with(text)) {
+        if matching.iter().all(|known| known.commit != offer.commit) {
+            matching.push(offer);
+        }
     }
-    let mut begin = offers.iter().filter(|offer| offer.commit.as_str().starts_with(text));
-    match begin.next() {
-        Some(newest) if begin.all(|other| other.commit == newest.commit) => Found::One(newest),
-        Some(_) => Found::Ambiguous,
-        None => Found::None,
+    one_of(matching)
+}
+
+fn one_of(matching: Vec<&Offer>) -> Found<'_> {
+    match matching.as_slice() {
+        [] => Found::None,
+        [one] => Found::One(one),
+        _ => Found::Ambiguous(matching),
     }
 }
 
@@ -218,7 +216,7 @@ mod tests {
         let found = |text: &str| match find(&offers, text) {
             Found::One(offer) => offer.number.map(|number| number.0),
             Found::None => None,
-            Found::Ambiguous => Some(0),
+            Found::Ambiguous(_) => Some(0),
         };
         assert_eq!(found("v2"), Some(2));
         assert_eq!(found("v1.4.0"), Some(2));
@@ -226,16 +224,19 @@ mod tests {
         // Two releases have this commit; the newer release is found.
         assert_eq!(found("abababab"), Some(3));
         assert_eq!(found(offers[1].commit.as_str()), Some(2));
-        for missing in ["v9", "ab", "", "deadbeef", "v", "2"] {
+        for (text, number) in [("abab", 3), ("ABABab", 3), ("CDCD", 2)] {
+            assert_eq!(found(text), Some(number), "{text}");
+        }
+        for missing in ["v9", "aba", "", "deadbeef", "v", "2"] {
             assert_eq!(found(missing), None, "{missing}");
         }
         // A tag with the form of a number is found only below refs/tags/.
         let tagged = [offer(3, "ab", Some("v2")), offer(2, "cd", None)];
         assert_eq!(find(&tagged, "v2"), Found::One(&tagged[1]));
         assert_eq!(find(&tagged, "refs/tags/v2"), Found::One(&tagged[0]));
-        let near = [offer(1, "abababab1", None), offer(2, "abababab2", None)];
-        assert_eq!(find(&near, "abababab"), Found::Ambiguous);
-        assert_eq!(find(&near, "abababab2"), Found::One(&near[1]));
+        let near = [offer(2, "abababab2", None), offer(1, "abababab1", None)];
+        assert_eq!(find(&near, "ABABABAB"), Found::Ambiguous(vec![&near[0], &near[1]]));
+        assert_eq!(find(&near, "abababab2"), Found::One(&near[0]));
     }
 
     #[test]

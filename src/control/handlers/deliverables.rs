@@ -235,8 +235,12 @@ async fn one(control: &Control, target: &Target, text: &str) -> Result<Offered, 
             let at = offered.iter().position(|known| known.offer == *offer);
             Ok(offered.swap_remove(at.unwrap_or_default()))
         }
-        Found::Ambiguous => Err(usage(format!("{text} names more than one release of {target}"))
-            .hint("name the environment too, as in shop/staging, or give more digits")),
+        Found::Ambiguous(several) => {
+            let titles: Vec<_> =
+                several.iter().take(5).map(|offer| format!("{} of {}", offer.title(), offer.environment)).collect();
+            Err(usage(format!("{text} names more than one release of {target}: {}", titles.join(", ")))
+                .hint("name the environment too, as in shop/staging, or give more digits"))
+        }
         Found::None if was_here(control, target, text) => Err(not_found(format!("{text} of {target} was pruned; {}", here()))),
         Found::None => Err(not_found(format!("{target} has no release {text}; {}", here()))),
     }
@@ -249,11 +253,9 @@ fn was_here(control: &Control, target: &Target, text: &str) -> bool {
     let mut wanted = environments.filter(|one| target.environment.as_ref().is_none_or(|name| *name == one.name));
     wanted.any(|environment| {
         let history = control.pipeline().history(environment.id);
-        history.releases().any(|made| {
-            made.number.to_string() == text
-                || made.release.to_string() == text
-                || (text.len() >= 7 && made.commit.as_str().starts_with(text))
-        })
+        history
+            .releases()
+            .any(|made| made.number.to_string() == text || made.release.to_string() == text || made.commit.begins_with(text))
     })
 }
 

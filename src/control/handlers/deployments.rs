@@ -183,6 +183,9 @@ pub(super) fn of_supply(error: &SupplyError) -> CommandError {
         SupplyError::None { .. } => not_found(error.to_string()),
         SupplyError::NoRemote { .. } => not_found(error.to_string()).hint("list the remotes with `larder remote list`"),
         SupplyError::NeverLive { .. } => not_found(error.to_string()).hint("list the releases with `larder releases`"),
+        SupplyError::Ambiguous { .. } => {
+            usage(error.to_string()).hint("give the number of the release, or more digits of its commit")
+        }
         SupplyError::Named(_) => refused(error.to_string()).hint("list the releases with `larder releases`"),
         SupplyError::Host(_) => CommandError::internal(error),
     };

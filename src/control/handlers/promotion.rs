@@ -114,7 +114,11 @@ impl Request for Promote {
         let history = control.pipeline().history(environment.id);
         let live = control.pipeline().live(environment.id);
         let found = match (&release, &live) {
-            (Some(name), _) => history.named(name),
+            (Some(name), _) => history.named(name).map_err(|several| {
+                let titles: Vec<_> = several.iter().take(5).map(|found| found.title()).collect();
+                usage(format!("the release name {name} is ambiguous: it matches {}", titles.join(", ")))
+                    .hint("give the number of the release, or more digits of its commit")
+            })?,
             (None, Some(live)) => history.of_release(live.release),
             (None, None) => None,
         };
