@@ -111,6 +111,13 @@ impl LiveApp for LiveHandle {
             let environment = queue.environment();
             let paths = pipeline.services().root.environment(&environment.project, &environment.name);
             let failed = |source| failure(&PointsError::Exchange { environment: environment.title(), source });
+            // The previous server was killed after the exchange. Its processes of the old release possibly run, and have written since.
+            if RestoreRecord::read(&paths).is_some_and(|record| record.has_restored(&point, &paths)) {
+                return Ok(match &previous {
+                    None => Ok(()),
+                    Some(previous) => pipeline.start_previous(queue, previous, async || Ok(())).await,
+                });
+            }
             // The databases of the previous release are restored, not those of the release that the links on the disk name: the
             // links may already name the new release.
             let described = pipeline.point(&environment, point.clone()).await.map_err(|error| failure(&error))?;
@@ -148,6 +155,7 @@ impl LiveApp for LiveHandle {
                 if served.is_ok() && restored.is_err() && idle {
                     restored = replace().await;
                 }
+                fault::in_restore("served");
             }
             // The files of the failed upgrade are deleted while the old release serves.
             let (pipeline, locked) = (pipeline.clone(), self.locked.lock().clone());

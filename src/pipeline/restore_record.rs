@@ -107,6 +107,11 @@ impl RestoreRecord {
         }
     }
 
+    /// Returns true if this restore has made the data of `point` live.
+    pub(super) fn has_restored(&self, point: &str, paths: &EnvironmentPaths) -> bool {
+        self.point == point && self.end.unwrap_or_else(|| self.end_by(paths)) == RestoreEnd::Restored
+    }
+
     /// Returns true if the files and the databases do not belong together.
     pub(super) fn is_mixed(&self, paths: &EnvironmentPaths) -> bool {
         self.stage.is_some() && self.end_by(paths) == RestoreEnd::Unchanged

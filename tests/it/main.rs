@@ -59,6 +59,7 @@ mod shared;
 mod slots;
 mod streams;
 mod unwind;
+mod upgrade_kills;
 mod verdicts;
 
 /// A file in `tests/it` without a `mod` line would not be compiled, and its tests would never run.

@@ -65,6 +65,21 @@ pub fn kill_all(directory: &Path) {
     });
 }
 
+/// Kills all processes of a world that run larder's program or that larder has started, and not the world's database servers.
+pub fn kill_all_of_larder(directory: &Path) {
+    let is_database = |process: &Process| {
+        let program = |word: &String| ["postgres", "mariadbd", "redis-server"].iter().any(|name| word.contains(name));
+        process.arguments.first().is_some_and(program)
+    };
+    super::within(std::time::Duration::from_secs(10), || {
+        let left: Vec<_> = of(directory).into_iter().filter(|process| !is_database(process)).collect();
+        for process in &left {
+            signal(process.pid, Signal::KILL);
+        }
+        left.is_empty()
+    });
+}
+
 /// Returns the mounts below a directory in this process's namespace.
 pub fn mounts(directory: &Path) -> Vec<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
