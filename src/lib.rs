@@ -24,6 +24,7 @@ pub mod proxy;
 pub mod release;
 pub mod remote;
 pub mod runtime;
+pub mod space;
 
 pub mod config;
 

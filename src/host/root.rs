@@ -50,6 +50,11 @@ impl Root {
         self.state().join("builds.json")
     }
 
+    /// Returns the path of the record of daily disk usage.
+    pub fn disk_history(&self) -> PathBuf {
+        self.state().join("disk.json")
+    }
+
     /// Returns the path of the SSH host key, with which clients authenticate this server.
     pub fn host_key(&self) -> PathBuf {
         self.state().join("ssh_host_ed25519_key")

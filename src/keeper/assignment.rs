@@ -131,24 +131,28 @@ impl Assignment {
                 match launch.slot {
                     None if !read_only_app => return Err("this role needs a slot".to_owned()),
                     None => assignment,
-                    Some(slot) => Assignment { layer: Some(slot_layer(release, slot)), ..assignment }.reads(
-                        "LARDER_UPPER",
-                        "/upper",
-                        paths.slot(slot).join("upper"),
-                    ),
+                    Some(slot) => {
+                        let upper = paths.slot(slot).join("upper");
+                        Assignment { layer: Some(slot_layer(release, slot)), ..assignment }.reads("LARDER_UPPER", "/upper", upper)
+                    }
                 }
             }
             // No process of an application has the role `Dump` or `Restore`, so no application reaches the restore points.
-            Role::Dump => Assignment::new(run).reads("LARDER_DATA", "/data", paths.data()).writes(
-                "LARDER_POINTS",
-                "/points",
-                paths.points(),
-            ),
+            Role::Dump => {
+                let assignment = Assignment::new(run).reads("LARDER_DATA", "/data", paths.data());
+                assignment.writes("LARDER_POINTS", "/points", paths.points())
+            }
             Role::Restore => Assignment::new(run)
                 .reads("LARDER_POINTS", "/points", paths.points())
                 .writes("LARDER_RESTORED", "/restored", paths.restored())
                 .writes("LARDER_RESTORING", "/restoring", paths.restoring())
                 .writes("LARDER_DATA_COPY", "/copy", paths.data_copy()),
+            // The users are in the order of `MeasuredUser`. Each of them can enter only its own directories.
+            Role::Measure(user) => {
+                let user = need([SystemUser::Git, build, unpack, run].get(user as usize).copied(), "a user")?;
+                let repository = root.project(project_name).join("git");
+                Assignment::new(user).reads("LARDER_AREA", "/area", paths.path().into()).reads("LARDER_REPO", "/repo", repository)
+            }
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
                 // In a scratch layer, only `upper` contains files of the layer's user.

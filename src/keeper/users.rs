@@ -127,12 +127,9 @@ impl Users {
 
     /// Returns the users that may own files in a discarded directory, in the order in which these users delete their files.
     pub fn cleanup_users(&self, env: EnvId) -> Vec<SystemUser> {
-        match self.system() {
-            true => {
-                vec![SystemUser::Build(env), SystemUser::Unpack(env), SystemUser::Run(env), SystemUser::Git, SystemUser::Server]
-            }
-            false => vec![SystemUser::Keeper],
-        }
+        let (build, unpack, run) = (SystemUser::Build(env), SystemUser::Unpack(env), SystemUser::Run(env));
+        let others = vec![build, unpack, run, SystemUser::Git, SystemUser::Server];
+        if self.system() { others } else { vec![SystemUser::Keeper] }
     }
 
     /// Returns the numbers of `user`.

@@ -48,6 +48,8 @@ pub enum Role {
     /// A worker that writes the files of a restore point beside the live data, as the environment's run user. The worker does not see the
     /// live data.
     Restore,
+    /// A worker that counts the space of one user's files in an environment, as this user. The files are read-only.
+    Measure(MeasuredUser),
 }
 
 impl Role {
@@ -79,6 +81,7 @@ impl Role {
             Role::Pack => "pack",
             Role::Dump => "dump",
             Role::Restore => "restore",
+            Role::Measure(_) => "measure",
         }
     }
 
@@ -86,6 +89,19 @@ impl Role {
     pub fn packs(self) -> bool {
         matches!(self, Role::Bundle | Role::Unpack | Role::Verify | Role::Pack)
     }
+}
+
+/// The user whose files a measure worker counts, and as whom the worker runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum MeasuredUser {
+    /// The git user, to whom the repository and the exported source belong.
+    Git,
+    /// The build user.
+    Build,
+    /// The unpack user.
+    Unpack,
+    /// The run user.
+    Run,
 }
 
 /// A part of an environment's directory whose files belong to one user.

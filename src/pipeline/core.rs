@@ -11,6 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     context::{Deployment, Memory, Services},
+    disk::DiskMeasurements,
     error::PipelineError,
     facts::Facts,
     history::History,
@@ -37,6 +38,7 @@ pub(super) struct PipelineState {
     /// The environments that the starting server has yet to attach.
     pub(super) awaited: Mutex<HashSet<EnvId>>,
     pub(super) upkeep: Upkeep,
+    pub(super) disk: DiskMeasurements,
     pub(super) start_check: OnceLock<Arc<dyn StartCheck>>,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
@@ -59,6 +61,7 @@ impl Pipeline {
     pub fn new(services: Arc<Services>) -> Pipeline {
         Pipeline(Arc::new(PipelineState {
             upkeep: Upkeep::new(&services.config.backup),
+            disk: DiskMeasurements::default(),
             services,
             queues: Mutex::default(),
             awaited: Mutex::default(),

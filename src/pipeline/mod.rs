@@ -13,6 +13,7 @@ mod data_copy;
 mod data_return;
 mod databases;
 mod deploy;
+mod disk;
 mod drift;
 mod error;
 mod facts;

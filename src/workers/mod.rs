@@ -11,7 +11,7 @@ use crate::{
     backup, buildpack, drift, git,
     host::launch::{WorkerInput, read_job, write_report},
     release::{bundle, check, install, pack},
-    runtime,
+    runtime, space,
 };
 
 /// Runs the worker of `role`, which is the keeper's argument on the command line. Returns the exit code.
@@ -48,6 +48,7 @@ fn work(role: &str) -> io::Result<u8> {
         "patch" => patch(input),
         "dump" => dump(input),
         "restore" => restore(input),
+        "measure" => measure(input),
         _ => Err(io::Error::other("there is no worker of this role")),
     }
 }
@@ -134,6 +135,12 @@ fn dump(mut input: WorkerInput) -> io::Result<u8> {
 fn restore(mut input: WorkerInput) -> io::Result<u8> {
     let job: backup::RestoreJob = read_job(&mut input.job)?;
     write_report(&mut input.report, &backup::restore_work(&job, &backup::RestorePaths::from_environment(), sweep::empty))?;
+    Ok(0)
+}
+
+fn measure(mut input: WorkerInput) -> io::Result<u8> {
+    let job: space::MeasureJob = read_job(&mut input.job)?;
+    write_report(&mut input.report, &space::work(&job)?)?;
     Ok(0)
 }
 

@@ -57,6 +57,7 @@ mod roundabout;
 mod serving;
 mod shared;
 mod slots;
+mod space;
 mod streams;
 mod unwind;
 mod upgrade_kills;

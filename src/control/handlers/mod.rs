@@ -6,6 +6,7 @@ mod backup_summary;
 mod databases;
 mod deliverables;
 mod deployments;
+mod disk;
 mod doctor;
 mod drift;
 mod exports;
@@ -21,6 +22,7 @@ mod status;
 mod users;
 
 pub use self::{
-    backup::*, backup_list::*, backup_summary::*, databases::*, deliverables::*, deployments::*, doctor::*, drift::*, exports::*,
-    keys::*, logs::*, processes::*, projects::*, promotion::*, releases::*, remotes::*, rollback::*, status::*, users::*,
+    backup::*, backup_list::*, backup_summary::*, databases::*, deliverables::*, deployments::*, disk::*, doctor::*, drift::*,
+    exports::*, keys::*, logs::*, processes::*, projects::*, promotion::*, releases::*, remotes::*, rollback::*, status::*,
+    users::*,
 };

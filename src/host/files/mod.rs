@@ -176,6 +176,25 @@ pub fn free_space(path: &Path) -> Result<FreeSpace, FileError> {
     Ok(FreeSpace { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
 }
 
+/// The size of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSize {
+    /// All bytes.
+    pub total: u64,
+    /// The used bytes.
+    pub used: u64,
+    /// The free bytes that unprivileged users can use.
+    pub free: u64,
+}
+
+/// Returns the size of the file system that contains `path`.
+pub fn disk_size(path: &Path) -> Result<DiskSize, FileError> {
+    let stat = rustix::fs::statvfs(path).map_err(|e| FileError::io("determine the size of the file system of", path, e))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+    let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+    Ok(DiskSize { total: bytes(stat.f_blocks), used: bytes(used), free: bytes(stat.f_bavail) })
+}
+
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

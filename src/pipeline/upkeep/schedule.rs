@@ -30,6 +30,7 @@ pub struct BackupOverview {
 impl Pipeline {
     /// Takes, verifies and removes restore points on the schedule of the server file, until the server stops.
     pub fn run_upkeep(&self) {
+        self.run_disk_totals();
         if self.services().config.backup.schedule.is_none() {
             return;
         }

@@ -8,6 +8,7 @@ mod backup_upkeep;
 mod db;
 mod deliverable;
 mod deploy;
+mod disk;
 mod doctor;
 mod drift;
 mod key;
@@ -73,6 +74,7 @@ pub enum Verb {
     #[command(subcommand, hide = true)]
     Deliverable(deliverable::DeliverableVerb),
     Status(status::StatusArgs),
+    Disk(disk::DiskArgs),
     Doctor(doctor::DoctorArgs),
 }
 
@@ -119,6 +121,7 @@ impl Verb {
             Verb::Remote(noun) => noun.ask(asking).await,
             Verb::Deliverable(noun) => noun.ask(asking).await,
             Verb::Status(command) => asking.ask(command).await,
+            Verb::Disk(command) => asking.ask(command).await,
             Verb::Doctor(command) => asking.ask(command).await,
         }
     }

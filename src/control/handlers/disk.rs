@@ -1,0 +1,114 @@
+//! The request `disk`, which shows the disk space of projects by environment and kind.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    control::{
+        error::{CommandError, no_project},
+        request::{Context, Reply, Request},
+        state::Control,
+    },
+    host::files,
+    model::{Access, Project, ProjectName},
+    space::{Forecast, Measured, SpaceKind},
+};
+
+/// The request for the disk space of projects.
+#[derive(Debug)]
+pub struct DiskShow {
+    /// The project; absent for all projects that the caller may see.
+    pub project: Option<ProjectName>,
+}
+
+/// The disk space of projects, and of the file system that contains larder's root.
+#[derive(Debug, Serialize)]
+pub struct DiskReport {
+    /// The size of the file system, in bytes.
+    pub total: u64,
+    /// The used bytes of the file system.
+    pub used: u64,
+    /// The free bytes of the file system.
+    pub free: u64,
+    /// The forecast from the daily totals of the last 30 days.
+    pub forecast: Forecast,
+    /// The projects.
+    pub projects: Vec<ProjectDisk>,
+}
+
+/// The disk space of a project.
+#[derive(Debug, Serialize)]
+pub struct ProjectDisk {
+    /// The project.
+    pub project: ProjectName,
+    /// The allocated bytes of all environments and of the repository.
+    pub bytes: u64,
+    /// The environments.
+    pub environments: Vec<EnvironmentDisk>,
+}
+
+/// The disk space of an environment.
+#[derive(Debug, Serialize)]
+pub struct EnvironmentDisk {
+    /// The environment, as `project/environment`.
+    pub environment: String,
+    /// The allocated bytes of all kinds.
+    pub bytes: u64,
+    /// The kinds of files.
+    pub kinds: Vec<KindDisk>,
+}
+
+/// The disk space of one kind of files.
+#[derive(Debug, Serialize)]
+pub struct KindDisk {
+    /// The kind.
+    pub kind: SpaceKind,
+    /// The space of the kind.
+    #[serde(flatten)]
+    pub space: Measured,
+}
+
+impl Request for DiskShow {
+    type View = DiskReport;
+    const NAME: &'static str = "disk";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (self.project.as_ref(), Access::View)
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<DiskReport>, CommandError> {
+        let mut projects = control.visible(caller);
+        if let Some(name) = &self.project {
+            projects.retain(|project| project.name == *name);
+            if projects.is_empty() {
+                return Err(no_project(name, &control.names(caller)));
+            }
+        }
+        let mut measured = Vec::new();
+        for project in projects {
+            measured.push(project_disk(control, project).await?);
+        }
+        let size = files::disk_size(control.root().path()).map_err(|error| CommandError::internal(&error))?;
+        let forecast = match control.pipeline().disk_history() {
+            Ok(history) => history.forecast(Timestamp::now(), size.free),
+            Err(why) => Forecast::Unreadable { why },
+        };
+        Ok(DiskReport { total: size.total, used: size.used, free: size.free, forecast, projects: measured }.into())
+    }
+}
+
+async fn project_disk(control: &Control, project: Project) -> Result<ProjectDisk, CommandError> {
+    let mut environments = Vec::new();
+    for environment in &project.environments {
+        let usage = control.pipeline().disk_usage(environment, environments.is_empty()).await;
+        let usage = usage.map_err(|error| CommandError::internal(&error))?;
+        let kinds = SpaceKind::ALL.into_iter().filter_map(|kind| Some(KindDisk { kind, space: *usage.kinds.get(&kind)? }));
+        environments.push(EnvironmentDisk {
+            environment: environment.title(),
+            bytes: usage.total().bytes,
+            kinds: kinds.collect(),
+        });
+    }
+    let bytes = environments.iter().map(|environment| environment.bytes).sum();
+    Ok(ProjectDisk { project: project.name, bytes, environments })
+}

@@ -1,0 +1,94 @@
+//! Tests of disk space: its measurement, limits of projects, and the checks before a deployment.
+
+use std::{path::Path, process::Command};
+
+use crate::{
+    backup::{sh, shop, take},
+    harness::{World, cli::Output, in_each_mode, in_one_mode, until},
+};
+
+in_each_mode!(disk_shows_the_space_that_du_counts);
+in_one_mode!(disk_shows_only_visible_projects_and_a_forecast);
+
+/// Returns the allocated bytes of directories, as `du` counts them: an inode with several names counts once.
+fn du(paths: &[std::path::PathBuf]) -> u64 {
+    let output = Output::of(Command::new("du").args(["-s", "-c", "-B1", "--"]).args(paths));
+    let total = output.ok().lines().last().unwrap();
+    total.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Returns the bytes of a kind in the production environment of `shop`; zero without such files.
+fn bytes(report: &serde_json::Value, kind: &str) -> u64 {
+    let kinds = report["projects"][0]["environments"][0]["kinds"].as_array().unwrap();
+    kinds.iter().find(|found| found["kind"] == kind).map_or(0, |found| found["bytes"].as_u64().unwrap())
+}
+
+fn disk_shows_the_space_that_du_counts(world: &World) {
+    let repo = shop(world);
+    sh(world, "head -c 3000000 /dev/urandom > /data/media/a; ln /data/media/a /data/media/b; truncate -s 1G /data/media/sparse");
+    sh(world, "head -c 2000000 /dev/urandom > /app/scratch");
+    take(world);
+    take(world);
+    repo.page("version two");
+    repo.push().accepted();
+    let environment = world.environment("shop");
+    let below = |names: &[&str]| -> Vec<_> { names.iter().map(|name| environment.join(name)).collect() };
+    let kinds = [
+        ("data", below(&["data"])),
+        ("points", below(&["archives/points"])),
+        ("trees", below(&["deploy"])),
+        ("releases", below(&["releases"])),
+        ("cache", below(&["cache"])),
+        ("build", below(&["project", "build/upper"])),
+        ("slots", below(&["slots/blue/upper", "slots/green/upper"])),
+        ("git", vec![environment.with_file_name("git")]),
+    ];
+    // Follow-ups of the deployment change files after the verdict.
+    until("disk and du agree on every kind", || {
+        let report = world.larder(&["--json", "disk", "shop"]).json();
+        let differs = kinds.iter().find(|(kind, paths)| bytes(&report, kind) != du(paths));
+        differs.is_none()
+    });
+    let report = world.larder(&["--json", "disk", "shop"]).json();
+    assert!(bytes(&report, "data") > 3_000_000 && bytes(&report, "data") < 4_000_000, "{report}");
+    let (total, expected) = (report["projects"][0]["bytes"].as_u64().unwrap(), du(&[project(&environment)]));
+    // The kernel's directories of an overlay cannot be entered, and logs grow.
+    assert!(total.abs_diff(expected) <= 64 << 10, "{total} bytes (du counts {expected}): {report}");
+    let output = world.larder(&["disk"]);
+    let page = output.ok();
+    assert!(page.contains("restore points") && page.contains("shop uses"), "{page}");
+}
+
+fn project(environment: &Path) -> std::path::PathBuf {
+    environment.parent().unwrap().to_owned()
+}
+
+fn disk_shows_only_visible_projects_and_a_forecast(world: &World) {
+    shop(world);
+    world.project("blog");
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    world.larder(&["user", "grant", "bob", "blog", "view"]).ok();
+    let output = world.ssh("bob", &["disk"]);
+    let page = output.ok();
+    assert!(page.contains("blog uses") && !page.contains("shop"), "{page}");
+    assert!(page.contains("not enough history yet (0 daily totals, expected at least 3)"), "{page}");
+    world.ssh("bob", &["disk", "shop"]).exits(4).says("there is no project shop that you may see");
+    let today = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let day = |ago: i64, used: u64| {
+        let day = today.saturating_sub(jiff::Span::new().days(ago));
+        serde_json::json!({"day": day.to_string(), "used": used})
+    };
+    let history = serde_json::json!({"version": 1, "days": [day(2, 1 << 20), day(1, 2 << 20), day(0, 3 << 20)]});
+    let file = world.root().join("state/disk.json");
+    std::fs::write(&file, history.to_string()).unwrap();
+    if let Ok(state) = std::fs::metadata(world.root().join("state")) {
+        use std::os::unix::fs::MetadataExt;
+        std::os::unix::fs::chown(&file, Some(state.uid()), Some(state.gid())).unwrap();
+    }
+    let report = world.larder(&["--json", "disk", "blog"]).json();
+    assert_eq!(report["forecast"]["bytes_per_day"], 1 << 20, "{report}");
+    let days = report["free"].as_u64().unwrap() >> 20;
+    assert_eq!(report["forecast"]["days"], days, "{report}");
+    assert!(world.larder(&["disk", "blog"]).ok().contains("at the rate of the last 30 days (1024 KiB per day)"));
+}
