@@ -291,6 +291,11 @@ impl EnvironmentPaths {
         self.0.join("slots.json")
     }
 
+    /// Returns the path of the record of the last sync of a slot's directory.
+    pub fn sync_record(&self, slot: Slot) -> PathBuf {
+        self.0.join(format!("{}.sync", slot.as_str()))
+    }
+
     /// Returns the path of the record of the start and the success of the postdeploy script.
     pub fn postdeploy(&self) -> PathBuf {
         self.0.join("postdeploy.json")

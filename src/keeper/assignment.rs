@@ -45,7 +45,6 @@ fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
 }
 
 impl Assignment {
-    /// Returns an assignment without any directory.
     fn new(user: SystemUser) -> Assignment {
         Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories: Vec::new() }
     }
@@ -108,7 +107,6 @@ impl Assignment {
                 let tree = Some(need(launch.release, "a release")?);
                 Assignment { tree, ..Assignment::new(unpack) }.writes("LARDER_DEPLOY", "/deploy", paths.deploy())
             }
-            // The archive and its manifest are descriptors; the worker sees no directory.
             Role::Verify => Assignment::new(unpack),
             Role::Pack => Assignment::new(unpack).reads("LARDER_DEPLOY", "/deploy", paths.deploy()),
             Role::Run | Role::Task => {
@@ -137,6 +135,9 @@ impl Assignment {
                     }
                 }
             }
+            Role::Sync => Assignment::new(run)
+                .reads("LARDER_TREE", "/deploy", paths.tree(need(launch.release, "a release")?))
+                .writes("LARDER_TARGET", "/target", paths.slot(need(launch.slot, "a slot")?).join("upper")),
             // No process of an application has the role `Dump` or `Restore`, so no application reaches the restore points.
             Role::Dump => {
                 let assignment = Assignment::new(run).reads("LARDER_DATA", "/data", paths.data());

@@ -38,6 +38,8 @@ pub enum Role {
     Drift,
     /// A worker that applies a patch to the release in a slot, as the environment's run user.
     Patch,
+    /// A worker that makes the directory of a slot equal to an installed tree, as the environment's run user.
+    Sync,
     /// A worker that deletes the files in an area, as the user to whom the area belongs.
     Sweep(Area),
     /// A worker that packs installed trees into archives and deltas, as the environment's unpack user. The trees are read-only.
@@ -55,7 +57,7 @@ pub enum Role {
 impl Role {
     /// Returns true if a process of this role runs in a slot, and uses the slot and the installed tree below it.
     pub fn uses_slot(self) -> bool {
-        matches!(self, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch)
+        matches!(self, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch | Role::Sync)
     }
 
     /// Returns true for a command that a person runs in a slot.
@@ -77,6 +79,7 @@ impl Role {
             Role::Probe => "probe",
             Role::Drift => "drift",
             Role::Patch => "patch",
+            Role::Sync => "sync",
             Role::Sweep(_) => "sweep",
             Role::Pack => "pack",
             Role::Dump => "dump",

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use larder_archive::{ArchiveError, delta::DeltaError};
+use larder_sync::SyncError;
 use serde::{Deserialize, Serialize};
 
 use super::Refusal;
@@ -127,6 +128,13 @@ pub enum ReleaseError {
     Failed {
         /// The error with all its causes.
         why: String,
+    },
+    /// The directory of a slot cannot be made equal to the installed tree.
+    #[error("cannot sync the directory of the application")]
+    Sync {
+        /// The cause.
+        #[source]
+        source: SyncError,
     },
     /// A received deliverable was refused.
     #[error(transparent)]

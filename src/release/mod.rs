@@ -24,6 +24,7 @@ mod retention;
 mod server;
 mod signing;
 pub mod store;
+pub mod sync;
 mod tree;
 pub mod trust;
 mod verify;

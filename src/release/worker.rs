@@ -13,7 +13,7 @@ use crate::{
         launch::{Launcher, Stdio},
         root::EnvironmentPaths,
     },
-    model::{EnvId, Exit, Launch, LimitClass, ProjectId, ReleaseId, Role, Supervision},
+    model::{EnvId, Exit, Launch, LimitClass, ProjectId, ReleaseId, Role, Slot, Supervision},
 };
 
 /// The maximum size of the report of a worker, in bytes.
@@ -72,13 +72,26 @@ pub(super) async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     job: &J,
     extra: Vec<OwnedFd>,
 ) -> Result<R, ReleaseError> {
+    run_in(context, what, role, release, None, job, extra).await
+}
+
+/// Like [`run`], for a worker that uses a slot.
+pub(super) async fn run_in<J: serde::Serialize, R: serde::de::DeserializeOwned>(
+    context: &WorkerContext<'_>,
+    what: &'static str,
+    role: Role,
+    release: impl Into<Option<ReleaseId>>,
+    slot: Option<Slot>,
+    job: &J,
+    extra: Vec<OwnedFd>,
+) -> Result<R, ReleaseError> {
     let failed = |source| ReleaseError::Launch { what, source };
     let launch = Launch {
         role,
         project: context.project,
         environment: Some(context.environment),
         release: release.into(),
-        slot: None,
+        slot,
         limits: LimitClass::Service,
         supervision: Supervision::Once,
     };

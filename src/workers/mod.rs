@@ -10,7 +10,7 @@ use std::{fs::File, io, process::ExitCode};
 use crate::{
     backup, buildpack, drift, git,
     host::launch::{WorkerInput, read_job, write_report},
-    release::{bundle, check, install, pack},
+    release::{bundle, check, install, pack, sync},
     runtime, space,
 };
 
@@ -46,6 +46,7 @@ fn work(role: &str) -> io::Result<u8> {
         "run" | "task" | "probe" => run(input),
         "drift" => look(input),
         "patch" => patch(input),
+        "sync" => sync_directory(input),
         "dump" => dump(input),
         "restore" => restore(input),
         "measure" => measure(input),
@@ -115,6 +116,16 @@ fn patch(mut input: WorkerInput) -> io::Result<u8> {
     let text = files.next().ok_or_else(missing)?;
     let archive = files.next();
     write_report(&mut input.report, &drift::apply_work(&job, &drift::DriftPaths::from_environment(), &text, archive.as_ref()))?;
+    Ok(0)
+}
+
+fn sync_directory(mut input: WorkerInput) -> io::Result<u8> {
+    let job: sync::SyncJob = read_job(&mut input.job)?;
+    let mut files = input.extra.into_iter().map(File::from);
+    let (Some(manifest), Some(record)) = (files.next(), files.next()) else { return Err(missing()) };
+    let previous = files.next();
+    let answer = sync::work(&job, &sync::SyncPaths::from_environment(), &manifest, &record, previous.as_ref());
+    write_report(&mut input.report, &answer)?;
     Ok(0)
 }
 

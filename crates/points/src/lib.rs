@@ -59,7 +59,7 @@ pub use restore::{RestoreOptions, RestoreReport, remove_kept};
 pub use retention::{Candidate, Decision, Keep, plan_retention};
 pub use source::{Source, SourceKind, SourceRecord};
 pub use store::{Point, Store};
-pub use sys::Time;
+pub use sys::{Time, remove_tree};
 pub use usage::{PointUsage, Usage, usage};
 pub use verify::{Damage, Fault, VerifyOptions, VerifyReport};
 pub use walk::{Limits, SkipReason, Skipped};

@@ -188,7 +188,7 @@ pub(crate) fn is_empty(dir: BorrowedFd<'_>) -> Result<bool> {
 /// Removes the file or directory `name` with everything below it. A missing `name` is not an error. Subdirectories are moved up to the
 /// top before they are removed. The depth of the tree and the length of its paths therefore do not matter, and at most two directories
 /// are open. Another process may remove the same tree at the same time.
-pub(crate) fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
+pub fn remove_tree(dir: BorrowedFd<'_>, name: &OsStr) -> Result<()> {
     match unlinkat(dir, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}

@@ -36,7 +36,7 @@ pub const SUFFIX: &str = ".manifest.json";
 
 /// Reads a whole file from its first byte. The position of the descriptor is ignored, because other processes with the same descriptor may
 /// move it.
-pub(super) fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, ReleaseError> {
+pub(in crate::release) fn read_at_start(file: &File, path: &Path) -> Result<Vec<u8>, ReleaseError> {
     let failed = |e: std::io::Error| FileError::Io { doing: "read", path: path.to_owned(), source: e };
     let size = file.metadata().map_err(failed)?.len();
     if size > MAX_MANIFEST {

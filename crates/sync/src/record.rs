@@ -1,0 +1,73 @@
+//! The record of a sync: the stamps of all synced files, by which the next sync recognises unchanged files.
+//!
+//! A record is only an optimisation. A record of a killed sync, or of another target, contains stamps that no file of this target has.
+
+use larder_archive::{Digest, Entry, EntryKind};
+use serde::{Deserialize, Serialize};
+
+use crate::sys::{FileTime, Metadata};
+
+/// The first bytes of an encoded record, with the version of the format.
+const MAGIC: &[u8; 8] = b"lsync-01";
+
+/// The identity of a file's content: every change of the file changes its stamp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStamp {
+    ino: u64,
+    size: u64,
+    pub(crate) mtime: FileTime,
+    pub(crate) ctime: FileTime,
+}
+
+impl FileStamp {
+    pub(crate) fn of(found: &Metadata) -> FileStamp {
+        FileStamp { ino: found.ino, size: found.size, mtime: found.mtime, ctime: found.ctime }
+    }
+}
+
+/// A synced file with its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RecordedFile {
+    pub path: String,
+    pub digest: Digest,
+    pub stamp: FileStamp,
+}
+
+/// The record of a sync.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRecord {
+    /// The files in the order of their paths.
+    files: Vec<RecordedFile>,
+}
+
+impl SyncRecord {
+    pub(crate) fn new(files: Vec<RecordedFile>) -> SyncRecord {
+        SyncRecord { files }
+    }
+
+    /// Returns the record as bytes, with a digest of the content.
+    pub fn encode(&self) -> Vec<u8> {
+        let content = postcard::to_stdvec(self).unwrap_or_default();
+        [MAGIC, Digest::of(&content).as_bytes().as_slice(), &content].concat()
+    }
+
+    /// Reads a record. Returns `None` if the bytes are not a complete record of this version. A sync without a record reads all files.
+    pub fn decode(bytes: &[u8]) -> Option<SyncRecord> {
+        let (digest, content) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<32>()?;
+        if Digest::of(content).as_bytes() != digest {
+            return None;
+        }
+        postcard::from_bytes(content).ok()
+    }
+
+    /// Returns the stamps of the files that have the content of `entries`, in the order of `entries`. Both lists are sorted by path.
+    pub(crate) fn stamps_of(&self, entries: &[Entry]) -> Vec<Option<FileStamp>> {
+        let mut files = self.files.iter().peekable();
+        let stamp = |entry: &Entry| {
+            while files.next_if(|file| file.path < entry.path).is_some() {}
+            let file = files.next_if(|file| file.path == entry.path)?;
+            matches!(&entry.kind, EntryKind::File { digest, .. } if *digest == file.digest).then_some(file.stamp)
+        };
+        entries.iter().map(stamp).collect()
+    }
+}
