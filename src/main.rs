@@ -100,7 +100,11 @@ fn printed(result: io::Result<()>) -> ExitCode {
 /// Converts a server error into a command error. The exit code of the command error tells the keeper if the configuration is invalid.
 fn server_failed(error: ServerError) -> CommandError {
     let kind = if matches!(error, ServerError::Config(_)) { ErrorKind::Configuration } else { ErrorKind::Internal };
-    CommandError::new(kind, chain(&error))
+    let command = CommandError::new(kind, chain(&error));
+    match error.hint() {
+        Some(hint) => command.hint(hint),
+        None => command,
+    }
 }
 
 fn internal(error: &(dyn std::error::Error + 'static)) -> CommandError {

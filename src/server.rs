@@ -86,6 +86,17 @@ pub enum ServerError {
     Keeper(#[source] crate::host::launch::LaunchError),
 }
 
+impl ServerError {
+    /// Returns the remedy, as an imperative.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ServerError::HostKey(error) => error.hint(),
+            ServerError::Signing(error) => error.hint(),
+            ServerError::System { .. } | ServerError::Config(_) | ServerError::Keeper(_) => None,
+        }
+    }
+}
+
 fn system(doing: &'static str) -> impl FnOnce(io::Error) -> ServerError {
     move |source| ServerError::System { doing, source }
 }

@@ -23,7 +23,7 @@ pub enum BuildpackError {
     #[error("cannot create a pipe for the build's output")]
     Pipe(#[source] std::io::Error),
     /// The variables in the worker's report are invalid.
-    #[error("cannot read the report of the build worker: {0}")]
+    #[error("cannot use the report of the build worker: {0}")]
     Report(String),
     /// The build was cancelled.
     #[error("the build was cancelled")]
@@ -40,14 +40,6 @@ impl BuildpackError {
             BuildpackError::Cancelled => Blame::Nobody,
             BuildpackError::Pipe(_) => Blame::Host,
             BuildpackError::Launch(_) | BuildpackError::Ended(_) | BuildpackError::Report(_) => Blame::Bug,
-        }
-    }
-
-    /// Returns the cause in one line, for git's rejected line.
-    pub fn why(&self) -> String {
-        match self {
-            BuildpackError::Failed(failure) => failure.why.clone(),
-            other => other.to_string(),
         }
     }
 

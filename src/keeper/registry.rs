@@ -79,15 +79,15 @@ impl NameRegistry {
         }
         for (other, taken) in &self.names.projects {
             if (other == project) != (taken == name) {
-                return Err(format!("project {taken} has number {}, so {name} cannot have number {}", other.0, project.0));
+                return Err(format!("cannot register project {name} as {}: project {taken} is {}", project.0, other.0));
             }
         }
         if let Some((env, name)) = &registration.environment {
             for (other, (of, taken)) in &self.names.environments {
                 if (other == env) != (of == project && taken == name) {
                     return Err(format!(
-                        "environment {taken} of project {} has number {}, so {name} cannot have number {}",
-                        of.0, other.0, env.0
+                        "cannot register environment {name} as {}: environment {taken} of project {} is {}",
+                        env.0, of.0, other.0
                     ));
                 }
             }

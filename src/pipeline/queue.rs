@@ -227,7 +227,8 @@ impl Queue {
         let doing = match running {
             Some(id) => format!("being deployed ({id})"),
             None if self.restoring.load(Relaxed) => String::from("having its data restored"),
-            None => String::from("being restarted"),
+            // A restart, an unfreeze, or the removal of the environment.
+            None => String::from("in use by another operation, such as a restart"),
         };
         PipelineError::Busy { environment: self.environment().title(), doing }
     }

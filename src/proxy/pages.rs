@@ -89,7 +89,7 @@ impl Page {
             Self::Stopped => {
                 "No web process is configured to run. The application answers again after its owner starts a web process."
             }
-            Self::Maintenance => "An upgrade is in progress. Try again in a few seconds.",
+            Self::Maintenance => "The application is under maintenance. Try again in a few seconds.",
             Self::BadGateway => {
                 "The application refused or closed the connection. Its owner can read the application's log with `larder logs`."
             }

@@ -27,9 +27,7 @@ pub enum SigningKeyError {
     #[error("cannot use the signing key")]
     File(#[from] PrivateError),
     /// The file is not an ed25519 key in PKCS #8.
-    #[error(
-        "cannot use the signing key {path}: it is not an ed25519 key in PKCS #8; restore the file from a backup, or move it away so that larder creates a new key (servers that trust the old key must then trust the new key)"
-    )]
+    #[error("cannot use the signing key {path}: it is not an ed25519 key in PKCS #8")]
     Content {
         /// The path of the file.
         path: String,
@@ -37,6 +35,20 @@ pub enum SigningKeyError {
     /// A new key cannot be created.
     #[error("cannot create a signing key: the system provides no random bytes")]
     Generate,
+}
+
+impl SigningKeyError {
+    /// Returns the remedy, as an imperative.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            SigningKeyError::File(error) => error.hint(),
+            SigningKeyError::Content { .. } => Some(String::from(
+                "restore the file from a backup, or move it away so that larder creates a new key (servers that trust the old key \
+                 must then trust the new key)",
+            )),
+            SigningKeyError::Generate => None,
+        }
+    }
 }
 
 /// The private key that signs releases. The key never leaves the server. A clone is cheap.
@@ -150,8 +162,9 @@ mod tests {
         SigningKey::load_or_make(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         let error = SigningKey::load_or_make(&path).unwrap_err();
-        let error = std::error::Error::source(&error).unwrap().to_string();
-        assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
+        let hint = error.hint().unwrap();
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("0640"), "{error}");
+        assert!(hint.contains("chmod 600"), "{hint}");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, "not a key").unwrap();
         assert!(matches!(SigningKey::load_or_make(&path), Err(SigningKeyError::Content { .. })));

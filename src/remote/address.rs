@@ -39,8 +39,8 @@ pub enum Address {
 /// The reason why an address is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "invalid address {given:?}: {why}; expected ssh://larder@HOST:PORT/PROJECT[/ENVIRONMENT], file:///DIRECTORY, \
-     https://HOST/PATH or s3://BUCKET/PREFIX"
+    "cannot use the address {given:?}: {why} (expected ssh://larder@HOST:PORT/PROJECT[/ENVIRONMENT], file:///DIRECTORY, \
+     https://HOST/PATH or s3://BUCKET/PREFIX)"
 )]
 pub struct AddressError {
     given: String,

@@ -57,6 +57,16 @@ pub enum RemoteError {
         /// The cause.
         why: String,
     },
+    /// The request cannot be sent, or the remote runs no commands. A retry would fail, too.
+    #[error("cannot run `{doing}` on {remote}: {why}")]
+    Unsent {
+        /// The name and address of the remote.
+        remote: String,
+        /// The first words of the command.
+        doing: String,
+        /// The cause.
+        why: String,
+    },
     /// The remote does not have the requested object.
     #[error("{remote} has no {what}{}", quoted(.words))]
     NotFound {

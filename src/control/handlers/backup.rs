@@ -297,8 +297,11 @@ pub(super) fn of_points(error: &PointsError) -> CommandError {
 pub(super) fn point_name(name: &str) -> Result<(), CommandError> {
     let is_good = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.is_empty() || name.len() > 128 || !name.chars().all(is_good) {
-        return Err(usage("invalid name of a restore point (expected 1 to 128 of A-Z a-z 0-9 . _ -)")
-            .hint("name its id, four or more characters at the beginning or end of its id, or `latest`"));
+        return Err(usage(format!(
+            "cannot find the restore point {:?}: not the name of a restore point (expected 1 to 128 of A-Z a-z 0-9 . _ -)",
+            name.chars().take(128).collect::<String>()
+        ))
+        .hint("name its id, four or more characters at the beginning or end of its id, or `latest`"));
     }
     Ok(())
 }
@@ -314,7 +317,7 @@ impl Request for BackupTake {
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<PointView>, CommandError> {
         let environment = control.environment(&self.target)?;
         if self.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON || reason.chars().any(char::is_control)) {
-            return Err(usage(format!("the reason must be one line of at most {MAX_REASON} bytes")));
+            return Err(usage(format!("cannot take a restore point: the reason is not one line of at most {MAX_REASON} bytes")));
         }
         let taken = control.pipeline().take_point(&environment, caller.name(), self.reason).await;
         Ok(PointView::new(&environment, taken.map_err(|error| of_points(&error))?).into())

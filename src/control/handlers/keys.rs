@@ -176,17 +176,17 @@ fn trust(registry: &mut Registry, project: ProjectName, key: PublicKey, name: Re
     }
     let known = registry.trusted.iter().filter(|trusted| trusted.project == project);
     if known.clone().any(|trusted| trusted.key == key) {
-        return Err(refused(format!("{project} trusts {key} already")));
+        return Err(refused(format!("cannot trust the key {key}: {project} trusts it already")));
     }
     if let Some(taken) = known.clone().find(|trusted| trusted.name == name) {
-        return Err(
-            refused(format!("{} is the name of another key that {project} trusts", taken.name)).hint("choose another --name")
-        );
+        return Err(refused(format!("cannot name the key {}: {project} trusts another key with this name", taken.name))
+            .hint("choose another --name"));
     }
     if known.count() >= MAX_TRUSTED {
-        return Err(
-            refused(format!("{project} trusts {MAX_TRUSTED} keys already")).hint("remove a key with `larder key untrust`")
-        );
+        return Err(refused(format!(
+            "cannot trust another key: {project} trusts {MAX_TRUSTED} keys (expected at most {MAX_TRUSTED})"
+        ))
+        .hint("remove a key with `larder key untrust`"));
     }
     registry.trusted.push(TrustedKey { project, key, name });
     Ok(())

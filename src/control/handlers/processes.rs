@@ -118,7 +118,7 @@ impl Request for Scale {
         if let Some(live) = control.pipeline().live(environment.id) {
             let known = process_types(control, &environment, live.release)?;
             if let Some((process, _)) = scale.iter().find(|(process, _)| !known.contains(process)) {
-                return Err(not_found(format!("the live release has no process {process}"))
+                return Err(not_found(format!("cannot scale {process}: the live release has no such process"))
                     .hint(format!("name a process of the live release: {}", known.join(", "))));
             }
         }
@@ -169,7 +169,7 @@ impl Request for Restart {
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Restarted>, CommandError> {
         let environment = control.environment(&self.target)?;
         if control.pipeline().live(environment.id).is_none() {
-            return Err(not_found(format!("nothing is live in {}", environment.title())));
+            return Err(not_found(format!("cannot restart {}: nothing is live", environment.title())));
         }
         control.pipeline().restart(&environment).await.map_err(of_restart)?;
         Ok(Restarted { environment: environment.title() }.into())

@@ -131,7 +131,7 @@ impl Request for Rollback {
             return start(control, environment, caller.name(), &made, Some(point.id.clone()));
         }
         let live = control.pipeline().live(environment.id);
-        let live = live.ok_or_else(|| refused(format!("nothing is live in {}", environment.title())))?;
+        let live = live.ok_or_else(|| refused(format!("cannot roll back {0}: nothing is live in {0}", environment.title())))?;
         let mut view = RollbackPreview {
             environment: environment.title(),
             live: live.number,

@@ -186,8 +186,10 @@ impl Request for UserGrant {
             match access {
                 Access::None => drop(user.access.remove(&project)),
                 Access::Admin => {
-                    return Err(refused("admin is a right on the whole server, not on one project")
-                        .hint("make an administrator with `larder user add NAME --admin`"));
+                    return Err(refused(format!(
+                        "cannot make {name} an administrator of {project}: admin is a right on the whole server"
+                    ))
+                    .hint("make an administrator with `larder user add NAME --admin`"));
                 }
                 access => drop(user.access.insert(project.clone(), access)),
             }
@@ -201,7 +203,7 @@ impl Request for UserGrant {
 /// Returns an error if a user has the key. A key belongs to at most one user, because the key alone identifies the user.
 pub(super) fn ensure_key_is_free(registry: &Registry, key: &Key) -> Result<(), CommandError> {
     match registry.user_of_key(&key.fingerprint) {
-        Some(owner) => Err(refused(format!("the key {} already belongs to {owner}", key.fingerprint))),
+        Some(owner) => Err(refused(format!("cannot add the key {}: it already belongs to {owner}", key.fingerprint))),
         None => Ok(()),
     }
 }

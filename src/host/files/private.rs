@@ -19,7 +19,7 @@ pub enum PrivateError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The secret is not a regular file, or does not belong to the server's user.
-    #[error("{} has an unexpected type or owner (expected a regular file of the server's user, uid {uid}; correct the owner, or restore the file from a backup)", path.display())]
+    #[error("cannot use {}: it has an unexpected type or owner (expected a regular file of uid {uid}, the server's user)", path.display())]
     Owner {
         /// The file.
         path: PathBuf,
@@ -27,13 +27,24 @@ pub enum PrivateError {
         uid: u32,
     },
     /// The group or other users have a permission for the file.
-    #[error("{} has mode {mode:04o} (expected 0600; run: chmod 600 {})", path.display(), path.display())]
+    #[error("cannot use {}: it has mode {mode:04o} (expected 0600)", path.display())]
     Mode {
         /// The file.
         path: PathBuf,
         /// The permission bits of the file.
         mode: u32,
     },
+}
+
+impl PrivateError {
+    /// Returns the remedy, as an imperative.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            PrivateError::File(_) => None,
+            PrivateError::Owner { .. } => Some(String::from("correct the owner, or restore the file from a backup")),
+            PrivateError::Mode { path, .. } => Some(format!("run: chmod 600 {}", path.display())),
+        }
+    }
 }
 
 /// Reads a secret of at most `max` bytes. Returns `None` if the file does not exist. Fails if the group or other users have a permission

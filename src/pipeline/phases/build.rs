@@ -11,7 +11,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         output,
-        step::{self, Acquired, Failure, Resource, Step, Work},
+        step::{self, Acquired, Failure, Resource, Step, Work, chain},
     },
 };
 
@@ -206,6 +206,12 @@ pub(super) async fn run(deployment: &Deployment, job: &BuildJob) -> Result<Built
     let _ = copying.await;
     built.map_err(|error| match error {
         BuildpackError::Cancelled => Failure::blameless("cancelled"),
-        other => Failure { blame: other.blame(), why: other.why(), hints: other.hints() },
+        other => {
+            let why = match &other {
+                BuildpackError::Failed(failure) => failure.why.clone(),
+                other => chain(other),
+            };
+            Failure { blame: other.blame(), why, hints: other.hints() }
+        }
     })
 }

@@ -46,18 +46,18 @@ impl TransferHead {
             && self.commit == offer.commit
             && self.tree == offer.tree;
         if !same {
-            return Err(String::from("it describes another release than the offer"));
+            return Err(String::from("the manifest describes another release than the offer"));
         }
         let mut at = 0_u64;
         for frame in &self.archive.frames {
             if frame.offset != at || frame.bytes == 0 {
-                return Err(String::from("its frames are not contiguous"));
+                return Err(String::from("the frames of the archive are not contiguous"));
             }
-            at = at.checked_add(frame.bytes).ok_or("its frames exceed the maximum size of a file")?;
+            at = at.checked_add(frame.bytes).ok_or("the frames of the archive exceed the maximum size of a file")?;
         }
         let follows = ArchiveInfo { settings: self.archive.settings, ..ArchiveInfo::of_frames(self.archive.frames.clone()) };
         if follows != self.archive || self.archive.bytes != offer.archive_bytes {
-            return Err(String::from("the digest or the size of its archive does not match its frames"));
+            return Err(String::from("the digest or the size of the archive does not match its frames"));
         }
         Ok(self.archive)
     }

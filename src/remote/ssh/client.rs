@@ -161,9 +161,10 @@ impl RemoteServer {
     pub async fn exec(&self, words: &[String]) -> Result<Exec, RemoteError> {
         let doing = words.iter().take(2).cloned().collect::<Vec<_>>().join(" ");
         let lost = |why: String| RemoteError::Lost { remote: self.title.clone(), doing: format!("asking for `{doing}`"), why };
-        let command = shlex::try_join(words.iter().map(String::as_str)).map_err(|error| lost(error.to_string()))?;
+        let unsent = |why: String| RemoteError::Unsent { remote: self.title.clone(), doing: doing.clone(), why };
+        let command = shlex::try_join(words.iter().map(String::as_str)).map_err(|error| unsent(error.to_string()))?;
         if command.len() > MAX_COMMAND {
-            return Err(lost(format!("the command has {} bytes (expected at most {MAX_COMMAND})", command.len())));
+            return Err(unsent(format!("the command has {} bytes (expected at most {MAX_COMMAND})", command.len())));
         }
         let (channel, connection) = self.channel().await?;
         channel.exec(true, command).await.map_err(|error| lost(error.to_string()))?;
@@ -222,6 +223,10 @@ impl Exec {
         RemoteError::Lost { remote: self.remote.clone(), doing: format!("running `{}`", self.doing), why: why.into() }
     }
 
+    fn unsent(&self, why: impl Into<String>) -> RemoteError {
+        RemoteError::Unsent { remote: self.remote.clone(), doing: self.doing.clone(), why: why.into() }
+    }
+
     /// Returns the next piece of output; `None` at the end of the command. [`Exec::code`] then returns the exit code.
     pub async fn next(&mut self) -> Result<Option<ExecOutput>, RemoteError> {
         let limit = if self.began { STALL_TIMEOUT } else { COMPUTE_TIMEOUT };
@@ -239,7 +244,7 @@ impl Exec {
                     return Ok(Some(ExecOutput::Err(data)));
                 }
                 Some(ChannelMsg::ExitStatus { exit_status }) => self.code = Some(exit_status),
-                Some(ChannelMsg::Failure) => return Err(self.lost("the server does not run commands")),
+                Some(ChannelMsg::Failure) => return Err(self.unsent("the server does not run commands")),
                 Some(ChannelMsg::Close) | None => {
                     return if self.code.is_some() {
                         Ok(None)
@@ -261,7 +266,11 @@ impl Exec {
                 ExecOutput::Err(data) => {
                     self.noise = self.noise.saturating_add(data.len());
                     if self.noise > MAX_NOISE {
-                        return Err(self.lost("the standard error of the command is too long"));
+                        return Err(RemoteError::TooLarge {
+                            remote: self.remote.clone(),
+                            what: format!("standard error of `{}`", self.doing),
+                            limit: MAX_NOISE as u64,
+                        });
                     }
                 }
             }

@@ -34,7 +34,7 @@ pub enum KeyFileError {
         source: PrivateError,
     },
     /// The file does not contain an unencrypted ed25519 key in OpenSSH's format.
-    #[error("cannot use the {what} {}: it is not an unencrypted ed25519 key in OpenSSH's format; restore the file from a backup, or move it away so that larder creates a new key (clients and servers that trust the old key must then trust the new key)", path.display())]
+    #[error("cannot use the {what} {}: it is not an unencrypted ed25519 key in OpenSSH's format", path.display())]
     Content {
         /// The purpose of the key, such as `host key`.
         what: &'static str,
@@ -62,6 +62,20 @@ pub enum KeyFileError {
         #[source]
         source: russh::keys::ssh_key::Error,
     },
+}
+
+impl KeyFileError {
+    /// Returns the remedy, as an imperative.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            KeyFileError::File { source, .. } => source.hint(),
+            KeyFileError::Content { .. } => Some(String::from(
+                "restore the file from a backup, or move it away so that larder creates a new key (clients and servers that trust \
+                 the old key must then trust the new key)",
+            )),
+            KeyFileError::Random { .. } | KeyFileError::Generate { .. } => None,
+        }
+    }
 }
 
 /// A key file and its purpose.
@@ -185,8 +199,9 @@ mod tests {
         let path = directory.path().join("key");
         load_or_create("host key", &path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        let error = load_or_create("host key", &path).unwrap_err().source().unwrap().to_string();
-        assert!(error.contains("0640") && error.contains("chmod 600"), "{error}");
+        let error = load_or_create("host key", &path).unwrap_err();
+        let (cause, hint) = (error.source().unwrap().to_string(), error.hint().unwrap());
+        assert!(cause.contains("0640") && hint.contains("chmod 600"), "{cause}; {hint}");
     }
 
     #[test]

@@ -49,13 +49,13 @@ pub enum ExecRequest {
 #[derive(Debug, thiserror::Error)]
 pub enum ExecError {
     /// The request has more than [`MAX_EXEC`] bytes.
-    #[error("the command has {given} bytes; at most {MAX_EXEC} are accepted")]
+    #[error("cannot run the command: it has {given} bytes (expected at most {MAX_EXEC})")]
     TooLong {
         /// The length of the request, in bytes.
         given: usize,
     },
     /// The request is not UTF-8, or has a control character other than a tab or a newline.
-    #[error("the command contains bytes that are not printable text")]
+    #[error("cannot run the command: it contains bytes that are not printable text")]
     NotText,
     /// The git program is neither `git-receive-pack` nor `git-upload-pack`.
     #[error("cannot run {given:?}: only git push, git fetch and git clone are served here")]
@@ -64,16 +64,16 @@ pub enum ExecError {
         given: String,
     },
     /// A request of git-lfs. A clone that uses git-lfs sends such a request before each push.
-    #[error("git-lfs is not served here; keep the files in git itself: git lfs migrate export --everything --include='*'")]
+    #[error("cannot serve git-lfs: larder keeps all files in git itself")]
     Lfs,
     /// The argument of a git service is not exactly one project path.
-    #[error("git asked for {given:?}; expected exactly one path such as '/shop'")]
+    #[error("cannot serve git: the path is {given:?} (expected exactly one path such as '/shop')")]
     GitArgument {
         /// The text after the service's name.
         given: String,
     },
     /// The path does not name a project.
-    #[error("{given:?} is not the path of a project; expected a path as in ssh://HOST/PROJECT")]
+    #[error("cannot serve git: {given:?} is not the path of a project (expected a path as in ssh://HOST/PROJECT)")]
     Path {
         /// The path as given.
         given: String,
@@ -82,14 +82,24 @@ pub enum ExecError {
         source: NameError,
     },
     /// A quote is not closed.
-    #[error("the command's quotes do not match: {given:?}")]
+    #[error("cannot run the command {given:?}: a quote is not closed")]
     Quotes {
         /// The command as given.
         given: String,
     },
     /// The command has more than [`MAX_WORDS`] words.
-    #[error("the command has more than {MAX_WORDS} words")]
+    #[error("cannot run the command: it has more than {MAX_WORDS} words")]
     TooManyWords,
+}
+
+impl ExecError {
+    /// Returns the remedy, as an imperative.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            ExecError::Lfs => Some("run: git lfs migrate export --everything --include='*'"),
+            _ => None,
+        }
+    }
 }
 
 /// Parses an exec request.
@@ -232,7 +242,7 @@ mod tests {
         }
         for text in ["git-lfs-authenticate '/shop' upload", "git-lfs-transfer shop.git upload"] {
             let error = parse(text.as_bytes()).expect_err(text);
-            assert!(matches!(error, ExecError::Lfs) && error.to_string().contains("git lfs migrate export"), "{error}");
+            assert!(matches!(error, ExecError::Lfs) && error.hint().unwrap().contains("git lfs migrate export"), "{error}");
         }
         assert!(matches!(parse(b"git-receive-pack 'a\0b'"), Err(ExecError::NotText)));
         assert!(matches!(parse(b"git-receive-pack '\xff'"), Err(ExecError::NotText)));

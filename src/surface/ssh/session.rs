@@ -207,10 +207,13 @@ impl SshConnection {
                 (String::from("larder: the server is stopping; try again in a moment"), channel::STATUS_REFUSED)
             }
             (Err(error), _) => {
-                let line = match std::error::Error::source(&error) {
-                    Some(cause) => format!("larder: {error} ({cause})"),
+                let mut line = match std::error::Error::source(&error) {
+                    Some(cause) => format!("larder: {error}: {cause}"),
                     None => format!("larder: {error}"),
                 };
+                if let Some(hint) = error.hint() {
+                    line.push_str(&format!("\nlarder: hint: {hint}"));
+                }
                 (line, channel::STATUS_USAGE)
             }
             (Ok(request), Some(identity)) => {
