@@ -94,7 +94,10 @@ impl Directory {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
         let opened = match openat2(&self.handle, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS)
         {
-            Err(Errno::NOSYS | Errno::PERM) => self.open_by_parts(name, flags),
+            Err(Errno::NOSYS | Errno::PERM) => match open_by_parts(&self.handle, name, flags) {
+                Err(Errno::LOOP | Errno::NOTDIR) => self.open_persistent(name, flags),
+                other => other,
+            },
             Err(Errno::XDEV) => self.open_persistent(name, flags),
             other => other,
         };
@@ -137,29 +140,16 @@ impl Directory {
         let ends = name.match_indices('/').map(|(at, _)| at).chain([name.len()]);
         for (prefix, rest) in ends.filter_map(|at| name.split_at_checked(at)) {
             let here = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let link = openat2(&self.handle, prefix, here, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?;
+            let link = open_without_links(&self.handle, prefix, here)?;
             let Ok(target) = readlinkat(&link, "", Vec::new()) else { continue };
             let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
-            let inside = target.strip_prefix(path).map_err(|_| Errno::XDEV)?.join(rest.trim_start_matches('/'));
-            return openat2(data, &inside, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS);
+            let inside = target.strip_prefix(path).map_err(|_| Errno::XDEV)?;
+            // `join` with an empty path would append a slash, and a file cannot be opened with a slash.
+            let rest = rest.trim_start_matches('/');
+            let inside = if rest.is_empty() { inside.to_owned() } else { inside.join(rest) };
+            return open_without_links(data, inside.to_str().ok_or(Errno::NOENT)?, flags);
         }
         Err(Errno::XDEV)
-    }
-
-    /// Opens a name part by part without following symlinks. [`Self::entry`] calls this function on kernels before 5.6, and under seccomp
-    /// filters that forbid openat2(2).
-    fn open_by_parts(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let mut parts = name.split('/').peekable();
-        let mut current: Option<OwnedFd> = None;
-        while let Some(part) = parts.next() {
-            if matches!(part, "" | "." | "..") {
-                return Err(Errno::NOENT);
-            }
-            let from = current.as_ref().unwrap_or(&self.handle);
-            let flags = if parts.peek().is_some() { OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC } else { flags };
-            current = Some(openat(from, part, flags | OFlags::NOFOLLOW, Mode::empty())?);
-        }
-        current.ok_or(Errno::NOENT)
     }
 
     /// Returns the entity tag of a file. For a file of at most [`MAX_READ_FOR_TAG`] bytes, the tag is a digest of the content. A release
@@ -192,6 +182,29 @@ impl Directory {
         tags.insert(identity, tag.clone());
         Ok(tag)
     }
+}
+
+/// Opens a name below `directory` without following symlinks.
+fn open_without_links(directory: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    match openat2(directory, name, flags, Mode::empty(), ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::NOSYS | Errno::PERM) => open_by_parts(directory, name, flags),
+        other => other,
+    }
+}
+
+/// Opens a name part by part without following symlinks, on kernels before 5.6 and under seccomp filters that forbid openat2(2).
+fn open_by_parts(directory: &OwnedFd, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let mut parts = name.split('/').peekable();
+    let mut current: Option<OwnedFd> = None;
+    while let Some(part) = parts.next() {
+        if matches!(part, "" | "." | "..") {
+            return Err(Errno::NOENT);
+        }
+        let from = current.as_ref().unwrap_or(directory);
+        let flags = if parts.peek().is_some() { OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC } else { flags };
+        current = Some(openat(from, part, flags | OFlags::NOFOLLOW, Mode::empty())?);
+    }
+    current.ok_or(Errno::NOENT)
 }
 
 /// Returns true if a name may be served. Names with a part that begins with a dot are not served, except `.well-known` (RFC 8615). The
@@ -280,9 +293,9 @@ mod tests {
     fn opening_without_openat2_follows_no_symlink() {
         let (_temp, directory) = world();
         for name in ["out", "absolute", "inside", "magic/etc/passwd", "../secret", "sub/../../secret", "/etc/passwd"] {
-            assert!(directory.open_by_parts(name, OFlags::RDONLY).is_err(), "{name}");
+            assert!(open_by_parts(&directory.handle, name, OFlags::RDONLY).is_err(), "{name}");
         }
-        assert!(directory.open_by_parts("sub/a", OFlags::RDONLY).is_ok());
+        assert!(open_by_parts(&directory.handle, "sub/a", OFlags::RDONLY).is_ok());
     }
 
     #[test]
@@ -297,6 +310,9 @@ mod tests {
         let directory = directory.with_data(&data);
         assert_eq!(directory.file("sub/media/deep/a").unwrap().unwrap().length, 4);
         assert!(matches!(directory.entry("sub/media").unwrap(), Some(ServedEntry::Directory)));
+        std::fs::write(data.join("one.txt"), "one").unwrap();
+        std::os::unix::fs::symlink(data.join("one.txt"), temp.path().join("root/one.txt")).unwrap();
+        assert_eq!(directory.file("one.txt").unwrap().unwrap().length, 3, "a persistent file");
         for name in ["sub/media/out", "sub/media/none", "absolute", "out"] {
             assert!(directory.entry(name).unwrap().is_none(), "{name}");
         }
