@@ -287,6 +287,15 @@ pub enum RestoreJob {
         /// The databases to which the dumps of the restore point belong. The worker checks that each of them can be replaced.
         databases: Vec<DatabaseJob>,
     },
+    /// Makes the live data equal to a restore point, and writes only the files that differ. The caller has stopped all processes of the
+    /// application. After an error or a kill, the data can be a mixture: the caller repeats the job, or restores by exchange, before a
+    /// process starts.
+    PutBack {
+        /// The restore point.
+        point: String,
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+    },
     /// Replaces a database with its dump in a restore point.
     Database {
         /// The restore point.

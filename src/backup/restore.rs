@@ -1,5 +1,5 @@
-//! The restore worker: writes the files of a restore point into a directory that is not live. The worker runs as the
-//! environment's run user and cannot access the live data, so a bug or a kill of the worker cannot damage the live data.
+//! The restore worker: writes the files of a restore point. The worker runs as the environment's run user. Only [`RestoreJob::PutBack`], a
+//! job of a stopped application, writes to the live data; all other jobs write into a directory that is not live.
 
 use std::{
     ffi::OsStr,
@@ -30,6 +30,8 @@ const MAX_NAME: usize = 64;
 /// The directories of the restore worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestorePaths {
+    /// The live data.
+    pub data: PathBuf,
     /// The store of the restore points.
     pub points: PathBuf,
     /// The directory of restored copies.
@@ -41,9 +43,10 @@ pub struct RestorePaths {
 }
 
 impl RestorePaths {
-    /// Reads `LARDER_POINTS`, `LARDER_RESTORED`, `LARDER_RESTORING` and `LARDER_DATA_COPY`.
+    /// Reads `LARDER_DATA`, `LARDER_POINTS`, `LARDER_RESTORED`, `LARDER_RESTORING` and `LARDER_DATA_COPY`.
     pub fn from_environment() -> RestorePaths {
         RestorePaths {
+            data: directory("LARDER_DATA", "/data"),
             points: directory("LARDER_POINTS", "/points"),
             restored: directory("LARDER_RESTORED", "/restored"),
             restoring: directory("LARDER_RESTORING", "/restoring"),
@@ -70,6 +73,13 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
             let point = named(&Store::open(&paths.points)?, point)?;
             check_owner(&point, owner)?;
             place(&point, &paths.copy, owner)
+        }
+        RestoreJob::PutBack { point, owner } => {
+            let point = named(&Store::open(&paths.points)?, point)?;
+            check_owner(&point, owner)?;
+            let base = opened(paths.data.parent().unwrap_or(Path::new("/")))?;
+            let report = point.put_back(base.as_fd(), &RestoreOptions { only: Some(DATA), ..options(owner)? })?;
+            Ok(filled(&point, &report))
         }
         RestoreJob::ClearCopy => clear(&paths.copy, empty).map(|()| Filled::default()),
         RestoreJob::Database { point, owner, database } => {

@@ -44,6 +44,7 @@ impl Place {
 
     fn restore(&self, job: &RestoreJob) -> Result<Filled, BackupFailure> {
         let paths = RestorePaths {
+            data: self.at("data"),
             points: self.at("points"),
             restored: self.at("restored"),
             restoring: self.at("restoring"),

@@ -145,6 +145,7 @@ impl Assignment {
             }
             Role::Restore => Assignment::new(run)
                 .reads("LARDER_POINTS", "/points", paths.points())
+                .writes("LARDER_DATA", "/data", paths.data())
                 .writes("LARDER_RESTORED", "/restored", paths.restored())
                 .writes("LARDER_RESTORING", "/restoring", paths.restoring())
                 .writes("LARDER_DATA_COPY", "/copy", paths.data_copy()),

@@ -20,7 +20,8 @@ use super::{
     util::chain,
 };
 use crate::{
-    backup::{self, DumpJob, PointInfo, RestoreJob},
+    backup::{self, DatabaseJob, DumpJob, PointInfo, RestoreJob},
+    host::root::EnvironmentPaths,
     model::{Environment, Live, UserName},
 };
 
@@ -125,36 +126,30 @@ impl LiveApp for LiveHandle {
             let databases = databases.map_err(|error| failure(&error))?;
             let mut record = RestoreRecord::begin(point.clone(), by, &paths).map_err(failed)?;
             record.write(&paths).map_err(failed)?;
-            let context = pipeline.backup(&environment);
-            let fill = RestoreJob::Fill { point: point.clone(), owner: owner(&environment), databases: databases.clone() };
-            let filled = backup::restore(&context, &fill).await;
-            fault::in_restore("filled");
-            let mut restored = filled.map(drop).map_err(|error| failure(&error.into()));
-            let mut served = Ok(());
-            if restored.is_ok() {
-                restored = Err(Failure::blameless("the processes of the environment could not be stopped"));
-                // After a kill or a failure, the undo of the deployment repeats the replacement of all databases.
-                let replace = async || {
-                    for database in &databases {
-                        let replaced = pipeline.replace_database(&environment, point.clone(), database).await;
-                        replaced.map_err(|error| failure(&error.into()))?;
-                        fault::in_restore("database");
-                    }
-                    pipeline.swap(&environment, &paths, &record).map_err(|error| failure(&error))
-                };
-                let mut exchange = async || {
-                    restored = replace().await;
-                    restored.clone()
-                };
-                served = match &previous {
-                    None => exchange().await,
-                    Some(previous) => pipeline.start_previous(queue, previous, exchange).await,
-                };
-                // A release that is scaled to zero has no process to start, so the start did not exchange the data.
-                let idle = pipeline.services().runtime.instances(environment.id, None).is_empty();
-                if served.is_ok() && restored.is_err() && idle {
-                    restored = replace().await;
+            let mut restored = Err(Failure::blameless("the processes of the environment could not be stopped"));
+            // After a kill or a failure, the undo of the deployment repeats the replacement of all databases and files.
+            let mut replace = async || {
+                for database in &databases {
+                    let replaced = pipeline.replace_database(&environment, point.clone(), database).await;
+                    replaced.map_err(|error| failure(&error.into()))?;
+                    fault::in_restore("database");
                 }
+                pipeline.put_back(&environment, &paths, &mut record, &databases).await.map_err(|error| failure(&error))
+            };
+            let mut exchange = async || {
+                restored = replace().await;
+                restored.clone()
+            };
+            let served = match &previous {
+                None => exchange().await,
+                Some(previous) => pipeline.start_previous(queue, previous, exchange).await,
+            };
+            // A release that is scaled to zero has no process to start, so the start did not restore the data.
+            let idle = pipeline.services().runtime.instances(environment.id, None).is_empty();
+            if served.is_ok() && restored.is_err() && idle {
+                restored = replace().await;
+            }
+            if restored.is_ok() {
                 fault::in_restore("served");
             }
             // The files of the failed upgrade are deleted while the old release serves.
@@ -179,6 +174,40 @@ impl LiveApp for LiveHandle {
 }
 
 impl Pipeline {
+    /// Puts the files of the record's restore point back, while no process of the application runs. Files that did not change are not touched,
+    /// so the time depends on the changes. If this fails, writes all files beside the live data and exchanges them.
+    async fn put_back(
+        &self,
+        environment: &Environment,
+        paths: &EnvironmentPaths,
+        record: &mut RestoreRecord,
+        databases: &[DatabaseJob],
+    ) -> Result<(), PointsError> {
+        let context = self.backup(environment);
+        let (point, owner) = (record.point.clone(), owner(environment));
+        let job = RestoreJob::PutBack { point: point.clone(), owner: owner.clone() };
+        match backup::restore(&context, &job).await {
+            Ok(_) => {
+                // The record is written before a process starts. After a kill, the repeated undo then does not replace what the processes of
+                // the old release have written.
+                record.put_back = true;
+                let failed = |source| PointsError::Exchange { environment: environment.title(), source };
+                record.write(paths).map_err(failed)?;
+                fault::in_restore("returned");
+                return Ok(());
+            }
+            Err(error) => tracing::warn!(
+                environment = environment.title(),
+                error = chain(&error),
+                "cannot put single files back; all files are restored and exchanged"
+            ),
+        }
+        let fill = RestoreJob::Fill { point, owner, databases: databases.to_vec() };
+        backup::restore(&context, &fill).await?;
+        fault::in_restore("filled");
+        self.swap(environment, paths, record)
+    }
+
     /// Starts the release `previous`, which the running deployment was to replace. `before_boot` is called while no process runs.
     async fn start_previous(
         &self,

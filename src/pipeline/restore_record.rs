@@ -32,6 +32,9 @@ pub struct RestoreRecord {
     pub before: Option<String>,
     /// The inode of `data/` before the exchange.
     inode: u64,
+    /// True if the files were put back in place, without an exchange of `data/`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) put_back: bool,
     /// The work on databases that is in flight; absent if files and databases belong together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<RestoreStage>,
@@ -79,6 +82,7 @@ impl RestoreRecord {
             begun,
             before: None,
             inode,
+            put_back: false,
             stage: None,
             databases: Vec::new(),
             end: None,
@@ -102,6 +106,7 @@ impl RestoreRecord {
     /// Returns the end of the restore according to the disk. The exchange happened if the inode of `data/` differs from the recorded inode.
     pub(super) fn end_by(&self, paths: &EnvironmentPaths) -> RestoreEnd {
         match inode(&paths.data()) {
+            _ if self.put_back => RestoreEnd::Restored,
             Ok(found) if found != self.inode => RestoreEnd::Restored,
             _ => RestoreEnd::Unchanged,
         }

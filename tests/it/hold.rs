@@ -359,7 +359,7 @@ fn events() -> Vec<String> {
         }
     };
     let journal = journal.iter().map(|event| format!("journal.{event}"));
-    journal.chain(["restore.filled", "restore.exchanged", "restore.served"].map(str::to_owned)).collect()
+    journal.chain(["restore.returned", "restore.served"].map(str::to_owned)).collect()
 }
 
 /// The server is killed once at each event, while the deployment goes on and while it is reverted.

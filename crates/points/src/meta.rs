@@ -105,6 +105,20 @@ pub(crate) fn apply(fd: BorrowedFd<'_>, entry: &Entry, how: Apply) -> Result<boo
     Ok(is_owned)
 }
 
+/// Applies the metadata of an entry like [`apply`] to a live file or directory, which can have other attributes.
+pub(crate) fn restore_to(fd: BorrowedFd<'_>, entry: &Entry, how: Apply) -> Result<bool> {
+    let wrong = |e: Errno| PointError::io("set the metadata of", OsStr::from_bytes(&entry.path), e);
+    for xattr in read_xattrs(fd, &entry.path, u64::MAX, how.capabilities)? {
+        if !entry.xattrs.iter().any(|wanted| wanted.name == xattr.name) {
+            match fremovexattr(fd, OsStr::from_bytes(&xattr.name)) {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(other) => return Err(wrong(other)),
+            }
+        }
+    }
+    apply(fd, entry, how)
+}
+
 /// Applies owner and times of a symbolic link. Returns false if the owner or the group could not be set because the caller is not root.
 pub(crate) fn apply_link(dir: BorrowedFd<'_>, name: &OsStr, entry: &Entry, how: Apply) -> Result<bool> {
     let wrong = |e: Errno| PointError::io("set the metadata of", OsStr::from_bytes(&entry.path), e);

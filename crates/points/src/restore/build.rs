@@ -36,10 +36,10 @@ pub(super) struct Builder<'a> {
     point: &'a Point,
     pub entries: &'a [Entry],
     files: OwnedFd,
-    options: &'a RestoreOptions<'a>,
+    pub options: &'a RestoreOptions<'a>,
     copier: Copier<'a>,
     space: Space<'a>,
-    how: Apply,
+    pub how: Apply,
     pub restored_bytes: AtomicU64,
     pub restored_files: AtomicU64,
     pub lost_owners: AtomicU64,
@@ -186,12 +186,12 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn note_owner(&self, is_owned: bool) {
+    pub(super) fn note_owner(&self, is_owned: bool) {
         self.lost_owners.fetch_add(u64::from(!is_owned), Ordering::Relaxed);
     }
 
     /// Restores a file from the content that is stored for `file`, with the metadata of `entry`.
-    fn file(&self, dir: BorrowedFd<'_>, name: &OsStr, entry: &Entry, file: &Entry) -> Result<()> {
+    pub(super) fn file(&self, dir: BorrowedFd<'_>, name: &OsStr, entry: &Entry, file: &Entry) -> Result<()> {
         let Kind::File { size, digest, .. } = &file.kind else { return Err(failed("create", entry, Errno::INVAL)) };
         let (parent, stored_name) = sys::split(&file.path);
         let opened = sys::open_dir(self.files.as_fd(), parent, true).and_then(|dir| sys::open_file(dir.as_fd(), stored_name));
@@ -235,6 +235,6 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn failed(doing: &'static str, entry: &Entry, source: Errno) -> PointError {
+pub(super) fn failed(doing: &'static str, entry: &Entry, source: Errno) -> PointError {
     PointError::io(doing, OsStr::from_bytes(&entry.path), source)
 }

@@ -1,6 +1,7 @@
 //! Restores files into a new directory, or in place of live files by atomic exchange. Live files change only after the new files are
 //! complete, durable, and compared with their digests.
 
+mod back;
 mod build;
 mod state;
 

@@ -1,5 +1,6 @@
 //! Tests of whole captures, verifications and restores on real trees.
 
+mod back;
 mod capture;
 mod hostile;
 mod kill;
