@@ -37,37 +37,64 @@ pub fn encode(entries: &[Entry]) -> Result<Vec<u8>> {
 
 /// Reads an index. Refuses an index that no capture of `sources` can have written.
 pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> {
-    let wrong = |why: String| PointError::Malformed { what: "the index", id: id.to_owned(), why };
-    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| wrong("it does not start like an index".into()))?;
-    let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(|| wrong("it ends in its header".into()))?;
-    let version = u32::from_le_bytes(*version);
-    if version > VERSION {
-        let (found, supported) = (version.into(), VERSION.into());
+    let entries = parse(bytes, id)?;
+    check(&entries, id, sources)?;
+    Ok(entries)
+}
+
+pub(crate) fn malformed(id: &str, why: String) -> PointError {
+    PointError::Malformed { what: "the index", id: id.to_owned(), why }
+}
+
+/// Refuses the version 0 and versions that are newer than `supported`.
+pub(crate) fn check_version(version: u32, supported: u32, id: &str) -> Result<()> {
+    if version > supported {
+        let (found, supported) = (version.into(), supported.into());
         return Err(PointError::Version { what: "the index", id: id.to_owned(), found, supported });
     }
-    if version == 0 {
-        return Err(wrong("it has version 0".into()));
-    }
+    if version == 0 { Err(malformed(id, "it has version 0".into())) } else { Ok(()) }
+}
+
+/// Reads the entries of a whole index without a check of the entries.
+pub(crate) fn parse(bytes: &[u8], id: &str) -> Result<Vec<Entry>> {
+    let wrong = |why: String| malformed(id, why);
+    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| wrong("it does not start like an index".into()))?;
+    let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(|| wrong("it ends in its header".into()))?;
+    check_version(u32::from_le_bytes(*version), VERSION, id)?;
     let (count, mut rest) = rest.split_first_chunk::<8>().ok_or_else(|| wrong("it ends in its header".into()))?;
     let count = u64::from_le_bytes(*count);
     if count > rest.len() as u64 / MIN_ENTRY || u32::try_from(count).is_err() {
         return Err(wrong(format!("{count} entries cannot be in {} bytes", rest.len())));
     }
-    let mut entries: Vec<Entry> = Vec::new();
-    // `above` contains the positions of the directories above the current entry.
-    let mut above: Vec<usize> = Vec::new();
-    for position in 0..usize::try_from(count).unwrap_or(0) {
+    let mut entries = Vec::new();
+    for position in 0..count {
         let (entry, after) = postcard::take_from_bytes::<Entry>(rest).map_err(|e| wrong(format!("entry {position}: {e}")))?;
         rest = after;
+        entries.push(entry);
+    }
+    if !rest.is_empty() {
+        return Err(wrong(format!("{} bytes follow the last entry", rest.len())));
+    }
+    Ok(entries)
+}
+
+/// Checks that a capture of `sources` can have written these entries.
+pub(crate) fn check(entries: &[Entry], id: &str, sources: &[Source]) -> Result<()> {
+    let wrong = |why: String| malformed(id, why);
+    let roots: Vec<Vec<Vec<u8>>> = sources.iter().map(Source::roots).collect();
+    // `above` contains the positions of the directories above the current entry.
+    let mut above: Vec<usize> = Vec::new();
+    let mut last: Option<&Entry> = None;
+    for (position, entry) in entries.iter().enumerate() {
         let bad = |why: &str| wrong(format!("entry {position}, {:?}: {why}", entry.shown()));
-        if let Some(why) = fault(&entry) {
+        if let Some(why) = fault(entry) {
             return Err(bad(why));
         }
-        if entries.last().is_some_and(|last| order(&last.path, &entry.path).is_ge()) {
+        if last.is_some_and(|last| order(&last.path, &entry.path).is_ge()) {
             return Err(bad("it is out of order or listed twice"));
         }
         let source = sources.iter().position(|source| source.holds(&entry.path)).ok_or_else(|| bad("it is in no source"))?;
-        let is_root = sources.get(source).is_some_and(|source| source.roots().contains(&entry.path));
+        let is_root = roots.get(source).is_some_and(|roots| roots.contains(&entry.path));
         above.retain(|parent| entries.get(*parent).is_some_and(|parent| is_within(&entry.path, &parent.path)));
         let parent = above.last().and_then(|parent| entries.get(*parent));
         if !is_root && parent.is_none_or(|parent| parent.path != split(&entry.path).0) {
@@ -75,7 +102,8 @@ pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> 
         }
         match entry.kind {
             Kind::HardLink { to } => {
-                let target = entries.get(to as usize).filter(|target| matches!(target.kind, Kind::File { .. }));
+                let earlier = entries.get(..position).and_then(|earlier| earlier.get(to as usize));
+                let target = earlier.filter(|target| matches!(target.kind, Kind::File { .. }));
                 let target = target.ok_or_else(|| bad("it is a hard link to an entry that is not an earlier file"))?;
                 if !sources.get(source).is_some_and(|source| source.holds(&target.path)) {
                     return Err(bad("it is a hard link to a file of another source"));
@@ -84,12 +112,9 @@ pub fn decode(bytes: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> 
             Kind::Directory => above.push(position),
             Kind::File { .. } | Kind::Symlink { .. } => {}
         }
-        entries.push(entry);
+        last = Some(entry);
     }
-    if !rest.is_empty() {
-        return Err(wrong(format!("{} bytes follow the last entry", rest.len())));
-    }
-    Ok(entries)
+    Ok(())
 }
 
 /// Returns the fault of a single entry, if there is one. Other entries are not considered.

@@ -8,7 +8,8 @@
 //!   <id>/                   one complete restore point
 //!     point.json            manifest: time, label, sources, totals, digest of the index
 //!     checksums             digest of point.json; `b3sum --check` reads it
-//!     index                 one entry per file, directory or link, with metadata and digest
+//!     index                 one entry per file, directory or link, with metadata and digest; or the changes of `base`
+//!     base                  an earlier whole index, if `index` has changes
 //!     files/                contents of regular files below their paths, 0600
 //!     verified.json         result of the last verification; the only file that changes
 //!   .new-<id>/              a capture in progress, or a killed capture that the next sweep removes
@@ -30,6 +31,7 @@
 //! - *Verified* restore points were read back after the capture. A capture does not mark its restore point as verified.
 
 mod capture;
+mod changes;
 mod content;
 mod diff;
 mod entry;

@@ -19,13 +19,16 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{Digest, Entry, LimitKind, Manifest, PointError, Result, Source, Verified, index, manifest, pool, step, sys};
+use crate::{
+    Digest, Entry, LimitKind, Manifest, PointError, Result, Source, Verified, changes, index, manifest, pool, step, sys,
+};
 
 pub(crate) const NEW: &str = ".new-";
 pub(crate) const OLD: &str = ".old-";
 const LOCK: &str = "lock";
 pub(crate) const FILES: &str = "files";
 pub(crate) const INDEX: &str = "index";
+pub(crate) const BASE: &str = "base";
 pub(crate) const MANIFEST: &str = "point.json";
 pub(crate) const CHECKSUMS: &str = "checksums";
 const VERIFIED: &str = "verified.json";
@@ -233,6 +236,12 @@ impl Point {
 
     /// Reads the index and checks it against the manifest.
     pub fn entries(&self) -> Result<Vec<Entry>> {
+        self.index().map(|(entries, ..)| entries)
+    }
+
+    /// Reads the index and checks it against the manifest. Also returns the bytes of the whole index to which the index of a later restore
+    /// point can refer, and the name of the file with these bytes.
+    pub(crate) fn index(&self) -> Result<(Vec<Entry>, Vec<u8>, &'static str)> {
         let wrong = |why| PointError::Malformed { what: "the index", id: self.id().to_owned(), why };
         if self.manifest.index_bytes > index::MAX_BYTES {
             return Err(wrong(format!("it has {} bytes (limit {})", self.manifest.index_bytes, index::MAX_BYTES)));
@@ -243,9 +252,22 @@ impl Point {
             return Err(wrong(format!("its digest is {digest} (expected {})", self.manifest.index_digest)));
         }
         let sources: Vec<Source> = self.manifest.sources.iter().map(|record| record.source.clone()).collect();
-        let entries = index::decode(&bytes, self.id(), &sources)?;
+        let (entries, whole, name) = match changes::base_of(&bytes, self.id())? {
+            None => (index::decode(&bytes, self.id(), &sources)?, bytes, INDEX),
+            Some(base) => {
+                if base.bytes > index::MAX_BYTES {
+                    return Err(wrong(format!("its base has {} bytes (limit {})", base.bytes, index::MAX_BYTES)));
+                }
+                let whole = read(self.fd.as_fd(), BASE, base.bytes, &self.path)?;
+                let digest = Digest::of(&whole);
+                if digest != base.digest {
+                    return Err(wrong(format!("the digest of its base is {digest} (expected {})", base.digest)));
+                }
+                (changes::decode(&bytes, &whole, self.id(), &sources)?, whole, BASE)
+            }
+        };
         self.manifest.check_entries(&entries)?;
-        Ok(entries)
+        Ok((entries, whole, name))
     }
 
     /// Opens the directory with the contents.

@@ -54,9 +54,13 @@ pub fn usage(points: &[&Point]) -> Result<Usage> {
                 bytes = bytes.saturating_add(stat.allocated);
             }
         };
-        for name in [crate::store::INDEX, crate::store::MANIFEST, crate::store::CHECKSUMS] {
-            let wrong = |e| PointError::io("look at", point.path().join(name), e);
-            add(sys::stat_at(point.fd.as_fd(), OsStr::new(name)).map_err(wrong)?);
+        for name in [crate::store::INDEX, crate::store::MANIFEST, crate::store::CHECKSUMS, crate::store::BASE] {
+            match sys::stat_at(point.fd.as_fd(), OsStr::new(name)) {
+                Ok(stat) => add(stat),
+                // A restore point with a whole index has no `base`.
+                Err(rustix::io::Errno::NOENT) if name == crate::store::BASE => {}
+                Err(other) => return Err(PointError::io("look at", point.path().join(name), other)),
+            }
         }
         let top = point.files()?;
         for entry in point.entries()? {

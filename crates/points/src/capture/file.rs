@@ -37,6 +37,8 @@ pub(super) type InodeName = (usize, u64, u64);
 pub(super) struct Old {
     pub entries: Vec<Entry>,
     pub files: OwnedFd,
+    /// The whole index to which the new index can refer, and the name of its file.
+    pub whole: (Vec<u8>, &'static str),
 }
 
 pub(super) struct Capture<'a> {

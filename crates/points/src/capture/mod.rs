@@ -18,14 +18,14 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, RenameFlags, fsync, mkdirat, renameat_with, syncfs},
+    fs::{AtFlags, Mode, RenameFlags, fsync, linkat, mkdirat, renameat_with, syncfs},
     io::Errno,
 };
 
 use self::file::{Capture, Old};
 pub use self::staged::Staged;
 use crate::{
-    Digest, Limits, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Time, Totals,
+    Digest, Entry, Limits, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Time, Totals, changes,
     content::Copier,
     index, manifest, meta, source, step,
     store::{self, Space},
@@ -183,7 +183,10 @@ impl Store {
         // A restore point that is known to be damaged would pass on the damage to the new restore point.
         let previous = previous.filter(|point| point.verified.is_none_or(|verified| verified.damaged == 0));
         let old = match previous {
-            Some(point) => Some(Old { entries: point.entries()?, files: point.files()? }),
+            Some(point) => {
+                let (entries, whole, name) = point.index()?;
+                Some(Old { entries, files: point.files()?, whole: (whole, name) })
+            }
             None => None,
         };
         let capture = Capture {
@@ -207,7 +210,10 @@ impl Store {
         let (shared_files, copied_bytes) = (&capture.shared_files, &capture.copied_bytes);
         let entries = capture.assemble()?;
         let (skipped_count, missed, skipped) = walk.counts.skipped();
-        let index = index::encode(&entries)?;
+        let index = match changed_index(&entries, id, old.as_ref(), previous, dir.as_fd())? {
+            Some(changes) => changes,
+            None => index::encode(&entries)?,
+        };
         let is_absent = |source: &Source| live.iter().position(|live| live == source).is_some_and(|at| absent.contains(&at));
         let record = |source: &Source| SourceRecord { source: source.clone(), is_present: !is_absent(source) };
         let manifest = Manifest {
@@ -235,6 +241,25 @@ impl Store {
         store::write_new(dir.as_fd(), store::MANIFEST, &bytes, &shown)?;
         store::write_new(dir.as_fd(), store::CHECKSUMS, store::checksum_line(digest).as_bytes(), &shown)?;
         Ok(Captured { manifest, digest, missed })
+    }
+}
+
+/// Returns the index as changes of the previous index, and links the base of the changes into the new restore point `dir`. Returns `None` if
+/// the index must be written as a whole.
+fn changed_index(
+    entries: &[Entry],
+    id: &str,
+    old: Option<&Old>,
+    previous: Option<&Point>,
+    dir: BorrowedFd<'_>,
+) -> Result<Option<Vec<u8>>> {
+    let (Some(old), Some(previous)) = (old, previous) else { return Ok(None) };
+    let (base, name) = &old.whole;
+    let Some(changes) = changes::encode(base, entries, id)? else { return Ok(None) };
+    match linkat(&previous.fd, *name, dir, store::BASE, AtFlags::empty()) {
+        Ok(()) => Ok(Some(changes)),
+        Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::OPNOTSUPP) => Ok(None),
+        Err(other) => Err(PointError::io("share the index of", previous.path(), other)),
     }
 }
 

@@ -459,3 +459,44 @@ fn staged_content_replaces_a_live_file_and_adds_a_source() {
     let options = CaptureOptions { staged: Some(staged), ..options() };
     assert!(capture(&scene.store, &scene.base, "fifth", &[Source::directory("data")], None, &options).is_err());
 }
+
+#[test]
+fn index_of_few_changes_shares_the_whole_index_of_an_earlier_point() {
+    let scene = Scene::new();
+    let sources = [Source::directory("uploads")];
+    for n in 0..200 {
+        scene.write(format!("uploads/{n:03}"), format!("{n}"));
+    }
+    scene.settle();
+    let mut previous = None;
+    for round in 0..4 {
+        if round > 0 {
+            scene.write("uploads/changed", format!("{round}"));
+            fs::remove_file(scene.path(format!("uploads/{round:03}"))).unwrap();
+            fs::hard_link(scene.path("uploads/100"), scene.path(format!("uploads/link{round}"))).unwrap();
+        }
+        let id = format!("p{round}");
+        scene.capture(&id, &sources, previous.as_deref()).unwrap();
+        assert_eq!(scene.restored(&id), tree(&scene.base), "{id}");
+        let at = |name: &str| scene.store.path().join(&id).join(name);
+        let size = fs::metadata(at("index")).unwrap().len();
+        if round > 0 {
+            assert!(size < 3000, "{id}: {size} bytes");
+            let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
+            assert_eq!(inode(at("base")), inode(scene.store.path().join("p0/index")));
+        }
+        previous = Some(id);
+    }
+    // The base stays after the removal of the restore point that wrote the base.
+    scene.store.remove("p0").unwrap();
+    assert_eq!(scene.store.point("p3").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
+    let base = scene.store.path().join("p3/base");
+    let mut bytes = fs::read(&base).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&base, bytes).unwrap();
+    assert!(matches!(scene.store.point("p3").unwrap().entries(), Err(PointError::Malformed { .. })));
+    assert_eq!(scene.store.point("p3").unwrap().verify(&VerifyOptions::default()).unwrap().damages[0].path, "index");
+    // A capture does not share with a restore point that is known to be damaged.
+    scene.capture("p4", &sources, Some("p3")).unwrap();
+    assert!(!scene.store.path().join("p4/base").exists());
+}

@@ -1,0 +1,106 @@
+//! The index of a restore point as changes of an earlier index. Most entries of two consecutive restore points are equal, and each entry
+//! needs more than 100 bytes, so a whole index would be larger than the changed files of many captures.
+//!
+//! The file `index` then has a magic, a version, the digest and the length of the file `base`, the paths that `base` lists and this restore
+//! point does not have, and the added and changed entries. The file `base` is a whole index: a hard link to `index` or `base` of the previous
+//! restore point. The digests of both files follow from the manifest.
+
+use std::collections::HashSet;
+
+use crate::{Digest, Entry, PointError, Result, entry::order, index, source::Source};
+
+const MAGIC: &[u8; 20] = b"larder points delta\n";
+
+/// The version that this program writes.
+const VERSION: u32 = 1;
+
+/// An index is written as changes if the changes are at most this part of the whole index.
+const PART: usize = 4;
+
+/// The identity of the file `base`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BaseIndex {
+    pub digest: Digest,
+    pub bytes: u64,
+}
+
+/// Returns the base of an index, or `None` for a whole index.
+pub(crate) fn base_of(bytes: &[u8], id: &str) -> Result<Option<BaseIndex>> {
+    Ok(header(bytes, id)?.map(|(base, _)| base))
+}
+
+/// Splits the header from the changes. Returns `None` for a whole index.
+fn header<'b>(bytes: &'b [u8], id: &str) -> Result<Option<(BaseIndex, &'b [u8])>> {
+    let Some(rest) = bytes.strip_prefix(MAGIC) else { return Ok(None) };
+    let short = || index::malformed(id, "it ends in its header".into());
+    let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(short)?;
+    index::check_version(u32::from_le_bytes(*version), VERSION, id)?;
+    let (digest, rest) = rest.split_first_chunk::<32>().ok_or_else(short)?;
+    let (length, rest) = rest.split_first_chunk::<8>().ok_or_else(short)?;
+    Ok(Some((BaseIndex { digest: Digest(*digest), bytes: u64::from_le_bytes(*length) }, rest)))
+}
+
+/// Returns the bytes of an index as changes of the whole index `base`, or `None` if a whole index is not much larger.
+pub(crate) fn encode(base: &[u8], entries: &[Entry], id: &str) -> Result<Option<Vec<u8>>> {
+    let old = index::parse(base, id)?;
+    let (mut removed, mut changed): (Vec<&[u8]>, Vec<&Entry>) = (Vec::new(), Vec::new());
+    let (mut before, mut after) = (old.iter().peekable(), entries.iter().peekable());
+    loop {
+        let order = match (before.peek(), after.peek()) {
+            (None, None) => break,
+            (Some(_), None) => std::cmp::Ordering::Less,
+            (None, Some(_)) => std::cmp::Ordering::Greater,
+            (Some(old), Some(new)) => order(&old.path, &new.path),
+        };
+        let old = if order.is_le() { before.next() } else { None };
+        let new = if order.is_ge() { after.next() } else { None };
+        match (old, new) {
+            (Some(old), None) => removed.push(&old.path),
+            (old, Some(new)) if old != Some(new) => changed.push(new),
+            _ => {}
+        }
+    }
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&Digest::of(base).0);
+    bytes.extend_from_slice(&(base.len() as u64).to_le_bytes());
+    let wrong = |e| PointError::io("encode", "the index", std::io::Error::other(e));
+    bytes = postcard::to_extend(&removed, bytes).map_err(wrong)?;
+    for entry in changed {
+        bytes = postcard::to_extend(entry, bytes).map_err(wrong)?;
+        if bytes.len() > base.len() / PART {
+            return Ok(None);
+        }
+    }
+    Ok(if bytes.len() > base.len() / PART { None } else { Some(bytes) })
+}
+
+/// Reads an index that consists of changes. Refuses an index that no capture of `sources` can have written. The digest of `base` was checked.
+pub(crate) fn decode(bytes: &[u8], base: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> {
+    let wrong = |why: String| index::malformed(id, why);
+    let Some((_, rest)) = header(bytes, id)? else { return Err(wrong("it does not start like a list of changes".into())) };
+    let (removed, mut rest) =
+        postcard::take_from_bytes::<Vec<Vec<u8>>>(rest).map_err(|e| wrong(format!("the removed paths: {e}")))?;
+    let removed: HashSet<Vec<u8>> = removed.into_iter().collect();
+    let mut changed = Vec::new();
+    while !rest.is_empty() {
+        let (entry, after) = postcard::take_from_bytes::<Entry>(rest).map_err(|e| wrong(format!("a changed entry: {e}")))?;
+        rest = after;
+        changed.push(entry);
+    }
+    let mut changed = changed.into_iter().peekable();
+    let mut entries = Vec::new();
+    for old in index::parse(base, id)? {
+        while let Some(new) = changed.next_if(|new| order(&new.path, &old.path).is_lt()) {
+            entries.push(new);
+        }
+        match changed.next_if(|new| new.path == old.path) {
+            Some(new) => entries.push(new),
+            None if removed.contains(&old.path) => {}
+            None => entries.push(old),
+        }
+    }
+    entries.extend(changed);
+    index::check(&entries, id, sources)?;
+    Ok(entries)
+}
