@@ -135,7 +135,10 @@ fn take(
     if !exact {
         SpaceEstimate::of(store, &base, previous.as_ref(), None, THREADS)?.check("take a restore point", 0)?;
     }
+    let begun = std::time::Instant::now();
     let dumps = Dumps::write(&paths.data, &paths.points, &id.to_string(), databases, exact)?;
+    let dumped = begun.elapsed();
+    let dump_bytes = dumps.list.iter().map(|info| info.bytes).sum();
     let options = CaptureOptions {
         threads: THREADS,
         // The data is a mount point in this worker's view, and an operator may have mounted another disk inside of it.
@@ -159,7 +162,12 @@ fn take(
         );
         return Err(BackupFailure::new(FailureKind::Refused, why));
     }
-    Ok(DumpReport::Point(Box::new(described(&store.point(&id)?)?), Vec::new()))
+    let millis = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let mut info = described(&store.point(&id)?)?;
+    info.counts.dumps_ms = millis(dumped);
+    info.counts.files_ms = millis(begun.elapsed().saturating_sub(dumped));
+    info.counts.dump_bytes = dump_bytes;
+    Ok(DumpReport::Point(Box::new(info), Vec::new()))
 }
 
 /// Opens the newest restore point that can be opened.
@@ -264,6 +272,7 @@ fn info(point: &Point, (stored, unique): (u64, u64)) -> PointInfo {
             skipped: totals.skipped,
             stored,
             unique,
+            ..PointCounts::default()
         },
         skipped: Vec::new(),
     }

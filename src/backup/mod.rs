@@ -223,6 +223,15 @@ pub struct PointCounts {
     pub stored: u64,
     /// The allocated size that the removal of this restore point frees, in bytes; zero outside of a list of all restore points.
     pub unique: u64,
+    /// The time in which the files were captured, in milliseconds; zero unless the restore point was just taken.
+    #[serde(default)]
+    pub files_ms: u64,
+    /// The time in which the databases were dumped, in milliseconds; zero unless the restore point was just taken.
+    #[serde(default)]
+    pub dumps_ms: u64,
+    /// The bytes of the dumps of databases.
+    #[serde(default)]
+    pub dump_bytes: u64,
 }
 
 /// The differences between two states of the data.

@@ -250,6 +250,11 @@ impl EnvironmentPaths {
         self.0.join("restore.json")
     }
 
+    /// Returns the path of the record of the durations of restore points and holds.
+    pub fn durations(&self) -> PathBuf {
+        self.0.join("durations.json")
+    }
+
     /// Returns the path of the record of the scheduled restore points.
     pub fn backup_record(&self) -> PathBuf {
         self.0.join("backups.json")

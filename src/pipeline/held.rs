@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::{
     core::{LiveHandle, Pipeline},
+    durations::{Durations, HoldRun},
     failure::Failure,
     fault,
     journal::JournalState,
@@ -166,10 +167,25 @@ impl LiveApp for LiveHandle {
         Box::pin(async move { self.pipeline.start_previous(&self.queue, &previous, async || Ok(())).await })
     }
 
+    fn estimate(&self, early: &PointInfo) -> Duration {
+        Durations::read(&self.durations()).estimate(&early.counts)
+    }
+
+    fn record(&self, run: HoldRun) {
+        Durations::add_hold(&self.durations(), run);
+    }
+
     fn earlier(&self) -> EarlierRuns {
         let environment = self.queue.environment();
         let (_, history) = self.queue.snapshot();
         earlier(&self.pipeline, &environment, history.releases().rev().map(|summary| summary.deployment))
+    }
+}
+
+impl LiveHandle {
+    fn durations(&self) -> std::path::PathBuf {
+        let environment = self.queue.environment();
+        self.pipeline.services().root.environment(&environment.project, &environment.name).durations()
     }
 }
 

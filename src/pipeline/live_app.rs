@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::failure::Failure;
+use super::{durations::HoldRun, failure::Failure};
 use crate::{
     backup::PointInfo,
     model::{Live, UserName},
@@ -117,6 +117,12 @@ pub trait LiveApp: Send + Sync {
 
     /// Starts each process of the release `previous` that does not run yet, and routes requests to the release.
     fn start(&self, previous: Live) -> BoxFuture<'_, Result<(), Failure>>;
+
+    /// Estimates the duration of an exact restore point that follows the restore point `early`, which was just taken.
+    fn estimate(&self, early: &PointInfo) -> Duration;
+
+    /// Records the duration of a hold.
+    fn record(&self, run: HoldRun);
 
     /// Returns the durations of earlier deployments.
     fn earlier(&self) -> EarlierRuns;

@@ -15,6 +15,7 @@ mod databases;
 mod deploy;
 mod disk;
 mod drift;
+mod durations;
 mod error;
 mod facts;
 mod failure;

@@ -4,7 +4,8 @@
 use jiff::Timestamp;
 
 use super::{
-    core::Pipeline, error::PipelineError, journal::JournalState, queue::Queue, restore_record::RestoreRecord, util::chain,
+    core::Pipeline, durations::Durations, error::PipelineError, journal::JournalState, queue::Queue,
+    restore_record::RestoreRecord, util::chain,
 };
 use crate::{
     backup::{
@@ -187,7 +188,14 @@ impl Pipeline {
             Priority::Low => DumpJob::Quietly(Box::new(job)),
         };
         match backup::dump(&self.backup(environment), &job).await? {
-            DumpReport::Point(info, _) => Ok(*info),
+            DumpReport::Point(info, _) => {
+                // A capture with low priority says nothing about a capture during a hold.
+                if priority == Priority::Usual {
+                    let paths = self.services().root.environment(&environment.project, &environment.name);
+                    Durations::add_point(&paths.durations(), &info.counts);
+                }
+                Ok(*info)
+            }
             _ => Err(confused()),
         }
     }

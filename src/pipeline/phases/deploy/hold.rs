@@ -15,6 +15,7 @@ use crate::{
     model::Phase,
     pipeline::{
         context::Deployment,
+        durations::HoldRun,
         live_app::UpgradeCase,
         phases::post_deploy::request_smoke_pages,
         step::{Failure, Step, Work, seconds},
@@ -65,7 +66,9 @@ impl Step for HoldRequests {
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            release(deployment);
+            if let Some(held) = release(deployment, false) {
+                deployment.transcript.detail(&held);
+            }
             Ok(())
         })
     }
@@ -96,8 +99,9 @@ fn hold(deployment: &mut Deployment) {
     }
 }
 
-/// Ends the hold, and removes the restore point that was taken before the hold. Returns the duration of the hold.
-fn release(deployment: &mut Deployment) -> Option<Duration> {
+/// Ends the hold, and removes the restore point that was taken before the hold. Records the duration of the hold, and returns a line with
+/// the duration and the estimate.
+fn release(deployment: &mut Deployment, committed: bool) -> Option<String> {
     let held = deployment.memory.hold.take().map(|(hold, begun)| {
         hold.release();
         begun.elapsed()
@@ -105,6 +109,14 @@ fn release(deployment: &mut Deployment) -> Option<Duration> {
     if let Some(early) = deployment.facts.upgrade.as_mut().and_then(|upgrade| upgrade.early.take()) {
         deployment.memory.live_app.remove(early);
     }
+    let held = held.map(|held| {
+        let estimate_ms = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.estimate);
+        let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
+        let number = deployment.spec.number;
+        deployment.memory.live_app.record(HoldRun { at: jiff::Timestamp::now(), number, estimate_ms, held_ms, committed });
+        let estimate = estimate_ms.map(|estimate| format!(" (estimate: {})", seconds(Duration::from_millis(estimate))));
+        format!("requests waited for {}{}", seconds(held), estimate.unwrap_or_default())
+    });
     deployment.memory.live_app.unlock();
     held
 }
@@ -282,8 +294,8 @@ impl Step for Resume {
     }
 
     fn committed(&self, deployment: &mut Deployment) {
-        if let Some(held) = release(deployment) {
-            deployment.transcript.detail(&format!("requests waited for {}", seconds(held)));
+        if let Some(held) = release(deployment, true) {
+            deployment.transcript.detail(&held);
         }
     }
 

@@ -76,7 +76,7 @@ fn is_unchanged(deployment: &Deployment) -> Result<bool, Failure> {
 /// release serves, has all files; the exact restore point in the hold then copies only the files that changed since.
 pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Failure> {
     if deployment.spec.data.is_some() {
-        let (early, _) = take_early(deployment).await?;
+        let early = take_early(deployment).await?;
         if let Some(obstacle) = obstacle(deployment, &early) {
             deployment.memory.live_app.remove(early.id);
             return Err(Failure::blameless(format!("cannot go back with data: {obstacle}")));
@@ -92,7 +92,7 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     }
     let live_app = &deployment.memory.live_app;
     live_app.lock().await;
-    let (mut early, mut took) = take_early(deployment).await?;
+    let early = take_early(deployment).await?;
     let has_databases = early.label.as_ref().is_some_and(|label| !label.databases.is_empty());
     if early.counts.entries == 0 && !has_databases {
         live_app.remove(early.id);
@@ -100,13 +100,7 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     }
     let settings = deployment.settings();
     let limit = settings.hold().get();
-    if took > limit / 2 && early.counts.copied_bytes > 0 {
-        // This restore point had to copy the files. A second restore point copies only changed files, so its duration is the estimate for
-        // the exact restore point in the hold.
-        let copied = early.id;
-        (early, took) = take_early(deployment).await?;
-        live_app.remove(copied);
-    }
+    let took = live_app.estimate(&early);
     let estimate = Estimate::new(&live_app.earlier(), Some(took));
     let (case, reason) = choose(settings.upgrade.safety, &estimate, limit, obstacle(deployment, &early));
     let mut upgrade = UpgradePlan::new(case, reason);
@@ -119,17 +113,12 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     Ok(Some(upgrade))
 }
 
-/// Takes a restore point while the old release serves. Returns the restore point and the time that the capture took.
-async fn take_early(deployment: &Deployment) -> Result<(PointInfo, Duration), Failure> {
-    let begun = std::time::Instant::now();
+/// Takes a restore point while the old release serves.
+async fn take_early(deployment: &Deployment) -> Result<PointInfo, Failure> {
     let act = if deployment.spec.data.is_some() { "rollback with data" } else { "upgrade" };
     let reason = format!("before the {act} of {}, while the release served", deployment.spec.number);
     let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, false).await;
-    let taken = taken.map_err(|failure| Failure {
-        why: format!("cannot take a restore point before the {act}: {}", failure.why),
-        ..failure
-    })?;
-    Ok((taken, begun.elapsed()))
+    taken.map_err(|failure| Failure { why: format!("cannot take a restore point before the {act}: {}", failure.why), ..failure })
 }
 
 /// Returns the reason why the data could not be restored exactly, or `None`.
