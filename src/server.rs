@@ -132,6 +132,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     let pipeline = Pipeline::new(services.clone());
     let control = Control::new(root.clone(), pipeline.clone(), registry, keys);
     pipeline.check_starts(Arc::new(control.clone()));
+    pipeline.limit_projects(Arc::new(control.clone()));
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
     follow_processes(&services, &pipeline, &environments).await?;

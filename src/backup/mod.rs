@@ -31,7 +31,7 @@ pub use self::{
     restore::{RestorePaths, work as restore_work},
     retention::{PointDecision, ProtectedReleases, RetentionPlan},
     server::{BackupContext, dump, export, restore, stream},
-    space::SpaceEstimate,
+    space::{SpaceEstimate, clones_files},
     staging::is_separate,
 };
 use crate::config::BackupKeep;

@@ -1,6 +1,6 @@
 //! The disk space that a capture or a restore needs, compared with the free space before the first file is written.
 
-use std::{fs::File, os::fd::AsFd};
+use std::{fs::File, os::fd::AsFd, path::Path};
 
 use larder_points::{Limits, LookOptions, Point, Source, Store, estimate, usage};
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,11 @@ const ENTRY_BYTES: u64 = 512;
 /// reflinks, a lack of space is noticed only during the copy.
 const CLONING: [u64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
 
+/// Returns true if the file system of `path` clones files, so that a copy needs no space.
+pub fn clones_files(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|found| CLONING.contains(&(found.f_type as u64)))
+}
+
 /// The disk space that an operation needs, and the space that is free.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpaceEstimate {
@@ -26,6 +31,9 @@ pub struct SpaceEstimate {
     pub capture: u64,
     /// The files and directories that a capture of the live data creates.
     pub capture_entries: u64,
+    /// The bytes that a copy of the live data writes.
+    #[serde(default)]
+    pub copy: u64,
     /// The bytes that a restore writes; zero if no restore point was named.
     pub restore: u64,
     /// The files and directories that a restore creates.
@@ -48,13 +56,13 @@ impl SpaceEstimate {
         let options = LookOptions { threads, cross_mounts: true, ..LookOptions::default() };
         let found = estimate(base.as_fd(), &[Source::directory(DATA)], previous, &options)?;
         let free = rustix::fs::statvfs(store.path()).map_err(|e| BackupFailure::io("get the free space", &e.into()))?;
-        let magic = rustix::fs::statfs(store.path()).map_err(|e| BackupFailure::io("get the file system", &e.into()))?;
-        let clones = CLONING.contains(&(magic.f_type as u64));
+        let clones = clones_files(store.path());
         let contents = |bytes: u64| if clones { 0 } else { bytes };
         let entries = |entries: u64| entries.saturating_mul(ENTRY_BYTES);
         let mut space = SpaceEstimate {
             files: found.files,
             capture: contents(found.copied_bytes).saturating_add(entries(found.entries)),
+            copy: contents(found.allocated).saturating_add(entries(found.entries)),
             // Unchanged files are hard links, which need no inode. Directories cannot be shared.
             capture_entries: found.entries.saturating_sub(found.files).saturating_add(found.copied_files),
             free: free.f_bavail.saturating_mul(free.f_frsize),

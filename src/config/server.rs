@@ -24,6 +24,7 @@ use super::{
     quantity::{ByteSize, TimeSpan},
     reader::ConfigReader,
     sections::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, PushLimits, SshConfig, SshProfile},
+    space::{SPACE_KEYS, SpaceConfig},
     value::{Domain, VariableName, host_path},
     yaml::{self, FileLimits, Node},
 };
@@ -60,6 +61,8 @@ pub struct ServerConfig {
     pub log: LogConfig,
     /// Scheduled restore points.
     pub backup: BackupConfig,
+    /// Limits of the disk space of projects.
+    pub space: SpaceConfig,
     /// The database servers on which `larder db create` creates databases.
     pub databases: DatabaseServers,
     /// Configuration variables for all projects. A project's own value takes precedence.
@@ -91,6 +94,7 @@ impl Default for ServerConfig {
             drift: None,
             log: LogConfig { max_bytes: ByteSize::mebibytes(10), keep: 5 },
             backup: BackupConfig::default(),
+            space: SpaceConfig::default(),
             databases: DatabaseServers::default(),
             env: IndexMap::new(),
         }
@@ -194,6 +198,15 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
         || keys::render(BACKUP_KEYS),
         |reader, node, key, config| {
             keys::read_section(reader, node, key, "{schedule: \"0 2 * * *\"}", BACKUP_KEYS, &mut config.backup)
+        },
+    ),
+    KeyRow::custom(
+        "space",
+        "The disk space that a project may use. A deployment that needs more is refused before it writes a file.",
+        Says("no limit"),
+        || keys::render(SPACE_KEYS),
+        |reader, node, key, config| {
+            keys::read_section(reader, node, key, "{limit: 20G, enlarge: auto, ceiling: 50G}", SPACE_KEYS, &mut config.space)
         },
     ),
     KeyRow::custom(

@@ -70,6 +70,7 @@ fn server_reference_shows_the_defaults() {
     (config.keep.age, config.keep.bytes, config.drift, config.builds.memory) = (None, None, None, None);
     (config.backup.keep.bytes, config.backup.drill) = (None, None);
     config.promote = PromotionPolicy::default();
+    config.space = SpaceConfig::default();
     assert!(config.databases.postgres.take().is_some() && config.databases.mariadb.take().is_some());
     assert_eq!(config, ServerConfig::default());
 }

@@ -28,6 +28,9 @@ pub struct Project {
     pub name: ProjectName,
     /// The environments on this server, in the order of their creation. [`Environment::default`] marks the default environment.
     pub environments: Vec<Environment>,
+    /// The maximum disk space of the project in bytes; absent if the limit of the server file applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub space_limit: Option<u64>,
 }
 
 /// A place on this server where a project runs.

@@ -6,12 +6,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     context::{Deployment, Memory, Services},
-    disk::DiskMeasurements,
+    disk_state::DiskState,
     error::PipelineError,
     facts::Facts,
     history::History,
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     config::Settings,
-    model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ReleaseId, SlotTable},
+    model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, ReleaseId, SlotTable},
 };
 
 /// The checks of a submission, which the start of the deployment repeats, because the deployment may have waited for a long time.
@@ -32,14 +33,24 @@ pub trait StartCheck: Send + Sync {
     fn check(&self, request: &DeployRequest) -> Result<Environment, String>;
 }
 
+/// The limits of the disk space of projects.
+pub trait ProjectLimits: Send + Sync {
+    /// Returns the limit of a project in bytes; `None` without a limit.
+    fn limit(&self, project: ProjectId) -> Option<u64>;
+
+    /// Records a higher limit. The error is the reason as text.
+    fn raise(&self, project: ProjectId, to: u64) -> BoxFuture<'_, Result<(), String>>;
+}
+
 pub(super) struct PipelineState {
     pub(super) services: Arc<Services>,
     pub(super) queues: Mutex<HashMap<EnvId, Queue>>,
     /// The environments that the starting server has yet to attach.
     pub(super) awaited: Mutex<HashSet<EnvId>>,
     pub(super) upkeep: Upkeep,
-    pub(super) disk: DiskMeasurements,
+    pub(super) disk: DiskState,
     pub(super) start_check: OnceLock<Arc<dyn StartCheck>>,
+    pub(super) limits: OnceLock<Arc<dyn ProjectLimits>>,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
 }
@@ -61,11 +72,12 @@ impl Pipeline {
     pub fn new(services: Arc<Services>) -> Pipeline {
         Pipeline(Arc::new(PipelineState {
             upkeep: Upkeep::new(&services.config.backup),
-            disk: DiskMeasurements::default(),
+            disk: DiskState::default(),
             services,
             queues: Mutex::default(),
             awaited: Mutex::default(),
             start_check: OnceLock::new(),
+            limits: OnceLock::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
         }))
@@ -74,6 +86,11 @@ impl Pipeline {
     /// Sets the check that runs before each deployment starts. Only the first call has an effect.
     pub fn check_starts(&self, check: Arc<dyn StartCheck>) {
         let _ = self.0.start_check.set(check);
+    }
+
+    /// Sets the limits of the disk space of projects. Only the first call has an effect.
+    pub fn limit_projects(&self, limits: Arc<dyn ProjectLimits>) {
+        let _ = self.0.limits.set(limits);
     }
 
     /// Returns the subsystems.

@@ -1,7 +1,7 @@
 //! The disk space of all environments: measurements on request, and the daily totals of the forecast.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -9,12 +9,13 @@ use jiff::Timestamp;
 
 use super::{
     core::Pipeline,
+    failure::Failure,
     util::{chain, run_blocking},
 };
 use crate::{
     host::files,
-    model::{EnvId, Environment, ProjectId},
-    space::{self, DiskHistory, EnvironmentUsage, SpaceContext, SpaceError},
+    model::{Environment, ProjectId},
+    space::{self, DiskHistory, EnvironmentUsage, SpaceContext, SpaceError, SpaceNeeds, shown},
 };
 
 /// The time after the start of the server at which the first daily totals are measured. The start itself needs the disk.
@@ -23,16 +24,12 @@ const FIRST: Duration = Duration::from_secs(300);
 /// The time between two looks at the clock.
 const INTERVAL: Duration = Duration::from_secs(1800);
 
-/// The last measurement of each environment. One measurement runs at a time.
-#[derive(Default)]
-pub(super) struct DiskMeasurements(tokio::sync::Mutex<HashMap<EnvId, (Instant, EnvironmentUsage)>>);
-
 impl Pipeline {
     /// Measures the disk space of an environment, with low priority. `repository` is true to count the repository of the project as well.
     /// A measurement that began after this call counts for this call, so many callers cause few measurements.
     pub async fn disk_usage(&self, environment: &Environment, repository: bool) -> Result<EnvironmentUsage, SpaceError> {
         let called = Instant::now();
-        let mut known = self.0.disk.0.lock().await;
+        let mut known = self.0.disk.measured.lock().await;
         if let Some((begun, usage)) = known.get(&environment.id)
             && *begun >= called
         {
@@ -51,6 +48,47 @@ impl Pipeline {
         let usage = space::measure(&context).await?;
         known.insert(environment.id, (begun, usage.clone()));
         Ok(usage)
+    }
+
+    /// Returns the bytes that all environments of a project use.
+    async fn project_usage(&self, project: ProjectId) -> Result<u64, SpaceError> {
+        let mut environments: Vec<_> = self.0.queues.lock().values().map(|queue| queue.environment()).collect();
+        environments.retain(|environment| environment.project_id == project);
+        environments.sort_by_key(|environment| environment.id);
+        let mut bytes = 0_u64;
+        for (at, environment) in environments.iter().enumerate() {
+            bytes = bytes.saturating_add(self.disk_usage(environment, at == 0).await?.total().bytes);
+        }
+        Ok(bytes)
+    }
+
+    /// Compares the needs of a deployment with the limit of its project. If the server file says `enlarge: auto`, raises the limit up to the
+    /// ceiling, and returns a note for the pusher.
+    pub(super) async fn admit(&self, environment: Environment, needs: &SpaceNeeds) -> Result<Option<String>, Failure> {
+        let (project, name) = (environment.project_id, environment.project.as_str());
+        let Some(limits) = self.0.limits.get() else { return Ok(None) };
+        let Some(limit) = limits.limit(project) else { return Ok(None) };
+        let used = self.project_usage(project).await.map_err(|error| Failure::host(&error))?;
+        let Some(why) = needs.excess(name, used, limit) else { return Ok(None) };
+        let wanted = used.saturating_add(needs.bytes());
+        let config = &self.services().config.space;
+        let ceiling = config.ceiling.filter(|_| config.enlarge).map(|ceiling| ceiling.bytes());
+        if let Some(ceiling) = ceiling.filter(|ceiling| wanted <= *ceiling) {
+            let raised = space::with_reserve(wanted).min(ceiling);
+            let failed = |error: String| Failure::internal(format!("cannot raise the space limit of {name}: {error}"));
+            limits.raise(project, raised).await.map_err(failed)?;
+            let (from, to, most) = (shown(limit), shown(raised), shown(ceiling));
+            tracing::info!(project = name, from = limit, to = raised, "space limit raised for a deployment");
+            return Ok(Some(format!("The space limit of {name} is raised from {from} to {to} (ceiling {most}): {why}")));
+        }
+        let why =
+            ceiling.map_or_else(|| why.clone(), |ceiling| format!("{why}; the ceiling of the server file is {}", shown(ceiling)));
+        let size = space::with_reserve(wanted) >> 20;
+        Err(Failure::pusher(why)
+            .hint(format!(
+                "`larder disk {name}` shows what uses the space; remove restore points or releases that are not needed"
+            ))
+            .hint(format!("or ask an administrator to run `larder project enlarge {name} {size}M`")))
     }
 
     /// Returns the daily totals.

@@ -48,6 +48,15 @@ pub struct Facts {
     pub tree: Option<Digest>,
     /// The size of the archive in bytes; from `bundle.archive` or `gather.deliverable`.
     pub archive_bytes: u64,
+    /// The total size of the files of the built tree in bytes; from `bundle.archive`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tree_bytes: u64,
+    /// The size of the files that the installation did not share with the previous release, in bytes; from `deploy.install`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub installed_bytes: u64,
+    /// The number of entries of the installed tree; from `deploy.install`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub entries: u64,
     /// The processes that will run; from `deploy.slot`.
     pub processes: Vec<Process>,
     /// The environment variables of all processes; from `deploy.slot`.
@@ -58,6 +67,12 @@ pub struct Facts {
     /// The data that a rollback returns; from `deploy.fill`, absent in other deployments.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_return: Option<DataReturn>,
+}
+
+/// Returns true for a size that is not known. Such a size is not written.
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Facts {

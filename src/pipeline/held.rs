@@ -12,7 +12,7 @@ use super::{
     failure::Failure,
     fault,
     journal::JournalState,
-    live_app::{EarlierRuns, LiveApp, UpgradeCase},
+    live_app::{EarlierRuns, EarlierSizes, LiveApp, UpgradeCase},
     phases::deploy::upgrade,
     points::{PointsError, owner},
     queue::Queue,
@@ -21,9 +21,10 @@ use super::{
     util::chain,
 };
 use crate::{
-    backup::{self, DatabaseJob, DumpJob, PointInfo, RestoreJob},
+    backup::{self, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate},
     host::root::EnvironmentPaths,
     model::{Environment, Live, UserName},
+    space::SpaceNeeds,
 };
 
 /// The number of earlier deployments whose durations are compared. The estimate of a hold uses the longest of these durations.
@@ -173,6 +174,28 @@ impl LiveApp for LiveHandle {
 
     fn record(&self, run: HoldRun) {
         Durations::add_hold(&self.durations(), run);
+    }
+
+    fn earlier_sizes(&self) -> EarlierSizes {
+        let live = self.queue.state.lock().live.clone();
+        let facts = live.and_then(|live| self.pipeline.facts(&self.queue.environment(), live.release).ok());
+        facts.map_or_else(EarlierSizes::default, |facts| EarlierSizes {
+            tree: facts.tree_bytes,
+            archive: facts.archive_bytes,
+            installed: facts.installed_bytes,
+            entries: facts.entries,
+        })
+    }
+
+    fn data_space(&self, restored: Option<String>) -> BoxFuture<'_, Result<SpaceEstimate, Failure>> {
+        Box::pin(async move {
+            let measured = self.pipeline.measure(&self.queue.environment(), restored).await;
+            measured.map_err(|error| failure(&error))
+        })
+    }
+
+    fn admit<'a>(&'a self, needs: &'a SpaceNeeds) -> BoxFuture<'a, Result<Option<String>, Failure>> {
+        Box::pin(self.pipeline.admit(self.queue.environment(), needs))
     }
 
     fn earlier(&self) -> EarlierRuns {

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{durations::HoldRun, failure::Failure};
 use crate::{
-    backup::PointInfo,
+    backup::{PointInfo, SpaceEstimate},
     model::{Live, UserName},
+    space::SpaceNeeds,
 };
 
 /// The protection of the data in one deployment; a fact of the step `deploy.hold`.
@@ -80,6 +81,19 @@ pub struct EarlierRuns {
     pub boot: Option<Duration>,
 }
 
+/// The sizes of the deployment that made the live release live, in bytes; zero if they are not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EarlierSizes {
+    /// The files of the built tree.
+    pub tree: u64,
+    /// The archive.
+    pub archive: u64,
+    /// The files that the installation did not share with the release before.
+    pub installed: u64,
+    /// The number of entries of the installed tree.
+    pub entries: u64,
+}
+
 /// The live release and its data, for the deployment that replaces the live release. The deployment holds the lock of deployments and
 /// restarts.
 pub trait LiveApp: Send + Sync {
@@ -123,6 +137,16 @@ pub trait LiveApp: Send + Sync {
 
     /// Records the duration of a hold.
     fn record(&self, run: HoldRun);
+
+    /// Returns the sizes of the deployment that made the live release live.
+    fn earlier_sizes(&self) -> EarlierSizes;
+
+    /// Measures the disk space for a capture of the data, and for a restore of `restored`.
+    fn data_space(&self, restored: Option<String>) -> BoxFuture<'_, Result<SpaceEstimate, Failure>>;
+
+    /// Compares the needs of a deployment with the limit of the project. Raises the limit if the server file allows it; the returned note
+    /// is for the pusher.
+    fn admit<'a>(&'a self, needs: &'a SpaceNeeds) -> BoxFuture<'a, Result<Option<String>, Failure>>;
 
     /// Returns the durations of earlier deployments.
     fn earlier(&self) -> EarlierRuns;

@@ -14,6 +14,7 @@ mod data_return;
 mod databases;
 mod deploy;
 mod disk;
+mod disk_state;
 mod drift;
 mod durations;
 mod error;
@@ -59,7 +60,7 @@ mod verdict;
 
 pub use self::{
     context::Services,
-    core::{Pipeline, StartCheck},
+    core::{Pipeline, ProjectLimits, StartCheck},
     data_copy::DataCopy,
     data_return::{PointChoiceError, Upgrade},
     databases::StoredUrlError,

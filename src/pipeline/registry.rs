@@ -1,7 +1,7 @@
 //! The table of steps: the code of each step, and the plans that contain it.
 
 use super::{
-    phases::{build, bundle, deliver, deploy, gather, post_deploy, post_install, script::Script},
+    phases::{build, bundle, checks, deliver, deploy, gather, post_deploy, post_install, script::Script},
     step::Step,
 };
 use crate::model::{Mode, Origin, Phase, StepName};
@@ -47,7 +47,7 @@ const STEPS: &[Row] = &[
     ("gather.proof", &[Deliver], || Box::new(deliver::PromotionCheck)),
     ("gather.layer", &[Build, Deliver], || Box::new(build::PrepareLayer)),
     ("gather.script", &[Build, Deliver], || Box::new(Script(Phase::Gather))),
-    ("pre_install.checks", &[Build, Deliver, Recall, Return], || Box::new(build::Checks)),
+    ("pre_install.checks", &[Build, Deliver, Recall, Return], || Box::new(checks::Checks)),
     ("pre_install.script", &[Build, Deliver], || Box::new(Script(Phase::PreInstall))),
     ("configure.script", &[Build, Deliver], || Box::new(Script(Phase::Configure))),
     ("build.compile", &[Build], || Box::new(build::Compile)),

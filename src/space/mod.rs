@@ -5,6 +5,7 @@
 //! [`SpaceKind`] first.
 
 mod history;
+mod needs;
 mod server;
 mod walk;
 mod worker;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     history::{DiskHistory, DiskTotals, Forecast},
+    needs::{SpaceNeeds, shown, with_reserve},
     server::{EnvironmentUsage, SpaceContext, SpaceError, measure},
     walk::Measured,
     worker::{MeasureJob, MeasureReport, work},

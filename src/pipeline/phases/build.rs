@@ -1,4 +1,4 @@
-//! The steps of a build: disk space, an empty layer over the source, and buildpacks in the build's sandbox.
+//! The steps of a build: an empty layer over the source, and buildpacks in the build's sandbox.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     buildpack::{self, BuildJob, BuildStep, BuildpackError, Built},
     host::files,
-    model::{Area, Blame, Phase},
+    model::{Area, Phase},
     pipeline::{
         context::Deployment,
         output,
@@ -87,50 +87,6 @@ async fn wait_for_space(deployment: &Deployment) {
         wait().await;
     }
 }
-
-/// The step that checks the disk before large files are written.
-pub struct Checks;
-
-impl Step for Checks {
-    fn name(&self) -> &'static str {
-        "pre_install.checks"
-    }
-
-    fn phase(&self) -> Phase {
-        Phase::PreInstall
-    }
-
-    fn about(&self) -> &'static str {
-        "check that the disk has space for a build, an archive and a release"
-    }
-
-    fn is_durable(&self, _: &Deployment) -> bool {
-        false
-    }
-
-    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(async {
-            let path = deployment.paths.path();
-            let free = files::free_space(path).map_err(|error| Failure::host(&error))?;
-            let reserve = deployment.services.config.limits.disk_reserve.bytes();
-            let full = |why: String| Failure { blame: Blame::Host, ..Failure::pusher(why) };
-            if free.bytes < reserve {
-                let (free, reserve) = (free.bytes >> 20, reserve >> 20);
-                return Err(full(format!(
-                    "the server's disk is nearly full: {free} MiB are free (expected at least {reserve} MiB)"
-                ))
-                .hint("ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`"));
-            }
-            if free.inodes < MIN_INODES {
-                return Err(full(format!("the server's disk has {} free inodes (expected at least {MIN_INODES})", free.inodes)));
-            }
-            Ok(())
-        })
-    }
-}
-
-/// The minimum number of free inodes for a deployment.
-const MIN_INODES: u64 = 10_000;
 
 /// The step that selects the buildpacks, compiles the application, and reads the process types of the buildpacks.
 pub struct Compile;

@@ -71,6 +71,7 @@ impl Step for WriteArchive {
             ));
             deployment.facts.tree = Some(report.tree);
             deployment.facts.archive_bytes = report.archive_bytes;
+            deployment.facts.tree_bytes = report.bytes;
             Ok(())
         })
     }

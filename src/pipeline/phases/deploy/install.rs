@@ -70,6 +70,8 @@ impl Step for Install {
                             "{files} of the previous release differed from its manifest (first: {first}); the new release has the correct content"
                         ));
                     }
+                    deployment.facts.installed_bytes = report.bytes;
+                    deployment.facts.entries = report.entries;
                     report.entries
                 }
                 Err(error) => return Err(discard(deployment, error)),

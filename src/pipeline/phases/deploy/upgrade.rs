@@ -4,8 +4,9 @@ use std::{fmt::Write, time::Duration};
 
 use super::processes;
 use crate::{
-    backup::PointInfo,
+    backup::{PointInfo, clones_files},
     config::Safety,
+    host::files,
     model::{Phase, ReleaseNumber},
     pipeline::{
         context::Deployment,
@@ -14,6 +15,7 @@ use crate::{
         step::{self, Acquired, Failure, Resource, Step, Work, seconds},
     },
     release::{PathPatterns, manifest},
+    space::shown,
 };
 
 /// The assumed durations of parts of the hold that no earlier deployment had: the stop of the old release, the restore point, the command,
@@ -102,7 +104,8 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     let limit = settings.hold().get();
     let took = live_app.estimate(&early);
     let estimate = Estimate::new(&live_app.earlier(), Some(took));
-    let (case, reason) = choose(settings.upgrade.safety, &estimate, limit, obstacle(deployment, &early));
+    let obstacle = obstacle(deployment, &early).or_else(|| lack_of_space(deployment, &early));
+    let (case, reason) = choose(settings.upgrade.safety, &estimate, limit, obstacle);
     let mut upgrade = UpgradePlan::new(case, reason);
     upgrade.estimate = u64::try_from(estimate.total().as_millis()).ok();
     match case {
@@ -126,6 +129,14 @@ fn obstacle(deployment: &Deployment, early: &PointInfo) -> Option<String> {
     let unreadable = early.skipped.iter().find(|(_, why)| why.contains("unreadable"));
     let unreadable = unreadable.map(|(path, _)| format!("{path} cannot be read"));
     deployment.memory.live_app.obstacle().or(unreadable)
+}
+
+/// Returns the reason why the disk has no space for a restore of the data beside the live data, or `None`.
+fn lack_of_space(deployment: &Deployment, early: &PointInfo) -> Option<String> {
+    let path = deployment.paths.path();
+    let free = files::free_space(path).map_or(u64::MAX, |free| free.bytes);
+    (!clones_files(path) && early.counts.stored > free)
+        .then(|| format!("a restore needs {}, and {} are free", shown(early.counts.stored), shown(free)))
 }
 
 /// Returns the case of the upgrade, and the reason for the case.

@@ -49,7 +49,8 @@ impl Command for DiskArgs {
         let mut page = text::table(&["ENVIRONMENT", "KIND", "SPACE", "FILES", "SHARED"], rows);
         page.push('\n');
         for project in &report.projects {
-            page.push_str(&format!("{} uses {}\n", project.project, text::size(project.bytes)));
+            let limit = project.limit.map(|limit| format!(" of its limit of {}", text::size(limit))).unwrap_or_default();
+            page.push_str(&format!("{} uses {}{limit}\n", project.project, text::size(project.bytes)));
         }
         if uncounted > 0 {
             let directories = if uncounted == 1 { "directory is" } else { "directories are" };

@@ -15,6 +15,7 @@ mod key;
 mod logs;
 mod plan;
 mod project;
+mod project_limit;
 mod promote;
 mod ps;
 mod pull;

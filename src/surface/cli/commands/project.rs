@@ -8,6 +8,7 @@ use super::{
         text,
     },
     drift,
+    project_limit::{ProjectEnlargeArgs, ProjectTrimArgs},
 };
 use crate::{
     config::Domain,
@@ -23,6 +24,8 @@ pub enum ProjectVerb {
     Create(ProjectCreateArgs),
     List(ProjectListArgs),
     Info(ProjectInfoArgs),
+    Enlarge(ProjectEnlargeArgs),
+    Trim(ProjectTrimArgs),
     Destroy(ProjectDestroyArgs),
 }
 
@@ -32,6 +35,8 @@ impl ProjectVerb {
             ProjectVerb::Create(command) => asking.ask(command).await,
             ProjectVerb::List(command) => asking.ask(command).await,
             ProjectVerb::Info(command) => asking.ask(command).await,
+            ProjectVerb::Enlarge(command) => asking.ask(command).await,
+            ProjectVerb::Trim(command) => asking.ask(command).await,
             ProjectVerb::Destroy(command) => asking.ask(command).await,
         }
     }

@@ -1,0 +1,47 @@
+//! The section `space:` of the server file: the disk space that a project may use.
+
+use super::{
+    keys::{
+        Fallback::{Is, Says},
+        KeyRow,
+    },
+    quantity::ByteSize,
+};
+
+/// The limits of the disk space of projects.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SpaceConfig {
+    /// The limit of each project that has no limit of its own; `None` without a limit.
+    pub limit: Option<ByteSize>,
+    /// True if the limit of a project is raised for a deployment that needs more space.
+    pub enlarge: bool,
+    /// The maximum to which a limit is raised automatically.
+    pub ceiling: Option<ByteSize>,
+}
+
+/// The keys of the section.
+pub(super) const SPACE_KEYS: &[KeyRow<SpaceConfig>] = &[
+    KeyRow::value(
+        "limit",
+        "The maximum disk space of a project: repository, releases, builds, data, restore points and logs of all environments. `larder project enlarge` and `larder project trim` set another limit for one project.",
+        Says("no limit"),
+        "20G",
+        |reader, node, key, space| space.limit = reader.size(node, key),
+    ),
+    KeyRow::value(
+        "enlarge",
+        "off, or auto: the limit of a project is raised up to `ceiling` for a deployment that needs more space.",
+        Is("off"),
+        "auto",
+        |reader, node, key, space| {
+            space.enlarge = reader.choice(node, key, &[("off", false), ("auto", true)]).unwrap_or_default();
+        },
+    ),
+    KeyRow::value(
+        "ceiling",
+        "The maximum to which `enlarge: auto` raises a limit. Without a ceiling, no limit is raised.",
+        Says("no automatic change"),
+        "50G",
+        |reader, node, key, space| space.ceiling = reader.size(node, key),
+    ),
+];

@@ -1,0 +1,128 @@
+//! Requests that change the limit of a project's disk space, and the limits as the pipeline uses them.
+
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+
+use super::disk::{limit_of, project_disk};
+use crate::{
+    config::ByteSize,
+    control::{
+        error::{CommandError, no_project, refused},
+        request::{Context, Reply, Request},
+        state::Control,
+    },
+    model::{Access, Project, ProjectId, ProjectName},
+    pipeline::ProjectLimits,
+    space::{shown, with_reserve},
+};
+
+/// The request to raise the limit of a project.
+#[derive(Debug)]
+pub struct ProjectEnlarge {
+    /// The project.
+    pub project: ProjectName,
+    /// The new limit.
+    pub size: ByteSize,
+}
+
+/// The request to lower the limit of a project.
+#[derive(Debug)]
+pub struct ProjectTrim {
+    /// The project.
+    pub project: ProjectName,
+    /// The new limit; absent for the used space and a reserve.
+    pub size: Option<ByteSize>,
+}
+
+/// The limit of a project after a change.
+#[derive(Debug, Serialize)]
+pub struct ProjectLimit {
+    /// The project.
+    pub project: ProjectName,
+    /// The used bytes.
+    pub used: u64,
+    /// The limit in bytes.
+    pub limit: u64,
+    /// The limit before the change, in bytes; absent without a limit.
+    pub before: Option<u64>,
+}
+
+impl Request for ProjectEnlarge {
+    type View = ProjectLimit;
+    const NAME: &'static str = "project enlarge";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectLimit>, CommandError> {
+        let (project, used) = used(control, &self.project).await?;
+        let (size, before) = (self.size.bytes(), limit_of(control, &project));
+        if let Some(before) = before.filter(|before| size < *before) {
+            let why = format!("cannot enlarge {} to {}: its limit is {}", self.project, self.size, shown(before));
+            return Err(refused(why).hint(format!("lower the limit with `larder project trim {} {}`", self.project, self.size)));
+        }
+        ensure_holds(&self.project, "enlarge", size, used)?;
+        set(control, project.id, size).await?;
+        Ok(ProjectLimit { project: self.project, used, limit: size, before }.into())
+    }
+}
+
+impl Request for ProjectTrim {
+    type View = ProjectLimit;
+    const NAME: &'static str = "project trim";
+
+    fn needs(&self) -> (Option<&ProjectName>, Access) {
+        (None, Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectLimit>, CommandError> {
+        let (project, used) = used(control, &self.project).await?;
+        let before = limit_of(control, &project);
+        let size = self.size.map_or_else(|| with_reserve(used), ByteSize::bytes);
+        if let Some(before) = before.filter(|before| size > *before) {
+            let why = format!("cannot trim {} to {}: its limit is {}", self.project, shown(size), shown(before));
+            return Err(refused(why).hint(format!("raise the limit with `larder project enlarge {} SIZE`", self.project)));
+        }
+        ensure_holds(&self.project, "trim", size, used)?;
+        set(control, project.id, size).await?;
+        Ok(ProjectLimit { project: self.project, used, limit: size, before }.into())
+    }
+}
+
+/// Returns an error if a limit is less than the used bytes.
+fn ensure_holds(project: &ProjectName, verb: &str, size: u64, used: u64) -> Result<(), CommandError> {
+    if size >= used {
+        return Ok(());
+    }
+    let why = format!("cannot {verb} {project} to {}: {project} uses {} ({used} bytes)", shown(size), shown(used));
+    Err(refused(why).hint(format!("`larder disk {project}` shows what uses the space")))
+}
+
+/// Returns a project and the bytes that it uses.
+async fn used(control: &Control, name: &ProjectName) -> Result<(Project, u64), CommandError> {
+    let project = control.registry().project(name).cloned();
+    let project = project.ok_or_else(|| no_project(name, &[]))?;
+    let used = project_disk(control, project.clone()).await?.bytes;
+    Ok((project, used))
+}
+
+async fn set(control: &Control, project: ProjectId, limit: u64) -> Result<(), CommandError> {
+    let change = |registry: &mut crate::control::registry::Registry| {
+        let known = registry.projects.iter_mut().find(|known| known.id == project);
+        known.ok_or_else(|| refused("the project no longer exists"))?.space_limit = Some(limit);
+        Ok(())
+    };
+    control.change(change).await
+}
+
+impl ProjectLimits for Control {
+    fn limit(&self, project: ProjectId) -> Option<u64> {
+        let known = self.registry().projects.iter().find(|known| known.id == project).cloned();
+        limit_of(self, &known?)
+    }
+
+    fn raise(&self, project: ProjectId, to: u64) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { set(self, project, to).await.map_err(|error| error.to_string()) })
+    }
+}

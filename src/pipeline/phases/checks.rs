@@ -1,0 +1,98 @@
+//! The step that checks the disk before large files are written.
+
+use crate::{
+    config::Safety,
+    host::files,
+    model::{Blame, Origin, Phase},
+    pipeline::{
+        context::Deployment,
+        step::{Failure, Step, Work},
+    },
+    space::SpaceNeeds,
+};
+
+/// The minimum number of free inodes for a deployment.
+const MIN_INODES: u64 = 10_000;
+
+/// The step that checks the disk before large files are written.
+pub struct Checks;
+
+impl Step for Checks {
+    fn name(&self) -> &'static str {
+        "pre_install.checks"
+    }
+
+    fn phase(&self) -> Phase {
+        Phase::PreInstall
+    }
+
+    fn about(&self) -> &'static str {
+        "check that the disk has space for a build, an archive and a release"
+    }
+
+    fn is_durable(&self, _: &Deployment) -> bool {
+        false
+    }
+
+    fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
+        Box::pin(async {
+            let path = deployment.paths.path();
+            let free = files::free_space(path).map_err(|error| Failure::host(&error))?;
+            let reserve = deployment.services.config.limits.disk_reserve.bytes();
+            let full = |why: String| Failure { blame: Blame::Host, ..Failure::pusher(why) };
+            let hint = "ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`";
+            if free.bytes < reserve {
+                let (free, reserve) = (free.bytes >> 20, reserve >> 20);
+                return Err(full(format!(
+                    "the server's disk is nearly full: {free} MiB are free (expected at least {reserve} MiB)"
+                ))
+                .hint(hint));
+            }
+            if free.inodes < MIN_INODES {
+                return Err(full(format!("the server's disk has {} free inodes (expected at least {MIN_INODES})", free.inodes)));
+            }
+            let needs = needs(deployment).await?;
+            if let Some(why) = needs.lack(free, reserve, MIN_INODES) {
+                return Err(full(why).hint(hint));
+            }
+            // The rollback of a project at its limit needs little space, and may be the remedy.
+            if deployment.spec.origin != Origin::Previous
+                && let Some(note) = deployment.memory.live_app.admit(&needs).await?
+            {
+                deployment.transcript.title(&note);
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Returns the space that the deployment needs: the sizes of the last deployment, and the sizes of the data.
+async fn needs(deployment: &Deployment) -> Result<SpaceNeeds, Failure> {
+    let (spec, live_app) = (&deployment.spec, &deployment.memory.live_app);
+    let has = |step: &str| spec.plan.iter().any(|name| name.as_str() == step);
+    let earlier = live_app.earlier_sizes();
+    let mut needs = SpaceNeeds::default();
+    if has("build.compile") {
+        needs.add("build", earlier.tree);
+        needs.add("archive", earlier.archive);
+    }
+    if !deployment.paths.tree(spec.release).is_dir() {
+        needs.add("installed tree", earlier.installed.max(earlier.archive).max(deployment.facts.archive_bytes));
+        needs.entries = earlier.entries;
+    }
+    let upgrades = spec.previous.is_some() && deployment.facts.release_command().is_some();
+    if has("deploy.point") && (upgrades || spec.data.is_some()) {
+        let data = live_app.data_space(spec.data.clone()).await?;
+        needs.add("restore point", data.capture);
+        needs.entries = needs.entries.saturating_add(data.capture_entries);
+        if spec.data.is_some() {
+            needs.add("returned data", data.restore);
+            needs.entries = needs.entries.saturating_add(data.restore_entries);
+        } else if deployment.settings().upgrade.safety == Safety::Hold {
+            // A failure during the hold restores the data beside the live data. Without `safety: hold`, the upgrade has no hold if this
+            // space is missing.
+            needs.add("restored data", data.copy);
+        }
+    }
+    Ok(needs)
+}
