@@ -212,8 +212,8 @@ async fn shutdown_cuts_requests_at_the_limit() {
     idle.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
     read_until(&mut idle, "blue").await;
     front.shutdown.cancel();
+    assert_eq!(read_all(&mut tunnel).await, CLOSE_FRAME);
     tokio::time::timeout(LONG, &mut front.serving).await.expect("the server did not stop").unwrap();
-    assert_eq!(read_all(&mut tunnel).await, "");
     assert_eq!(read_all(&mut idle).await, "");
     assert!(TcpStream::connect(front.address).await.is_err());
 }
@@ -229,7 +229,7 @@ async fn shutdown_cuts_tunnels_before_requests() {
     read_until(&mut request, "data: blue").await;
     let begun = std::time::Instant::now();
     front.shutdown.cancel();
-    assert_eq!(read_all(&mut tunnel).await, "");
+    assert_eq!(read_all(&mut tunnel).await, CLOSE_FRAME);
     assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
     app.tick.send(()).unwrap();
     read_until(&mut request, "data: blue").await;
@@ -262,4 +262,24 @@ async fn probe_distinguishes_its_failures() {
     assert!(matches!(probe(&TcpConnector::default(), closing, "/", "shop", LONG).await, Err(ProbeError::Exchange { .. })));
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert!(matches!(probe(&TcpConnector::default(), gone, "/", "shop", LONG).await, Err(ProbeError::Connect(_))));
+}
+
+#[tokio::test]
+async fn websocket_of_a_stopped_release_gets_a_close_frame_and_requests_continue() {
+    let (front, route) = Front::with_route(quick()).await;
+    let app = App::start("blue").await;
+    route.switch(app.target());
+    let mut tunnel = socket(&front).await;
+    // A frame with two bytes of text.
+    echo(&mut tunnel, "\u{1}\u{2}hi").await;
+    let mut request = TcpStream::connect(front.address).await.unwrap();
+    request.write_all(b"GET /events HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    read_until(&mut request, "data: blue").await;
+    let retired = route.set(RouteState::Starting).expect("blue was live");
+    retired.close_tunnels();
+    assert_eq!(read_all(&mut tunnel).await, CLOSE_FRAME);
+    drop(tunnel);
+    until(|| retired.in_flight() == 1).await;
+    app.tick.send(()).unwrap();
+    read_until(&mut request, "data: blue").await;
 }

@@ -34,6 +34,7 @@ mod testing;
 mod tests;
 mod upload;
 mod waiting;
+mod websocket;
 
 use std::{net::TcpListener, sync::Arc};
 

@@ -12,11 +12,14 @@ use http_body_util::Full;
 use hyper::{
     HeaderMap, Response, StatusCode, Version,
     body::{Body, Frame, Incoming, SizeHint},
-    header::HeaderValue,
+    header::{self, HeaderValue},
     upgrade::OnUpgrade,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{io::copy_bidirectional_with_sizes, time::timeout};
+use tokio::{
+    io::copy_bidirectional_with_sizes,
+    time::{sleep, timeout},
+};
 
 use super::{
     access::RequestRecord,
@@ -25,12 +28,13 @@ use super::{
     pages::Page,
     target::{InFlight, Lease},
     upload::{BodyError, UploadProgress},
+    websocket::{self, CLOSE_LIMIT, Carried},
 };
 
 /// The time limit for the switch of both connections to the new protocol after an upgrade was accepted.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The size of a tunnel's buffer in each direction, in bytes.
-const BUFFER: usize = 16 * 1024;
+pub(super) const BUFFER: usize = 16 * 1024;
 
 /// The values that are dropped at the end of the response. Fields are dropped in the order of their declaration, so the access line is
 /// written before the client's permit is returned.
@@ -139,7 +143,9 @@ pub(super) fn deliver(
         let application = hyper::upgrade::on(&mut response);
         open.record.answered(response.status());
         headers::to_client(response.headers_mut(), true);
-        tunnel(connection, client, application, lease.in_flight, open);
+        let is_websocket =
+            response.headers().get(header::UPGRADE).is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        tunnel(connection, client, application, lease.in_flight, open, is_websocket);
         let (parts, _) = response.into_parts();
         return Response::from_parts(parts, ResponseBody::Page(Full::default(), None));
     }
@@ -174,19 +180,46 @@ pub(super) fn with_body(response: Response<Bytes>, mut open: Option<Open>) -> Re
 }
 
 /// Starts the task of a tunnel. `listen::serve` waits for this task. The task copies bytes in both directions until both sides have
-/// finished sending, a connection fails, the drain of the target reaches its time limit, or the proxy closes all tunnels.
-fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: OnUpgrade, in_flight: InFlight, mut open: Open) {
+/// finished sending, a connection fails, the drain of the target reaches its time limit, or the proxy closes all tunnels. If the protocol is
+/// WebSocket, the client then gets a close frame.
+fn tunnel(
+    connection: &Arc<ClientConnection>,
+    client: OnUpgrade,
+    application: OnUpgrade,
+    in_flight: InFlight,
+    mut open: Open,
+    is_websocket: bool,
+) {
     let in_flight = in_flight.into_tunnel();
     let hang_up = connection.hang_up.clone();
     let kept = connection.clone();
     connection.tasks.spawn(async move {
         let _kept = kept;
-        let cut = in_flight.cut();
+        let cut = in_flight.tunnel_cut();
+        let ending = || async {
+            tokio::select! {
+                () = cut.cancelled() => {}
+                () = hang_up.cancelled() => {}
+            }
+        };
+        let limit = async {
+            ending().await;
+            if is_websocket {
+                sleep(CLOSE_LIMIT * 2).await;
+            }
+        };
         let carry = async {
             let both = async { tokio::try_join!(client, application) };
             let Ok(Ok((client, application))) = timeout(HANDOVER_TIMEOUT, both).await else { return };
             let (mut client, mut application) = (TokioIo::new(client), TokioIo::new(application));
             let route = open.record.route().clone();
+            if is_websocket {
+                let mut carried = Carried::default();
+                websocket::carry(client, application, ending(), || in_flight.is_retired(), &mut carried).await;
+                route.counts.bytes_in.fetch_add(carried.up, Relaxed);
+                open.record.bytes_out += carried.down;
+                return;
+            }
             // An error means that one of the two connections has failed. Dropping the streams closes both connections.
             if let Ok((up, down)) = copy_bidirectional_with_sizes(&mut client, &mut application, BUFFER, BUFFER).await {
                 route.counts.bytes_in.fetch_add(up, Relaxed);
@@ -195,8 +228,7 @@ fn tunnel(connection: &Arc<ClientConnection>, client: OnUpgrade, application: On
         };
         tokio::select! {
             () = carry => {}
-            () = cut.cancelled() => {}
-            () = hang_up.cancelled() => {}
+            () = limit => {}
         }
     });
 }

@@ -49,6 +49,8 @@ struct Shared {
     retired: AtomicBool,
     /// The token that is cancelled to close every connection to the instances.
     cut: CancellationToken,
+    /// The token that is cancelled to close every tunnel. A child of `cut`.
+    tunnel_cut: CancellationToken,
 }
 
 /// The result of a drain.
@@ -69,6 +71,7 @@ pub struct Retired {
 impl RouteTarget {
     /// Creates a target of the instances at `addresses`, one address for each `web` process. Connections are opened through `connector`.
     pub fn new(addresses: Vec<SocketAddr>, connector: Arc<dyn Connector>) -> Self {
+        let cut = CancellationToken::new();
         Self {
             shared: Arc::new(Shared {
                 endpoints: addresses.into_iter().map(Endpoint::new).collect(),
@@ -78,7 +81,8 @@ impl RouteTarget {
                 tunnels: AtomicUsize::new(0),
                 quiet: Notify::new(),
                 retired: AtomicBool::new(false),
-                cut: CancellationToken::new(),
+                tunnel_cut: cut.child_token(),
+                cut,
             }),
         }
     }
@@ -167,6 +171,11 @@ impl Retired {
         DrainReport { finished: before.saturating_sub(cut), cut }
     }
 
+    /// Closes the tunnels. Clients of WebSocket connections get a close frame. Requests in flight continue.
+    pub fn close_tunnels(&self) {
+        self.target.shared.tunnel_cut.cancel();
+    }
+
     /// Returns the number of requests and tunnels in flight.
     pub fn in_flight(&self) -> usize {
         self.target.in_flight()
@@ -203,8 +212,9 @@ impl InFlight {
         self.target.shared.cut.is_cancelled()
     }
 
-    pub fn cut(&self) -> CancellationToken {
-        self.target.shared.cut.clone()
+    /// Returns the token that is cancelled to close the tunnel.
+    pub fn tunnel_cut(&self) -> CancellationToken {
+        self.target.shared.tunnel_cut.clone()
     }
 
     /// Returns a connection to one of the instances. The instances are tried in round-robin order, but an instance that has just refused a

@@ -251,6 +251,9 @@ pub async fn scripted(answer: Option<Vec<u8>>) -> SocketAddr {
     address
 }
 
+/// The close frame of the proxy, as [`read_all`] returns it: the status 1012, with U+FFFD for the bytes that are not UTF-8.
+pub const CLOSE_FRAME: &str = "\u{fffd}\u{2}\u{3}\u{fffd}";
+
 /// Polls until `check` returns true.
 pub async fn until(mut check: impl FnMut() -> bool) {
     let polling = async {

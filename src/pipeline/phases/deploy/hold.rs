@@ -20,11 +20,14 @@ use crate::{
         phases::post_deploy::request_smoke_pages,
         step::{Failure, Step, Work, seconds},
     },
-    proxy::RouteState,
+    proxy::{Retired, RouteState},
 };
 
 /// The divisor of the hold's limit. Requests in flight have at most a third of the limit to end.
 const SETTLE: u32 = 3;
+
+/// The time in which processes that stop can close their tunnels themselves.
+const TUNNELS_GRACE: Duration = Duration::from_secs(1);
 
 /// The time limit of the undo that restores the data.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
@@ -149,9 +152,20 @@ impl Step for StopWriters {
             if let Some((hold, _)) = &deployment.memory.hold {
                 hold.settle_requests(limit).await;
             }
-            // The processes stop before the drain, because a process that stops closes its tunnels itself.
             let retired = services.route(&deployment.environment).set(RouteState::Starting);
-            let stopped = deployment.memory.slots.stop(&services.runtime, deployment.environment.id, previous.slot).await;
+            let stopped = {
+                let stopping = deployment.memory.slots.stop(&services.runtime, deployment.environment.id, previous.slot);
+                let mut stopping = std::pin::pin!(stopping);
+                // A process that stops can close its tunnels itself. A process that waits for the end of its tunnels would stop only at the
+                // time limit, so the proxy then closes the tunnels.
+                match tokio::time::timeout(TUNNELS_GRACE, stopping.as_mut()).await {
+                    Ok(stopped) => stopped,
+                    Err(_) => {
+                        retired.iter().for_each(Retired::close_tunnels);
+                        stopping.await
+                    }
+                }
+            };
             if let Some(retired) = retired {
                 retired.drain(Duration::ZERO).await;
             }
