@@ -214,11 +214,10 @@ fn place(point: &Point, into: &Path, owner: &PointOwner) -> Result<Filled, Backu
     let options = RestoreOptions { only: Some(DATA), ..options(owner)? };
     let report = point.restore_into(parent.as_fd(), OsStr::new(&name), &options)?;
     let tree = into.join(&name);
-    let moved = raise(&tree.join(DATA), into)
-        .and_then(|()| fs::remove_dir(tree.join(DATA)))
-        .and_then(|()| fs::remove_dir(&tree))
-        .and_then(|()| parent.sync_all());
+    let moved = raise(&tree.join(DATA), into).and_then(|()| fs::remove_dir(tree.join(DATA))).and_then(|()| fs::remove_dir(&tree));
     moved.map_err(|e| BackupFailure::io("move the restored files", &e))?;
+    point.restore_metadata(DATA, parent.as_fd())?;
+    parent.sync_all().map_err(|e| BackupFailure::io("sync the restored files", &e))?;
     Ok(filled(point, &report))
 }
 

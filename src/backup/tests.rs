@@ -101,6 +101,120 @@ fn data_is_restored_at_the_top_of_the_directory_with_links_and_modes() {
     assert_eq!(fs::read_dir(place.at("restoring")).unwrap().count(), 0);
 }
 
+/// The properties of an entry that a restore must put back.
+#[derive(Debug, PartialEq, Eq)]
+struct Properties {
+    mode: u32,
+    owner: (u32, u32),
+    links: u64,
+    mtime: (i64, i64),
+    size: u64,
+    xattrs: Vec<(String, Vec<u8>)>,
+    /// The first position with data, for files with a hole at the beginning.
+    first_data: Option<u64>,
+    content: Vec<u8>,
+}
+
+/// Reads all entries at and below `root`.
+fn properties(root: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Properties> {
+    use std::os::unix::{ffi::OsStrExt, fs::MetadataExt};
+    let mut found = std::collections::BTreeMap::new();
+    let mut pending = vec![root.to_owned()];
+    while let Some(path) = pending.pop() {
+        let metadata = path.symlink_metadata().unwrap();
+        let mut one = Properties {
+            mode: metadata.mode(),
+            owner: (metadata.uid(), metadata.gid()),
+            links: if metadata.is_dir() { 0 } else { metadata.nlink() },
+            mtime: (metadata.mtime(), metadata.mtime_nsec()),
+            size: if metadata.is_dir() { 0 } else { metadata.size() },
+            xattrs: Vec::new(),
+            first_data: None,
+            content: Vec::new(),
+        };
+        if metadata.is_symlink() {
+            one.content = fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec();
+        } else if metadata.is_file() || metadata.is_dir() {
+            let file = fs::File::open(&path).unwrap();
+            let mut list = [0_u8; 4096];
+            let length = rustix::fs::flistxattr(&file, list.as_mut_slice()).unwrap_or(0);
+            for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                let name = std::str::from_utf8(name).unwrap().to_owned();
+                let mut value = [0_u8; 4096];
+                let length = rustix::fs::fgetxattr(&file, name.as_str(), value.as_mut_slice()).unwrap();
+                one.xattrs.push((name, value[..length].to_vec()));
+            }
+            one.xattrs.sort();
+            if metadata.is_file() {
+                one.first_data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(0)).ok();
+                one.content = fs::read(&path).unwrap();
+            }
+        }
+        if metadata.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        found.insert(path.strip_prefix(root).unwrap().to_owned(), one);
+    }
+    found
+}
+
+#[test]
+fn restored_data_has_all_properties_of_the_data_and_of_its_top_directory() {
+    use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, mknodat, setxattr, utimensat};
+    let place = Place::new();
+    let data = place.at("data");
+    fs::create_dir_all(data.join("sub/inner")).unwrap();
+    fs::write(data.join("sub/file"), "text").unwrap();
+    fs::hard_link(data.join("sub/file"), data.join("second name")).unwrap();
+    let sparse = fs::File::create(data.join("sparse")).unwrap();
+    sparse.set_len(4 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", 3 << 20).unwrap();
+    drop(sparse);
+    symlink("nowhere", data.join("dangling")).unwrap();
+    fs::set_permissions(data.join("sub/file"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::set_permissions(data.join("sub"), fs::Permissions::from_mode(0o2750)).unwrap();
+    // Version 2, and the entries user::rwx, user:1:rwx, group::rwx, mask::rwx and other::---.
+    let mut acl = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in
+        [(1_u16, 7_u16, u32::MAX), (2, 7, 1), (4, 7, u32::MAX), (0x10, 7, u32::MAX), (0x20, 0, u32::MAX)]
+    {
+        acl.extend([tag.to_le_bytes().as_slice(), &permissions.to_le_bytes(), &id.to_le_bytes()].concat());
+    }
+    let set = |path: &str, name: &str, value: &[u8]| setxattr(data.join(path), name, value, XattrFlags::empty());
+    if set("", "user.mark", b"top").and_then(|()| set("", "system.posix_acl_default", &acl)).is_err() {
+        eprintln!("SKIPPED: the file system of the test has no extended attributes or no access lists");
+        return;
+    }
+    set("sub", "system.posix_acl_default", &acl).unwrap();
+    set("sub/file", "system.posix_acl_access", &acl).unwrap();
+    set("sub/file", "user.mark", b"\0\xff").unwrap();
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::lchown(data.join("dangling"), Some(4321), Some(4322)).unwrap();
+        std::os::unix::fs::chown(data.join("sparse"), Some(4321), Some(4322)).unwrap();
+        std::os::unix::fs::chown(&data, Some(4321), Some(4322)).unwrap();
+    }
+    let time = |seconds, nanos| Timespec { tv_sec: seconds, tv_nsec: nanos };
+    for (number, path) in ["dangling", "sparse", "sub/file", "sub/inner", "sub", ""].into_iter().enumerate() {
+        let number = i64::try_from(number).unwrap();
+        let times = Timestamps { last_access: time(1, 0), last_modification: time(1_000_000_000 + number, 123_456_789 - number) };
+        utimensat(CWD, data.join(path), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    }
+    let expected = properties(&data);
+    for (name, kind) in [("fifo", FileType::Fifo), ("socket", FileType::Socket)] {
+        mknodat(CWD, data.join(name), kind, Mode::RWXU, 0).unwrap();
+    }
+    let times = Timestamps { last_access: time(1, 0), last_modification: time(1_000_000_005, 123_456_784) };
+    utimensat(CWD, &data, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+    place.take();
+    fs::remove_dir_all(&data).unwrap();
+    place.restore(&RestoreJob::Fill { point: String::from("latest"), owner: owner("shop"), databases: Vec::new() }).unwrap();
+    let restored = properties(&place.at("restoring"));
+    assert_eq!(restored.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "special files are left out");
+    for (path, expected) in &expected {
+        assert_eq!(&restored[path], expected, "{}", path.display());
+    }
+}
+
 #[test]
 fn restore_point_of_another_project_is_refused_and_leaves_nothing() {
     let place = Place::new();

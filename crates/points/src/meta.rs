@@ -152,6 +152,17 @@ fn times(mtime: Time) -> Timestamps {
     }
 }
 
+/// Removes all attributes and access lists that the owner of a file can set.
+pub(crate) fn drop_own(fd: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
+    for xattr in read_xattrs(fd, path, u64::MAX, false)? {
+        match fremovexattr(fd, OsStr::from_bytes(&xattr.name)) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(other) => return Err(PointError::io("remove an attribute of", OsStr::from_bytes(path), other)),
+        }
+    }
+    Ok(())
+}
+
 /// Removes the access lists that a new file or directory inherited from its parent directory.
 pub(crate) fn drop_inherited(fd: impl AsFd, path: &Path) -> Result<()> {
     for name in [ACCESS_ACL, DEFAULT_ACL] {

@@ -20,7 +20,9 @@ use rustix::{
 };
 
 use crate::{
-    Digest, Entry, LimitKind, Manifest, PointError, Result, Source, Verified, changes, index, manifest, pool, step, sys,
+    Digest, Entry, Kind, LimitKind, Manifest, PointError, Result, Source, Verified, changes, index, manifest,
+    meta::{self, Apply},
+    pool, step, sys,
 };
 
 pub(crate) const NEW: &str = ".new-";
@@ -232,6 +234,22 @@ impl Point {
     /// Returns true if the last verification read all files and found no damage.
     pub fn is_verified(&self) -> bool {
         self.verified.is_some_and(|verified| verified.damaged == 0)
+    }
+
+    /// Gives an open directory the owner, mode, attributes, access lists and time that the directory at `path` had at the capture. Other
+    /// attributes and access lists of the open directory are removed.
+    pub fn restore_metadata(&self, path: &str, directory: BorrowedFd<'_>) -> Result<()> {
+        let entries = self.entries()?;
+        let entry = index::find(&entries, path.as_bytes()).filter(|entry| entry.kind == Kind::Directory);
+        let Some(entry) = entry else {
+            return Err(PointError::Source {
+                source_path: path.to_owned(),
+                why: "the restore point has no directory at this path",
+            });
+        };
+        let how = Apply { set_ids: false, capabilities: false, is_root: rustix::process::geteuid().is_root() };
+        meta::drop_own(directory, path.as_bytes())?;
+        meta::apply(directory, entry, how).map(drop)
     }
 
     /// Reads the index and checks it against the manifest.

@@ -187,6 +187,23 @@ impl Capture<'_> {
         }
     }
 
+    /// Opens a live file. Returns `None` for a file that is left out: an unreadable file, or an entry that is no longer a regular file.
+    pub(super) fn open_live(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Option<(OwnedFd, Stat)>> {
+        let live = match sys::open_file(dirs.live, found.name()) {
+            Ok(live) => live,
+            Err(error) => {
+                self.walk.skip_or_fail("open", &found.path, error)?;
+                return Ok(None);
+            }
+        };
+        let stat = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
+        if stat.kind != FileType::RegularFile {
+            self.walk.skip(&found.path, SkipReason::Changed);
+            return Ok(None);
+        }
+        Ok(Some((live, stat)))
+    }
+
     fn attempt(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Attempt> {
         if let Some((staged, name)) = self.replacement(&found.path) {
             return self.replaced(dirs, found, staged, name);
@@ -203,18 +220,7 @@ impl Capture<'_> {
             // The times, owner, mode and attributes are equal as well, because every change of these properties changes the ctime.
             return Ok(Attempt::Done(Entry { path: found.path.clone(), ..file.clone() }));
         }
-        let live = match sys::open_file(dirs.live, found.name()) {
-            Ok(live) => live,
-            Err(error) => {
-                self.walk.skip_or_fail("open", &found.path, error)?;
-                return Ok(Attempt::Skipped);
-            }
-        };
-        let stat = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
-        if stat.kind != FileType::RegularFile {
-            self.walk.skip(&found.path, SkipReason::Changed);
-            return Ok(Attempt::Skipped);
-        }
+        let Some((live, stat)) = self.open_live(dirs, found)? else { return Ok(Attempt::Skipped) };
         let xattrs = self.xattrs(&found.path, live.as_fd())?;
         let stamp = Stamp::of(&stat, self.is_settled(&stat));
         let made = |size, digest| entry(&found.path, Kind::File { size, digest, is_torn: false, stamp }, &stat, xattrs.clone());

@@ -12,13 +12,13 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, fchmod, linkat},
+    fs::{AtFlags, Mode, fchmod, linkat},
     io::Errno,
 };
 
 use super::file::{Attempt, Capture, Dirs, entry};
 use crate::{
-    Digest, Entry, Kind, PointError, Result, SkipReason, Stamp, index,
+    Digest, Entry, Kind, PointError, Result, Stamp, index,
     pool::lock,
     sys::{self, Stat},
     walk::Found,
@@ -56,18 +56,7 @@ impl Capture<'_> {
 
     /// Captures the metadata of a live file with the content of a staged file.
     pub(super) fn replaced(&self, dirs: &Dirs<'_>, found: &Found, staged: &super::Staged<'_>, name: &str) -> Result<Attempt> {
-        let live = match sys::open_file(dirs.live, found.name()) {
-            Ok(live) => live,
-            Err(error) => {
-                self.walk.skip_or_fail("open", &found.path, error)?;
-                return Ok(Attempt::Skipped);
-            }
-        };
-        let stat = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
-        if stat.kind != FileType::RegularFile {
-            self.walk.skip(&found.path, SkipReason::Changed);
-            return Ok(Attempt::Skipped);
-        }
+        let Some((live, stat)) = self.open_live(dirs, found)? else { return Ok(Attempt::Skipped) };
         let xattrs = self.xattrs(&found.path, live.as_fd())?;
         let (size, digest) = self.adopt(dirs, found, staged, name)?;
         Ok(Attempt::Done(entry(&found.path, content(size, digest, &stat), &stat, xattrs)))
