@@ -18,6 +18,7 @@ mod database_servers;
 mod databases;
 mod delivering;
 mod deltas;
+mod django;
 mod drift;
 mod dry_run;
 mod environments;
