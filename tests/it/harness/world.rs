@@ -105,8 +105,12 @@ impl World {
         let first_port = 10_000 + number * 50;
         // A scheduled restore point must not disturb the tests of other features. Tests of the schedule set `backup:` themselves.
         let backup = if lines.contains("backup:") { "" } else { "backup: {schedule: off}\n" };
-        let server_file =
-            format!("ports:\n  from: {first_port}\n  to: {}\n{backup}limits:\n  disk_reserve: 64M\n{lines}", first_port + 49);
+        // A file of this size for each world would use much of a small disk. Tests of disk space set `space:` themselves.
+        let space = if lines.contains("space:") { "" } else { "space: {ballast: off}\n" };
+        let server_file = format!(
+            "ports:\n  from: {first_port}\n  to: {}\n{backup}{space}limits:\n  disk_reserve: 64M\n{lines}",
+            first_port + 49
+        );
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
         let listen = if machine.is_some() { "0.0.0.0" } else { "127.0.0.1" };
