@@ -326,7 +326,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     KeyRow::value(
         "strategy",
         "blue-green: the new release boots beside the old release, then requests are switched to the new release.\n\
-         in-place: the old release stops first. This version of larder refuses in-place.",
+         in-place: the old release stops, its directory is synced with the new release, and the new release starts there. Visitors get the maintenance page meanwhile.",
         Says("the strategy with which the environment was created"),
         "blue-green",
         |reader, node, key, draft| {

@@ -55,11 +55,6 @@ impl Root {
         self.state().join("disk.json")
     }
 
-    /// Returns the path of the file that holds disk space for larder.
-    pub fn ballast(&self) -> PathBuf {
-        self.state().join("ballast")
-    }
-
     /// Returns the path of the SSH host key, with which clients authenticate this server.
     pub fn host_key(&self) -> PathBuf {
         self.state().join("ssh_host_ed25519_key")
@@ -209,7 +204,8 @@ impl EnvironmentPaths {
         self.0.join("run")
     }
 
-    /// Returns the directory of a slot: `upper/` and `work/` of the overlay over the release's tree.
+    /// Returns the directory of a slot: `upper/` and `work/` of the overlay over the release's tree. In the slot `in-place`, `upper/` is the
+    /// whole tree.
     pub fn slot(&self, slot: Slot) -> PathBuf {
         self.0.join("slots").join(slot.as_str())
     }
@@ -227,6 +223,16 @@ impl EnvironmentPaths {
     /// Returns the store of the restore points. Processes of the application do not see the store.
     pub fn points(&self) -> PathBuf {
         self.archives().join("points")
+    }
+
+    /// Returns the directory of replaced and failed workspaces of the slot `in-place`.
+    pub fn archived_runs(&self) -> PathBuf {
+        self.archives().join("run")
+    }
+
+    /// Returns the directory of the workspace of an earlier deployment.
+    pub fn archived_run(&self, deployment: DeploymentId) -> PathBuf {
+        self.archived_runs().join(deployment.to_string())
     }
 
     /// Returns the directory of copies that were restored beside the live data.

@@ -49,11 +49,13 @@ impl Assignment {
         Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories: Vec::new() }
     }
 
+    /// Adds a directory that the worker can read.
     fn reads(mut self, variable: &'static str, target: &'static str, path: PathBuf) -> Assignment {
         self.directories.push(RoleDirectory { variable, target, path, writable: false });
         self
     }
 
+    /// Adds a directory that the worker can write.
     fn writes(mut self, variable: &'static str, target: &'static str, path: PathBuf) -> Assignment {
         self.directories.push(RoleDirectory { variable, target, path, writable: true });
         self
@@ -120,8 +122,10 @@ impl Assignment {
             Role::Drift | Role::Patch => {
                 let release = need(launch.release, "a release")?;
                 let read_only_app = launch.role == Role::Drift;
-                let new = Assignment { read_only_app, ..Assignment::new(run) };
-                let assignment = if read_only_app { new.reads("LARDER_TREE", "/deploy", paths.tree(release)) } else { new };
+                let mut assignment = Assignment { read_only_app, ..Assignment::new(run) };
+                if read_only_app {
+                    assignment = assignment.reads("LARDER_TREE", "/deploy", paths.tree(release));
+                }
                 match launch.slot {
                     None if !read_only_app => return Err("this role needs a slot".to_owned()),
                     None => assignment,
@@ -154,7 +158,7 @@ impl Assignment {
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
                 // In a scratch layer, only `upper` contains files of the layer's user.
-                let path = if matches!(area, Area::Build | Area::Slot) { path.join("upper") } else { path };
+                let path = if matches!(area, Area::Build | Area::Slot | Area::Archive) { path.join("upper") } else { path };
                 Assignment::new(user).writes("LARDER_AREA", "/area", path)
             }
         })
@@ -239,5 +243,6 @@ pub fn area_path(
         Area::Tree => (paths.tree(need(release, "a release")?), SystemUser::Unpack(env)),
         Area::Slot => (paths.slot(need(slot, "a slot")?), SystemUser::Run(env)),
         Area::Source => (paths.source(), SystemUser::Git),
+        Area::Archive => (paths.archived_runs().join(need(release, "a release")?.to_string()), SystemUser::Run(env)),
     })
 }

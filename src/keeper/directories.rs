@@ -104,6 +104,7 @@ impl Directories {
         }
         // `archives` can be listed, so that the run user can delete its files after a discard. The directories in `archives` are private.
         self.make(paths.archives(), SystemUser::Server, 0o755)?;
+        self.make(paths.archived_runs(), SystemUser::Server, 0o755)?;
         for path in [paths.points(), paths.restored(), paths.restoring(), paths.data_copy()] {
             self.make(path, SystemUser::Run(*env), 0o700)?;
         }
@@ -148,10 +149,10 @@ impl Directories {
     pub fn remove_discarded(&self, discarded: &Discarded) -> io::Result<()> {
         let path = Path::new("trash").join(&discarded.name);
         self.root.remove_scratch(&path);
-        for scratch in ["build", "slots/blue", "slots/green"] {
+        for scratch in ["build", "slots/blue", "slots/green", "slots/in-place"] {
             self.root.remove_scratch(&path.join(scratch));
         }
-        for name in ["slots/blue", "slots/green", "slots", "build", "git"] {
+        for name in ["slots/blue", "slots/green", "slots/in-place", "slots", "build", "git"] {
             let _ = self.root.remove_empty(&path.join(name));
         }
         self.root.remove_empty(&path)

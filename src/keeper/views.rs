@@ -2,7 +2,7 @@
 
 use std::io;
 
-use larder_sandbox::{BaseSpec, BaseView, BindMount, RootView, UnixUser};
+use larder_sandbox::{BaseSpec, BaseView, BindMount, RootView, UnixUser, user_database};
 
 use super::config::KeeperConfig;
 
@@ -14,8 +14,8 @@ const HOST: [&str; 11] =
     ["usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "opt", "var/lib/gems", "sys/devices/system/cpu"];
 
 /// Directories of every view. A directory is empty if the role does not use it.
-const MOUNT_POINTS: [&str; 11] =
-    ["app", "lower", "cache", "source", "repo", "hooks", "deploy", "upper", "data", "area", "buildpacks"];
+const MOUNT_POINTS: [&str; 12] =
+    ["app", "lower", "cache", "source", "repo", "hooks", "deploy", "upper", "data", "area", "buildpacks", "target"];
 /// Directories of every view for restore points, empty in a process of an application.
 const POINT_MOUNT_POINTS: [&str; 4] = ["points", "restored", "restoring", "copy"];
 /// Directories of every view for files of larder and its operator.
@@ -59,13 +59,4 @@ pub fn view(base: &BaseView, config: &KeeperConfig, binds: Vec<BindMount>, worke
         binary: config.exe.clone(),
         temporary: config.temporary,
     }
-}
-
-/// Returns the names and contents of `/etc/passwd` and `/etc/group`. The worker's user is `app` with the home directory `/app`.
-fn user_database(UnixUser { uid, gid }: UnixUser) -> Vec<(&'static str, String)> {
-    let passwd = format!(
-        "root:x:0:0:root:/root:/usr/sbin/nologin\napp:x:{uid}:{gid}:app:/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
-    );
-    let groups = format!("root:x:0:\ntty:x:5:\napp:x:{gid}:\nnogroup:x:65534:\n");
-    vec![("passwd", passwd), ("group", groups)]
 }

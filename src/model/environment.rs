@@ -20,6 +20,16 @@ pub enum Strategy {
     InPlace,
 }
 
+impl Strategy {
+    /// Returns the word of the strategy in recipes and commands.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Strategy::BlueGreen => "blue-green",
+            Strategy::InPlace => "in-place",
+        }
+    }
+}
+
 /// One application on this server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {

@@ -118,6 +118,13 @@ moment_id!(
     DeploymentId,
     "deployment"
 );
+
+impl From<DeploymentId> for ReleaseId {
+    /// Returns the release id with the same text. Requests to the keeper name the workspace of a deployment in this form.
+    fn from(id: DeploymentId) -> ReleaseId {
+        ReleaseId { seconds: id.seconds, uuid: id.uuid }
+    }
+}
 moment_id!(
     /// The id of a restore point, `<DATETIME>-<UUID>`, with the time at which the restore point was requested.
     PointId,

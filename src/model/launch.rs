@@ -120,6 +120,17 @@ pub enum Area {
     Slot,
     /// The exported source, which belongs to the git user.
     Source,
+    /// The workspace in `archives/run/` that [`Launch::release`] names by the id of its deployment. It belongs to the run user.
+    Archive,
+}
+
+/// The name of a tree in an environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeName {
+    /// [`Area::Tree`], [`Area::Archive`], or [`Area::Slot`] for the tree of the slot `in-place`.
+    pub area: Area,
+    /// The id in the area; `None` for the slot.
+    pub id: Option<ReleaseId>,
 }
 
 /// A class of limits. The keeper defines the limits of each class.

@@ -106,11 +106,12 @@ pub enum SlotError {
 /// The version of the record's format that this code reads and writes.
 const VERSION: u64 = 1;
 
-/// The use of both slots of an environment. Every transition may run twice.
+/// The use of the slots of an environment. Every transition may run twice.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SlotTable {
     blue: SlotUse,
     green: SlotUse,
+    in_place: SlotUse,
 }
 
 /// The record on disk.
@@ -119,6 +120,13 @@ struct Stored {
     version: u64,
     blue: SlotUse,
     green: SlotUse,
+    /// Absent while the slot is idle, so that the record of an environment with overlays has the form of earlier versions.
+    #[serde(default, rename = "in-place", skip_serializing_if = "is_idle")]
+    in_place: SlotUse,
+}
+
+fn is_idle(used: &SlotUse) -> bool {
+    *used == SlotUse::Idle
 }
 
 impl SlotTable {
@@ -134,16 +142,18 @@ impl SlotTable {
             None => return Err(SlotError::Damaged(String::from("missing field `version`"))),
             Some(other) => return Err(SlotError::Version(other.clone())),
         }
-        let Stored { blue, green, .. } = serde_json::from_value(value).map_err(damaged)?;
-        match (&blue, &green) {
-            (SlotUse::Live(_), SlotUse::Live(_)) => Err(SlotError::Damaged(String::from("both slots are live"))),
-            _ => Ok(SlotTable { blue, green }),
+        let Stored { blue, green, in_place, .. } = serde_json::from_value(value).map_err(damaged)?;
+        let live = [&blue, &green, &in_place].into_iter().filter(|used| matches!(used, SlotUse::Live(_)));
+        match live.count() {
+            0 | 1 => Ok(SlotTable { blue, green, in_place }),
+            _ => Err(SlotError::Damaged(String::from("several slots are live"))),
         }
     }
 
     /// Returns the record in the form in which the record is stored.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let stored = Stored { version: VERSION, blue: self.blue.clone(), green: self.green.clone() };
+        let SlotTable { blue, green, in_place } = self.clone();
+        let stored = Stored { version: VERSION, blue, green, in_place };
         let mut bytes = serde_json::to_vec_pretty(&stored).unwrap_or_default();
         bytes.push(b'\n');
         bytes
@@ -154,6 +164,7 @@ impl SlotTable {
         match slot {
             Slot::Blue => &self.blue,
             Slot::Green => &self.green,
+            Slot::InPlace => &self.in_place,
         }
     }
 
@@ -162,10 +173,11 @@ impl SlotTable {
         match slot {
             Slot::Blue => self.blue = used,
             Slot::Green => self.green = used,
+            Slot::InPlace => self.in_place = used,
         }
     }
 
-    /// Returns the slot in which the next release boots: the slot that is not live, or blue if no slot is live.
+    /// Returns the overlay slot in which the next release boots: the slot that is not live, or blue if no slot is live.
     pub fn next(&self) -> Slot {
         if matches!(self.blue, SlotUse::Live(_)) { Slot::Green } else { Slot::Blue }
     }
@@ -200,8 +212,10 @@ impl SlotTable {
         match self.get(slot).clone() {
             SlotUse::Ready(occupant) | SlotUse::Live(occupant) if occupant.deployment == deployment => {
                 self.set(slot, SlotUse::Live(occupant));
-                if let SlotUse::Live(old) = self.get(slot.other()).clone() {
-                    self.set(slot.other(), SlotUse::Draining(old));
+                for other in Slot::ALL.into_iter().filter(|other| *other != slot) {
+                    if let SlotUse::Live(old) = self.get(other).clone() {
+                        self.set(other, SlotUse::Draining(old));
+                    }
                 }
                 Ok(())
             }
@@ -209,14 +223,28 @@ impl SlotTable {
         }
     }
 
-    /// Reverts [`SlotTable::switch`] of a deployment. The live slot becomes ready, and the draining slot becomes live.
-    pub fn revert(&mut self, slot: Slot, deployment: DeploymentId) {
+    /// Records that the release in the in-place slot was stopped, and that a deployment fills the slot with its own release.
+    pub fn replace(&mut self, occupant: Occupant) {
+        self.in_place = SlotUse::Ready(occupant);
+    }
+
+    /// Reverts [`SlotTable::replace`] of a deployment. The slot has the release `old` again, or is idle.
+    pub fn put_back(&mut self, deployment: DeploymentId, old: Option<Occupant>) {
+        if self.in_place.occupant().is_none_or(|occupant| occupant.deployment == deployment) {
+            self.in_place = old.map_or(SlotUse::Idle, SlotUse::Live);
+        }
+    }
+
+    /// Reverts [`SlotTable::switch`] of a deployment. The live slot becomes ready, and the slot `old` becomes live if it drains.
+    pub fn revert(&mut self, slot: Slot, deployment: DeploymentId, old: Option<Slot>) {
         if let SlotUse::Live(occupant) = self.get(slot).clone()
             && occupant.deployment == deployment
         {
             self.set(slot, SlotUse::Ready(occupant));
-            if let SlotUse::Draining(old) = self.get(slot.other()).clone() {
-                self.set(slot.other(), SlotUse::Live(old));
+            if let Some(old) = old
+                && let SlotUse::Draining(occupant) = self.get(old).clone()
+            {
+                self.set(old, SlotUse::Live(occupant));
             }
         }
     }
@@ -267,7 +295,7 @@ mod tests {
         assert_eq!((table.get(Slot::Green), table.next()), (&SlotUse::Live(two.clone()), Slot::Blue));
         // The undo reverts the transitions.
         let mut undone = table.clone();
-        twice(&mut undone, |table| table.revert(Slot::Green, two.deployment));
+        twice(&mut undone, |table| table.revert(Slot::Green, two.deployment, Some(Slot::Blue)));
         assert_eq!(
             (undone.get(Slot::Blue), undone.get(Slot::Green)),
             (&SlotUse::Live(one.clone()), &SlotUse::Ready(two.clone()))
@@ -288,7 +316,7 @@ mod tests {
         table.switch(Slot::Blue, one.deployment).unwrap();
         assert_eq!(table.fill(Slot::Blue, two.clone()), Err(SlotError::Live(Slot::Blue)));
         table.release(Slot::Blue, one.deployment);
-        table.revert(Slot::Blue, two.deployment);
+        table.revert(Slot::Blue, two.deployment, None);
         assert_eq!(table.get(Slot::Blue), &SlotUse::Live(one));
         assert!(table.switch(Slot::Green, two.deployment).is_err());
     }
@@ -311,7 +339,7 @@ mod tests {
             assert!(matches!(SlotTable::parse(text.as_bytes()), Err(SlotError::Damaged(_))), "{text}");
         }
         let live = SlotUse::Live(occupant(1, 100));
-        let both = SlotTable { blue: live.clone(), green: live };
+        let both = SlotTable { blue: live.clone(), green: live, ..SlotTable::default() };
         assert!(matches!(SlotTable::parse(&both.to_bytes()), Err(SlotError::Damaged(_))));
     }
 

@@ -35,31 +35,52 @@ impl fmt::Display for Mode {
     }
 }
 
-/// One of the two workspaces of an environment. At most one slot is live, and a new release boots in the other slot.
+/// One of the workspaces of an environment. At most one slot is live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Slot {
+    /// An overlay over a release. With the strategy blue-green, a new release boots in the overlay slot that is not live.
     Blue,
+    /// The other overlay over a release.
     Green,
+    /// A real directory of the run user, in which the strategy in-place replaces one release by the next release.
+    InPlace,
 }
 
 impl Slot {
-    pub const ALL: [Slot; 2] = [Slot::Blue, Slot::Green];
+    pub const ALL: [Slot; 3] = [Slot::Blue, Slot::Green, Slot::InPlace];
 
     /// Returns the name of the directory below `slots/`.
     pub fn as_str(self) -> &'static str {
         match self {
             Slot::Blue => "blue",
             Slot::Green => "green",
+            Slot::InPlace => "in-place",
         }
     }
 
-    /// Returns the other slot.
-    pub fn other(self) -> Slot {
+    /// Returns the kind of the workspace.
+    pub fn workspace(self) -> Workspace {
         match self {
-            Slot::Blue => Slot::Green,
-            Slot::Green => Slot::Blue,
+            Slot::Blue | Slot::Green => Workspace::Overlay,
+            Slot::InPlace => Workspace::Directory,
         }
+    }
+}
+
+/// The way in which a slot contains the files of its release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workspace {
+    /// The installed tree of the release, read-only, below a scratch layer that each boot of the slot empties.
+    Overlay,
+    /// A copy of the release in a real directory, which survives restarts.
+    Directory,
+}
+
+impl Slot {
+    /// Returns true if the workspace is a [`Workspace::Directory`].
+    pub fn is_directory(self) -> bool {
+        self.workspace() == Workspace::Directory
     }
 }
 

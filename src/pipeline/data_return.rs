@@ -143,6 +143,7 @@ mod tests {
             outcome: None,
             cleared: false,
             dry_run: false,
+            interruption: None,
             previous: None,
             ending: None,
         }

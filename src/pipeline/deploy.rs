@@ -18,7 +18,9 @@ use super::{
     registry, runner,
     transcript::Transcript,
 };
-use crate::model::{DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId};
+use crate::model::{
+    DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, Slot, Strategy,
+};
 
 impl Pipeline {
     /// Queues a deployment. The deployment runs even if the caller drops the ticket.
@@ -67,7 +69,8 @@ impl Pipeline {
 
     /// Returns the plan for a push to `environment`, cut to the phases in `only`.
     pub fn plan(&self, environment: &Environment, only: &[Phase]) -> Plan {
-        let steps = registry::steps(environment.mode, &registry::usual_origin(environment.mode));
+        let steps =
+            registry::steps(environment.mode, self.usual_strategy(environment), &registry::usual_origin(environment.mode));
         Plan::known(&steps).only(only)
     }
 
@@ -135,6 +138,7 @@ impl Pipeline {
 
     /// Returns the specification of a deployment, which fixes all decisions that precede the first step.
     async fn specify(&self, queue: &Queue, ticket: &Ticket) -> DeploymentSpec {
+        let strategy = self.strategy(queue, &ticket.request).await;
         // The lock waits until no release is being removed, so that the check of the installed tree below does not find a tree that is
         // about to disappear.
         let _settled = queue.store.lock().await;
@@ -153,8 +157,8 @@ impl Pipeline {
         let again = recorded.is_some() && paths.tree(release).is_dir();
         state.in_progress = Some(release);
         let steps = match request.data {
-            Some(_) => registry::return_steps(),
-            None => registry::steps(environment.mode, &origin),
+            Some(_) => registry::return_steps(strategy),
+            None => registry::steps(environment.mode, strategy, &origin),
         };
         DeploymentSpec {
             version: DeploymentSpec::VERSION,
@@ -162,12 +166,15 @@ impl Pipeline {
             trigger: request.trigger.clone(),
             environment: Some(EnvironmentIdentity::of(&environment)),
             mode: environment.mode,
-            strategy: environment.strategy,
+            strategy,
             branch: request.branch.clone(),
             commit: request.commit.clone(),
             release,
             number: state.history.next_number(),
-            slot: queue.slots.table().next(),
+            slot: match strategy {
+                Strategy::BlueGreen => queue.slots.table().next(),
+                Strategy::InPlace => Slot::InPlace,
+            },
             previous,
             plan: Plan::known(&steps).only(&request.dry_run).names(),
             commit_point: registry::commit_point(&steps),

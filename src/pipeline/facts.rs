@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     failure::Failure,
-    live_app::{DataReturn, UpgradeCase, UpgradePlan},
+    live_app::{DataReturn, Replaced, UpgradeCase, UpgradePlan},
 };
 use crate::{
     config::Settings,
@@ -30,6 +30,9 @@ pub struct Facts {
     pub settings: Option<Settings>,
     /// The phases for which the project has an executable `.larder/<phase>`; from `gather.source`.
     pub scripts: Vec<String>,
+    /// The project's page for visitors while the application is stopped; from `gather.source`, absent if the project has no page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub maintenance_page: Option<String>,
     /// The git tree of the commit; from `gather.source`.
     pub source: Option<CommitId>,
     /// The variables that phase scripts read and change; from `gather.source` on.
@@ -67,6 +70,9 @@ pub struct Facts {
     /// The data that a rollback returns; from `deploy.fill`, absent in other deployments.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_return: Option<DataReturn>,
+    /// The workspace that a deployment in place replaces; from `deploy.stop`, absent in other deployments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replaced: Option<Replaced>,
 }
 
 /// Returns true for a size that is not known. Such a size is not written.
@@ -96,7 +102,7 @@ impl Facts {
     /// Returns the upgrade command of the recipe or the Procfile, or else the release command of the buildpack. Returns `None` if the
     /// deployment skips the command.
     pub fn release_command(&self) -> Option<String> {
-        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.case == UpgradeCase::Skipped) {
+        if self.upgrade.as_ref().is_some_and(|upgrade| upgrade.case == UpgradeCase::Skipped || upgrade.unchanged) {
             return None;
         }
         let own = self.settings.as_ref().and_then(|settings| settings.upgrade_command()).map(|command| command.to_string());

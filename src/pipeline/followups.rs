@@ -10,7 +10,11 @@ use super::{
     drift, fault,
     history::{History, Summary},
     journal::JournalState,
-    phases::{bundle, deploy::install, post_install},
+    phases::{
+        bundle,
+        deploy::{install, workspace},
+        post_install,
+    },
     publish,
     queue::Queue,
     spare::TreeCopy,
@@ -113,6 +117,7 @@ impl Pipeline {
         }
         remote::sweep(&deployment.paths, ABANDONED);
         prune(deployment, queue).await;
+        workspace::prune(deployment).await;
         if let Some(live) = live {
             // The times are renewed before the spare tree is made, because a rollback to the predecessor waits for the renewal. An
             // installation without a spare tree only takes longer.

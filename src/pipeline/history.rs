@@ -48,6 +48,9 @@ pub struct Summary {
     /// True for a dry run.
     #[serde(rename = "trial")]
     pub dry_run: bool,
+    /// The time for which visitors got the maintenance page, in milliseconds; absent unless the deployment replaced a release in place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interruption: Option<u64>,
     /// The release that was live when the deployment began.
     #[serde(skip)]
     pub previous: Option<Live>,
@@ -77,6 +80,7 @@ impl Summary {
             outcome: state.ended.as_ref().map(|(_, outcome)| outcome.clone()),
             cleared: state.cleared,
             dry_run: !spec.dry_run.is_empty(),
+            interruption: state.interruption(),
             previous: spec.previous.clone(),
             ending: missed.then_some(state.endings),
         })
@@ -244,8 +248,8 @@ fn named_by(link: &Path) -> Option<String> {
 
 /// Returns the live slot according to the link on disk.
 pub fn active_slot(paths: &EnvironmentPaths) -> Option<Slot> {
-    let name = named_by(&paths.run())?;
-    Slot::ALL.into_iter().find(|slot| slot.as_str() == name)
+    let target = fs::read_link(paths.run()).ok()?;
+    Slot::ALL.into_iter().find(|slot| target.starts_with(Path::new("slots").join(slot.as_str())))
 }
 
 /// Removes the directories of deployments that an earlier server queued and never began: the journals of such deployments have no
@@ -293,6 +297,7 @@ mod tests {
             outcome: outcome.then_some(Outcome::Live { release, number }),
             cleared: false,
             dry_run: false,
+            interruption: None,
             previous: None,
             ending: None,
         }

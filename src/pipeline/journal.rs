@@ -106,6 +106,9 @@ pub struct Journal {
     new: bool,
 }
 
+/// The step that begins the interruption of a deployment in place. Its undo ends the interruption.
+const STOP: &str = "deploy.stop";
+
 /// The state of a deployment, computed from the events of its journal.
 #[derive(Debug, Clone, Default)]
 pub struct JournalState {
@@ -117,6 +120,8 @@ pub struct JournalState {
     pub steps: BTreeMap<String, StepStatus>,
     /// The moment at which each step succeeded, for steps that were not undone.
     pub moments: BTreeMap<String, Timestamp>,
+    /// The moment at which a failed deployment in place had started the old release again.
+    pub put_back: Option<Timestamp>,
     /// True if the deployment has passed its commit point, even if the commit was undone since.
     pub was_committed: bool,
     /// The latest facts that a successful step recorded.
@@ -182,13 +187,27 @@ impl JournalState {
                 self.advance(step, event, "undo_started")?;
                 self.moments.remove(step);
             }
-            Event::UndoFinished { step } => self.advance(step, event, "undo_finished")?,
+            Event::UndoFinished { step } => {
+                self.advance(step, event, "undo_finished")?;
+                if step == STOP {
+                    self.put_back = Some(record.at);
+                }
+            }
             Event::UndoFailed { step, why } => {
                 self.advance(step, event, "undo_failed")?;
                 self.undo_failed = Some(format!("{step}: {why}"));
             }
         }
         Ok(())
+    }
+
+    /// Returns the time for which visitors of a deployment in place got the maintenance page, in milliseconds; `None` for other deployments,
+    /// and as long as the interruption lasts.
+    pub fn interruption(&self) -> Option<u64> {
+        let began = self.facts.replaced.as_ref()?.began?;
+        let committed = self.spec.as_ref().and_then(|spec| self.moments.get(spec.commit_point.as_str()).copied());
+        let end = self.put_back.or(committed)?;
+        u64::try_from(end.duration_since(began).as_millis()).ok()
     }
 
     fn advance(&mut self, step: &str, event: &Event, word: &'static str) -> Result<(), Misfit> {

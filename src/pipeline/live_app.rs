@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{durations::HoldRun, failure::Failure};
 use crate::{
     backup::{PointInfo, SpaceEstimate},
-    model::{Live, UserName},
+    model::{Live, Occupant, UserName},
     space::SpaceNeeds,
 };
 
@@ -31,6 +32,9 @@ pub struct UpgradePlan {
     /// restore point.
     #[serde(default)]
     pub early: Option<String>,
+    /// True if the command does not run although the data is protected, because none of its files changed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
 }
 
 /// The data that a rollback returns; a fact of the step `deploy.fill`.
@@ -54,17 +58,30 @@ pub enum UpgradeCase {
     Unprotected,
     /// The command does not run, because none of its files changed.
     Skipped,
+    /// The strategy is in-place: the old release is stopped, and visitors get the maintenance page. A failure before the commit point
+    /// restores the data.
+    #[serde(rename = "in-place")]
+    InPlace,
+}
+
+/// The workspace that a deployment in place replaces; a fact of the step `deploy.stop`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replaced {
+    /// The release that was in the slot `in-place`; absent if the previous release ran in another slot, or if no release was live.
+    pub occupant: Option<Occupant>,
+    /// The moment from which visitors got the maintenance page; absent if no release was live.
+    pub began: Option<Timestamp>,
 }
 
 impl UpgradePlan {
     /// Creates the record of an upgrade for which no restore point is taken yet.
     pub fn new(case: UpgradeCase, reason: impl Into<String>) -> UpgradePlan {
-        UpgradePlan { case, reason: reason.into(), estimate: None, point: None, early: None }
+        UpgradePlan { case, reason: reason.into(), estimate: None, point: None, early: None, unchanged: false }
     }
 
-    /// Returns true if requests wait during this upgrade.
+    /// Returns true if no request reaches a release during this upgrade.
     pub fn is_held(&self) -> bool {
-        self.case == UpgradeCase::Held
+        matches!(self.case, UpgradeCase::Held | UpgradeCase::InPlace)
     }
 }
 

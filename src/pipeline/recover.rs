@@ -139,7 +139,8 @@ impl Pipeline {
         let unfinished = |state: &JournalState| {
             let point =
                 state.facts.upgrade.as_ref().filter(|upgrade| upgrade.is_held()).and_then(|upgrade| upgrade.point.as_ref());
-            point.is_some() && !state.was_committed && state.status("deploy.quiesce") != StepStatus::Undone
+            let is_undone = |step| state.status(step) == StepStatus::Undone;
+            point.is_some() && !state.was_committed && !is_undone("deploy.quiesce") && !is_undone("deploy.stop")
         };
         let found = stuck.filter_map(state).find(unfinished)?;
         Some(format!("the data from before the upgrade of deployment {} is not restored", found.spec?.id))

@@ -4,7 +4,7 @@ use super::{
     phases::{build, bundle, checks, deliver, deploy, gather, post_deploy, post_install, script::Script},
     step::Step,
 };
-use crate::model::{Mode, Origin, Phase, StepName};
+use crate::model::{Mode, Origin, Phase, StepName, Strategy};
 
 /// The commit point of all plans except a rollback with data: the step after which a deployment is finished instead of unwound,
 /// because visitors use the new release.
@@ -77,14 +77,41 @@ const STEPS: &[Row] = &[
     (RETURN_COMMIT_POINT, &[Return], || Box::new(deploy::hold::Resume(RETURN_COMMIT_POINT))),
 ];
 
+/// The steps of the strategy in-place that the strategy blue-green does not have.
+const IN_PLACE_STEPS: &[(&str, fn() -> Box<dyn Step>)] = &[
+    ("deploy.stop", || Box::new(deploy::in_place::StopOld)),
+    ("deploy.archive", || Box::new(deploy::workspace::ArchiveTree)),
+    ("deploy.sync", || Box::new(deploy::workspace::SyncTree)),
+    ("deploy.start", || Box::new(deploy::in_place::StartNew)),
+];
+
+/// The steps of the phase deploy with the strategy in-place, in the order in which they run. A plan has those of these steps that are in
+/// [`IN_PLACE_STEPS`], or that its kind of plan has with the strategy blue-green.
+const IN_PLACE_ORDER: &[&str] = &[
+    "deploy.install",
+    "deploy.fill",
+    "deploy.stop",
+    "deploy.point",
+    "deploy.archive",
+    "deploy.sync",
+    "deploy.data",
+    "deploy.script",
+    "deploy.start",
+    "deploy.release",
+    "deploy.check",
+    "deploy.switch",
+    "deploy.resume",
+];
+
 /// Creates the step with this name. Returns `None` if this version has no such step.
 pub fn step(name: &str) -> Option<Box<dyn Step>> {
-    STEPS.iter().find(|(known, ..)| *known == name).map(|(.., make)| make())
+    let all = STEPS.iter().map(|(known, _, make)| (*known, *make)).chain(IN_PLACE_STEPS.iter().copied());
+    all.into_iter().find(|(known, _)| *known == name).map(|(_, make)| make())
 }
 
 /// Returns the names of the steps for a release that comes from `origin` to an environment with this mode, in the order in which the steps
 /// run.
-pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
+pub fn steps(mode: Mode, strategy: Strategy, origin: &Origin) -> Vec<StepName> {
     let kind = match (mode, origin) {
         // `project create` refuses this mode in this version. The plan of such an environment has no steps.
         (Mode::Editable, _) => return Vec::new(),
@@ -93,12 +120,24 @@ pub fn steps(mode: Mode, origin: &Origin) -> Vec<StepName> {
         (Mode::Final, Origin::Commit) | (_, Origin::Store | Origin::Environment(_) | Origin::Remote(_)) => Deliver,
         (_, Origin::Previous) => Recall,
     };
-    STEPS.iter().filter(|(_, plans, _)| plans.contains(&kind)).map(|(name, ..)| StepName::from(*name)).collect()
+    of_kind(kind, strategy)
 }
 
 /// Returns the names of the steps of a rollback with data, in the order in which the steps run.
-pub fn return_steps() -> Vec<StepName> {
-    STEPS.iter().filter(|(_, plans, _)| plans.contains(&Return)).map(|(name, ..)| StepName::from(*name)).collect()
+pub fn return_steps(strategy: Strategy) -> Vec<StepName> {
+    of_kind(Return, strategy)
+}
+
+fn of_kind(kind: PlanKind, strategy: Strategy) -> Vec<StepName> {
+    let all: Vec<_> = STEPS.iter().filter(|(_, plans, _)| plans.contains(&kind)).map(|(name, ..)| *name).collect();
+    if strategy == Strategy::BlueGreen {
+        return all.into_iter().map(StepName::from).collect();
+    }
+    let in_deploy = |name: &&str| name.starts_with("deploy.");
+    let before = all.iter().take_while(|name| !in_deploy(name));
+    let after = all.iter().skip_while(|name| !in_deploy(name)).skip_while(|name| in_deploy(name));
+    let own = |name: &&&str| all.contains(*name) || IN_PLACE_STEPS.iter().any(|(known, _)| known == *name);
+    before.chain(IN_PLACE_ORDER.iter().filter(own)).chain(after).map(|name| StepName::from(*name)).collect()
 }
 
 /// Returns the commit point of a plan.
@@ -139,11 +178,27 @@ mod tests {
     #[test]
     fn every_plan_has_the_commit_point() {
         for (mode, origin) in [(Mode::Cooking, Origin::Commit), (Mode::Final, Origin::Store), (Mode::Final, Origin::Previous)] {
-            let names = steps(mode, &origin);
-            assert!(names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
+            for strategy in [Strategy::BlueGreen, Strategy::InPlace] {
+                let names = steps(mode, strategy, &origin);
+                assert!(names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
+            }
         }
-        assert_eq!(steps(Mode::Editable, &Origin::Commit), []);
-        let names = return_steps();
-        assert!(names.last() == Some(&commit_point(&names)) && !names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
+        assert_eq!(steps(Mode::Editable, Strategy::InPlace, &Origin::Commit), []);
+        for strategy in [Strategy::BlueGreen, Strategy::InPlace] {
+            let names = return_steps(strategy);
+            assert!(names.last() == Some(&commit_point(&names)) && !names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn in_place_plans_have_every_step_of_the_order() {
+        for name in IN_PLACE_ORDER {
+            assert!(step(name).is_some_and(|step| step.name() == *name && step.phase() == Phase::Deploy), "{name}");
+        }
+        let names = steps(Mode::Cooking, Strategy::InPlace, &Origin::Commit);
+        let at = |name: &str| names.iter().position(|step| step.as_str() == name).unwrap();
+        assert!(at("bundle.archive") < at("deploy.install") && at("deploy.resume") < at("post_deploy.workers"), "{names:?}");
+        assert!(!names.contains(&StepName::from("deploy.hold")) && !names.contains(&StepName::from("deploy.data")), "{names:?}");
+        assert!(return_steps(Strategy::InPlace).contains(&StepName::from("deploy.data")));
     }
 }

@@ -152,13 +152,11 @@ impl Pipeline {
             return self.exchange(queue, environment, paths, record).await.map(|()| None);
         };
         let stopped = |why: String| PointsError::Stopped { environment: environment.title(), why };
-        let other = match live.slot {
-            Slot::Blue => Slot::Green,
-            Slot::Green => Slot::Blue,
-        };
-        queue.slots.drained(other).await;
-        if !matches!(queue.slots.table().get(other), SlotUse::Idle) {
-            return Err(stopped(format!("processes of the previous release still run in {other}")));
+        for other in others(live.slot) {
+            queue.slots.drained(other).await;
+            if !matches!(queue.slots.table().get(other), SlotUse::Idle) {
+                return Err(stopped(format!("processes of the previous release still run in {other}")));
+            }
         }
         let hold = services.route(environment).hold(HOLD);
         hold.settle(SETTLE).await;
@@ -167,7 +165,7 @@ impl Pipeline {
         let failure = services.runtime.stop_each(environment.id, all).await.err();
         let mut exchanged = None;
         let before_boot = async || {
-            exchanged = Some(self.exchange_idle(queue, environment, paths, record, other, failure.as_ref()).await);
+            exchanged = Some(self.exchange_idle(queue, environment, paths, record, live.slot, failure.as_ref()).await);
             match record.is_mixed(paths) {
                 true => Err(Failure::blameless("files and databases do not belong together")),
                 false => Ok(()),
@@ -176,7 +174,7 @@ impl Pipeline {
         let served = self.serve_after(queue, &history, &live, before_boot).await;
         // A release that is scaled to zero has no process to start, so `serve_after` did not call `before_boot`.
         if exchanged.is_none() && served.is_ok() && services.runtime.instances(environment.id, None).is_empty() {
-            exchanged = Some(self.exchange_idle(queue, environment, paths, record, other, failure.as_ref()).await);
+            exchanged = Some(self.exchange_idle(queue, environment, paths, record, live.slot, failure.as_ref()).await);
         }
         drop(hold);
         match (exchanged, served) {
@@ -188,7 +186,7 @@ impl Pipeline {
         }
     }
 
-    /// Kills the commands of `larder run` in the slot `other`, which would otherwise continue to write to the replaced data. Then exchanges
+    /// Kills the commands of `larder run` outside of the live slot, which would otherwise continue to write to the replaced data. Then exchanges
     /// the data. If `failure` contains the reason why a process could not be stopped, does nothing and returns this reason as the error.
     async fn exchange_idle(
         &self,
@@ -196,15 +194,17 @@ impl Pipeline {
         environment: &Environment,
         paths: &EnvironmentPaths,
         record: &mut RestoreRecord,
-        other: Slot,
+        live: Slot,
         failure: Option<&RuntimeError>,
     ) -> Result<(), PointsError> {
         let stopped = |why: String| PointsError::Stopped { environment: environment.title(), why };
         if let Some(error) = failure {
             return Err(stopped(chain(error)));
         }
-        let reset = self.services().launcher.reset_area(environment.id, Area::Slot, None, Some(other)).await;
-        reset.map_err(|error| stopped(chain(&error)))?;
+        for other in others(live) {
+            let reset = self.services().launcher.reset_area(environment.id, Area::Slot, None, Some(other)).await;
+            reset.map_err(|error| stopped(chain(&error)))?;
+        }
         self.exchange(queue, environment, paths, record).await
     }
 
@@ -306,6 +306,11 @@ fn unescaped(path: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(path.to_owned(), |path, (escape, plain)| path.replace(escape, plain))
+}
+
+/// Returns the slots that are not live.
+fn others(live: Slot) -> impl Iterator<Item = Slot> {
+    Slot::ALL.into_iter().filter(move |slot| *slot != live)
 }
 
 #[cfg(test)]

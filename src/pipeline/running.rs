@@ -140,8 +140,11 @@ pub(super) async fn run_in_slot(
         drop(route.set(RouteState::Starting));
         let spec = &deployment.spec;
         let live = Live { release: spec.release, number: spec.number, commit: spec.commit.clone(), slot };
-        // The slot is emptied below, so changes made by hand are saved first.
-        drift::over_a_restart(deployment, &live).await;
+        // The tree of a directory workspace survives a restart, with the changes in the tree.
+        if !slot.is_directory() {
+            // The slot is emptied below, so changes made by hand are saved first.
+            drift::over_a_restart(deployment, &live).await;
+        }
         slot::empty(deployment).await?;
         before_boot().await?;
         let limit = deployment.time_limit(Phase::Deploy);
@@ -149,7 +152,9 @@ pub(super) async fn run_in_slot(
             || Err(Failure::pusher(format!("cannot link the persistent paths: the work took longer than {}", seconds(limit))));
         tokio::time::timeout(limit, slot::link(deployment)).await.unwrap_or_else(|_| late())?;
         // A patch that cannot be applied to its own release stays saved, and does not prevent the start of the release.
-        if let Err(failure) = drift::reapply(deployment).await {
+        if !slot.is_directory()
+            && let Err(failure) = drift::reapply(deployment).await
+        {
             tracing::error!(environment = environment.title(), why = failure.why, "cannot reapply changes made by hand");
             // A failed write leaves a part of the patch in the slot, and no release must run with a part of a patch.
             slot::empty(deployment).await?;

@@ -19,6 +19,8 @@ pub(super) enum Page {
     Failed(String),
     Stopped,
     Maintenance,
+    /// The maintenance page of the project, in HTML. Clients that do not accept HTML get [`Page::Maintenance`].
+    OwnMaintenance(Bytes),
     BadGateway,
     GatewayTimeout,
     BadRequest(&'static str),
@@ -32,7 +34,9 @@ impl Page {
     fn status(&self) -> StatusCode {
         match self {
             Self::UnknownHost => StatusCode::NOT_FOUND,
-            Self::Empty | Self::Starting | Self::Failed(_) | Self::Stopped | Self::Maintenance => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Empty | Self::Starting | Self::Failed(_) | Self::Stopped | Self::Maintenance | Self::OwnMaintenance(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::BadGateway => StatusCode::BAD_GATEWAY,
             Self::GatewayTimeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -51,7 +55,7 @@ impl Page {
             Self::Starting => "starting",
             Self::Failed(_) => "failed",
             Self::Stopped => "stopped",
-            Self::Maintenance => "maintenance",
+            Self::Maintenance | Self::OwnMaintenance(_) => "maintenance",
             Self::BadGateway => "no_answer",
             Self::GatewayTimeout => "timeout",
             Self::BadRequest(_) => "bad_request",
@@ -69,7 +73,7 @@ impl Page {
             Self::Starting => "The application is starting",
             Self::Failed(_) => "The application failed to start",
             Self::Stopped => "The application is stopped",
-            Self::Maintenance => "Back in a moment",
+            Self::Maintenance | Self::OwnMaintenance(_) => "Back in a moment",
             Self::BadGateway => "The application does not answer",
             Self::GatewayTimeout => "The application takes too long",
             Self::BadRequest(_) => "This request is invalid",
@@ -89,7 +93,7 @@ impl Page {
             Self::Stopped => {
                 "No web process is configured to run. The application answers again after its owner starts a web process."
             }
-            Self::Maintenance => "The application is under maintenance. Try again in a few seconds.",
+            Self::Maintenance | Self::OwnMaintenance(_) => "The application is under maintenance. Try again in a few seconds.",
             Self::BadGateway => {
                 "The application refused or closed the connection. Its owner can read the application's log with `larder logs`."
             }
@@ -105,7 +109,7 @@ impl Page {
     /// Returns the value of `Retry-After`, in seconds.
     fn retry_after(&self) -> Option<&'static str> {
         match self {
-            Self::Starting | Self::Maintenance | Self::TooManyRequests => Some("3"),
+            Self::Starting | Self::Maintenance | Self::OwnMaintenance(_) | Self::TooManyRequests => Some("3"),
             Self::BadGateway | Self::GatewayTimeout => Some("10"),
             Self::Empty | Self::Failed(_) | Self::Stopped => Some("60"),
             _ => None,
@@ -189,21 +193,25 @@ impl Pages {
             _ => None,
         };
         let form = Form::of(headers);
-        let html = if form == Form::Html { self.html(page, id, detail) } else { None };
+        let html = match (form, page) {
+            (Form::Html, Page::OwnMaintenance(own)) => Some(own.clone()),
+            (Form::Html, _) => self.html(page, id, detail).map(Bytes::from),
+            _ => None,
+        };
         let (kind, body) = match (html, form) {
             (Some(html), _) => ("text/html; charset=utf-8", html),
             (None, Form::Json) => {
                 let body = serde_json::json!({
                     "error": page.code(), "status": status.as_u16(), "title": page.title(), "text": page.text(), "detail": detail, "request_id": id,
                 });
-                ("application/json", format!("{body}\n"))
+                ("application/json", Bytes::from(format!("{body}\n")))
             }
             (None, _) => {
                 let detail = detail.map(|detail| format!("{detail}\n")).unwrap_or_default();
-                ("text/plain; charset=utf-8", format!("{}\n{}\n{detail}", page.title(), page.text()))
+                ("text/plain; charset=utf-8", Bytes::from(format!("{}\n{}\n{detail}", page.title(), page.text())))
             }
         };
-        let mut response = Response::new(Bytes::from(body));
+        let mut response = Response::new(body);
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -302,6 +310,17 @@ mod tests {
         ] {
             assert_eq!(form(accept), expected, "{accept}");
         }
+    }
+
+    #[test]
+    fn maintenance_page_of_the_project_is_sent_to_browsers() {
+        let own = Page::OwnMaintenance(Bytes::from_static(b"<h1>We are painting</h1>"));
+        let (response, html) = render(&own, "text/html", false);
+        assert_eq!((response.status().as_u16(), html.as_str()), (503, "<h1>We are painting</h1>"));
+        assert_eq!(response.headers()["retry-after"], "3");
+        let (_, json) = render(&own, "application/json", false);
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["error"], "maintenance");
+        assert!(render(&own, "*/*", false).1.starts_with("Back in a moment\n"));
     }
 
     #[test]

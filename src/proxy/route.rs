@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
@@ -48,6 +49,8 @@ struct Inside {
     holds: Vec<Arc<HoldQueue>>,
     /// The last hold that ended. A new request waits behind the requests of this hold that still wait for their turn.
     ended: Option<Arc<HoldQueue>>,
+    /// The project's own maintenance page, in HTML.
+    maintenance_page: Option<Bytes>,
 }
 
 /// The guard of a hold. While the guard exists, new requests of the route wait. When the guard is dropped, the waiting requests are routed
@@ -70,7 +73,7 @@ impl Route {
     pub fn new(name: &str) -> Arc<Self> {
         Arc::new(Self {
             name: name.into(),
-            inside: RwLock::new(Inside { state: RouteState::Starting, holds: Vec::new(), ended: None }),
+            inside: RwLock::new(Inside { state: RouteState::Starting, holds: Vec::new(), ended: None, maintenance_page: None }),
             waiting: AtomicUsize::new(0),
             counts: Arc::default(),
         })
@@ -115,6 +118,15 @@ impl Route {
         }
     }
 
+    /// Sets the HTML page that browsers get after the limit of a hold; `None` for larder's own page.
+    pub fn set_maintenance_page(&self, page: Option<String>) {
+        self.inside.write().maintenance_page = page.map(Bytes::from);
+    }
+
+    fn maintenance(&self) -> Page {
+        self.inside.read().maintenance_page.clone().map_or(Page::Maintenance, Page::OwnMaintenance)
+    }
+
     /// Makes new requests wait until the returned guard is dropped. After `limit`, waiting and new requests get the maintenance page.
     pub fn hold(self: &Arc<Self>, limit: Duration) -> Hold {
         let held = Arc::new(HoldQueue::new(limit));
@@ -146,9 +158,9 @@ impl Route {
                 Admission::Refuse(page) => return Err(page),
                 Admission::Wait(held) => {
                     if permit.is_none() {
-                        permit = Some(WaitPermit::take(&self.waiting, max_waiting).ok_or(Page::Maintenance)?);
+                        permit = Some(WaitPermit::take(&self.waiting, max_waiting).ok_or_else(|| self.maintenance())?);
                     }
-                    turn = Some(held.wait().await.ok_or(Page::Maintenance)?);
+                    turn = Some(held.wait().await.ok_or_else(|| self.maintenance())?);
                 }
             }
         }

@@ -11,7 +11,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_sync::{SyncPolicy, SyncRecord, SyncReport};
+pub use larder_sync::SyncPolicy;
+use larder_sync::{SyncRecord, SyncReport};
 use serde::{Deserialize, Serialize};
 
 use super::{

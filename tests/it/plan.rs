@@ -2,7 +2,11 @@
 
 use crate::harness::{Repo, World, in_one_mode, output::golden};
 
-in_one_mode!(plan_of_a_cooking_environment_matches_the_golden_file, plan_of_a_final_environment_matches_the_golden_file);
+in_one_mode!(
+    plan_of_a_cooking_environment_matches_the_golden_file,
+    plan_of_a_final_environment_matches_the_golden_file,
+    plan_of_an_in_place_environment_matches_the_golden_file,
+);
 
 fn plan_of_a_cooking_environment_matches_the_golden_file(world: &World) {
     world.project("shop");
@@ -29,4 +33,11 @@ fn plan_of_a_cooking_environment_matches_the_golden_file(world: &World) {
 fn plan_of_a_final_environment_matches_the_golden_file(world: &World) {
     world.larder(&["project", "create", "shop", "--mode", "final"]).ok();
     golden("plan of final", world.larder(&["plan", "shop"]).ok());
+}
+
+fn plan_of_an_in_place_environment_matches_the_golden_file(world: &World) {
+    for mode in ["cooking", "final"] {
+        world.larder(&["project", "create", mode, "--mode", mode, "--strategy", "in-place"]).ok();
+        golden(&format!("plan of {mode} in place"), world.larder(&["plan", mode]).ok());
+    }
 }

@@ -14,8 +14,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid, chownat, fchmod, flock, fstat, mkdirat,
-        openat, openat2, renameat, renameat_with, unlinkat,
+        AtFlags, CWD, FlockOperation, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fchmod, flock, fstat, mkdirat, openat,
+        openat2, renameat, unlinkat,
     },
     io::Errno,
 };
@@ -196,11 +196,16 @@ impl RootDirectory {
 
     /// Moves a directory to `name` in the directory `into` by one rename.
     pub fn move_into(&self, path: &Path, into: &str, name: &str) -> io::Result<Moved> {
+        self.move_to(path, &Path::new(into).join(name))
+    }
+
+    /// Moves the directory `path` to the path `to`, like [`RootDirectory::move_into`].
+    fn move_to(&self, path: &Path, to: &Path) -> io::Result<Moved> {
         let (parent, old_name) = match self.parent(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Moved::Missing),
             other => other?,
         };
-        let into = self.open(into)?;
+        let (into, name) = self.parent(to)?;
         match mkdirat(&into, name, Mode::from_raw_mode(0o700)) {
             Err(Errno::EXIST) => return Ok(Moved::NameTaken),
             other => other?,
@@ -228,10 +233,14 @@ impl RootDirectory {
         }
     }
 
-    /// Renames a directory within its parent. Returns an error if the new name exists.
-    pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let ((parent, from), Some(to)) = (self.parent(from)?, to.file_name()) else { return Err(Errno::INVAL.into()) };
-        Ok(renameat_with(&parent, from, &parent, to, RenameFlags::NOREPLACE)?)
+    /// Moves the directory `from` to `to`. Returns an error if `from` does not exist, or if `to` exists.
+    pub fn relocate(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let error = |kind, path: &Path, why| Err(io::Error::new(kind, format!("{} {why}", path.display())));
+        match self.move_to(from, to)? {
+            Moved::Done => Ok(()),
+            Moved::Missing => error(io::ErrorKind::NotFound, from, "does not exist"),
+            Moved::NameTaken => error(io::ErrorKind::AlreadyExists, to, "exists already"),
+        }
     }
 }
 
@@ -275,7 +284,7 @@ mod tests {
         assert!(root.open("link").is_err() && root.open("link/inner").is_err() && root.open("../x").is_err());
         assert!(root.make("link/made", own, 0o755).is_err());
         assert!(root.move_into(Path::new("link/inner"), ".", "moved").is_err());
-        assert!(root.rename(Path::new("link/inner"), Path::new("link/renamed")).is_err());
+        assert!(root.relocate(Path::new("link/inner"), Path::new("link/renamed")).is_err());
         assert!(root.remove_empty(Path::new("link/inner")).is_err());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
     }

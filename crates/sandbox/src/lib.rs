@@ -45,5 +45,5 @@ pub use process::{ChildProcess, ChildSpec, Received};
 pub use restart::{Backoff, RestartSchedule};
 pub use sys::collect_children;
 pub use user::{UnixUser, hand_over_pipe, keep_capabilities};
-pub use view::{BaseSpec, BaseView, BindMount, BindSource, RootView, SkippedDirectory};
+pub use view::{BaseSpec, BaseView, BindMount, BindSource, RootView, SkippedDirectory, user_database};
 pub use wait::{Readiness, SignalReceiver};

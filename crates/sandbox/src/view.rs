@@ -21,7 +21,7 @@ use rustix::{
     process::{chdir, pivot_root},
 };
 
-use super::{directory::beneath, namespace::NAMESPACES, probe, sys};
+use super::{directory::beneath, namespace::NAMESPACES, probe, sys, user::UnixUser};
 
 /// The mount attribute of read-only mounts.
 pub(crate) const READ_ONLY: u64 = libc::MOUNT_ATTR_RDONLY;
@@ -273,4 +273,13 @@ impl RootView {
         }
         Ok(())
     }
+}
+
+/// Returns the names and contents of `/etc/passwd` and `/etc/group`. The worker's user is `app` with the home directory `/app`.
+pub fn user_database(UnixUser { uid, gid }: UnixUser) -> Vec<(&'static str, String)> {
+    let passwd = format!(
+        "root:x:0:0:root:/root:/usr/sbin/nologin\napp:x:{uid}:{gid}:app:/app:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+    );
+    let groups = format!("root:x:0:\ntty:x:5:\napp:x:{gid}:\nnogroup:x:65534:\n");
+    vec![("passwd", passwd), ("group", groups)]
 }

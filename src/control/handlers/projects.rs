@@ -163,10 +163,7 @@ async fn take_back(control: &Control, project: &Project, error: CommandError) ->
 
 fn ensure_available(spec: &ProjectCreate) -> Result<(), CommandError> {
     match (spec.mode, spec.strategy) {
-        (Mode::Cooking | Mode::Final, Strategy::BlueGreen) => Ok(()),
-        (Mode::Cooking | Mode::Final, Strategy::InPlace) => {
-            Err(usage("the strategy in-place is not available in this version (expected blue-green)"))
-        }
+        (Mode::Cooking | Mode::Final, Strategy::BlueGreen | Strategy::InPlace) => Ok(()),
         (mode, _) => Err(usage(format!("the mode {mode} is not available in this version (expected cooking or final)"))),
     }
 }

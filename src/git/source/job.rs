@@ -71,6 +71,8 @@ pub struct CommitSource {
     pub files: RecipeFiles,
     /// The names of the executable files in `.larder/`, at most 64.
     pub scripts: Vec<String>,
+    /// The project's maintenance page, `.larder/maintenance.html`; `None` if the file does not exist or is too large.
+    pub maintenance_page: Option<Vec<u8>>,
     /// The names in the project's root directory, at most 1000; directories end with a slash.
     pub root: Vec<String>,
     /// The number of files, links and directories.

@@ -20,6 +20,10 @@ const MAX_LFS_LOOKS: usize = 2000;
 const MAX_LFS_NAMED: usize = 3;
 /// The maximum number of `.gitattributes` files that are searched for the LFS filter.
 const MAX_ATTRIBUTES_FILES: usize = 100;
+/// The path of the page that visitors get while the application is stopped for a deployment.
+const MAINTENANCE_PAGE: &str = ".larder/maintenance.html";
+/// The maximum size of the maintenance page, in bytes. The page is a fact in the journal of each deployment.
+const MAX_MAINTENANCE_PAGE: u64 = 64 * 1024;
 /// The maximum number of scripts in `.larder/`.
 const MAX_SCRIPTS: usize = 64;
 /// The maximum number of reported names in the root directory.
@@ -35,6 +39,7 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: 
         buildpacks: recipe(repository, plan, ".buildpacks")?,
     };
     let scripts = scripts(plan, &mut warnings);
+    let maintenance_page = maintenance_page(repository, plan, &mut warnings)?;
     large_files(repository, plan, &mut warnings)?;
     let root = plan.iter().filter(|entry| !entry.path.contains('/')).take(MAX_ROOT);
     let root = root.map(|entry| match entry.kind {
@@ -50,6 +55,7 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: 
         tree: tree.to_string().parse().map_err(failed("read the id of a tree"))?,
         files,
         scripts,
+        maintenance_page,
         root: root.collect(),
         entries: plan.len() as u64,
         bytes: sizes.sum(),
@@ -79,6 +85,25 @@ fn recipe(repository: &Repository, plan: &[PlannedEntry], name: &str) -> Result<
         Some(PlannedKind::Dir | PlannedKind::Link { .. }) => {
             Err(refuse(String::from("is not a regular file"), "commit the file itself, not a link or a directory").into())
         }
+    }
+}
+
+fn maintenance_page(
+    repository: &Repository,
+    plan: &[PlannedEntry],
+    warnings: &mut Vec<String>,
+) -> Result<Option<Vec<u8>>, ExportStop> {
+    match find(plan, MAINTENANCE_PAGE).map(|entry| &entry.kind) {
+        Some(PlannedKind::File { oid, size, .. }) if *size <= MAX_MAINTENANCE_PAGE => {
+            read(repository, *oid, MAINTENANCE_PAGE).map(Some)
+        }
+        Some(PlannedKind::File { size, .. }) => {
+            warnings.push(format!(
+                "{MAINTENANCE_PAGE} is not used: it has {size} bytes (at most {MAX_MAINTENANCE_PAGE} are allowed)"
+            ));
+            Ok(None)
+        }
+        _ => Ok(None),
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     types::{Capabilities, LaunchError, Registration, Stdio, SupervisedProcess},
     wire::{Given, LaunchReply, LaunchRequest, MAX_EXTRA, MAX_GRACE, ProcessEvent, Supervised},
 };
-use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, Supervision};
+use crate::model::{Area, DeploymentId, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, Supervision, TreeName};
 
 /// The maximum time for which [`Launcher::reset_area`] waits for processes that use the area and are not being stopped.
 const MAX_WAIT_IN_USE: Duration = Duration::from_secs(2);
@@ -180,7 +180,25 @@ impl Launcher {
 
     /// Renames the installed tree of release `from`, so that the tree belongs to release `to`. Release `to` must have no tree yet.
     pub async fn rename_tree(&self, environment: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), LaunchError> {
-        self.connection.done("rename a tree", &LaunchRequest::RenameTree { environment, from, to }).await
+        let name = |id| TreeName { area: Area::Tree, id: Some(id) };
+        let request = LaunchRequest::MoveTree { environment, from: name(from), to: name(to) };
+        self.connection.done("rename a tree", &request).await
+    }
+
+    /// Moves the workspace of the slot `in-place` to the archive under the id of a deployment, or back. `None` is the slot. The caller has
+    /// stopped all processes of the slot.
+    pub async fn move_run(
+        &self,
+        environment: EnvId,
+        from: Option<DeploymentId>,
+        to: Option<DeploymentId>,
+    ) -> Result<(), LaunchError> {
+        let name = |id: Option<DeploymentId>| match id {
+            Some(id) => TreeName { area: Area::Archive, id: Some(id.into()) },
+            None => TreeName { area: Area::Slot, id: None },
+        };
+        let request = LaunchRequest::MoveTree { environment, from: name(from), to: name(to) };
+        self.connection.done("move a workspace", &request).await
     }
 
     /// Asks the keeper to prepare for launches that follow soon, so that these launches take less time. The call does not wait for the

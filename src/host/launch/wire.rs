@@ -15,7 +15,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::types::{Capabilities, Registration};
-use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot};
+use crate::model::{Area, EnvId, Exit, Launch, ProcessId, ProjectId, ReleaseId, Slot, TreeName};
 
 /// The maximum size of a message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -105,14 +105,14 @@ pub enum LaunchRequest {
     },
     /// Report the isolation and the limits that the keeper can enforce.
     Capabilities,
-    /// Rename the installed tree of release `from`, so that the tree belongs to release `to`. Release `to` must have no tree yet.
-    RenameTree {
+    /// Move a tree. The name `to` must be free.
+    MoveTree {
         /// The environment.
         environment: EnvId,
-        /// The release to which the tree belongs before the request.
-        from: ReleaseId,
-        /// The release to which the tree belongs after the request.
-        to: ReleaseId,
+        /// The name of the tree before the request.
+        from: TreeName,
+        /// The name of the tree after the request.
+        to: TreeName,
     },
     /// Prepare for launches that follow soon.
     Prewarm,

@@ -64,7 +64,7 @@ impl Supervisor {
             LaunchRequest::ResetArea { environment, area, release, slot } => {
                 self.table.reset_area(environment, area, release, slot).unwrap_or_else(LaunchReply::Refused)
             }
-            LaunchRequest::RenameTree { environment, from, to } => done(self.table.rename_tree(environment, from, to)),
+            LaunchRequest::MoveTree { environment, from, to } => done(self.table.move_tree(environment, from, to)),
             LaunchRequest::Prewarm => return self.table.prewarm(),
             LaunchRequest::Capabilities => LaunchReply::Capabilities(self.table.capabilities()),
         };

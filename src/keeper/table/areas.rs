@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     host::launch::{Registration, wire::LaunchReply},
-    model::{Area, EnvId, Launch, ProjectId, ReleaseId, Role, Slot},
+    model::{Area, EnvId, Launch, ProjectId, ReleaseId, Role, Slot, TreeName},
 };
 
 fn text(error: io::Error) -> String {
@@ -40,8 +40,8 @@ impl ProcessTable {
         self.directories.register(registration).map_err(text)
     }
 
-    /// Discards the directory of an area. Creates an empty directory in its place, unless the area is a tree. If the area is a slot, kills
-    /// the tasks in the slot. Returns [`LaunchReply::Busy`] while processes use the area; the caller repeats the request.
+    /// Discards the directory of an area, except of a directory workspace. Creates a missing directory, unless the area is a tree. If the area
+    /// is a slot, kills the tasks in the slot. Returns [`LaunchReply::Busy`] while processes use the area; the caller repeats the request.
     pub fn reset_area(
         &mut self,
         env: EnvId,
@@ -79,13 +79,15 @@ impl ProcessTable {
             let left = left.map(|left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX));
             return Ok(LaunchReply::Busy { why, left });
         }
-        self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
+        if area != Area::Slot || !slot.is_some_and(Slot::is_directory) {
+            self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
+        }
         // A process that is about to exit may still use an overlay of the discarded directory. Retired overlays get no new processes.
         self.overlays.retire(&path);
         match area {
             Area::Build | Area::Slot => self.directories.make_scratch(&path, user).map_err(text)?,
             Area::Cache | Area::Source => self.directories.make(&path, user, 0o755).map_err(text)?,
-            Area::Tree => {}
+            Area::Tree | Area::Archive => {}
         }
         Ok(LaunchReply::Done)
     }
@@ -99,11 +101,10 @@ impl ProcessTable {
         tasks.filter(|entry| !entry.schedule.is_stopping()).for_each(ProcessEntry::kill);
     }
 
-    /// Renames an installed tree.
-    pub fn rename_tree(&mut self, env: EnvId, from: ReleaseId, to: ReleaseId) -> Result<(), String> {
-        let (_, project, name) = self.registry.environment(env)?;
-        let paths = relative().environment(project, name);
-        self.directories.root.rename(&paths.tree(from), &paths.tree(to)).map_err(text)
+    /// Moves an installed tree, or the tree of the slot `in-place`. The server has stopped all processes that use the tree.
+    pub fn move_tree(&mut self, env: EnvId, from: TreeName, to: TreeName) -> Result<(), String> {
+        let path = |name: TreeName| area_path(&self.registry, env, name.area, name.id, Some(Slot::InPlace));
+        self.directories.root.relocate(&path(from)?.0, &path(to)?.0).map_err(text)
     }
 
     /// Kills all processes of an environment or a project and removes its directories.

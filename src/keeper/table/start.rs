@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     host::launch::LARGE_PAGES,
-    model::{LimitClass, ProcessId, Role},
+    model::{Launch, LimitClass, ProcessId, Role, Slot},
 };
 
 impl ProcessTable {
@@ -52,7 +52,7 @@ impl ProcessTable {
         let mut view = None;
         if let Ok(base) = &self.base {
             let mut app = None;
-            if let (Some(layer), Ok(())) = (&assignment.layer, &self.overlays.works) {
+            if let (Some(layer), true) = (&assignment.layer, self.uses_overlay(launch)) {
                 let (id, path, whole) = self
                     .overlays
                     .acquire(layer, &self.directories.root)
@@ -105,6 +105,10 @@ impl ProcessTable {
         }
     }
 
+    fn uses_overlay(&self, launch: &Launch) -> bool {
+        self.overlays.works.is_ok() && !launch.slot.is_some_and(Slot::is_directory)
+    }
+
     /// Returns all environment variables of a worker.
     fn environment(&self, entry: &ProcessEntry, view: bool) -> Vec<(OsString, OsString)> {
         let binary = if view { PathBuf::from(BINARY) } else { self.config.exe.clone() };
@@ -121,8 +125,8 @@ impl ProcessTable {
             all.extend(self.config.host_env.iter().cloned());
         }
         path.push(":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        let overlay = self.overlays.works.is_ok();
-        let variables = entry.assignment.variables((!view).then_some(self.config.root.as_path()), overlay);
+        let variables =
+            entry.assignment.variables((!view).then_some(self.config.root.as_path()), self.uses_overlay(&entry.launch));
         let home = variables.get("LARDER_APP").cloned().unwrap_or_else(|| if view { "/app".into() } else { "/".into() });
         let fixed: [(&str, OsString); 6] = [
             ("PATH", path),

@@ -96,7 +96,7 @@ pub(in crate::pipeline) fn context(deployment: &Deployment) -> release::WorkerCo
 }
 
 /// Returns a failure that blames the pusher for errors in the built tree, and the machine for all other errors.
-pub(super) fn failure(error: ReleaseError) -> Failure {
+pub(in crate::pipeline) fn failure(error: ReleaseError) -> Failure {
     if error.is_for_the_pusher() { Failure::pusher(crate::pipeline::chain(&error)) } else { Failure::host(&error) }
 }
 

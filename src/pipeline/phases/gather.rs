@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{self, Settings},
+    config::Settings,
     drift::{Rules, patches::Patches},
     git::{
         GitError,
@@ -93,6 +93,7 @@ impl Step for ExportSource {
             }
             drift::decide(deployment, drifted, &settings).await?;
             deployment.facts.scripts = source.scripts;
+            deployment.facts.maintenance_page = source.maintenance_page.map(|page| String::from_utf8_lossy(&page).into_owned());
             deployment.facts.tag = best_tag(source.tags.iter().map(String::as_str)).map(str::to_owned);
             deployment.facts.variables = variables(deployment, &settings);
             deployment.facts.settings = Some(settings);
@@ -133,11 +134,16 @@ fn failure(error: GitError) -> Failure {
 
 /// Returns an error for settings that this environment does not support, and adds generated values for required variables.
 fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings, Failure> {
-    if settings.strategy == Some(config::Strategy::InPlace) {
-        return Err(Failure::pusher("the strategy in-place is not supported in this version")
-            .hint("remove `strategy` from larder.yml: the new release then boots beside the old one"));
-    }
     let environment = &deployment.environment;
+    // The plan was fixed before the first step. The recipe could not be read then if its commit was not in the repository yet.
+    let strategy = settings.strategy.unwrap_or(environment.strategy);
+    if strategy != deployment.spec.strategy {
+        let (wanted, planned) = (strategy.as_str(), deployment.spec.strategy.as_str());
+        return Err(Failure::blameless(format!(
+            "the recipe has the strategy {wanted}, and the deployment was planned as {planned}"
+        ))
+        .hint("deploy the release again: its recipe is in the repository now"));
+    }
     for domain in &settings.domains {
         if let Some(other) = deployment.services.taken(environment, domain.as_str()) {
             return Err(Failure::pusher(format!("the domain {domain} belongs to {other}"))
@@ -241,8 +247,8 @@ impl Step for LoadRelease {
             // The variables about this deployment are new; all other variables are unchanged.
             let mut variables = known.variables;
             variables.insert(String::from("deployment"), about(deployment));
-            deployment.facts =
-                Facts { settings: Some(settings), variables, processes: Vec::new(), upgrade: None, data_return: None, ..known };
+            let (upgrade, data_return, replaced, processes) = (None, None, None, Vec::new());
+            deployment.facts = Facts { settings: Some(settings), variables, processes, upgrade, data_return, replaced, ..known };
             Ok(())
         })
     }

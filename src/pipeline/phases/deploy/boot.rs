@@ -52,23 +52,31 @@ impl Step for BootWeb {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let runtime = deployment.services.runtime.clone();
-            let spec = &deployment.spec;
-            // If this step runs twice, the processes of the first run must not stay.
-            runtime.stop(deployment.environment.id, spec.slot, Duration::ZERO).await.map_err(|error| Failure::host(&error))?;
-            let boot = processes::boot(deployment, |process| process.is_web());
-            let instances = runtime.boot(&boot).await.map_err(|error| Failure::host(&error))?;
+            let instances = start_web(deployment).await?;
             healthy(deployment, &instances).await
         })
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(async {
-            let (slots, spec) = (&deployment.memory.slots, &deployment.spec);
-            let stopped = slots.stop_reverted(&deployment.services.runtime, deployment.environment.id, spec.slot).await;
-            stopped.map_err(|error| Failure::host(&error))
-        })
+        Box::pin(stop_reverted(deployment))
     }
+}
+
+/// Starts the web processes of the release in its slot.
+pub(super) async fn start_web(deployment: &Deployment) -> Result<Vec<Instance>, Failure> {
+    let runtime = &deployment.services.runtime;
+    // If the step runs twice, the processes of the first run must not stay.
+    let stopped = runtime.stop(deployment.environment.id, deployment.spec.slot, Duration::ZERO).await;
+    stopped.map_err(|error| Failure::host(&error))?;
+    let boot = processes::boot(deployment, |process| process.is_web());
+    runtime.boot(&boot).await.map_err(|error| Failure::host(&error))
+}
+
+/// Stops the processes of the release in its slot, because the deployment is reverted.
+pub(super) async fn stop_reverted(deployment: &Deployment) -> Result<(), Failure> {
+    let (slots, spec) = (&deployment.memory.slots, &deployment.spec);
+    let stopped = slots.stop_reverted(&deployment.services.runtime, deployment.environment.id, spec.slot).await;
+    stopped.map_err(|error| Failure::host(&error))
 }
 
 /// Waits until all `instances` are healthy. Returns an error if an instance exits, or is not healthy within the recipe's time

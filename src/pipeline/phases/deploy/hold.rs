@@ -8,11 +8,11 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    data,
+    boot, data,
     upgrade::{self, is_held},
 };
 use crate::{
-    model::Phase,
+    model::{Live, Phase, Strategy},
     pipeline::{
         context::Deployment,
         durations::HoldRun,
@@ -30,7 +30,7 @@ const SETTLE: u32 = 3;
 const TUNNELS_GRACE: Duration = Duration::from_secs(1);
 
 /// The time limit of the undo that restores the data.
-const RESTORE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+pub(super) const RESTORE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
 /// The step that chooses the case of the upgrade. In the case [`UpgradeCase::Held`], the step makes requests wait.
 pub struct HoldRequests;
@@ -90,21 +90,28 @@ fn announce(deployment: &Deployment) {
             transcript.title(&format!("Upgrade without a hold: {}", upgrade.reason));
             transcript.detail("if the deployment fails, the data is not restored");
         }
-        UpgradeCase::Unprotected | UpgradeCase::Skipped => {}
+        UpgradeCase::Unprotected | UpgradeCase::Skipped | UpgradeCase::InPlace => {}
     }
 }
 
 /// Makes requests wait. Another call during the same hold does not restart the time limit of the hold.
-fn hold(deployment: &mut Deployment) {
+pub(super) fn hold(deployment: &mut Deployment) {
     if deployment.memory.hold.is_none() {
-        let hold = deployment.services.route(&deployment.environment).hold(deployment.settings().hold().get());
+        // With the strategy in-place, no request waits, and visitors get the maintenance page at once.
+        let limit = match deployment.spec.strategy {
+            Strategy::BlueGreen => deployment.settings().hold().get(),
+            Strategy::InPlace => Duration::ZERO,
+        };
+        let route = deployment.services.route(&deployment.environment);
+        route.set_maintenance_page(deployment.facts.maintenance_page.clone());
+        let hold = route.hold(limit);
         deployment.memory.hold = Some((hold, Instant::now()));
     }
 }
 
 /// Ends the hold, and removes the restore point that was taken before the hold. Records the duration of the hold, and returns a line with
-/// the duration and the estimate.
-fn release(deployment: &mut Deployment, committed: bool) -> Option<String> {
+/// the duration and the estimate. The duration of a deployment in place is recorded in its journal only.
+pub(super) fn release(deployment: &mut Deployment, committed: bool) -> Option<String> {
     let held = deployment.memory.hold.take().map(|(hold, begun)| {
         hold.release();
         begun.elapsed()
@@ -113,6 +120,9 @@ fn release(deployment: &mut Deployment, committed: bool) -> Option<String> {
         deployment.memory.live_app.remove(early);
     }
     let held = held.map(|held| {
+        if deployment.spec.strategy == Strategy::InPlace {
+            return format!("the application was interrupted for {}", seconds(held));
+        }
         let estimate_ms = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.estimate);
         let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
         let number = deployment.spec.number;
@@ -147,30 +157,8 @@ impl Step for StopWriters {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let Some(previous) = deployment.spec.previous.clone().filter(|_| is_held(deployment)) else { return Ok(()) };
-            let services = deployment.services.clone();
             let limit = deployment.previous_settings().drain().get().min(deployment.settings().hold().get() / SETTLE);
-            if let Some((hold, _)) = &deployment.memory.hold {
-                hold.settle_requests(limit).await;
-            }
-            let retired = services.route(&deployment.environment).set(RouteState::Starting);
-            let stopped = {
-                let stopping = deployment.memory.slots.stop(&services.runtime, deployment.environment.id, previous.slot);
-                let mut stopping = std::pin::pin!(stopping);
-                // A process that stops can close its tunnels itself. A process that waits for the end of its tunnels would stop only at the
-                // time limit, so the proxy then closes the tunnels.
-                match tokio::time::timeout(TUNNELS_GRACE, stopping.as_mut()).await {
-                    Ok(stopped) => stopped,
-                    Err(_) => {
-                        retired.iter().for_each(Retired::close_tunnels);
-                        stopping.await
-                    }
-                }
-            };
-            if let Some(retired) = retired {
-                retired.drain(Duration::ZERO).await;
-            }
-            stopped.map_err(|error| Failure::host(&error))?;
-            data::end_commands(deployment).await
+            stop_writers(deployment, &previous, limit).await
         })
     }
 
@@ -179,29 +167,59 @@ impl Step for StopWriters {
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(async {
-            if !is_held(deployment) {
-                return Ok(());
-            }
-            let (previous, by) = (deployment.spec.previous.clone(), deployment.spec.trigger.by().clone());
-            let live_app = deployment.memory.live_app.clone();
-            let point = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.point.clone());
-            let started = match (point.filter(|_| !deployment.memory.committed), previous) {
-                (Some(point), previous) => {
-                    deployment.transcript.detail("restoring the data");
-                    live_app.restore(point, by, previous).await?
-                }
-                (None, Some(previous)) => live_app.start(previous).await,
-                (None, None) => Ok(()),
-            };
-            if let Err(failure) = started {
-                // The undo is complete, because the data is restored if a restore was necessary. An unhealthy old release does not
-                // freeze the environment.
-                deployment.transcript.error(&format!("the live release does not run: {}", failure.why));
-            }
-            Ok(())
-        })
+        Box::pin(restore_writers(deployment))
     }
+}
+
+/// Stops the processes and commands of the release `previous`. Requests in flight have at most `limit` to end.
+pub(super) async fn stop_writers(deployment: &Deployment, previous: &Live, limit: Duration) -> Result<(), Failure> {
+    let services = deployment.services.clone();
+    if let Some((hold, _)) = &deployment.memory.hold {
+        hold.settle_requests(limit).await;
+    }
+    let retired = services.route(&deployment.environment).set(RouteState::Starting);
+    let stopped = {
+        let stopping = deployment.memory.slots.stop(&services.runtime, deployment.environment.id, previous.slot);
+        let mut stopping = std::pin::pin!(stopping);
+        // A process that stops can close its tunnels itself. A process that waits for the end of its tunnels would stop only at the
+        // time limit, so the proxy then closes the tunnels.
+        match tokio::time::timeout(TUNNELS_GRACE, stopping.as_mut()).await {
+            Ok(stopped) => stopped,
+            Err(_) => {
+                retired.iter().for_each(Retired::close_tunnels);
+                stopping.await
+            }
+        }
+    };
+    if let Some(retired) = retired {
+        retired.drain(Duration::ZERO).await;
+    }
+    stopped.map_err(|error| Failure::host(&error))?;
+    data::end_commands(deployment).await
+}
+
+/// Restores the data if no visitor may have written since, and starts the previous release.
+pub(super) async fn restore_writers(deployment: &mut Deployment) -> Result<(), Failure> {
+    if !is_held(deployment) {
+        return Ok(());
+    }
+    let (previous, by) = (deployment.spec.previous.clone(), deployment.spec.trigger.by().clone());
+    let live_app = deployment.memory.live_app.clone();
+    let point = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.point.clone());
+    let started = match (point.filter(|_| !deployment.memory.committed), previous) {
+        (Some(point), previous) => {
+            deployment.transcript.detail("restoring the data");
+            live_app.restore(point, by, previous).await?
+        }
+        (None, Some(previous)) => live_app.start(previous).await,
+        (None, None) => Ok(()),
+    };
+    if let Err(failure) = started {
+        // The undo is complete, because the data is restored if a restore was necessary. An unhealthy old release does not
+        // freeze the environment.
+        deployment.transcript.error(&format!("the live release does not run: {}", failure.why));
+    }
+    Ok(())
 }
 
 /// The step that takes the restore point from which a failure restores the data.
@@ -229,10 +247,7 @@ impl Step for TakePoint {
             if !is_held(deployment) {
                 return Ok(());
             }
-            let reason = match &deployment.spec.data {
-                Some(_) => format!("before the rollback with data of {}", deployment.spec.number),
-                None => format!("before the upgrade of {}", deployment.spec.number),
-            };
+            let reason = format!("before the {} of {}", upgrade::act(deployment), deployment.spec.number);
             let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, true).await?;
             if let Some(upgrade) = &mut deployment.facts.upgrade {
                 upgrade.point = Some(taken.id);
@@ -270,6 +285,10 @@ impl Step for CheckPages {
             let services = &deployment.services;
             let connector = services.connector(&deployment.environment);
             let instances = services.runtime.instances(deployment.environment.id, Some(deployment.spec.slot));
+            if deployment.spec.strategy == Strategy::InPlace {
+                let web: Vec<_> = instances.iter().filter(|one| one.label.process.is_web()).cloned().collect();
+                boot::healthy(deployment, &web).await?;
+            }
             for address in instances.iter().filter(|one| one.label.process.is_web()).filter_map(|one| one.address()) {
                 request_smoke_pages(deployment, &*connector, address).await?;
             }

@@ -3,8 +3,10 @@
 pub mod boot;
 pub mod data;
 pub mod hold;
+pub mod in_place;
 pub mod install;
 pub mod processes;
 pub mod slot;
 pub mod switch;
 pub mod upgrade;
+pub mod workspace;

@@ -44,12 +44,7 @@ impl Step for PrepareSlot {
     fn acquire<'a>(&'a self, deployment: &'a Deployment) -> Acquired<'a> {
         // The release before the live release may still answer requests in this slot.
         Box::pin(async {
-            let slot = deployment.spec.slot;
-            let mut drained = std::pin::pin!(deployment.memory.slots.drained(slot));
-            if tokio::time::timeout(QUIET_WAIT, drained.as_mut()).await.is_err() {
-                deployment.transcript.detail(&format!("waiting until an earlier release has left the slot {slot}"));
-                drained.await;
-            }
+            drained(deployment).await;
             Ok(Vec::new())
         })
     }
@@ -58,8 +53,7 @@ impl Step for PrepareSlot {
         Box::pin(async {
             empty(deployment).await?;
             let spec = &deployment.spec;
-            let stop = slots::stop_limits(&deployment.settings());
-            let occupant = Occupant { deployment: spec.id, release: spec.release, stop };
+            let occupant = occupant(deployment);
             let filled = deployment.memory.slots.change(|table| table.fill(spec.slot, occupant));
             filled.map_err(|error| Failure::host(&error))?;
             deployment.facts.processes = processes::processes(deployment)?;
@@ -89,7 +83,23 @@ impl Step for PrepareSlot {
     }
 }
 
-/// Stops the processes in the slot and gives the slot a new layer.
+/// Returns the release of this deployment as the occupant of its slot.
+pub(super) fn occupant(deployment: &Deployment) -> Occupant {
+    let stop = slots::stop_limits(&deployment.settings());
+    Occupant { deployment: deployment.spec.id, release: deployment.spec.release, stop }
+}
+
+/// Waits until an earlier release has left the slot.
+pub(super) async fn drained(deployment: &Deployment) {
+    let slot = deployment.spec.slot;
+    let mut drained = std::pin::pin!(deployment.memory.slots.drained(slot));
+    if tokio::time::timeout(QUIET_WAIT, drained.as_mut()).await.is_err() {
+        deployment.transcript.detail(&format!("waiting until an earlier release has left the slot {slot}"));
+        drained.await;
+    }
+}
+
+/// Stops the processes and commands in the slot. An overlay slot gets a new layer; the tree of a directory workspace stays.
 pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     stop(deployment).await?;
     reset(deployment).await
@@ -127,7 +137,7 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
 /// Removes the content that this deployment created in data/. Changed content stays in two cases. If a release was live before, its
 /// application may have changed the content for visitors. If the postdeploy script has run in this deployment, the content may be the work
 /// of the script, which is not repeated.
-async fn unseed(deployment: &Deployment) {
+pub(super) async fn unseed(deployment: &Deployment) {
     if deployment.settings().data.is_empty() {
         return;
     }

@@ -6,7 +6,7 @@ use super::processes;
 use crate::{
     git::{Expected, MoveRef, ReleaseRef},
     host::files::{self, durable},
-    model::{Live, Phase, Slot},
+    model::{Live, Phase, Slot, Strategy},
     pipeline::{
         context::{Deployment, Services},
         fault,
@@ -84,6 +84,8 @@ impl Step for Switch {
             let new = match (&previous, deployment.memory.retired.take()) {
                 // Requests that the old release still answers continue.
                 (_, Some(retired)) => route.switch(retired.restore()),
+                // The old release does not run. A later undo starts the old release.
+                (Some(_), None) if deployment.spec.strategy == Strategy::InPlace => route.set(RouteState::Starting),
                 (Some(live), None) => {
                     let addresses = addresses(deployment, live.slot);
                     let there = matches!(route.state(), RouteState::Live(target) if target.addresses() == addresses);
@@ -104,7 +106,8 @@ impl Step for Switch {
             // The links are reverted first, and each change is reverted even if the revert of an earlier change fails. The next undos
             // remove the new tree, and the tree that `current` names must never be removed.
             let linked = links(deployment, previous.as_ref()).map_err(|error| Failure::host(&error));
-            deployment.memory.slots.note(|table| table.revert(deployment.spec.slot, deployment.spec.id));
+            let (spec, old) = (&deployment.spec, previous.as_ref().map(|live| live.slot));
+            deployment.memory.slots.note(|table| table.revert(spec.slot, spec.id, old));
             let moved = move_ref(deployment, previous.as_ref()).await;
             let synced = sync(deployment).map_err(|error| Failure::host(&error));
             if let Some(new) = new {
@@ -131,7 +134,9 @@ fn links(deployment: &Deployment, live: Option<&Live>) -> io::Result<()> {
     match live {
         Some(live) => {
             link(&paths.current(), live.release.to_string().as_ref())?;
-            link(&paths.run(), Path::new("slots").join(live.slot.as_str()).as_ref())?;
+            let slot = Path::new("slots").join(live.slot.as_str());
+            // The link names the tree of a directory workspace, and the directory of both layers of an overlay.
+            link(&paths.run(), &if live.slot.is_directory() { slot.join("upper") } else { slot })?;
         }
         None => {
             unlink(&paths.current())?;

@@ -7,7 +7,7 @@ use crate::{
     backup::{PointInfo, clones_files},
     config::Safety,
     host::files,
-    model::{Phase, ReleaseNumber},
+    model::{Phase, ReleaseNumber, Strategy},
     pipeline::{
         context::Deployment,
         facts::Facts,
@@ -77,6 +77,9 @@ fn is_unchanged(deployment: &Deployment) -> Result<bool, Failure> {
 /// Decides about the upgrade of this deployment; `None` without an upgrade command. The restore point that is taken here, while the old
 /// release serves, has all files; the exact restore point in the hold then copies only the files that changed since.
 pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Failure> {
+    if deployment.spec.strategy == Strategy::InPlace {
+        return in_place(deployment).await.map(Some);
+    }
     if deployment.spec.data.is_some() {
         let early = take_early(deployment).await?;
         if let Some(obstacle) = obstacle(deployment, &early) {
@@ -116,12 +119,36 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     Ok(Some(upgrade))
 }
 
+/// Returns the plan of a deployment in place: the data is always protected, because the new release may change the data at its start.
+async fn in_place(deployment: &Deployment) -> Result<UpgradePlan, Failure> {
+    let live_app = &deployment.memory.live_app;
+    live_app.lock().await;
+    let early = take_early(deployment).await?;
+    if let Some(obstacle) = obstacle(deployment, &early).or_else(|| lack_of_space(deployment, &early)) {
+        live_app.remove(early.id);
+        return Err(Failure::blameless(format!("cannot deploy in place: a failure could not restore the data: {obstacle}"))
+            .hint("set `strategy: blue-green` and `upgrade: {safety: online}` in larder.yml to deploy without this protection"));
+    }
+    let unchanged = deployment.spec.data.is_none() && is_unchanged(deployment)?;
+    let plan = UpgradePlan::new(UpgradeCase::InPlace, "the strategy is in-place");
+    Ok(UpgradePlan { early: Some(early.id), unchanged, ..plan })
+}
+
 /// Takes a restore point while the old release serves.
 async fn take_early(deployment: &Deployment) -> Result<PointInfo, Failure> {
-    let act = if deployment.spec.data.is_some() { "rollback with data" } else { "upgrade" };
+    let act = act(deployment);
     let reason = format!("before the {act} of {}, while the release served", deployment.spec.number);
     let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, false).await;
     taken.map_err(|failure| Failure { why: format!("cannot take a restore point before the {act}: {}", failure.why), ..failure })
+}
+
+/// Returns the name of the act before which a restore point is taken.
+pub fn act(deployment: &Deployment) -> &'static str {
+    match (&deployment.spec.data, deployment.spec.strategy) {
+        (Some(_), _) => "rollback with data",
+        (None, Strategy::InPlace) => "deployment in place",
+        (None, Strategy::BlueGreen) => "upgrade",
+    }
 }
 
 /// Returns the reason why the data could not be restored exactly, or `None`.

@@ -86,7 +86,7 @@ pub enum ModeWord {
 pub enum StrategyWord {
     /// The new release starts beside the old one and takes over when it is healthy
     BlueGreen,
-    /// Not available yet. The old release stops before the new release starts
+    /// The old release stops, and the new release starts in the same directory
     InPlace,
 }
 
