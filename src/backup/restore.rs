@@ -24,6 +24,9 @@ const THREADS: usize = 2;
 /// The name of the scratch directory of drills. A restored copy cannot have this name, because it begins with a dot.
 const SCRATCH: &str = ".drill";
 
+/// The beginning of the names of copies that are not complete yet.
+const PARTIAL: &str = ".larder-into-";
+
 /// The maximum length of the name of a restored copy, in bytes.
 const MAX_NAME: usize = 64;
 
@@ -92,6 +95,7 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
         RestoreJob::Clear => clear(&paths.restoring, empty).map(|()| Filled::default()),
         RestoreJob::Drill { point, owner } => {
             discard(paths, empty)?;
+            sweep_copies(&paths.restored)?;
             let drilled = drill(paths, point, owner);
             // The result of the drill is reported, not an error of this cleanup. The next drill deletes the directory.
             let _ = discard(paths, empty);
@@ -114,8 +118,22 @@ fn beside(paths: &RestorePaths, point: &str, owner: &PointOwner, name: &str) -> 
     check_copy_name(name)?;
     let point = named(&Store::open(&paths.points)?, point)?;
     let parent = opened(&paths.restored)?;
+    sweep_copies(&paths.restored)?;
     let report = point.restore_into(parent.as_fd(), OsStr::new(name), &options(owner)?)?;
     Ok(filled(&point, &report))
+}
+
+/// Removes the partial copies of killed restores. The server runs only one job on the restored copies of an environment at a time.
+fn sweep_copies(restored: &Path) -> Result<(), BackupFailure> {
+    let failed = |e: io::Error| BackupFailure::io("delete a partial copy", &e);
+    let parent = opened(restored)?;
+    for entry in fs::read_dir(restored).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        if let Some(name) = name.to_str().filter(|name| name.starts_with(PARTIAL)) {
+            larder_points::remove_kept(parent.as_fd(), name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the scratch directory of drills.

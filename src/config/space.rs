@@ -9,7 +9,7 @@ use super::{
 };
 
 /// The limits of the disk space of projects.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpaceConfig {
     /// The limit of each project that has no limit of its own; `None` without a limit.
     pub limit: Option<ByteSize>,
@@ -17,6 +17,14 @@ pub struct SpaceConfig {
     pub enlarge: bool,
     /// The maximum to which a limit is raised automatically.
     pub ceiling: Option<ByteSize>,
+    /// The size of the file that holds disk space for larder; `None` without such a file.
+    pub ballast: Option<ByteSize>,
+}
+
+impl Default for SpaceConfig {
+    fn default() -> SpaceConfig {
+        SpaceConfig { limit: None, enlarge: false, ceiling: None, ballast: Some(ByteSize::mebibytes(640)) }
+    }
 }
 
 /// The keys of the section.
@@ -43,5 +51,17 @@ pub(super) const SPACE_KEYS: &[KeyRow<SpaceConfig>] = &[
         Says("no automatic change"),
         "50G",
         |reader, node, key, space| space.ceiling = reader.size(node, key),
+    ),
+    KeyRow::value(
+        "ballast",
+        "The size of a file that holds disk space for larder. If less than half of `limits.disk_reserve` is free, larder deletes the file, so that pushes and deployments of other projects go on. Use a larger size than `limits.disk_reserve`, or `off`.",
+        Is("640M"),
+        "640M",
+        |reader, node, key, space| {
+            let parse = |text: &str| if text == "off" { Ok(None) } else { text.parse().map(Some) };
+            if let Some(ballast) = reader.value(node, key, "a size such as 640M, or off", parse) {
+                space.ballast = ballast;
+            }
+        },
     ),
 ];

@@ -55,6 +55,11 @@ impl Root {
         self.state().join("disk.json")
     }
 
+    /// Returns the path of the file that holds disk space for larder.
+    pub fn ballast(&self) -> PathBuf {
+        self.state().join("ballast")
+    }
+
     /// Returns the path of the SSH host key, with which clients authenticate this server.
     pub fn host_key(&self) -> PathBuf {
         self.state().join("ssh_host_ed25519_key")

@@ -49,13 +49,11 @@ impl Assignment {
         Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories: Vec::new() }
     }
 
-    /// Adds a directory that the worker can read.
     fn reads(mut self, variable: &'static str, target: &'static str, path: PathBuf) -> Assignment {
         self.directories.push(RoleDirectory { variable, target, path, writable: false });
         self
     }
 
-    /// Adds a directory that the worker can write.
     fn writes(mut self, variable: &'static str, target: &'static str, path: PathBuf) -> Assignment {
         self.directories.push(RoleDirectory { variable, target, path, writable: true });
         self
@@ -122,10 +120,8 @@ impl Assignment {
             Role::Drift | Role::Patch => {
                 let release = need(launch.release, "a release")?;
                 let read_only_app = launch.role == Role::Drift;
-                let mut assignment = Assignment { read_only_app, ..Assignment::new(run) };
-                if read_only_app {
-                    assignment = assignment.reads("LARDER_TREE", "/deploy", paths.tree(release));
-                }
+                let new = Assignment { read_only_app, ..Assignment::new(run) };
+                let assignment = if read_only_app { new.reads("LARDER_TREE", "/deploy", paths.tree(release)) } else { new };
                 match launch.slot {
                     None if !read_only_app => return Err("this role needs a slot".to_owned()),
                     None => assignment,

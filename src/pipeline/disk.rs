@@ -36,18 +36,21 @@ impl Pipeline {
             return Ok(usage.clone());
         }
         let begun = Instant::now();
+        let usage = space::measure(&self.space_context(environment, repository)).await?;
+        known.insert(environment.id, (begun, usage.clone()));
+        Ok(usage)
+    }
+
+    pub(super) fn space_context(&self, environment: &Environment, repository: bool) -> SpaceContext<'_> {
         let services = self.services();
-        let context = SpaceContext {
+        SpaceContext {
             launcher: &services.launcher,
             project: environment.project_id,
             environment: environment.id,
             title: environment.title(),
             paths: services.root.environment(&environment.project, &environment.name),
             repository,
-        };
-        let usage = space::measure(&context).await?;
-        known.insert(environment.id, (begun, usage.clone()));
-        Ok(usage)
+        }
     }
 
     /// Returns the bytes that all environments of a project use.

@@ -14,6 +14,7 @@ mod data_return;
 mod databases;
 mod deploy;
 mod disk;
+mod disk_guard;
 mod disk_state;
 mod drift;
 mod durations;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     history::{DiskHistory, DiskTotals, Forecast},
     needs::{SpaceNeeds, shown, with_reserve},
-    server::{EnvironmentUsage, SpaceContext, SpaceError, measure},
+    server::{EnvironmentUsage, SpaceContext, SpaceError, measure, measure_scratch},
     walk::Measured,
     worker::{MeasureJob, MeasureReport, work},
 };

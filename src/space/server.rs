@@ -125,6 +125,14 @@ pub async fn measure(context: &SpaceContext<'_>) -> Result<EnvironmentUsage, Spa
     Ok(usage)
 }
 
+/// Measures only the scratch layers of an environment, which an application fills by writing to `/app`.
+pub async fn measure_scratch(context: &SpaceContext<'_>) -> Result<u64, SpaceError> {
+    let [.., (_, mut paths)] = directories(&context.paths);
+    paths.retain(|(kind, _)| *kind == SpaceKind::Slots);
+    let report = run(context, MeasuredUser::Run, &MeasureJob { directories: paths, repository: false }).await?;
+    Ok(report.iter().map(|(_, measured)| measured.bytes).sum())
+}
+
 /// Counts the files of the server.
 fn count_own(paths: &EnvironmentPaths, left_out: &[std::path::PathBuf]) -> MeasureReport {
     let kinds = [

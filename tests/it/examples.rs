@@ -1,6 +1,6 @@
 //! Pushes every application in `examples/` whose runtime is installed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{
     harness::{Push, Repo, World, installed},
@@ -19,8 +19,9 @@ macro_rules! examples {
 
         #[test]
         fn every_example_has_a_test() {
-            let known = [$($name),+];
-            for name in crate::harness::state::names(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")) {
+            // The suite `django` has the tests of the example with databases.
+            let known = [$($name),+, "django-postgres"];
+            for name in crate::harness::state::names(&directory("")) {
                 assert!(known.contains(&name.as_str()), "examples/{name} has no test");
             }
         }
@@ -44,7 +45,7 @@ fn is_live_twice(name: &str) {
     let Some(world) = World::any() else { return };
     world.project("shop");
     let repo = Repo::new(&world, "shop");
-    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name), repo.path());
+    copy(&directory(name), repo.path());
     repo.commit(name);
     let mut pushed = repo.push();
     // If a package registry cannot be reached, the build says so. Then the operator names a mirror, as in a closed network, and the same
@@ -78,7 +79,12 @@ fn is_unreachable(pushed: &Push) -> bool {
     pushed.0.status != 0 && pushed.0.stderr.contains("cannot be reached from this server")
 }
 
-fn copy(from: &Path, to: &Path) {
+/// Returns the directory of an example.
+pub(crate) fn directory(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name)
+}
+
+pub(crate) fn copy(from: &Path, to: &Path) {
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());

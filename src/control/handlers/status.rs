@@ -105,7 +105,9 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
             let restarted = instances.iter().map(|instance| (instance.label.name(), instance.exits.borrow().count));
             let restarted = restarted.into_iter().find(|(_, count)| *count > 0);
             let failed = history.last_failed();
+            let stopped = pipeline.disk_offence(environment.id);
             let note = match (restarted, failed) {
+                _ if stopped.is_some() => stopped,
                 (Some((name, 1)), _) => Some(format!("{name} exited once and was restarted")),
                 (Some((name, count)), _) => Some(format!("{name} exited {count} times and was restarted")),
                 (None, Some(last)) => {

@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io,
     ops::Range,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -284,7 +284,8 @@ enum Written {
 impl WriterState {
     fn open(lease: IncomingLease, path: &Path, bytes: u64, pieces: Vec<Piece>) -> Result<WriterState, RemoteError> {
         let failed = |error: io::Error| FileError::io("open", path, error);
-        let open = |path: &Path| File::options().read(true).write(true).create(true).truncate(false).open(path);
+        // The file becomes an archive of the store, which other users cannot read.
+        let open = |path: &Path| File::options().read(true).write(true).create(true).truncate(false).mode(0o640).open(path);
         let (file, note) = (open(path).map_err(failed)?, open(&note_path(path)).map_err(failed)?);
         let old = file.metadata().map_err(failed)?.len();
         let mut noted = [0; 16];

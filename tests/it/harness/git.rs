@@ -25,7 +25,12 @@ impl<'w> Repo<'w> {
         fs::create_dir_all(&clones).unwrap();
         let path = (1..).map(|number| clones.join(format!("{project}-{number}"))).find(|path| !path.exists()).unwrap();
         fs::create_dir(&path).unwrap();
-        let repo = Repo { world, path, project: project.to_owned(), user: String::from("alice") };
+        Repo::at(world, project, &path)
+    }
+
+    /// Creates an empty repository of alice in an empty directory.
+    pub fn at(world: &'w World, project: &str, path: &Path) -> Repo<'w> {
+        let repo = Repo { world, path: path.to_owned(), project: project.to_owned(), user: String::from("alice") };
         repo.git(&["init", "--quiet"]).ok();
         repo
     }

@@ -4,10 +4,13 @@
 
 pub mod cli;
 pub mod databases;
+pub mod disk;
 pub mod faults;
 pub mod files;
 pub mod git;
 pub mod http;
+pub mod invariants;
+pub mod layout;
 pub mod link;
 pub mod machine;
 pub mod output;

@@ -28,7 +28,8 @@ fn belongs(pid: i32, directory: &Path) -> bool {
     link("exe") || link("cwd") || holds("cmdline") || holds("environ") || holds("mountinfo")
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+/// Returns true if `haystack` contains `needle`.
+pub fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 
@@ -78,6 +79,12 @@ pub fn kill_all_of_larder(directory: &Path) {
         }
         left.is_empty()
     });
+}
+
+/// Returns true if a path is a mount point in this process's namespace.
+pub fn is_mounted(path: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    mounts.lines().any(|line| line.split(' ').nth(4).is_some_and(|point| Path::new(point) == path))
 }
 
 /// Returns the mounts below a directory in this process's namespace.

@@ -138,55 +138,6 @@ impl World {
         assert!(steps.len() > 10 && steps.contains(&String::from("deploy.switch")), "{steps:?}");
         steps
     }
-
-    /// Asserts a consistent state. `current` names a release whose archive, manifest and tree exist, the branch names the commit of this
-    /// release, and `slots.json` names this release as live. Every tree has an archive, and every archive has a tree.
-    #[track_caller]
-    pub fn is_consistent(&self, project: &str) {
-        self.is_whole(project, |trees, stored| trees == stored);
-    }
-
-    /// Asserts a consistent state, in which an archive need not have a tree: releases may have been pulled or imported and never installed.
-    #[track_caller]
-    pub fn is_consistent_with_a_store(&self, project: &str) {
-        self.is_whole(project, |trees, stored| trees.iter().all(|tree| stored.contains(tree)));
-    }
-
-    #[track_caller]
-    fn is_whole(&self, project: &str, fits: impl Fn(&[String], &[String]) -> bool) {
-        super::until("every deployment has its end", || self.has_ended(project));
-        let top = self.environment(project);
-        let current = fs::read_link(top.join("deploy/current")).unwrap();
-        let release = current.to_str().unwrap();
-        assert!(top.join("deploy").join(release).is_dir(), "the tree of {release} is missing");
-        for file in ["tar.zst", "manifest.json"] {
-            assert!(top.join("releases").join(format!("{release}.{file}")).is_file(), "{release}.{file} is missing");
-        }
-        let manifest: Value =
-            serde_json::from_slice(&fs::read(top.join("releases").join(format!("{release}.manifest.json"))).unwrap()).unwrap();
-        let commit = manifest["commit"].as_str().unwrap();
-        let branch = format!("refs/heads/main {commit}");
-        assert!(self.refs(project).contains(&branch), "{branch} is not in {:?}", self.refs(project));
-        let all = |directory: &str, ending: &str| -> Vec<String> {
-            let names = names(&top.join(directory)).into_iter().filter(|name| name != "current");
-            names.filter_map(|name| name.strip_suffix(ending).map(str::to_owned)).collect()
-        };
-        // Releases are pruned one by one, so trees and archives may differ for a moment.
-        let alike = || {
-            let archives = all("releases", ".tar.zst");
-            archives == all("releases", ".manifest.json") && fits(&all("deploy", ""), &archives)
-        };
-        let listing = || (names(&top.join("deploy")), names(&top.join("releases")));
-        assert!(super::within(std::time::Duration::from_secs(30), alike), "trees and archives differ: {:#?}", listing());
-        // A follow-up may still be writing a file. The name of a file starts with a dot until the file is complete.
-        let whole = || names(&top).iter().all(|name| !name.starts_with('.'));
-        assert!(super::within(std::time::Duration::from_secs(10), whole), "half-written files: {:?}", names(&top));
-        let slots: Value = serde_json::from_slice(&fs::read(top.join("slots.json")).unwrap()).unwrap();
-        let run = fs::read_link(top.join("run")).unwrap();
-        let slot = run.components().nth(1).unwrap();
-        let live = &slots[slot.as_os_str().to_str().unwrap()];
-        assert!(live["use"] == "live" && live["release"] == release, "{} is not live: {slots:#}", run.display());
-    }
 }
 
 /// Returns the names in a directory, sorted.

@@ -17,6 +17,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{
     cli::Output,
+    disk::Disk,
     machine::Machine,
     processes,
     server::{Server, Setup, log_tail},
@@ -76,14 +77,25 @@ impl World {
         Some(World::new(if root() { Mode::System } else { Mode::Rootless }, lines, None))
     }
 
+    /// Starts a server whose directory is on a disk of its own.
+    pub fn on_disk(disk: &Disk) -> World {
+        World::new_in(Some(&disk.path()), Mode::System, "", None)
+    }
+
     /// Starts a server on a simulated machine, which needs root. Clients reach the server from [`Machine::inside`].
     pub fn on(machine: &Machine, lines: &str) -> World {
         World::new(Mode::System, lines, Some(machine))
     }
 
     fn new(mode: Mode, lines: &str, machine: Option<&Machine>) -> World {
+        World::new_in(None, mode, lines, machine)
+    }
+
+    fn new_in(base: Option<&Path>, mode: Mode, lines: &str, machine: Option<&Machine>) -> World {
         let (number, reserved) = reserve();
-        let directory = tempfile::Builder::new().prefix("lt").rand_bytes(5).tempdir().unwrap().keep();
+        let mut directory = tempfile::Builder::new();
+        directory.prefix("lt").rand_bytes(5);
+        let directory = base.map_or_else(|| directory.tempdir(), |base| directory.tempdir_in(base)).unwrap().keep();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
         // The program's path identifies the processes of the world.
         let binary = directory.join("larder");
@@ -105,8 +117,12 @@ impl World {
         let first_port = 10_000 + number * 50;
         // A scheduled restore point must not disturb the tests of other features. Tests of the schedule set `backup:` themselves.
         let backup = if lines.contains("backup:") { "" } else { "backup: {schedule: off}\n" };
-        let server_file =
-            format!("ports:\n  from: {first_port}\n  to: {}\n{backup}limits:\n  disk_reserve: 64M\n{lines}", first_port + 49);
+        // A file of this size for each world would use much of a small disk. Tests of disk space set `space:` themselves.
+        let space = if lines.contains("space:") { "" } else { "space: {ballast: off}\n" };
+        let server_file = format!(
+            "ports:\n  from: {first_port}\n  to: {}\n{backup}{space}limits:\n  disk_reserve: 64M\n{lines}",
+            first_port + 49
+        );
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
         let listen = if machine.is_some() { "0.0.0.0" } else { "127.0.0.1" };
@@ -162,6 +178,12 @@ impl World {
     /// Kills keeper and server; [`World::start`] starts them again.
     pub fn kill9_all(&self) {
         self.server.write().take().expect("the server does not run").kill9_all();
+    }
+
+    /// Kills keeper, server, workers and applications, as a reset of the machine does; [`World::start`] starts the server again.
+    pub fn kill9_everything(&self) {
+        self.kill9_all();
+        processes::kill_all(self.directory());
     }
 
     /// Calls a function with the running server.
@@ -337,7 +359,12 @@ impl SharedBinary {
             fs::rename(fresh.into_temp_path().keep().unwrap(), &path).unwrap();
             path
         });
-        fs::hard_link(path, to).unwrap();
+        if fs::hard_link(path, to).is_err() {
+            // The world is on a disk of its own. A process of this program that another thread starts would inherit a file that is open for
+            // writing, and the execution of the copy would fail with ETXTBSY, so another program copies.
+            assert!(Command::new("cp").arg(LARDER).arg(to).status().unwrap().success());
+            fs::set_permissions(to, fs::Permissions::from_mode(0o755)).unwrap();
+        }
         copy.0 += 1;
         SharedBinary { copied: true }
     }

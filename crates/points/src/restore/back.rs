@@ -44,10 +44,13 @@ struct Seen<'a> {
     entries: &'a [Entry],
     copier: Copier<'a>,
     /// The metadata of each live entry that the restore point contains, by its position in the index.
-    known: Mutex<HashMap<usize, Live>>,
+    known: Mutex<KnownEntries>,
     /// The live entries that the restore point does not contain.
     added: Mutex<Vec<Vec<u8>>>,
 }
+
+/// The live entries that the restore point contains, by their positions in the index.
+type KnownEntries = HashMap<usize, Live>;
 
 /// A live entry with the same path as an entry of the restore point.
 struct Live {
@@ -180,7 +183,7 @@ fn look(
     entries: &[Entry],
     sources: &[Source],
     options: &RestoreOptions<'_>,
-) -> Result<(HashMap<usize, Live>, Vec<Vec<u8>>)> {
+) -> Result<(KnownEntries, Vec<Vec<u8>>)> {
     let walk = Walk {
         base,
         sources,
@@ -201,7 +204,7 @@ fn look(
 
 /// Returns the positions of the files whose content must be written, each with the positions of its further names. A file is written again
 /// unless all of its names, and no other names, have the same inode with the right content.
-fn changed_files(entries: &[Entry], root: &[u8], known: &HashMap<usize, Live>) -> BTreeMap<usize, Vec<usize>> {
+fn changed_files(entries: &[Entry], root: &[u8], known: &KnownEntries) -> BTreeMap<usize, Vec<usize>> {
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for (at, entry) in entries.iter().enumerate().filter(|(_, entry)| crate::entry::is_within(&entry.path, root)) {
         match entry.kind {
@@ -251,7 +254,7 @@ impl Return<'_> {
 
     /// Removes the entries that the restore point does not contain, and the entries of another kind. Such an entry is in the way of the
     /// entry of the restore point.
-    fn remove(&self, entries: &[Entry], known: &HashMap<usize, Live>, added: Vec<Vec<u8>>) -> Result<()> {
+    fn remove(&self, entries: &[Entry], known: &KnownEntries, added: Vec<Vec<u8>>) -> Result<()> {
         let is_in_the_way = |entry: &Entry, live: &Live| {
             live.state == State::Different
                 && (entry.kind == Kind::Directory) != (live.stat.kind == rustix::fs::FileType::Directory)
@@ -278,7 +281,7 @@ impl Return<'_> {
         &self,
         stage: BorrowedFd<'_>,
         root: &[u8],
-        known: &HashMap<usize, Live>,
+        known: &KnownEntries,
         changed: &BTreeMap<usize, Vec<usize>>,
     ) -> Result<()> {
         let mut late = Vec::new();

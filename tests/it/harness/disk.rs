@@ -1,0 +1,94 @@
+//! A small disk: a file system in an image file, on which a world lives. Its power can be cut.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// A mounted file system, which is unmounted and deleted when this value is dropped.
+pub struct Disk {
+    directory: tempfile::TempDir,
+    kind: String,
+}
+
+impl Disk {
+    /// Creates a file system of a kind, `ext4` or `xfs`, with `mib` MiB. Without root or the tools, prints `SKIPPED:` and returns `None`.
+    pub fn new(kind: &str, mib: u64) -> Option<Disk> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: a mounted disk needs root");
+            return None;
+        }
+        let program = format!("mkfs.{kind}");
+        let make = ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|directory| Path::new(directory).join(&program));
+        let Some(make) = make.into_iter().find(|path| path.is_file()) else {
+            eprintln!("SKIPPED: {program} is not installed");
+            return None;
+        };
+        let directory = tempfile::Builder::new().prefix("ld").rand_bytes(5).tempdir().unwrap();
+        fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let disk = Disk { directory, kind: kind.to_owned() };
+        fs::create_dir(disk.path()).unwrap();
+        fs::File::create(disk.image()).unwrap().set_len(mib << 20).unwrap();
+        let words = if kind == "ext4" { &["-q", "-F", "-m", "0"][..] } else { &["-q", "-f"][..] };
+        assert!(Command::new(make).args(words).arg(disk.image()).status().unwrap().success(), "{program} failed");
+        // The disk is unmounted in the namespaces of all worlds at once: the keepers are slaves of this mount.
+        run("mount", &["--bind".as_ref(), disk.directory.path(), disk.directory.path()]);
+        run("mount", &["--make-shared".as_ref(), disk.directory.path()]);
+        if !disk.mount() {
+            eprintln!("SKIPPED: cannot mount a file system in a file");
+            return None;
+        }
+        Some(disk)
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+
+    /// Returns the mount point.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path().join("m")
+    }
+
+    fn mount(&self) -> bool {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", &self.kind, "-o", "loop"]).arg(self.image()).arg(self.path());
+        let mounted = mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
+        if mounted {
+            fs::set_permissions(self.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        mounted
+    }
+
+    /// Cuts the power: nothing reaches the disk any more.
+    pub fn cut_power(&self) {
+        // xfs_io calls the ioctl FS_IOC_SHUTDOWN, without a flush of the log.
+        run("xfs_io", &["-x".as_ref(), "-c".as_ref(), "shutdown".as_ref(), &self.path()]);
+    }
+
+    /// Mounts the disk again after a cut of the power. All processes of the world have ended.
+    pub fn power_on(&self) {
+        super::until("the disk is unmounted", || {
+            Command::new("umount").arg(self.path()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+        });
+        super::until("the disk is mounted again", || self.mount());
+    }
+}
+
+fn run(program: &str, words: &[&Path]) {
+    let status = Command::new(program).args(words).stdout(Stdio::null()).status();
+    assert!(status.as_ref().is_ok_and(std::process::ExitStatus::success), "{program}: {status:?}");
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        for path in [self.path(), self.directory.path().to_owned()] {
+            super::within(std::time::Duration::from_secs(10), || {
+                let status = Command::new("umount").arg(&path).stderr(Stdio::null()).status();
+                // Exit code 32 also stands for a path that is not mounted.
+                status.is_ok_and(|status| status.success()) || !super::processes::is_mounted(&path)
+            });
+        }
+    }
+}
