@@ -13,6 +13,8 @@ pub enum FailureKind {
     NotFound,
     /// The request is refused, and fails again if it is repeated without a change.
     Refused,
+    /// A database that larder recognised, and that the recipe does not declare, cannot be dumped.
+    Recognised,
     /// The restore point is damaged.
     Damaged,
     /// The disk has too little space.

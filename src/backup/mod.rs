@@ -41,7 +41,7 @@ use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, R
 const DATA: &str = "data";
 
 /// The name of the directory with the dumps in a restore point.
-const DATABASES: &str = "databases";
+pub(crate) const DATABASES: &str = "databases";
 
 /// The maximum number of changes or skipped files that a report lists. The counts of a report include the changes and files that are not
 /// listed.

@@ -56,8 +56,8 @@ impl Dumps {
             let live = located(job, &data);
             let engine = databases::engine(job.engine);
             let DatabaseAt::File(file) = &live.at else {
-                dumps.check_space(engine.size(&live)?.bytes / COMPRESSION)?;
-                dumps.list.push(engine.dump(&live, &path.join(job.dump_name()))?);
+                dumps.check_space(engine.size(&live).map_err(|failure| of(job, failure))?.bytes / COMPRESSION)?;
+                dumps.list.push(engine.dump(&live, &path.join(job.dump_name())).map_err(|failure| of(job, failure))?);
                 continue;
             };
             let is_empty = fs::metadata(file).is_ok_and(|found| found.len() == 0);
@@ -102,6 +102,14 @@ impl Dumps {
             source: (!servers.is_empty()).then(|| DATABASES.to_owned()),
             added: servers.iter().map(|info| name(info)).collect(),
         })
+    }
+}
+
+/// Marks the refusal of a database that the recipe does not declare.
+fn of(job: &DatabaseJob, failure: BackupFailure) -> BackupFailure {
+    match failure.kind {
+        FailureKind::Refused if !job.is_declared => BackupFailure { kind: FailureKind::Recognised, ..failure },
+        _ => failure,
     }
 }
 

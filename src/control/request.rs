@@ -115,11 +115,13 @@ pub struct RunningCommand {
     pub child: Child,
     /// The copy of the data on which the command works; dropped after the end of the command.
     pub copy: Option<DataCopy>,
+    /// The lock of the restore points, if the command replaces data; dropped after the end of the command.
+    pub locked: Option<tokio::sync::OwnedMutexGuard<()>>,
 }
 
 impl From<Child> for RunningCommand {
     fn from(child: Child) -> RunningCommand {
-        RunningCommand { child, copy: None }
+        RunningCommand { child, copy: None, locked: None }
     }
 }
 

@@ -4,8 +4,9 @@ use super::{core::Pipeline, error::PipelineError, points::PointsError, state_fil
 use crate::{
     backup::{self, BackupError, DatabaseJob, DatabaseStream, DatabaseUrl},
     host::launch::{Child, Stdio},
-    model::Environment,
+    model::{Environment, UserName},
 };
+use tokio::sync::OwnedMutexGuard;
 
 /// An error of the stored URL of a database.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,22 @@ impl Pipeline {
     pub fn known_databases(&self, environment: &Environment) -> Result<Vec<DatabaseJob>, PointsError> {
         let queue = self.queue_of(environment)?;
         self.databases(&queue, environment)
+    }
+
+    /// Takes a restore point, and starts a load whose input and output are those of the caller. The caller keeps the returned lock until the
+    /// end of the load, so that no restore, hold or other load uses the database at the same time.
+    pub async fn load_database(
+        &self,
+        environment: &Environment,
+        by: UserName,
+        reason: String,
+        database: DatabaseJob,
+        stdio: Stdio,
+    ) -> Result<(Child, OwnedMutexGuard<()>), PointsError> {
+        let (queue, locked) = self.lock_points(environment)?;
+        self.take(&queue, environment, by, reason, false).await?;
+        let child = self.stream_database(environment, DatabaseStream::Load(database), stdio).await?;
+        Ok((child, locked))
     }
 
     /// Starts a dump or a load whose input and output are those of the caller.

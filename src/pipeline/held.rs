@@ -14,14 +14,14 @@ use super::{
     journal::JournalState,
     live_app::{EarlierRuns, EarlierSizes, LiveApp, UpgradeCase},
     phases::deploy::upgrade,
-    points::{PointsError, owner},
+    points::{PointsError, Priority, owner},
     queue::Queue,
     restore::mount_at_or_below,
     restore_record::RestoreRecord,
     util::chain,
 };
 use crate::{
-    backup::{self, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate},
+    backup::{self, DATABASES, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate},
     host::root::EnvironmentPaths,
     model::{Environment, Live, UserName},
     space::SpaceNeeds,
@@ -48,8 +48,16 @@ impl LiveApp for LiveHandle {
         Box::pin(async move {
             self.lock().await;
             let environment = self.queue.environment();
-            let taken = self.pipeline.take(&self.queue, &environment, by, reason, exact).await;
-            taken.map_err(|error| failure(&error))
+            let taken = self.pipeline.take(&self.queue, &environment, by.clone(), reason.clone(), exact).await;
+            match taken {
+                // A database that the recipe does not declare is possibly none that the application uses, so it prevents no deployment.
+                Err(PointsError::Worker(backup::BackupError::Failed(failed)))
+                    if !exact && failed.kind == backup::FailureKind::Recognised =>
+                {
+                    self.take_files(&environment, by, reason, failed).await.map_err(|error| failure(&error))
+                }
+                taken => taken.map_err(|error| failure(&error)),
+            }
         })
     }
 
@@ -209,6 +217,24 @@ impl LiveHandle {
     fn durations(&self) -> std::path::PathBuf {
         let environment = self.queue.environment();
         self.pipeline.services().root.environment(&environment.project, &environment.name).durations()
+    }
+
+    /// Takes a restore point without the databases that are on servers. The restore point names the cause as an entry that was left out.
+    async fn take_files(
+        &self,
+        environment: &Environment,
+        by: UserName,
+        reason: String,
+        failed: backup::BackupFailure,
+    ) -> Result<PointInfo, PointsError> {
+        let mut databases = self.pipeline.databases(&self.queue, environment)?;
+        databases.retain(|job| job.file().is_ok());
+        let taken = self.pipeline.take_of(&self.queue, environment, (by, reason), false, Priority::Usual, databases).await;
+        taken.map(|point| {
+            let mut skipped = vec![(String::from(DATABASES), failed.why)];
+            skipped.extend(point.skipped);
+            PointInfo { skipped, ..point }
+        })
     }
 }
 

@@ -13,8 +13,14 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::facts::Facts;
+use super::{facts::Facts, live_app::UpgradePlan};
 use crate::model::{DeploymentSpec, Event, Fault, Outcome, Record, SpecError, StepStatus};
+
+/// The step that lets waiting requests continue.
+const RESUME: &str = "deploy.resume";
+
+/// The step that makes the new release live.
+const SWITCH: &str = "deploy.switch";
 
 /// The reason why a journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -175,9 +181,9 @@ impl JournalState {
             Event::Succeeded { step, facts } => {
                 self.advance(step, event, "succeeded")?;
                 self.moments.insert(step.clone(), record.at);
-                self.was_committed |= self.spec.as_ref().is_some_and(|spec| spec.commit_point.as_str() == step);
                 let facts = Facts::from_journal(facts).map_err(|why| Misfit::Facts { step: step.clone(), why })?;
                 self.facts = facts.unwrap_or_else(|| std::mem::take(&mut self.facts));
+                self.was_committed |= self.is_committed();
             }
             Event::Failed { step, fault } => {
                 self.advance(step, event, "failed")?;
@@ -222,9 +228,13 @@ impl JournalState {
         self.steps.get(step).copied().unwrap_or(StepStatus::Waiting)
     }
 
-    /// Returns true if the deployment has passed its commit point, and the commit was not undone.
+    /// Returns true if the deployment has passed its commit point, and the commit was not undone. If no request waits for the commit point
+    /// [`RESUME`], visitors see the new release from the switch on, so the switch commits.
     pub fn is_committed(&self) -> bool {
-        self.spec.as_ref().is_some_and(|spec| self.status(spec.commit_point.as_str()) == StepStatus::Done)
+        let Some(spec) = &self.spec else { return false };
+        let is_held = self.facts.upgrade.as_ref().is_some_and(UpgradePlan::is_held);
+        let point = spec.commit_point.as_str();
+        self.status(if point == RESUME && !is_held { SWITCH } else { point }) == StepStatus::Done
     }
 
     /// Returns true if unwinding has begun.

@@ -121,7 +121,8 @@ pub trait LiveApp: Send + Sync {
     /// Allows other operations on the restore points again.
     fn unlock(&self);
 
-    /// Takes a restore point. With `exact`, the caller has stopped all processes that write the data.
+    /// Takes a restore point. With `exact`, the caller has stopped all processes that write the data. Without `exact`, a database that larder
+    /// recognised and cannot dump is left out, and the cause is in [`PointInfo::skipped`].
     fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>>;
 
     /// Removes a restore point in the background. The lock of the restore points is held until the restore point is removed.

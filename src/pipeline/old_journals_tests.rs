@@ -6,10 +6,11 @@ use serde_json::Value;
 
 use super::{
     journal::{Journal, JournalState},
+    live_app::{UpgradeCase, UpgradePlan},
     plan::Plan,
     runner,
 };
-use crate::model::{Environment, Mode};
+use crate::model::{Environment, Mode, StepStatus};
 
 /// Returns the name and the lines of each fixture of a version.
 fn fixtures(version: &str) -> Vec<(String, Vec<String>)> {
@@ -20,6 +21,26 @@ fn fixtures(version: &str) -> Vec<(String, Vec<String>)> {
         (name, fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect())
     };
     files.map(fixture).collect()
+}
+
+#[test]
+fn switch_commits_a_deployment_without_a_hold() {
+    let (_, lines) = fixtures("v0.1").into_iter().find(|(_, lines)| lines.concat().contains("deploy.switch")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join(Journal::FILE), lines.first().unwrap().clone() + "\n").unwrap();
+    let mut state = JournalState::read(directory.path()).unwrap();
+    state.spec.as_mut().unwrap().commit_point = crate::model::StepName::from("deploy.resume");
+    state.steps.insert(String::from("deploy.boot"), StepStatus::Done);
+    assert!(!state.is_to_be_finished());
+    state.steps.insert(String::from("deploy.switch"), StepStatus::Done);
+    assert!(state.is_to_be_finished());
+    state.facts.upgrade = Some(UpgradePlan::new(UpgradeCase::Online, ""));
+    assert!(state.is_to_be_finished());
+    // Requests wait until `deploy.resume`, and the data is restored until then.
+    state.facts.upgrade = Some(UpgradePlan::new(UpgradeCase::Held, ""));
+    assert!(!state.is_to_be_finished());
+    state.steps.insert(String::from("deploy.resume"), StepStatus::Done);
+    assert!(state.is_to_be_finished());
 }
 
 /// The state of a journal, computed from its lines alone.

@@ -97,7 +97,7 @@ impl Pipeline {
         }
         let busy = || PipelineError::Busy {
             environment: environment.title(),
-            doing: String::from("being restored, or a restore point of it is being taken or removed"),
+            doing: String::from("being restored, a dump is being loaded, or a restore point of it is being taken or removed"),
         };
         let locked = queue.points.clone().try_lock_owned().map_err(|_| busy())?;
         Ok((queue, locked))
@@ -170,6 +170,20 @@ impl Pipeline {
         exact: bool,
         priority: Priority,
     ) -> Result<PointInfo, PointsError> {
+        let databases = self.databases(queue, environment)?;
+        self.take_of(queue, environment, (by, reason), exact, priority, databases).await
+    }
+
+    /// Takes a restore point with the dumps of `databases`.
+    pub(super) async fn take_of(
+        &self,
+        queue: &Queue,
+        environment: &Environment,
+        (by, reason): (UserName, String),
+        exact: bool,
+        priority: Priority,
+        databases: Vec<DatabaseJob>,
+    ) -> Result<PointInfo, PointsError> {
         let live = queue.state.lock().live.clone();
         let label = PointLabel {
             project: environment.project.clone(),
@@ -181,7 +195,6 @@ impl Pipeline {
             reason,
             databases: Vec::new(),
         };
-        let databases = self.databases(queue, environment)?;
         let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact, databases };
         let job = match priority {
             Priority::Usual => job,

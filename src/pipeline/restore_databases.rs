@@ -32,6 +32,9 @@ const PAUSES: [Duration; 4] = [Duration::from_secs(1), Duration::from_secs(2), D
 /// The pause after each later attempt.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
+/// The time between two checks for the removal of the environment.
+const POLL: Duration = Duration::from_millis(200);
+
 /// The number of failed attempts that are logged. The error page shows the cause of each attempt.
 const LOGGED: usize = 5;
 
@@ -223,13 +226,28 @@ impl Pipeline {
                     );
                 }
                 drop(route.set(RouteState::Failed(unfinished(&environment, &chain(&error)).to_string())));
-                tokio::time::sleep(pause).await;
+                if is_closed_within(&queue, pause).await {
+                    // A person removes the environment, which waits for these locks.
+                    return;
+                }
             }
             this.end_restore(&environment, &paths, &mut record).await;
             queue.restoring.store(false, Relaxed);
             this.serve_again(&queue, &paths).await;
         });
     }
+}
+
+/// Waits for `pause`. Returns true earlier if the environment is being removed.
+async fn is_closed_within(queue: &Queue, pause: Duration) -> bool {
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < pause {
+        if queue.state.lock().closed {
+            return true;
+        }
+        tokio::time::sleep(POLL.min(pause)).await;
+    }
+    false
 }
 
 /// The locks that a restore holds until files and databases belong together: the lock of deployments and restarts, and the lock of the restore

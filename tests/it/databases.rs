@@ -16,7 +16,10 @@ in_one_mode!(
     unreachable_database_fails_a_restore_point_and_nothing_is_stopped,
     failed_replacement_leaves_old_database_and_files,
     failed_upgrade_and_rollback_with_data_return_the_database,
+    upgrade_without_the_recognised_database_runs_online_and_with_a_declared_one_is_refused,
+    load_excludes_restores_and_other_loads,
     restore_waits_for_a_database_that_is_down_after_a_kill,
+    project_with_an_unfinished_restore_can_be_removed,
     sqlite_database_in_use_is_captured_consistently,
 );
 
@@ -204,6 +207,48 @@ fn unreachable_database_fails_a_restore_point_and_nothing_is_stopped(world: &Wor
     world.serves("shop", "version three");
 }
 
+fn upgrade_without_the_recognised_database_runs_online_and_with_a_declared_one_is_refused(world: &World) {
+    let Some(mut postgres) = Postgres::start(world) else { return };
+    let recipe = recipe(&postgres.url(Postgres::PASSWORD)) + "upgrade: echo upgraded > media/mark\n";
+    let repo = shop(world, &recipe);
+    postgres.down();
+    // The application possibly does not use the database that a variable names.
+    repo.page("version two");
+    let push = repo.push();
+    push.accepted();
+    push.says("Upgrade without a hold").says("cannot").says("if the deployment fails, the data is not restored");
+    assert_eq!(sh(world, "cat media/mark"), "upgraded");
+    world.larder(&["backup", "take", "shop"]).exits(3).says("hint: start the database server");
+    postgres.up();
+    repo.write("larder.yml", recipe + "databases: {main: {url: $DATABASE_URL}}\n").page("version three");
+    repo.push().accepted();
+    postgres.down();
+    repo.page("version four");
+    repo.push().rejected_with("PostgreSQL database main");
+    world.serves("shop", "version three");
+}
+
+fn load_excludes_restores_and_other_loads(world: &World) {
+    let Some(postgres) = Postgres::start(world) else { return };
+    shop(world, &recipe(&postgres.url(Postgres::PASSWORD)));
+    postgres.shop("create table orders(note text); insert into orders values ('one')");
+    let point = take(world);
+    let before = postgres.content();
+    let file = world.directory().join("shop.dump");
+    let dump = world.larder_command().args(["db", "dump", "shop"]).stdout(fs::File::create(&file).unwrap()).status();
+    assert!(dump.unwrap().success());
+    postgres.shop("insert into orders values ('two')");
+    let words = ["db", "load", "shop", "--confirm", "shop"];
+    let mut load = world.larder_command().args(words).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    until("the load has begun", || world.larder(&["backup", "list", "shop"]).stdout.contains("before a dump was loaded"));
+    world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).exits(3).says("a dump is being loaded");
+    world.larder(&words).exits(3).says("a dump is being loaded");
+    std::io::Write::write_all(&mut load.stdin.take().unwrap(), &fs::read(&file).unwrap()).unwrap();
+    assert!(load.wait().unwrap().success());
+    assert_eq!(postgres.content(), before);
+    world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).ok();
+}
+
 fn failed_replacement_leaves_old_database_and_files(world: &World) {
     let Some(postgres) = Postgres::start(world) else { return };
     shop(world, &recipe(&postgres.url(Postgres::PASSWORD)));
@@ -271,7 +316,27 @@ fn failed_upgrade_and_rollback_with_data_return_the_database(world: &World) {
 }
 
 fn restore_waits_for_a_database_that_is_down_after_a_kill(world: &World) {
-    let Some(mut postgres) = Postgres::start(world) else { return };
+    let Some((mut postgres, point, new)) = unfinished_restore(world) else { return };
+    world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).exits(3);
+    postgres.up();
+    until("the end is recorded", || !world.larder(&["--json", "backup", "list", "shop"]).json()["last_restore"]["end"].is_null());
+    until("the release serves", || world.get("shop", "/").status == 200);
+    world.serves("shop", "version one");
+    let file = fs::read_to_string(data(world).join("media/file")).unwrap();
+    assert_eq!(file == "old\n", postgres.content() != new, "files and database belong together: {file}");
+}
+
+/// A database that never returns must not prevent the removal.
+fn project_with_an_unfinished_restore_can_be_removed(world: &World) {
+    let Some((_postgres, ..)) = unfinished_restore(world) else { return };
+    world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
+    assert!(!world.environment("shop").exists());
+}
+
+/// Kills the server between the databases and the files of a restore, and starts the next server while the database is down. Returns the
+/// restore point and the content of the database before the restore.
+fn unfinished_restore(world: &World) -> Option<(Postgres, serde_json::Value, String)> {
+    let mut postgres = Postgres::start(world)?;
     shop(world, &recipe(&postgres.url(Postgres::PASSWORD)));
     postgres.shop(SCHEMA);
     sh(world, "echo old > media/file");
@@ -294,13 +359,7 @@ fn restore_waits_for_a_database_that_is_down_after_a_kill(world: &World) {
     // The application must not run on restored tables with new files.
     assert_eq!(world.get("shop", "/").status, 503);
     assert!(world.application("shop").is_empty());
-    world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).exits(3);
-    postgres.up();
-    until("the end is recorded", || !world.larder(&["--json", "backup", "list", "shop"]).json()["last_restore"]["end"].is_null());
-    until("the release serves", || world.get("shop", "/").status == 200);
-    world.serves("shop", "version one");
-    let file = fs::read_to_string(data(world).join("media/file")).unwrap();
-    assert_eq!(file == "old\n", postgres.content() != new, "files and database belong together: {file}");
+    Some((postgres, point, new))
 }
 
 fn sqlite_database_in_use_is_captured_consistently(world: &World) {

@@ -175,9 +175,9 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
     }
     let steps = world.steps("shop");
     let events: Vec<_> = events(&steps).into_iter().skip(share).step_by(SHARES).collect();
-    // The step `deploy.resume` is the commit point. The kill after `deploy.switch` therefore makes every share unwind a deployment completely,
-    // and the kill after `deploy.resume` makes every share finish a deployment.
-    let turns = [String::from("journal.succeeded.deploy.switch"), String::from("journal.succeeded.deploy.resume")];
+    // Without a hold, the step `deploy.switch` is the commit point. The kill after `deploy.boot` therefore makes every share unwind a
+    // deployment completely, and the kill after `deploy.switch` makes every share finish a deployment.
+    let turns = [String::from("journal.succeeded.deploy.boot"), String::from("journal.succeeded.deploy.switch")];
     let dying = |events: &[String]| events.iter().map(|event| format!("{event}=return({})", marks.display())).collect::<Vec<_>>();
     let mut points = dying(&[&events[..], &turns].concat());
     let observed = observed(&world);

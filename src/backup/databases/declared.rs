@@ -117,7 +117,7 @@ fn recognised(settings: &Settings, value: &str, name: &str) -> Option<DatabaseJo
     if engine == DatabaseEngine::Sqlite {
         return Some(sqlite(name, sqlite_file(settings, value)?, false));
     }
-    Some(DatabaseJob { name, engine, at: DatabaseAt::Url(url), is_declared: true })
+    Some(DatabaseJob { name, engine, at: DatabaseAt::Url(url), is_declared: false })
 }
 
 /// Returns the path below `data/` of the file in an SQLite URL. A URL with three slashes has a path relative to `/app`, and a URL with four

@@ -38,8 +38,8 @@ pub struct DatabaseJob {
     pub engine: DatabaseEngine,
     /// The location.
     pub at: DatabaseAt,
-    /// False for an SQLite file that larder recognised by a variable or a data path. Such a file can be missing, or can be a file
-    /// of another format.
+    /// False for a database that larder recognised by a variable or a data path. The file of such a database can be missing, or can be a
+    /// file of another format. Its server can be one that the machine cannot reach.
     pub is_declared: bool,
 }
 

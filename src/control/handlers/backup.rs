@@ -282,7 +282,7 @@ pub(super) fn of_points(error: &PointsError) -> CommandError {
     let why = sanitise_line(&failure.why);
     let error = match failure.kind {
         FailureKind::NotFound => not_found(why),
-        FailureKind::Refused => refused(why),
+        FailureKind::Refused | FailureKind::Recognised => refused(why),
         FailureKind::Damaged => refused(why).hint("choose another restore point, and check it with `larder backup verify`"),
         FailureKind::NoSpace => refused(why).hint("free disk space, or remove a restore point with `larder backup remove`"),
         FailureKind::Machine => CommandError::new(ErrorKind::Internal, why),

@@ -339,8 +339,15 @@ impl Request for DatabaseLoad {
                 .hint("use `larder db shell` with `.restore FILE`, or `larder backup restore`"));
         }
         let reason = format!("before a dump was loaded into the database {name}");
-        control.pipeline().take_point(&environment, caller.name(), Some(reason)).await.map_err(|error| of_points(&error))?;
-        Ok(streamed(control, environment, DatabaseStream::Load(database)))
+        let (pipeline, by) = (control.pipeline().clone(), caller.name());
+        let start = move |stdio: Stdio| -> BoxFuture<'static, _> {
+            Box::pin(async move {
+                let started = pipeline.load_database(&environment, by, reason, database, stdio).await;
+                let (child, locked) = started.map_err(|error| of_points(&error))?;
+                Ok(RunningCommand { child, copy: None, locked: Some(locked) })
+            })
+        };
+        Ok(Reply::Stream(Stream::Run(Box::new(start))))
     }
 }
 

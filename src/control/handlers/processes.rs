@@ -241,7 +241,7 @@ impl Request for Run {
                     None => runtime.task(&boot, &job, stdio).await,
                     Some(_) => runtime.probe(&boot, &job, stdio).await,
                 };
-                Ok(RunningCommand { child: child.map_err(|error| CommandError::internal(&error))?, copy })
+                Ok(RunningCommand { child: child.map_err(|error| CommandError::internal(&error))?, copy, locked: None })
             })
         };
         Ok(Reply::Stream(Stream::Run(Box::new(start))))

@@ -103,9 +103,7 @@ impl Pipeline {
             None => {
                 let (queue, locked, permit) = match self.until_idle(environment).await {
                     Some(idle) => idle,
-                    None => {
-                        return Ok(RunResult::Skipped(String::from(NEVER_IDLE)));
-                    }
+                    None => return Ok(RunResult::Failed(String::from(NEVER_IDLE))),
                 };
                 // The measurement needs no lock. The capture acquires the lock again.
                 drop(locked);
@@ -118,7 +116,7 @@ impl Pipeline {
                 drop(permit);
                 match self.take_when_idle(environment).await? {
                     Some((id, permit)) => (id, permit),
-                    None => return Ok(RunResult::Skipped(String::from(NEVER_IDLE))),
+                    None => return Ok(RunResult::Failed(String::from(NEVER_IDLE))),
                 }
             }
         };

@@ -101,7 +101,7 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
         }
         CommandOutcome::Stream(Stream::Run(start)) => {
             let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr.try_clone()?), extra: Vec::new() };
-            let RunningCommand { mut child, copy } = match start(stdio).await {
+            let RunningCommand { mut child, copy, locked } = match start(stdio).await {
                 Ok(running) => running,
                 Err(error) => return Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
             };
@@ -115,7 +115,7 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
                 }
             };
             // A copy of the data is deleted after the command has ended.
-            drop(copy);
+            drop((copy, locked));
             let exit = exit.map_err(io::Error::other)?;
             let code = exit.code.or(exit.signal.map(|signal| signal.saturating_add(128))).unwrap_or(1);
             Ok(u8::try_from(code).unwrap_or(1))

@@ -4,7 +4,7 @@ use std::{fmt::Write, time::Duration};
 
 use super::processes;
 use crate::{
-    backup::{PointInfo, clones_files},
+    backup::{DATABASES, PointInfo, clones_files},
     config::Safety,
     host::files,
     model::{Phase, ReleaseNumber, Strategy},
@@ -98,7 +98,7 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     let live_app = &deployment.memory.live_app;
     live_app.lock().await;
     let early = take_early(deployment).await?;
-    let has_databases = early.label.as_ref().is_some_and(|label| !label.databases.is_empty());
+    let has_databases = early.label.as_ref().is_some_and(|label| !label.databases.is_empty()) || undumped(&early).is_some();
     if early.counts.entries == 0 && !has_databases {
         live_app.remove(early.id);
         return Ok(Some(UpgradePlan::new(UpgradeCase::Unprotected, "the environment has no data")));
@@ -153,9 +153,14 @@ pub fn act(deployment: &Deployment) -> &'static str {
 
 /// Returns the reason why the data could not be restored exactly, or `None`.
 fn obstacle(deployment: &Deployment, early: &PointInfo) -> Option<String> {
-    let unreadable = early.skipped.iter().find(|(_, why)| why.contains("unreadable"));
+    let unreadable = early.skipped.iter().find(|(path, why)| path != DATABASES && why.contains("unreadable"));
     let unreadable = unreadable.map(|(path, _)| format!("{path} cannot be read"));
-    deployment.memory.live_app.obstacle().or(unreadable)
+    deployment.memory.live_app.obstacle().or(undumped(early).map(str::to_owned)).or(unreadable)
+}
+
+/// Returns the reason why a recognised database is not in the restore point, or `None`.
+fn undumped(early: &PointInfo) -> Option<&str> {
+    early.skipped.iter().find(|(path, _)| path == DATABASES).map(|(_, why)| why.as_str())
 }
 
 /// Returns the reason why the disk has no space for a restore of the data beside the live data, or `None`.
