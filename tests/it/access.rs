@@ -6,6 +6,7 @@ use crate::harness::{Repo, World, cli::Output, git::Push, in_each_mode, in_one_m
 
 in_each_mode!(rights_allow_and_refuse_commands);
 in_one_mode!(
+    data_of_a_project_needs_the_right_of_each_command,
     unknown_key_is_refused,
     removed_user_is_disconnected,
     requests_per_user_are_limited,
@@ -58,6 +59,51 @@ fn rights_allow_and_refuse_commands(world: &World) {
     world.ssh("bob", &["releases", "shop"]).exits(4);
     world.larder(&["user", "remove", "bob"]).ok();
     world.ssh("bob", &["whoami"]).exits(255);
+}
+
+fn data_of_a_project_needs_the_right_of_each_command(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.write("larder.yml", "data: [media]\n").page("version two");
+    repo.push().accepted();
+    world.larder(&["backup", "take", "shop"]).ok();
+    for user in ["eve", "vic", "pat"] {
+        world.key(user);
+        world.larder(&["user", "add", user, "--key-file", &world.public_key(user)]).ok();
+    }
+    world.larder(&["user", "grant", "vic", "shop", "view"]).ok();
+    world.larder(&["user", "grant", "pat", "shop", "push"]).ok();
+    let push: [&[&str]; 7] = [
+        &["backup", "take", "shop"],
+        &["backup", "list", "shop"],
+        &["backup", "show", "shop", "latest"],
+        &["backup", "verify", "shop", "latest"],
+        &["backup", "diff", "shop", "latest"],
+        &["db", "list", "shop"],
+        &["rollback", "shop", "--with-data", "--dry-run"],
+    ];
+    let operate: [&[&str]; 10] = [
+        &["backup", "export", "shop", "latest"],
+        &["backup", "restore", "shop", "latest", "--yes"],
+        &["backup", "restore", "shop", "latest", "--into", "copy"],
+        &["backup", "remove", "shop", "latest"],
+        &["run", "--restore-point", "latest", "shop", "--", "ls", "/data"],
+        &["rollback", "shop", "--with-data", "--confirm", "shop"],
+        &["db", "dump", "shop"],
+        &["db", "load", "shop", "--confirm", "shop"],
+        &["db", "shell", "shop"],
+        &["db", "destroy", "shop", "--confirm", "shop"],
+    ];
+    for words in push.iter().chain(&operate) {
+        // To a user without a right, the project seems not to exist.
+        world.ssh("eve", words).exits(4).says("no project shop that you may see").keeps_quiet_about("media");
+        world.ssh("vic", words).exits(3).says("vic may not").keeps_quiet_about("media");
+    }
+    for words in operate {
+        world.ssh("pat", words).exits(3).says("pat may not");
+    }
+    world.serves("shop", "version two");
+    assert_eq!(world.larder(&["--json", "backup", "list", "shop"]).json()["points"].as_array().unwrap().len(), 1);
 }
 
 fn unknown_key_is_refused(world: &World) {
