@@ -129,7 +129,7 @@ fn limit_is_raised_up_to_the_ceiling_for_a_deployment() {
     let Some(world) = World::configured("space: {limit: 1M, enlarge: auto, ceiling: 60M}\n") else { return };
     world.project("shop");
     let repo = Repo::new(&world, "shop");
-    repo.write("Procfile", "web: exec larder static-server --root .\n").write("large", &"x".repeat(3 << 20)).page("one");
+    repo.write("Procfile", "web: exec larder static-server --root .\n").write("large", "x".repeat(3 << 20)).page("one");
     let push = repo.push();
     push.accepted();
     push.says("The space limit of shop is raised from 1024 KiB to").says("(ceiling 60 MiB)");
