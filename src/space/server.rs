@@ -96,6 +96,7 @@ fn directories(paths: &EnvironmentPaths) -> [(MeasuredUser, Vec<(SpaceKind, std:
         relative(SpaceKind::Points, paths.points()),
         relative(SpaceKind::Restored, paths.restored()),
         relative(SpaceKind::Restored, paths.restoring()),
+        relative(SpaceKind::Restored, paths.archived_runs()),
         relative(SpaceKind::Restored, paths.data_copy()),
     ];
     run.extend(slots);
@@ -128,7 +129,9 @@ pub async fn measure(context: &SpaceContext<'_>) -> Result<EnvironmentUsage, Spa
 /// Measures only the scratch layers of an environment, which an application fills by writing to `/app`.
 pub async fn measure_scratch(context: &SpaceContext<'_>) -> Result<u64, SpaceError> {
     let [.., (_, mut paths)] = directories(&context.paths);
-    paths.retain(|(kind, _)| *kind == SpaceKind::Slots);
+    // In the slot `in-place`, the directory is the whole tree of the release.
+    let whole = context.paths.slot(Slot::InPlace);
+    paths.retain(|(kind, path)| *kind == SpaceKind::Slots && !context.paths.path().join(path).starts_with(&whole));
     let report = run(context, MeasuredUser::Run, &MeasureJob { directories: paths, repository: false }).await?;
     Ok(report.iter().map(|(_, measured)| measured.bytes).sum())
 }

@@ -40,7 +40,7 @@ fn disk_shows_the_space_that_du_counts(world: &World) {
         ("releases", below(&["releases"])),
         ("cache", below(&["cache"])),
         ("build", below(&["project", "build/upper"])),
-        ("slots", below(&["slots/blue/upper", "slots/green/upper"])),
+        ("slots", below(&["slots/blue/upper", "slots/green/upper", "slots/in-place/upper"])),
         ("git", vec![environment.with_file_name("git")]),
     ];
     // Follow-ups of the deployment change files after the verdict.
