@@ -33,8 +33,11 @@ enum PlanKind {
 
 use PlanKind::{Build, Deliver, Recall, Return};
 
+/// A function that creates a step.
+type NewStep = fn() -> Box<dyn Step>;
+
 /// A row of the table: the name of a step, the plans that contain the step, and its constructor.
-type Row = (&'static str, &'static [PlanKind], fn() -> Box<dyn Step>);
+type Row = (&'static str, &'static [PlanKind], NewStep);
 
 /// All steps of this version, in the order in which every plan runs its steps.
 ///
@@ -78,7 +81,7 @@ const STEPS: &[Row] = &[
 ];
 
 /// The steps of the strategy in-place that the strategy blue-green does not have.
-const IN_PLACE_STEPS: &[(&str, fn() -> Box<dyn Step>)] = &[
+const IN_PLACE_STEPS: &[(&str, NewStep)] = &[
     ("deploy.stop", || Box::new(deploy::in_place::StopOld)),
     ("deploy.archive", || Box::new(deploy::workspace::ArchiveTree)),
     ("deploy.sync", || Box::new(deploy::workspace::SyncTree)),

@@ -28,13 +28,11 @@ use super::{
     pages::Page,
     target::{InFlight, Lease},
     upload::{BodyError, UploadProgress},
-    websocket::{self, CLOSE_LIMIT, Carried},
+    websocket::{self, BUFFER, CLOSE_LIMIT, Carried},
 };
 
 /// The time limit for the switch of both connections to the new protocol after an upgrade was accepted.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The size of a tunnel's buffer in each direction, in bytes.
-pub(super) const BUFFER: usize = 16 * 1024;
 
 /// The values that are dropped at the end of the response. Fields are dropped in the order of their declaration, so the access line is
 /// written before the client's permit is returned.

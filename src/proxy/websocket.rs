@@ -17,6 +17,9 @@ const SERVICE_RESTART: [u8; 4] = [0x88, 0x02, 0x03, 0xf4];
 /// The maximum time from the end of the application to the end of the tunnel. In this time, the client reads the close frame and answers.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
+/// The size of a tunnel's buffer in each direction, in bytes.
+pub(super) const BUFFER: usize = 16 * 1024;
+
 /// The opcode of close frames.
 const CLOSE: u8 = 0x8;
 
@@ -95,7 +98,7 @@ pub(super) async fn carry<A, B>(
         // If the application has ended, a write to the application fails before the end of its bytes is read. The other direction then
         // continues to the end.
         let upwards = async {
-            let mut buffer = vec![0; super::response::BUFFER];
+            let mut buffer = vec![0; BUFFER];
             let mut is_open = true;
             loop {
                 match from_client.read(&mut buffer).await {
@@ -110,7 +113,7 @@ pub(super) async fn carry<A, B>(
             }
         };
         let downwards = async {
-            let mut buffer = vec![0; super::response::BUFFER];
+            let mut buffer = vec![0; BUFFER];
             let mut ending = std::pin::pin!(ending);
             loop {
                 let read = tokio::select! {

@@ -126,7 +126,7 @@ mod tests {
         }
         fs::write(paths.tree.join("file"), "text").unwrap();
         fs::write(paths.target.join("extra"), "x").unwrap();
-        fs::set_permissions(&paths.target, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&paths.target, Permissions::from_mode(0o0)).unwrap();
         let mut manifest = manifest::from_bytes(include_bytes!("../../fuzz/seeds/manifest/small"), Path::new("m")).unwrap();
         let kind = EntryKind::File { size: 4, digest: Digest::of(b"text"), executable: false };
         manifest.entries = vec![Entry { path: "file".into(), kind }];

@@ -17,7 +17,7 @@ use rustix::{
 use crate::{
     FileStamp, SyncError,
     directories::failed,
-    files::{ExpectedFile, Place},
+    plan::{ExpectedFile, Place},
     sys::{self, FileTime},
 };
 

@@ -18,7 +18,7 @@ use rustix::{
 
 use crate::{
     Sync, SyncError, add,
-    plan::{Expected, Item, PlannedDirectory},
+    plan::{ExpectedKind, PlannedDirectory, PlannedItem},
     sys,
 };
 
@@ -31,7 +31,7 @@ pub fn failed(doing: &'static str, parent: &str, name: &OsStr) -> impl FnOnce(Er
 impl Sync<'_> {
     /// Syncs the names in one directory, and creates the missing directories in it. Returns the files and symlinks that the second part of
     /// the sync compares.
-    pub fn directory(&self, planned: &PlannedDirectory<'_>) -> Result<Option<Vec<Item>>, SyncError> {
+    pub fn directory(&self, planned: &PlannedDirectory<'_>) -> Result<Option<Vec<PlannedItem>>, SyncError> {
         let Some(opened) = self.open(planned)? else { return Ok(None) };
         let dir = opened.as_fd();
         if !planned.path.is_empty() {
@@ -51,11 +51,11 @@ impl Sync<'_> {
         let mut items = Vec::with_capacity(planned.children.len());
         for (at, (child, seen)) in planned.children.iter().zip(kinds).enumerate() {
             match child.kind {
-                Expected::Data => {}
-                Expected::File(_) | Expected::Symlink(_) => {
-                    items.push(Item { directory: planned.number, child: at, exists: seen.is_some() });
+                ExpectedKind::Data => {}
+                ExpectedKind::File(_) | ExpectedKind::Symlink(_) => {
+                    items.push(PlannedItem { directory: planned.number, child: at, exists: seen.is_some() });
                 }
-                Expected::Directory { required } => {
+                ExpectedKind::Directory { required } => {
                     self.subdirectory(dir, planned.path, OsStr::new(child.name), seen, required)?
                 }
             }

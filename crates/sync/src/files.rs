@@ -14,7 +14,7 @@ use rustix::{
 use crate::{
     FileStamp, Sync, SyncError, add, copy,
     directories::failed,
-    plan::{Expected, Item, TreePlan},
+    plan::{ExpectedFile, ExpectedKind, Place, PlannedItem, TreePlan},
     sys::{self, Metadata},
 };
 
@@ -26,31 +26,13 @@ pub struct Worker<'a> {
     buffer: Vec<u8>,
 }
 
-/// A file or symlink of the target that is compared or replaced.
-pub struct Place<'a> {
-    pub dir: BorrowedFd<'a>,
-    /// The path of `dir`, for messages.
-    pub parent: &'a str,
-    pub name: &'a OsStr,
-    /// The path of the entry.
-    pub path: &'a str,
-}
-
-/// The expected properties of a file.
-pub struct ExpectedFile {
-    pub size: u64,
-    pub digest: larder_archive::Digest,
-    pub mode: u32,
-    pub known: Option<FileStamp>,
-}
-
 impl<'a> Worker<'a> {
     pub fn new(sync: &'a Sync<'a>) -> Worker<'a> {
         Worker { sync, release: sync.release.cursor(), buffer: vec![0; copy::BUFFER] }
     }
 
     /// Syncs files and symlinks of one directory. Returns the stamps of the files.
-    pub fn batch(&mut self, plan: &TreePlan<'_>, batch: &[Item]) -> Result<Vec<(usize, FileStamp)>, SyncError> {
+    pub fn batch(&mut self, plan: &TreePlan<'_>, batch: &[PlannedItem]) -> Result<Vec<(usize, FileStamp)>, SyncError> {
         let mut stamps = Vec::with_capacity(batch.len());
         let directory = batch.first().and_then(|item| plan.directories.get(item.directory));
         let Some(directory) = directory else { return Ok(stamps) };
@@ -58,7 +40,7 @@ impl<'a> Worker<'a> {
         let is_taken = |name: &str| directory.find(name.as_bytes()).is_some();
         for item in batch {
             let Some(child) = directory.children.get(item.child) else { continue };
-            let (Expected::File(index) | Expected::Symlink(index)) = child.kind else { continue };
+            let (ExpectedKind::File(index) | ExpectedKind::Symlink(index)) = child.kind else { continue };
             let Some(entry) = self.sync.entries.get(index) else { continue };
             let place = Place { dir: dir.as_fd(), parent: directory.path, name: OsStr::new(child.name), path: &entry.path };
             match &entry.kind {

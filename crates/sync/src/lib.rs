@@ -36,7 +36,7 @@ pub use self::{
     record::{FileStamp, SyncRecord},
 };
 use self::{
-    plan::{Item, TreePlan},
+    plan::{PlannedItem, TreePlan},
     record::RecordedFile,
 };
 
@@ -154,7 +154,7 @@ pub fn sync(
         &items,
         policy.threads,
         || files::Worker::new(&sync),
-        |worker, batch: &Vec<Item>| {
+        |worker, batch: &Vec<PlannedItem>| {
             let stamps = worker.batch(&plan, batch)?;
             recorded.lock().extend(stamps);
             Ok::<_, SyncError>(())
@@ -169,7 +169,7 @@ pub fn sync(
 }
 
 /// Splits the items into batches, each of one directory.
-fn grouped(items: Vec<Vec<Item>>) -> Vec<Vec<Item>> {
+fn grouped(items: Vec<Vec<PlannedItem>>) -> Vec<Vec<PlannedItem>> {
     const BATCH: usize = 64;
     let mut batches = Vec::new();
     for mut directory in items {

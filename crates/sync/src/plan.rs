@@ -1,14 +1,18 @@
 //! The expected content of every directory of the target.
 
-use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt};
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::{fd::BorrowedFd, unix::ffi::OsStrExt},
+};
 
 use larder_archive::{Confined, Entry, EntryKind};
 
-use crate::DataLink;
+use crate::{DataLink, FileStamp};
 
 /// An expected entry of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expected {
+pub enum ExpectedKind {
     /// A directory. `required` is false for a parent directory of a data link that the release does not contain.
     Directory { required: bool },
     /// The file with this index in the entries of the release.
@@ -23,7 +27,7 @@ pub enum Expected {
 #[derive(Debug, Clone, Copy)]
 pub struct ExpectedChild<'a> {
     pub name: &'a str,
-    pub kind: Expected,
+    pub kind: ExpectedKind,
 }
 
 /// A directory of the target, whose path is relative to the target. The top directory has the empty path.
@@ -48,13 +52,31 @@ impl<'a> PlannedDirectory<'a> {
 
 /// A file or symlink of the release, which is compared after all directories exist.
 #[derive(Debug, Clone, Copy)]
-pub struct Item {
+pub struct PlannedItem {
     /// The number of the directory in [`TreePlan::directories`].
     pub directory: usize,
     /// The number of the entry in [`PlannedDirectory::children`].
     pub child: usize,
     /// True if the directory has an entry with this name.
     pub exists: bool,
+}
+
+/// A file or symlink of the target that is compared or replaced.
+pub struct Place<'a> {
+    pub dir: BorrowedFd<'a>,
+    /// The path of `dir`, for messages.
+    pub parent: &'a str,
+    pub name: &'a OsStr,
+    /// The path of the entry.
+    pub path: &'a str,
+}
+
+/// The expected properties of a file.
+pub struct ExpectedFile {
+    pub size: u64,
+    pub digest: larder_archive::Digest,
+    pub mode: u32,
+    pub known: Option<FileStamp>,
 }
 
 /// The expected directories of the target, upper directories first.
@@ -82,12 +104,12 @@ impl<'a> TreePlan<'a> {
             expected += 1;
             match entry.kind {
                 EntryKind::Dir => drop(building.directory(&entry.path, true)),
-                EntryKind::File { .. } => building.child(&entry.path, Expected::File(index), true),
-                EntryKind::Link { .. } => building.child(&entry.path, Expected::Symlink(index), true),
+                EntryKind::File { .. } => building.child(&entry.path, ExpectedKind::File(index), true),
+                EntryKind::Link { .. } => building.child(&entry.path, ExpectedKind::Symlink(index), true),
             }
         }
         for link in data {
-            building.child(&link.path, Expected::Data, false);
+            building.child(&link.path, ExpectedKind::Data, false);
         }
         let mut directories = building.directories;
         for directory in &mut directories {
@@ -128,12 +150,12 @@ impl<'a> Building<'a> {
         self.numbers.insert(path, number);
         self.directories.push(PlannedDirectory { path, number, required, children: Vec::new() });
         if !path.is_empty() {
-            self.child(path, Expected::Directory { required }, required);
+            self.child(path, ExpectedKind::Directory { required }, required);
         }
         number
     }
 
-    fn child(&mut self, path: &'a str, kind: Expected, required: bool) {
+    fn child(&mut self, path: &'a str, kind: ExpectedKind, required: bool) {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         let parent = self.directory(parent, required);
         if let Some(parent) = self.directories.get_mut(parent) {

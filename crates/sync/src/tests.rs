@@ -317,9 +317,9 @@ fn hostile_target_becomes_the_release_and_nothing_outside_changes() {
     fs::write(target.join("-rf"), "x").unwrap();
     fs::create_dir_all(target.join("locked/inner")).unwrap();
     fs::write(target.join("locked/inner/file"), "x").unwrap();
-    fs::set_permissions(target.join("locked/inner"), fs::Permissions::from_mode(0)).unwrap();
-    fs::set_permissions(target.join("locked"), fs::Permissions::from_mode(0)).unwrap();
-    fs::set_permissions(target.join("bin"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(target.join("locked/inner"), fs::Permissions::from_mode(0o0)).unwrap();
+    fs::set_permissions(target.join("locked"), fs::Permissions::from_mode(0o0)).unwrap();
+    fs::set_permissions(target.join("bin"), fs::Permissions::from_mode(0o0)).unwrap();
     // A tree whose paths are longer than the system allows.
     let mut at = fs::File::open(&target).unwrap();
     for _ in 0..3000 {
