@@ -148,10 +148,11 @@ fn take(
         staged: dumps.staged(),
         ..CaptureOptions::default()
     };
+    let label_custom = label.custom;
     let label = PointLabel { databases: dumps.list.clone(), ..label.clone() };
     let label = serde_json::to_value(label).map_err(|e| BackupFailure::new(FailureKind::Machine, e.to_string()))?;
     let id = id.to_string();
-    let captured = store.capture(&id, &label, base.as_fd(), &dumps.sources(), previous.as_ref(), &options)?;
+    let captured = store.capture(&id, &label, base.as_fd(), &dumps.sources(label_custom), previous.as_ref(), &options)?;
     if exact && !captured.is_exact() {
         let (missed, torn) = (captured.missed, captured.manifest.totals.torn);
         let first = skipped(&captured.manifest).into_iter().find(|(_, why)| why == UNREADABLE || why == CHANGED);

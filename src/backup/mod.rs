@@ -30,7 +30,7 @@ pub use self::{
     export::work as export_work,
     restore::{RestorePaths, work as restore_work},
     retention::{PointDecision, ProtectedReleases, RetentionPlan},
-    server::{BackupContext, dump, export, restore, stream},
+    server::{BackupContext, dump, export, restore, restore_again, stream},
     space::{SpaceEstimate, clones_files},
     staging::is_separate,
 };
@@ -42,6 +42,9 @@ const DATA: &str = "data";
 
 /// The name of the directory with the dumps in a restore point.
 pub(crate) const DATABASES: &str = "databases";
+
+/// The name of the directory in a restore point with the files that the project's script `.larder/backup` wrote.
+const CUSTOM: &str = "custom";
 
 /// The maximum number of changes or skipped files that a report lists. The counts of a report include the changes and files that are not
 /// listed.
@@ -67,6 +70,9 @@ pub struct PointLabel {
     /// The dumps of databases. The dump worker writes this list.
     #[serde(default)]
     pub databases: Vec<DumpInfo>,
+    /// True if the restore point has files that the project's script `.larder/backup` wrote.
+    #[serde(default)]
+    pub custom: bool,
 }
 
 /// The environment to which a restore point must belong.
@@ -325,6 +331,15 @@ pub enum RestoreJob {
     },
     /// Empties `data-copy/`.
     ClearCopy,
+    /// Writes the files of the project's script `.larder/backup` into `custom/`.
+    Custom {
+        /// The restore point.
+        point: String,
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+    },
+    /// Empties `custom/`.
+    ClearCustom,
     /// Restores into a scratch directory, compares each restored file with the restore point, and deletes the directory.
     Drill {
         /// The restore point.

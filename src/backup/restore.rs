@@ -12,7 +12,7 @@ use std::{
 use larder_points::{LookOptions, Point, RestoreOptions, Store, diff_live};
 
 use super::{
-    DATA, DATABASES, DatabaseJob, Filled, PointOwner, RestoreJob, databases,
+    CUSTOM, DATA, DATABASES, DatabaseJob, Filled, PointOwner, RestoreJob, databases,
     dump::{directory, named},
     error::{BackupFailure, FailureKind},
     staging::checked_dump,
@@ -43,10 +43,12 @@ pub struct RestorePaths {
     pub restoring: PathBuf,
     /// The directory of the copy for a single command.
     pub copy: PathBuf,
+    /// The directory that the project's script `.larder/restore` reads.
+    pub custom: PathBuf,
 }
 
 impl RestorePaths {
-    /// Reads `LARDER_DATA`, `LARDER_POINTS`, `LARDER_RESTORED`, `LARDER_RESTORING` and `LARDER_DATA_COPY`.
+    /// Reads `LARDER_DATA`, `LARDER_POINTS`, `LARDER_RESTORED`, `LARDER_RESTORING`, `LARDER_DATA_COPY` and `LARDER_CUSTOM`.
     pub fn from_environment() -> RestorePaths {
         RestorePaths {
             data: directory("LARDER_DATA", "/data"),
@@ -54,6 +56,7 @@ impl RestorePaths {
             restored: directory("LARDER_RESTORED", "/restored"),
             restoring: directory("LARDER_RESTORING", "/restoring"),
             copy: directory("LARDER_DATA_COPY", "/copy"),
+            custom: directory("LARDER_CUSTOM", "/custom"),
         }
     }
 }
@@ -75,7 +78,7 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
             clear(&paths.copy, empty)?;
             let point = named(&Store::open(&paths.points)?, point)?;
             check_owner(&point, owner)?;
-            place(&point, &paths.copy, owner)
+            place(&point, DATA, &paths.copy, owner)
         }
         RestoreJob::PutBack { point, owner } => {
             let point = named(&Store::open(&paths.points)?, point)?;
@@ -84,6 +87,13 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
             let report = point.put_back(base.as_fd(), &RestoreOptions { only: Some(DATA), ..options(owner)? })?;
             Ok(filled(&point, &report))
         }
+        RestoreJob::Custom { point, owner } => {
+            clear(&paths.custom, empty)?;
+            let point = named(&Store::open(&paths.points)?, point)?;
+            check_owner(&point, owner)?;
+            place(&point, CUSTOM, &paths.custom, owner)
+        }
+        RestoreJob::ClearCustom => clear(&paths.custom, empty).map(|()| Filled::default()),
         RestoreJob::ClearCopy => clear(&paths.copy, empty).map(|()| Filled::default()),
         RestoreJob::Database { point, owner, database } => {
             let point = named(&Store::open(&paths.points)?, point)?;
@@ -204,13 +214,14 @@ fn filled(point: &Point, report: &larder_points::RestoreReport) -> Filled {
 fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner, jobs: &[DatabaseJob]) -> Result<Filled, BackupFailure> {
     let point = named(&Store::open(&paths.points)?, point)?;
     check_owner(&point, owner)?;
-    let is_known = |path: &str| path == DATA || (path == DATABASES && !jobs.is_empty());
+    let is_known = |path: &str| path == DATA || path == CUSTOM || (path == DATABASES && !jobs.is_empty());
     let sources = &point.manifest.sources;
-    let is_usual = sources.len() == 1 + usize::from(!jobs.is_empty())
+    let custom = sources.iter().filter(|one| one.source.path == CUSTOM).count();
+    let is_usual = sources.len() == 1 + usize::from(!jobs.is_empty()) + custom
         && sources.iter().all(|one| is_known(&one.source.path) && one.is_present);
     if !is_usual {
         let why = format!(
-            "cannot restore {}: the restore point must hold the directory `{DATA}`, and `{DATABASES}` if it has dumps, and no other directory",
+            "cannot restore {}: the restore point must hold the directory `{DATA}`, and `{DATABASES}` if it has dumps, and no other directory except `{CUSTOM}`",
             point.id()
         );
         return Err(BackupFailure::new(FailureKind::Refused, why));
@@ -221,20 +232,21 @@ fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner, jobs: &[DatabaseJ
         engine.check_restore(job)?;
         engine.verify(&checked_dump(&point, job)?)?;
     }
-    place(&point, &paths.restoring, owner)
+    place(&point, DATA, &paths.restoring, owner)
 }
 
-/// Restores the data into a subdirectory of `into`, and then moves the data to the top of `into`, because `into` itself takes the place of
-/// `data/`.
-fn place(point: &Point, into: &Path, owner: &PointOwner) -> Result<Filled, BackupFailure> {
+/// Restores the source `source` into a subdirectory of `into`, and then moves its files to the top of `into`, because `into` itself takes the
+/// place of the source.
+fn place(point: &Point, source: &str, into: &Path, owner: &PointOwner) -> Result<Filled, BackupFailure> {
     let parent = opened(into)?;
     let name = format!(".larder-{}", point.id());
-    let options = RestoreOptions { only: Some(DATA), ..options(owner)? };
+    let options = RestoreOptions { only: Some(source), ..options(owner)? };
     let report = point.restore_into(parent.as_fd(), OsStr::new(&name), &options)?;
     let tree = into.join(&name);
-    let moved = raise(&tree.join(DATA), into).and_then(|()| fs::remove_dir(tree.join(DATA))).and_then(|()| fs::remove_dir(&tree));
+    let moved = raise(&tree.join(source), into);
+    let moved = moved.and_then(|()| fs::remove_dir(tree.join(source))).and_then(|()| fs::remove_dir(&tree));
     moved.map_err(|e| BackupFailure::io("move the restored files", &e))?;
-    point.restore_metadata(DATA, parent.as_fd())?;
+    point.restore_metadata(source, parent.as_fd())?;
     parent.sync_all().map_err(|e| BackupFailure::io("sync the restored files", &e))?;
     Ok(filled(point, &report))
 }

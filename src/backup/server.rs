@@ -61,6 +61,18 @@ pub async fn restore(context: &BackupContext, job: &RestoreJob) -> Result<Filled
     run(context, Role::Restore, job, FILES_LIMIT, Stdio::default()).await
 }
 
+/// Runs a job of the restore worker like [`restore`], and runs the job once more if the worker is killed, for example because the machine has
+/// too little memory. A repeated job has the same result.
+pub async fn restore_again(context: &BackupContext, job: &RestoreJob) -> Result<Filled, BackupError> {
+    match restore(context, job).await {
+        Err(BackupError::Died { role, exit }) => {
+            tracing::warn!(role, %exit, "a worker was killed; its job is repeated");
+            restore(context, job).await
+        }
+        other => other,
+    }
+}
+
 /// Starts a dump or a load whose input and output are those of the caller.
 pub async fn stream(context: &BackupContext, stream: DatabaseStream, stdio: Stdio) -> Result<Child, BackupError> {
     let role = Role::Dump;

@@ -11,7 +11,7 @@ use std::{
 use larder_points::{Damage, Fault, Kind, Point, Source, Staged};
 
 use super::{
-    DATA, DATABASES, DatabaseJob, DumpInfo, PointLabel,
+    CUSTOM, DATA, DATABASES, DatabaseJob, DumpInfo, PointLabel,
     databases::{self, DatabaseAt, is_sqlite, tool},
     error::{BackupFailure, FailureKind},
 };
@@ -85,9 +85,11 @@ impl Dumps {
     }
 
     /// Returns the sources of the capture: the data, and the dumps of database servers if there are such dumps.
-    pub fn sources(&self) -> Vec<Source> {
+    /// `custom` is true if the project's script `.larder/backup` has written files.
+    pub fn sources(&self, custom: bool) -> Vec<Source> {
         let has_servers = self.list.iter().any(is_separate);
-        [DATA, DATABASES].into_iter().filter(|name| *name == DATA || has_servers).map(Source::directory).collect()
+        let names = [(DATA, true), (DATABASES, has_servers), (CUSTOM, custom)];
+        names.into_iter().filter(|(_, is_present)| *is_present).map(|(name, _)| Source::directory(name)).collect()
     }
 
     /// Returns the dumps for the capture. The dump of an SQLite file replaces this file.

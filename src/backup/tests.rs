@@ -49,6 +49,7 @@ impl Place {
             restored: self.at("restored"),
             restoring: self.at("restoring"),
             copy: self.at("copy"),
+            custom: self.at("custom"),
         };
         let empty = |path: &Path| {
             for entry in fs::read_dir(path)? {
@@ -71,6 +72,7 @@ fn label(project: &str) -> PointLabel {
         by: "ann".parse().unwrap(),
         reason: String::from("asked"),
         databases: Vec::new(),
+        custom: false,
     }
 }
 

@@ -261,6 +261,11 @@ impl EnvironmentPaths {
         self.0.join("data-copy.note")
     }
 
+    /// Returns the directory that the project's scripts `.larder/backup` and `.larder/restore` write and read.
+    pub fn custom(&self) -> PathBuf {
+        self.0.join("custom")
+    }
+
     /// Returns the path of the record of the last restore of the live data.
     pub fn restore_record(&self) -> PathBuf {
         self.0.join("restore.json")

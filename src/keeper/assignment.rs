@@ -107,15 +107,13 @@ impl Assignment {
             }
             Role::Verify => Assignment::new(unpack),
             Role::Pack => Assignment::new(unpack).reads("LARDER_DEPLOY", "/deploy", paths.deploy()),
-            Role::Run | Role::Task => {
+            Role::Run | Role::Task | Role::Probe => {
                 let layer = Some(slot_layer(need(launch.release, "a release")?, need(launch.slot, "a slot")?));
-                Assignment { own_code: true, layer, ..Assignment::new(run) }.writes("LARDER_DATA", "/data", paths.data())
-            }
-            // The application may still serve in this slot, so the command changes neither its files nor its data.
-            Role::Probe => {
-                let layer = Some(slot_layer(need(launch.release, "a release")?, need(launch.slot, "a slot")?));
-                let assignment = Assignment { own_code: true, read_only_app: true, layer, ..Assignment::new(run) };
-                assignment.writes("LARDER_DATA", "/data", paths.data_copy())
+                let read_only_app = launch.role == Role::Probe;
+                let data = if read_only_app { paths.data_copy() } else { paths.data() };
+                let assignment = Assignment { own_code: true, read_only_app, layer, ..Assignment::new(run) };
+                let assignment = assignment.writes("LARDER_DATA", "/data", data);
+                if launch.role == Role::Task { assignment.writes("LARDER_CUSTOM", "/custom", paths.custom()) } else { assignment }
             }
             Role::Drift | Role::Patch => {
                 let release = need(launch.release, "a release")?;
@@ -135,15 +133,16 @@ impl Assignment {
                 .reads("LARDER_TREE", "/deploy", paths.tree(need(launch.release, "a release")?))
                 .writes("LARDER_TARGET", "/target", paths.slot(need(launch.slot, "a slot")?).join("upper")),
             // No process of an application has the role `Dump` or `Restore`, so no application reaches the restore points.
-            Role::Dump => {
-                let assignment = Assignment::new(run).reads("LARDER_DATA", "/data", paths.data());
-                assignment.writes("LARDER_POINTS", "/points", paths.points())
-            }
+            Role::Dump => Assignment::new(run)
+                .reads("LARDER_DATA", "/data", paths.data())
+                .reads("LARDER_CUSTOM", "/custom", paths.custom())
+                .writes("LARDER_POINTS", "/points", paths.points()),
             Role::Restore => Assignment::new(run)
                 .reads("LARDER_POINTS", "/points", paths.points())
                 .writes("LARDER_DATA", "/data", paths.data())
                 .writes("LARDER_RESTORED", "/restored", paths.restored())
                 .writes("LARDER_RESTORING", "/restoring", paths.restoring())
+                .writes("LARDER_CUSTOM", "/custom", paths.custom())
                 .writes("LARDER_DATA_COPY", "/copy", paths.data_copy()),
             // The users are in the order of `MeasuredUser`. Each of them can enter only its own directories.
             Role::Measure(user) => {

@@ -17,7 +17,7 @@ const HOST: [&str; 11] =
 const MOUNT_POINTS: [&str; 12] =
     ["app", "lower", "cache", "source", "repo", "hooks", "deploy", "upper", "data", "area", "buildpacks", "target"];
 /// Directories of every view for restore points, empty in a process of an application.
-const POINT_MOUNT_POINTS: [&str; 4] = ["points", "restored", "restoring", "copy"];
+const POINT_MOUNT_POINTS: [&str; 5] = ["points", "restored", "restoring", "copy", "custom"];
 /// Directories of every view for files of larder and its operator.
 const OWN_MOUNT_POINTS: [&str; 2] = ["larder/etc/buildpacks", "larder/bin"];
 

@@ -27,6 +27,7 @@ fn standard_layout_names_the_paths_of_the_code() {
         ("points", paths.points()),
         ("restored", paths.restored()),
         ("restoring", paths.restoring()),
+        ("custom", paths.custom()),
         ("data_copy", paths.data_copy()),
         ("data_copy_note", paths.data_copy_note()),
         ("deployments", paths.deployments()),

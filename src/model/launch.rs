@@ -30,8 +30,8 @@ pub enum Role {
     /// A single command at `/app` in a slot, such as a release command, a phase script or a command of `larder run`. The command runs as
     /// the environment's run user.
     Task,
-    /// A single command at `/app` in a slot, on a copy of the data (`larder run --restore-point`). `/app` is read-only. The command runs as
-    /// the environment's run user.
+    /// A single command at `/app` in a slot, on a copy of the data (`larder run --restore-point`). `/app` is read-only, because the application
+    /// may serve in the same slot. The command runs as the environment's run user.
     Probe,
     /// A worker that finds changed files in `/app` of a slot, and packs these files for a patch. If the launch has no slot, the worker
     /// finds changed files in the installed tree. The worker runs as the environment's run user, and changes neither the slot nor the tree.

@@ -159,6 +159,7 @@ mod tests {
             by: "ann".parse().unwrap(),
             reason: String::from("requested"),
             databases: Vec::new(),
+            custom: false,
         };
         let (id, counts) = (String::from("x"), PointCounts::default());
         PointInfo { id, taken: Some(5), label: Some(label), state, counts, skipped: Vec::new() }

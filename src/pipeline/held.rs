@@ -23,7 +23,7 @@ use super::{
 use crate::{
     backup::{self, DATABASES, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate},
     host::root::EnvironmentPaths,
-    model::{Environment, Live, UserName},
+    model::{Environment, Live, ReleaseId, Slot, UserName},
     space::SpaceNeeds,
 };
 
@@ -99,6 +99,13 @@ impl LiveApp for LiveHandle {
         })
     }
 
+    fn restore_custom(&self, point: String, release: ReleaseId, slot: Slot) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(async move {
+            let restored = self.pipeline.restore_custom_with(&self.queue.environment(), &point, (release, slot)).await;
+            restored.map_err(|error| failure(&error))
+        })
+    }
+
     fn clear(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move { self.pipeline.clear_restoring(&self.queue.environment()).await })
     }
@@ -124,10 +131,14 @@ impl LiveApp for LiveHandle {
             let failed = |source| failure(&PointsError::Exchange { environment: environment.title(), source });
             // The previous server was killed after the exchange. Its processes of the old release possibly run, and have written since.
             if RestoreRecord::read(&paths).is_some_and(|record| record.has_restored(&point, &paths)) {
-                return Ok(match &previous {
-                    None => Ok(()),
-                    Some(previous) => pipeline.start_previous(queue, previous, async || Ok(())).await,
-                });
+                let Some(previous) = &previous else { return Ok(Ok(())) };
+                let mut custom = Ok(());
+                let restore = async || {
+                    custom = self.restore_custom(point.clone(), previous.release, previous.slot).await;
+                    custom.clone()
+                };
+                let served = pipeline.start_previous(queue, previous, restore).await;
+                return custom.map(|()| served);
             }
             // The databases of the previous release are restored, not those of the release that the links on the disk name: the
             // links may already name the new release.
@@ -144,7 +155,12 @@ impl LiveApp for LiveHandle {
                     replaced.map_err(|error| failure(&error.into()))?;
                     fault::in_restore("database");
                 }
-                pipeline.put_back(&environment, &paths, &mut record, &databases).await.map_err(|error| failure(&error))
+                let put_back = pipeline.put_back(&environment, &paths, &mut record, &databases).await;
+                put_back.map_err(|error| failure(&error))?;
+                match &previous {
+                    Some(previous) => self.restore_custom(point.clone(), previous.release, previous.slot).await,
+                    None => Ok(()),
+                }
             };
             let mut exchange = async || {
                 restored = replace().await;
@@ -251,7 +267,7 @@ impl Pipeline {
         let context = self.backup(environment);
         let (point, owner) = (record.point.clone(), owner(environment));
         let job = RestoreJob::PutBack { point: point.clone(), owner: owner.clone() };
-        match backup::restore(&context, &job).await {
+        match backup::restore_again(&context, &job).await {
             Ok(_) => {
                 // The record is written before a process starts. After a kill, the repeated undo then does not replace what the processes of
                 // the old release have written.
@@ -268,7 +284,7 @@ impl Pipeline {
             ),
         }
         let fill = RestoreJob::Fill { point, owner, databases: databases.to_vec() };
-        backup::restore(&context, &fill).await?;
+        backup::restore_again(&context, &fill).await?;
         fault::in_restore("filled");
         self.swap(environment, paths, record)
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{durations::HoldRun, failure::Failure};
 use crate::{
     backup::{PointInfo, SpaceEstimate},
-    model::{Live, Occupant, UserName},
+    model::{Live, Occupant, ReleaseId, Slot, UserName},
     space::SpaceNeeds,
 };
 
@@ -134,6 +134,10 @@ pub trait LiveApp: Send + Sync {
     /// Replaces the databases of the release `of` with their dumps in a restore point. The caller has stopped all processes. The call may be
     /// repeated.
     fn replace_databases(&self, point: String, of: Option<Live>) -> BoxFuture<'_, Result<(), Failure>>;
+
+    /// Restores the files of `.larder/backup` in a restore point with `.larder/restore` of a release in its slot. The caller has stopped all
+    /// processes. The call may be repeated.
+    fn restore_custom(&self, point: String, release: ReleaseId, slot: Slot) -> BoxFuture<'_, Result<(), Failure>>;
 
     /// Deletes the data beside the live data. An error is only logged.
     fn clear(&self) -> BoxFuture<'_, ()>;

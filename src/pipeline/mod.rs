@@ -26,6 +26,7 @@ mod followups;
 mod health;
 mod held;
 mod history;
+mod hooks;
 pub mod intake;
 mod journal;
 mod known;

@@ -185,6 +185,10 @@ impl Pipeline {
         databases: Vec<DatabaseJob>,
     ) -> Result<PointInfo, PointsError> {
         let live = queue.state.lock().live.clone();
+        let custom = match &live {
+            Some(live) => self.back_up_custom(environment, live).await?,
+            None => false,
+        };
         let label = PointLabel {
             project: environment.project.clone(),
             environment: environment.name.clone(),
@@ -194,13 +198,18 @@ impl Pipeline {
             by,
             reason,
             databases: Vec::new(),
+            custom,
         };
         let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact, databases };
         let job = match priority {
             Priority::Usual => job,
             Priority::Low => DumpJob::Quietly(Box::new(job)),
         };
-        match backup::dump(&self.backup(environment), &job).await? {
+        let taken = backup::dump(&self.backup(environment), &job).await;
+        if custom {
+            self.clear_custom(environment).await;
+        }
+        match taken? {
             DumpReport::Point(info, _) => {
                 // A capture with low priority says nothing about a capture during a hold.
                 if priority == Priority::Usual {

@@ -95,6 +95,8 @@ impl Pipeline {
         // An unknown or unreadable restore point is refused before the restore is recorded.
         let point = self.point(environment, point).await?;
         let databases = self.databases_in(&queue, environment, &point)?;
+        let live = queue.state.lock().live.clone();
+        self.restore_hook(environment, &point, live.as_ref())?;
         let point = point.id;
         let space = self.measure(environment, Some(point.clone())).await?;
         space.check("restore the data", 0).map_err(backup::BackupError::from)?;
@@ -230,7 +232,17 @@ impl Pipeline {
             }
             return Err(error);
         }
-        Ok(())
+        let live = queue.state.lock().live.clone();
+        let restored = async {
+            let point = self.point(environment, record.point.clone()).await?;
+            let hook = self.restore_hook(environment, &point, live.as_ref())?;
+            self.restore_custom(environment, &record.point, hook.as_ref()).await
+        };
+        // Files and databases are those of the restore point now. The whole restore can be repeated.
+        restored.await.map_err(|error| {
+            let why = format!("files and databases are restored, but the project's own data is not: {}", chain(&error));
+            PointsError::refused_with(why, "solve the cause, and repeat the restore")
+        })
     }
 
     /// Exchanges `data/` with `restoring/` by one rename. The caller has stopped all processes of the application.

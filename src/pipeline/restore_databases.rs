@@ -124,7 +124,7 @@ impl Pipeline {
         database: &DatabaseJob,
     ) -> Result<(), BackupError> {
         let job = RestoreJob::Database { point, owner: owner(environment), database: database.clone() };
-        backup::restore(&self.backup(environment), &job).await.map(drop)
+        backup::restore_again(&self.backup(environment), &job).await.map(drop)
     }
 
     /// Puts the old content into databases, from the restore point that was taken before. After an error, [`RestoreRecord::is_mixed`] returns

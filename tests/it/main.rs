@@ -6,6 +6,7 @@ mod access;
 mod architecture;
 mod backup;
 mod backup_export;
+mod backup_hooks;
 mod backup_schedule;
 mod badinput;
 mod cli;

@@ -162,6 +162,7 @@ impl Places {
             restored: self.at("restored"),
             restoring: self.at("restoring"),
             copy: self.at("copy"),
+            custom: self.at("custom"),
         };
         restore_work(job, &paths, emptied).map(drop)
     }
@@ -196,6 +197,7 @@ fn take(id: PointId) -> DumpJob {
         by: "ann".parse().unwrap(),
         reason: String::from("a test"),
         databases: Vec::new(),
+        custom: false,
     };
     let database = DatabaseJob {
         name: "app".parse().unwrap(),

@@ -99,6 +99,8 @@ impl Step for ExchangeData {
                 live_app.replace_databases(returned.point.clone(), deployment.spec.previous.clone()).await?;
                 exchange(deployment)?;
             }
+            let (release, slot) = (deployment.spec.release, deployment.spec.slot);
+            deployment.memory.live_app.restore_custom(returned.point.clone(), release, slot).await?;
             fault::in_restore("exchanged");
             let fresh = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.point.clone()).unwrap_or_default();
             let text =
@@ -118,7 +120,10 @@ impl Step for ExchangeData {
             let fresh = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.point.clone());
             let live_app = deployment.memory.live_app.clone();
             if let Some(fresh) = fresh {
-                live_app.replace_databases(fresh, deployment.spec.previous.clone()).await?;
+                live_app.replace_databases(fresh.clone(), deployment.spec.previous.clone()).await?;
+                if let Some(previous) = &deployment.spec.previous {
+                    live_app.restore_custom(fresh, previous.release, previous.slot).await?;
+                }
             }
             match exchange(deployment) {
                 // The old data is live again, so the next undo only starts the old release.

@@ -1,0 +1,87 @@
+//! The project's scripts `.larder/backup` and `.larder/restore`, here for a Redis database that the recipe does not declare.
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use crate::{
+    backup::{data, id, sh, store, take},
+    harness::{
+        Repo, World,
+        databases::{PASSWORD, Redis},
+        in_each_mode,
+    },
+};
+
+in_each_mode!(scripts_of_the_project_save_and_restore_data_that_larder_does_not_know);
+
+const BACKUP: &str = r#"#!/bin/sh
+set -eu
+if test -e "$LARDER_DATA/media/locked"; then echo "the index is locked" >&2; exit 3; fi
+redis-cli -p $INDEX get index > "$LARDER_RESTORE_POINT/index"
+"#;
+
+const RESTORE: &str = r#"#!/bin/sh
+set -eu
+if test "$(redis-cli -p $INDEX get refuse)" = yes; then echo "the index refuses"; exit 4; fi
+redis-cli -p $INDEX set index "$(cat "$LARDER_RESTORE_POINT/index")"
+"#;
+
+const UPGRADE: &str = "#!/bin/sh\necho broken > media/file\nredis-cli -p $INDEX set index broken\n";
+
+fn script(repo: &Repo<'_>, name: &str, text: &str) {
+    repo.write(name, text);
+    fs::set_permissions(repo.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn scripts_of_the_project_save_and_restore_data_that_larder_does_not_know(world: &World) {
+    let Some(server) = Redis::start(world, "") else { return };
+    let index = || server.ask(0, &["GET", "index"]);
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    let password = serde_json::to_string(PASSWORD).unwrap();
+    let recipe = format!("data: [media]\nenv: {{INDEX: \"{}\", REDISCLI_AUTH: {password}}}\n", server.port);
+    repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", &recipe);
+    script(&repo, ".larder/backup", BACKUP);
+    script(&repo, ".larder/restore", RESTORE);
+    repo.page("version one");
+    repo.push().accepted();
+    server.ask(0, &["SET", "index", "one"]);
+    sh(world, "echo one > media/file");
+    let point = take(world);
+    assert_eq!(fs::read_to_string(store(world).join(id(&point)).join("files/custom/index")).unwrap(), "one\n");
+    world.larder(&["backup", "verify", "shop"]).says("ok (");
+    let file = || fs::read_to_string(data(world).join("media/file")).unwrap();
+
+    server.ask(0, &["SET", "index", "two"]);
+    sh(world, "echo two > media/file");
+    let restore = ["backup", "restore", "shop", id(&point), "--yes"];
+    world.larder(&restore).ok();
+    assert_eq!((index(), file()), ("one".into(), "one\n".into()));
+    world.serves("shop", "version one");
+
+    // A failed upgrade runs the scripts as well.
+    script(&repo, "upgrade.sh", UPGRADE);
+    repo.write("larder.yml", format!("{recipe}upgrade: sh upgrade.sh\nhealth: {{path: /missing, timeout: 1s}}\n"));
+    repo.page("version two");
+    repo.push().rejected_with("web.1 answered 404 to GET /missing").says("Upgrade with a hold");
+    assert_eq!((index(), file()), ("one".into(), "one\n".into()));
+    world.serves("shop", "version one");
+
+    // Without the files of the script there is no restore point, and a deployment that needs a restore point changes nothing.
+    sh(world, "touch media/locked");
+    let processes = world.application("shop");
+    world.larder(&["backup", "take", "shop"]).exits(3).says(".larder/backup of shop/production: exited 3: the index is locked");
+    repo.push().rejected_with("the index is locked");
+    assert_eq!(world.application("shop"), processes);
+    sh(world, "rm media/locked");
+
+    // A failed script of a restore is named, and the restore can be repeated.
+    server.ask(0, &["SET", "index", "three"]);
+    server.ask(0, &["SET", "refuse", "yes"]);
+    let failed = world.larder(&restore);
+    failed.exits(3).says("files and databases are restored").says("exited 4: the index refuses").says("repeat the restore");
+    assert_eq!(index(), "three");
+    world.serves("shop", "version one");
+    server.ask(0, &["DEL", "refuse"]);
+    world.larder(&restore).ok();
+    assert_eq!((index(), file()), ("one".into(), "one\n".into()));
+}
