@@ -76,7 +76,7 @@ pub(crate) fn encode(base: &[u8], entries: &[Entry], id: &str) -> Result<Option<
 }
 
 /// Reads an index that consists of changes. Refuses an index that no capture of `sources` can have written. The digest of `base` was checked.
-pub(crate) fn decode(bytes: &[u8], base: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> {
+pub fn decode(bytes: &[u8], base: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> {
     let wrong = |why: String| index::malformed(id, why);
     let Some((_, rest)) = header(bytes, id)? else { return Err(wrong("it does not start like a list of changes".into())) };
     let (removed, mut rest) =

@@ -51,6 +51,7 @@ mod verify;
 mod walk;
 
 pub use capture::{CaptureOptions, Captured, Staged};
+pub use changes::decode as decode_index_changes;
 pub use diff::{Change, ChangeKind, Diff, Estimate, LookOptions, diff, diff_live, estimate};
 pub use entry::{Digest, Entry, Kind, Stamp, Xattr};
 pub use error::{LimitKind, PointError, Result};

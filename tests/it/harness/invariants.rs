@@ -11,7 +11,7 @@ use std::{
 };
 
 use larder::layout::Layout;
-use larder_points::{Kind, Source, decode_index};
+use larder_points::{Kind, Source, decode_index, decode_index_changes};
 use serde_json::Value;
 
 use super::{World, layout::differences, processes, state::names};
@@ -368,7 +368,12 @@ fn point_differs(point: &Path) -> Result<(), String> {
         (path, false) => Source::directory(path),
     };
     let sources: Vec<_> = manifest["sources"].as_array().unwrap().iter().map(source).collect();
-    let entries = decode_index(&index, "of a test", &sources).map_err(|error| error.to_string())?;
+    // An index with a file `base` beside it contains the changes of that index.
+    let entries = match read("base") {
+        Ok(base) => decode_index_changes(&index, &base, "of a test", &sources),
+        Err(_) => decode_index(&index, "of a test", &sources),
+    };
+    let entries = entries.map_err(|error| error.to_string())?;
     for entry in &entries {
         let Kind::File { size, digest, .. } = &entry.kind else { continue };
         let bytes = fs::read(point.join("files").join(OsStr::from_bytes(&entry.path))).unwrap_or_default();
