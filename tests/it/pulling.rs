@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     process::{Child, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -198,7 +199,11 @@ fn pull_survives_kills_of_production(world: &World) {
     let Some(staging) = World::any() else { return };
     let scene = Scene::new(world, &staging);
     // This test pulls frames; the test with cuts of the link pulls a delta.
-    fs::write(world.environment("shop").join("releases/.no-deltas"), "").unwrap();
+    let marker = world.environment("shop").join("releases/.no-deltas");
+    fs::write(&marker, "").unwrap();
+    let owner = fs::metadata(marker.parent().unwrap()).unwrap();
+    std::os::unix::fs::chown(&marker, Some(owner.uid()), Some(owner.gid())).unwrap();
+    fs::set_permissions(&marker, fs::Permissions::from_mode(0o640)).unwrap();
     let (seed, before) = (seed(), scene.link.passed());
     scene.link.slow_to(3 * SLOW);
     let mut hit = 0;

@@ -210,7 +210,7 @@ fn restarts_and_deployments_exclude_each_other(world: &World) {
         restarts.map(|restarts| restarts.join().unwrap()).concat()
     });
     let refused = |end: &&crate::harness::cli::Output| {
-        end.status == 3 && (end.stderr.contains("being deployed") || end.stderr.contains("being restarted"))
+        end.status == 3 && (end.stderr.contains("being deployed") || end.stderr.contains("in use by another operation"))
     };
     assert!(restarts.iter().all(|end| end.status == 0 || refused(&end)), "{restarts:#?}");
     assert!(restarts.iter().any(|end| end.status == 0) && restarts.iter().any(|end| refused(&end)), "{restarts:#?}");

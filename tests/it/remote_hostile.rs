@@ -150,12 +150,12 @@ fn endless_list_is_rejected() {
 #[test]
 fn endless_standard_error_ends_the_request() {
     let error = against(Misbehaviour::Chatters, async |remote, _, _| remote.list().await.unwrap_err());
-    assert!(matches!(error, RemoteError::Lost { .. }) && error.to_string().contains("is too long"), "{error}");
+    assert!(matches!(error, RemoteError::TooLarge { .. }) && error.to_string().contains("standard error"), "{error}");
     let quiet: ProgressFn = Arc::new(|_, _| {});
     let error = against(Misbehaviour::Chatters, async |remote, offer, paths| {
         tokio::time::timeout(Duration::from_secs(60), pull(remote, offer, &[], paths, &quiet)).await.unwrap().unwrap_err()
     });
-    assert!(error.to_string().contains("is too long"), "{error}");
+    assert!(error.to_string().contains("standard error"), "{error}");
 }
 
 #[test]

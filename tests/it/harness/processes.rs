@@ -25,7 +25,17 @@ fn belongs(pid: i32, directory: &Path) -> bool {
     let file = |name: &str| format!("/proc/{pid}/{name}");
     let link = |name: &str| fs::read_link(file(name)).is_ok_and(|target| target.starts_with(directory));
     let holds = |name: &str| fs::read(file(name)).is_ok_and(|bytes| contains(&bytes, directory.as_os_str().as_bytes()));
-    link("exe") || link("cwd") || holds("cmdline") || holds("environ") || holds("mountinfo")
+    link("exe") || link("cwd") || holds("cmdline") || holds("environ") || has_mount_from(pid, directory)
+}
+
+/// Returns true if a process has a mount of files below `directory` at another place. A mount below `directory` itself says nothing: the
+/// processes of every world that has started since have a copy of such a mount.
+fn has_mount_from(pid: i32, directory: &Path) -> bool {
+    let mounts = fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    String::from_utf8_lossy(&mounts).lines().any(|line| {
+        let is_below = line.split(' ').nth(4).is_some_and(|point| Path::new(point).starts_with(directory));
+        !is_below && contains(line.as_bytes(), directory.as_os_str().as_bytes())
+    })
 }
 
 /// Returns true if `haystack` contains `needle`.
