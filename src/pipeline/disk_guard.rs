@@ -112,11 +112,12 @@ impl Pipeline {
             environment.target()
         );
         tracing::error!(environment = environment.title(), bytes, "the application filled the disk and is stopped");
-        self.0.disk.stopped.lock().insert(environment.id, why);
         drop(self.services().route(environment).set(RouteState::Stopped));
         if let Err(error) = self.services().runtime.stop_each(environment.id, |_| Some(Duration::ZERO)).await {
             tracing::error!(environment = environment.title(), error = chain(&error), "cannot stop the application");
         }
+        // `disk_offence` deletes the reason if a process runs, so the reason is stored after the end of the processes.
+        self.0.disk.stopped.lock().insert(environment.id, why);
     }
 }
 
