@@ -63,6 +63,7 @@ fn inner(words: Vec<OsString>) -> Option<ExitCode> {
             let root = PathBuf::from(words.next()?);
             Some(absolute(&root).and_then(|root| serve::check(&root)).unwrap_or_else(failed))
         }
+        (backup::OFFSITE_WORKER, 0) => Some(ExitCode::from(backup::offsite_main())),
         ("database-shell", 0) => Some(ExitCode::from(backup::database_shell())),
         ("static-server", _) => {
             log_warnings();

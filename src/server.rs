@@ -155,6 +155,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
 
     pipeline.run_upkeep();
     pipeline.guard_disk();
+    pipeline.run_offsite();
     let tokens = PushRegistry::new();
     let pushes = Pushes::new(control.clone(), tokens.clone());
     let hooks = Listener::bind(&root.hook_socket(), 0o666, None, tokens).map_err(system("open the hook socket"))?;

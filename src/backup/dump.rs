@@ -73,8 +73,8 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
         DumpJob::List => list(&store),
         DumpJob::Show { point } => Ok(DumpReport::Point(Box::new(described(&named(&store, point)?)?), Vec::new())),
         DumpJob::Verify { point } => verify(&store, point),
-        DumpJob::Export { .. } => {
-            Err(BackupFailure::new(FailureKind::Machine, "cannot export a restore point: no output is given"))
+        DumpJob::Export { .. } | DumpJob::Serve { .. } | DumpJob::Receive { .. } => {
+            Err(BackupFailure::new(FailureKind::Machine, "cannot send or receive a restore point: no descriptor is given"))
         }
         DumpJob::Plan { keep, protected } => plan(&store, keep, protected),
         DumpJob::Measure { restored } => {
@@ -87,9 +87,7 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
             Ok(DumpReport::Swept)
         }
         DumpJob::Quietly(job) => {
-            // The threads of the job inherit the niceness. The kernel derives the priority of disk accesses from the niceness (ionice(1)).
-            // If this call fails, the job runs with the usual priority.
-            let _ = rustix::process::nice(NICE);
+            be_quiet();
             work(job, paths)
         }
         DumpJob::Remove { point } => {
@@ -113,6 +111,13 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
             Ok(DumpReport::Diff(found))
         }
     }
+}
+
+/// Lowers the priority of this process.
+pub(super) fn be_quiet() {
+    // The threads of the job inherit the niceness. The kernel derives the priority of disk accesses from the niceness (ionice(1)). If this
+    // call fails, the job runs with the usual priority.
+    let _ = rustix::process::nice(NICE);
 }
 
 fn take(

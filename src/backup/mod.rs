@@ -10,6 +10,7 @@ pub mod databases;
 mod dump;
 mod error;
 mod export;
+mod offsite;
 mod restore;
 mod retention;
 mod server;
@@ -28,6 +29,10 @@ pub use self::{
     dump::{DumpPaths, work as dump_work},
     error::{BackupError, BackupFailure, FailureKind},
     export::work as export_work,
+    offsite::{
+        OFFSITE_WORKER, OffsiteCheck, OffsiteJob, OffsitePoint, OffsiteReport, OffsiteStore, offsite, offsite_copy,
+        offsite_fetch, offsite_main, open_secret, receive_work, serve_work,
+    },
     restore::{RestorePaths, work as restore_work},
     retention::{PointDecision, ProtectedReleases, RetentionPlan},
     server::{BackupContext, dump, export, restore, restore_again, stream},
@@ -122,6 +127,18 @@ pub enum DumpJob {
         /// The environment to which the restore point must belong.
         owner: PointOwner,
     },
+    /// Sends a restore point to the off-site worker, over the socket that the worker gets with the job.
+    Serve {
+        /// The restore point.
+        point: String,
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+    },
+    /// Stores a restore point that the off-site worker sends, over the socket that the worker gets with the job.
+    Receive {
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+    },
     /// Compares two restore points, or a restore point with the live data.
     Diff {
         /// The older restore point.
@@ -171,7 +188,7 @@ pub enum DumpReport {
     Swept,
     /// The id of a removed restore point.
     Removed(String),
-    /// The id of a restore point whose archive was written completely.
+    /// The id of a restore point whose archive was written completely, or that was sent or received completely.
     Exported(String),
     /// The differences between two restore points, or between a restore point and the live data.
     Diff(DataDiff),

@@ -33,9 +33,16 @@ pub async fn dump(context: &BackupContext, job: &DumpJob) -> Result<DumpReport, 
     run(context, Role::Dump, &DumpWork::Job(job.clone()), limit_of(job), Stdio::default()).await
 }
 
+/// Runs a job of the dump worker that uses a descriptor.
+pub(super) async fn dump_with(context: &BackupContext, job: &DumpJob, with: OwnedFd) -> Result<DumpReport, BackupError> {
+    let stdio = Stdio { extra: vec![with], ..Stdio::default() };
+    run(context, Role::Dump, &DumpWork::Job(job.clone()), limit_of(job), stdio).await
+}
+
 fn limit_of(job: &DumpJob) -> Duration {
     match job {
         DumpJob::Take { .. } | DumpJob::Verify { .. } | DumpJob::Diff { .. } | DumpJob::Export { .. } => FILES_LIMIT,
+        DumpJob::Serve { .. } | DumpJob::Receive { .. } => 4 * FILES_LIMIT,
         DumpJob::List
         | DumpJob::Show { .. }
         | DumpJob::Remove { .. }

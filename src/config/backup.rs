@@ -10,6 +10,7 @@ use super::{
         Fallback::{Is, Says},
         KeyRow,
     },
+    offsite::{self, OffsiteConfig},
     quantity::{Age, ByteSize, TimeSpan},
     reader::ConfigReader,
     yaml::Node,
@@ -35,6 +36,8 @@ pub struct BackupConfig {
     pub drill: Option<Age>,
     /// The rules by which restore points are removed.
     pub keep: BackupKeep,
+    /// The stores outside of this machine to which restore points are copied.
+    pub offsite: Vec<OffsiteConfig>,
 }
 
 /// The rules by which restore points are removed. A restore point stays if at least one rule selects this restore point, unless the limit
@@ -66,6 +69,7 @@ impl Default for BackupConfig {
             reverify: ByteSize::mebibytes(10 << 10),
             drill: None,
             keep: BackupKeep { last: 3, daily: 7, weekly: 4, monthly: 6, yearly: 0, bytes: None },
+            offsite: Vec::new(),
         }
     }
 }
@@ -173,6 +177,13 @@ pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
         "The restore points that stay after each successful run; the others are removed. A restore point stays if at least one of these rules selects it and `bytes` is not exceeded. Days, weeks, months and years are in UTC. The newest restore point that was read back, and the last restore points of the live release, of its two predecessors and of pinned releases always stay. Restore points that are not read back yet, or that are damaged, are not removed and do not count.",
         "{daily: 7, weekly: 4}",
         KEEP_KEYS,
+    ),
+    KeyRow::custom(
+        "offsite",
+        "The stores to which each restore point is copied after it was taken, encrypted and in the format of restic. The rules of `keep` apply to the copies as well.",
+        Says("none"),
+        offsite::render_store,
+        |reader, node, key, backup| backup.offsite = offsite::read_stores(reader, node, key),
     ),
 ];
 

@@ -84,7 +84,10 @@ pub use self::{
     state_files::{BuildNumbers, Pin, Pins},
     supply::{ReleaseCandidate, SupplyError},
     transcript::{Follower, Transcript},
-    upkeep::{BackupOverview, BackupState, DamagedPoint, DrillRecord, LastFailure, LastRun, Pruned, RunResult, VerifiedPoint},
+    upkeep::{
+        BackupOverview, BackupState, CopyState, DamagedPoint, DrillRecord, LastFailure, LastRun, OffsiteState, Pruned, RunResult,
+        VerifiedPoint,
+    },
     util::{chain, seconds},
     verdict::unrestored,
 };

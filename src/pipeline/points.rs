@@ -112,7 +112,9 @@ impl Pipeline {
     ) -> Result<PointInfo, PointsError> {
         let (queue, _locked) = self.lock_points(environment)?;
         let reason = reason.unwrap_or_else(|| String::from(REQUESTED));
-        self.take(&queue, environment, by, reason, false).await
+        let taken = self.take(&queue, environment, by, reason, false).await?;
+        self.request_copies(environment);
+        Ok(taken)
     }
 
     /// Returns the databases of the live release, as its settings and variables name them, and the database that `larder db create` created.

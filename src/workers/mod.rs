@@ -137,6 +137,8 @@ fn dump(mut input: WorkerInput) -> io::Result<u8> {
     };
     let report = match (&job, input.extra.pop().map(File::from)) {
         (backup::DumpJob::Export { point, owner }, Some(out)) => backup::export_work(point, owner, &paths, out),
+        (backup::DumpJob::Serve { point, owner }, Some(socket)) => backup::serve_work(point, owner, &paths, socket),
+        (backup::DumpJob::Receive { owner }, Some(socket)) => backup::receive_work(owner, &paths, socket),
         (job, _) => backup::dump_work(job, &paths),
     };
     write_report(&mut input.report, &report)?;

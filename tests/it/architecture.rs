@@ -10,12 +10,13 @@ use std::{
 use crate::harness::source::{Imports, Source, paths, sources, top};
 
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
-const KEPT: [(&str, &[&str]); 19] = [
+const KEPT: [(&str, &[&str]); 20] = [
     ("git2", &["git"]),
     ("russh", &["surface/ssh", "remote/ssh", "server.rs"]),
-    ("object_store", &["remote"]),
+    ("object_store", &["remote", "backup/offsite"]),
+    ("rustic_core", &["backup/offsite"]),
     ("reqwest", &["remote"]),
-    ("rustls", &["remote"]),
+    ("rustls", &["remote", "backup/offsite"]),
     ("backon", &["remote"]),
     ("tar", &[]),
     ("zstd", &[]),

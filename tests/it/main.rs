@@ -41,6 +41,7 @@ mod machines;
 mod mirrors;
 mod modes;
 mod neighbours;
+mod offsite;
 mod places;
 mod plan;
 mod power_cut;

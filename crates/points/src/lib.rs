@@ -37,6 +37,7 @@ mod diff;
 mod entry;
 mod error;
 mod export;
+mod import;
 mod index;
 mod manifest;
 mod meta;
@@ -56,6 +57,7 @@ pub use diff::{Change, ChangeKind, Diff, Estimate, LookOptions, diff, diff_live,
 pub use entry::{Digest, Entry, Kind, Stamp, Xattr};
 pub use error::{LimitKind, PointError, Result};
 pub use export::StoredFile;
+pub use import::{Content, PointParts};
 pub use index::{decode as decode_index, encode as encode_index};
 pub use manifest::{Manifest, Totals, Verified};
 pub use restore::{RestoreOptions, RestoreReport, remove_kept};

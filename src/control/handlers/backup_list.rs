@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{
     backup::{PointView, of_points, point_name},
+    backup_offsite::{CopyView, copies_of},
     backup_summary::BackupSummary,
 };
 use crate::{
@@ -57,6 +58,8 @@ pub struct ListedPoint {
     pub kept: bool,
     /// The rules that select the restore point, such as `daily`, `live release` or `not verified`.
     pub kept_by: Vec<String>,
+    /// The copies in off-site stores.
+    pub offsite: Vec<CopyView>,
 }
 
 /// The restore points of an environment.
@@ -86,7 +89,9 @@ impl Request for BackupList {
         let environment = control.environment(&self.target)?;
         let pipeline = control.pipeline();
         let plan = pipeline.plan_points(&environment).await.map_err(|error| of_points(&error))?;
+        let copies = pipeline.offsite_record(&environment).unwrap_or_default();
         let listed = plan.points.into_iter().zip(plan.decisions).map(|(info, decision)| ListedPoint {
+            offsite: copies_of(&copies, &info.id),
             point: PointView::new(&environment, info),
             kept: decision.is_kept,
             kept_by: decision.reasons,

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::backup_offsite::{StoreSummary, stores_of};
 use crate::{
     control::state::Control,
     model::Environment,
@@ -28,6 +29,8 @@ pub struct BackupSummary {
     pub last_failure: Option<LastFailure>,
     /// The last drill.
     pub drill: Option<DrillRecord>,
+    /// The copies in off-site stores.
+    pub offsite: Vec<StoreSummary>,
     /// The reason why the schedule does not work; absent if it works.
     pub problem: Option<String>,
 }
@@ -51,6 +54,7 @@ impl BackupSummary {
             last_run: record.as_ref().and_then(|record| record.last.clone()),
             last_failure: record.as_ref().and_then(|record| record.failure.clone()),
             drill: record.and_then(|record| record.drill),
+            offsite: stores_of(control, environment),
             problem,
         }
     }

@@ -2,6 +2,7 @@
 
 mod backup;
 mod backup_list;
+mod backup_offsite;
 mod backup_summary;
 mod databases;
 mod deliverables;
@@ -23,7 +24,7 @@ mod status;
 mod users;
 
 pub use self::{
-    backup::*, backup_list::*, backup_summary::*, databases::*, deliverables::*, deployments::*, disk::*, doctor::*, drift::*,
-    exports::*, keys::*, limits::*, logs::*, processes::*, projects::*, promotion::*, releases::*, remotes::*, rollback::*,
-    status::*, users::*,
+    backup::*, backup_list::*, backup_offsite::*, backup_summary::*, databases::*, deliverables::*, deployments::*, disk::*,
+    doctor::*, drift::*, exports::*, keys::*, limits::*, logs::*, processes::*, projects::*, promotion::*, releases::*,
+    remotes::*, rollback::*, status::*, users::*,
 };

@@ -1,10 +1,12 @@
 //! Upkeep of restore points: restore points on a schedule, their verification, and the removal of old restore points.
 //!
 //! `schedule.rs` is the task that starts the runs, `due.rs` computes their times, `run.rs` carries out one run of one environment, and
-//! `state.rs` is the record that survives a restart of the server.
+//! `state.rs` is the record that survives a restart of the server. `offsite.rs` copies restore points to the stores of `backup.offsite`.
 
 mod drill;
 mod due;
+mod offsite;
+mod offsite_state;
 pub(super) mod records;
 mod retain;
 mod run;
@@ -12,6 +14,7 @@ mod schedule;
 mod state;
 
 pub use self::{
+    offsite_state::{CopyState, OffsiteState},
     retain::Pruned,
     schedule::BackupOverview,
     state::{BackupState, DamagedPoint, DrillRecord, LastFailure, LastRun, RunResult, VerifiedPoint},

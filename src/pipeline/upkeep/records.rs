@@ -12,6 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::{
     super::util::{chain, run_blocking},
+    offsite_state::OffsiteState,
     state::BackupState,
 };
 use crate::{
@@ -26,13 +27,25 @@ pub struct Upkeep {
     running: Mutex<HashSet<EnvId>>,
     left: Notify,
     permits: Arc<Semaphore>,
+    offsite: Mutex<HashMap<EnvId, Result<OffsiteState, String>>>,
+    /// The locks of the cycles of off-site copies.
+    cycles: Mutex<HashMap<EnvId, Arc<tokio::sync::Mutex<()>>>>,
+    copy_requested: Notify,
 }
 
 impl Upkeep {
     /// Creates the state of a server that has just started.
     pub fn new(config: &BackupConfig) -> Upkeep {
         let permits = Arc::new(Semaphore::new(config.parallel.into()));
-        Upkeep { records: Mutex::default(), running: Mutex::default(), left: Notify::new(), permits }
+        Upkeep {
+            records: Mutex::default(),
+            running: Mutex::default(),
+            left: Notify::new(),
+            permits,
+            offsite: Mutex::default(),
+            cycles: Mutex::default(),
+            copy_requested: Notify::new(),
+        }
     }
 
     /// Marks the run of an environment as under way. Returns false if the run is under way already.
@@ -58,6 +71,41 @@ impl Upkeep {
     /// Acquires the permit for scheduled work. Returns `None` if the semaphore is closed, which larder never does.
     pub(super) async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         self.permits.clone().acquire_owned().await.ok()
+    }
+
+    /// Returns the lock that excludes two cycles of off-site copies of one environment.
+    pub(super) fn offsite_lock(&self, environment: EnvId) -> Arc<tokio::sync::Mutex<()>> {
+        self.cycles.lock().entry(environment).or_default().clone()
+    }
+
+    /// Wakes the task that copies restore points.
+    pub(super) fn request_copy(&self) {
+        self.copy_requested.notify_one();
+    }
+
+    /// Waits for a request to copy restore points.
+    pub(super) async fn copy_requested(&self) {
+        self.copy_requested.notified().await;
+    }
+
+    /// Returns the record of the off-site copies. The first call reads the record with `read`.
+    pub(super) fn offsite(
+        &self,
+        environment: EnvId,
+        read: impl FnOnce() -> Result<OffsiteState, String>,
+    ) -> Result<OffsiteState, String> {
+        if let Some(known) = self.offsite.lock().get(&environment) {
+            return known.clone();
+        }
+        let found = read();
+        self.offsite.lock().entry(environment).or_insert(found).clone()
+    }
+
+    /// Changes the record of the off-site copies. The lock is held, so that an older record never replaces a newer record.
+    pub(super) fn change_offsite(&self, environment: EnvId, change: impl FnOnce(&mut OffsiteState)) {
+        if let Some(Ok(state)) = self.offsite.lock().get_mut(&environment) {
+            change(state);
+        }
     }
 
     /// Returns the record of an environment, which is in the file `path`. The first call reads the file, or begins the record of a new

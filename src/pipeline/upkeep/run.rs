@@ -126,6 +126,7 @@ impl Pipeline {
             }
         });
         fault::in_upkeep("taken");
+        self.request_copies(environment);
         let taken = self.read_back(environment, &id).await?;
         let result = match defect(&taken.state) {
             Some(why) => RunResult::Failed(format!("restore point {id} is damaged: {why}")),

@@ -96,7 +96,7 @@ impl Pipeline {
         self.0.upkeep.change(environment, &self.backup_record_path(environment), change);
     }
 
-    fn backup_record_path(&self, environment: &Environment) -> PathBuf {
+    pub(super) fn backup_record_path(&self, environment: &Environment) -> PathBuf {
         self.services().root.environment(&environment.project, &environment.name).backup_record()
     }
 

@@ -82,6 +82,12 @@ impl Output {
         self
     }
 
+    /// Returns the standard output as JSON, also if the command reported a failure by its exit status.
+    #[track_caller]
+    pub fn any_json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self}"))
+    }
+
     /// Returns the standard output as JSON.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {

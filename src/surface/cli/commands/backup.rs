@@ -10,6 +10,7 @@ use super::{
         text::{self, MAX_ROWS, count, moment, size},
     },
     arguments::{On, OnTarget},
+    backup_offsite::{self, BackupCopyArgs, BackupImportArgs},
     backup_upkeep::{self, BackupDrillArgs, BackupPruneArgs},
 };
 use crate::{
@@ -41,6 +42,8 @@ pub enum BackupVerb {
     Remove(BackupRemoveArgs),
     Prune(BackupPruneArgs),
     Drill(BackupDrillArgs),
+    Copy(BackupCopyArgs),
+    Import(BackupImportArgs),
 }
 
 impl BackupVerb {
@@ -69,6 +72,8 @@ impl BackupVerb {
             BackupVerb::Remove(command) => asking.ask(command).await,
             BackupVerb::Prune(command) => asking.ask(command).await,
             BackupVerb::Drill(command) => asking.ask(command).await,
+            BackupVerb::Copy(command) => asking.ask(command).await,
+            BackupVerb::Import(command) => asking.ask(command).await,
         }
     }
 }
@@ -144,10 +149,12 @@ impl Command for BackupListArgs {
     }
 
     fn show(list: &PointList) -> Shown {
+        let has_stores = !list.schedule.offsite.is_empty();
         let line = |listed: &ListedPoint| {
             let point = &listed.point;
             let kept = if listed.kept { listed.kept_by.join(", ") } else { String::from("no rule") };
-            vec![
+            let offsite = has_stores.then(|| backup_offsite::copies(&listed.offsite));
+            let mut row = vec![
                 point.id.clone(),
                 point.number.map(|number| number.to_string()).unwrap_or_default(),
                 point.counts.files.to_string(),
@@ -155,11 +162,14 @@ impl Command for BackupListArgs {
                 size(point.counts.bytes),
                 size(point.counts.unique),
                 state(point),
-                kept,
-                point.reason.clone().unwrap_or_default(),
-            ]
+            ];
+            row.extend(offsite);
+            row.extend([kept, point.reason.clone().unwrap_or_default()]);
+            row
         };
-        let header = ["RESTORE POINT", "RELEASE", "FILES", "DATABASES", "BYTES", "OWN", "STATE", "KEPT BY", "REASON"];
+        let mut header = vec!["RESTORE POINT", "RELEASE", "FILES", "DATABASES", "BYTES", "OWN", "STATE"];
+        header.extend(has_stores.then_some("OFF-SITE"));
+        header.extend(["KEPT BY", "REASON"]);
         let mut text = text::table(&header, list.points.iter().map(line).collect());
         if !list.points.is_empty() {
             let _ = writeln!(text, "\ndisk usage of {}: {}", count(list.points.len() as u64, "restore point"), size(list.bytes));

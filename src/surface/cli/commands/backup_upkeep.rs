@@ -8,6 +8,7 @@ use super::{
         text::{self, count, moment, size},
     },
     arguments::{On, OnTarget},
+    backup_offsite,
 };
 use crate::{
     control::{BackupDrill, BackupPrune, BackupSummary, CommandError, DrillView, PointView, PruneView},
@@ -117,6 +118,7 @@ pub(super) fn failures(summary: &BackupSummary) -> Vec<String> {
     if let Some(failure) = summary.last_failure.as_ref().filter(|_| is_failed) {
         all.push(format!("the scheduled restore point of {} UTC failed: {}", moment(failure.at), sanitise_line(&failure.why)));
     }
+    all.extend(summary.offsite.iter().filter_map(backup_offsite::failure));
     all
 }
 
@@ -147,6 +149,12 @@ pub(super) fn lines(summary: &BackupSummary) -> String {
     }
     if let Some(record) = &summary.drill {
         let _ = writeln!(text, "last drill: {} UTC: {}", moment(record.begun), drill(record));
+    }
+    for store in &summary.offsite {
+        let (checked, newest) = (store.checked.map(moment).unwrap_or_else(|| String::from("never")), store.newest.as_deref());
+        let newest = newest.map(|id| format!(", newest {id}")).unwrap_or_default();
+        let (url, copies, read) = (&store.url, store.copies, store.verified);
+        let _ = writeln!(text, "off-site {url}: {copies} copied, {read} read back{newest}, checked {checked} UTC");
     }
     for failure in failures(summary) {
         let _ = writeln!(text, "failure: {failure}");

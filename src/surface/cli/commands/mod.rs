@@ -4,6 +4,7 @@
 
 mod arguments;
 mod backup;
+mod backup_offsite;
 mod backup_upkeep;
 mod db;
 mod deliverable;

@@ -1,0 +1,194 @@
+//! The import of a restore point whose parts come from elsewhere. The manifest, the index and all contents are compared with their digests
+//! before the restore point gets its name.
+
+use std::{
+    ffi::OsStr,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
+};
+
+use rustix::{
+    fs::{RenameFlags, fsync, ftruncate, renameat_with},
+    io::{Errno, pwrite},
+};
+
+use crate::{
+    Digest, Entry, Kind, LimitKind, Manifest, Point, PointError, Result, Source,
+    capture::create_parents,
+    index, manifest, meta, step,
+    store::{self, Space, Store},
+    sys,
+};
+
+/// The manifest and the index of a restore point, as they are stored and decoded.
+#[derive(Debug)]
+pub struct PointParts {
+    /// The bytes of `point.json`.
+    pub manifest_bytes: Vec<u8>,
+    /// The bytes of the index.
+    pub index_bytes: Vec<u8>,
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The entries of the index.
+    pub entries: Vec<Entry>,
+}
+
+impl PointParts {
+    /// Reads the parts of a restore point of a store. The index is whole, also if the index of the restore point consists of changes of an
+    /// earlier index.
+    pub fn of(point: &Point) -> Result<PointParts> {
+        let entries = point.entries()?;
+        let index_bytes = index::encode(&entries)?;
+        let index_digest = Digest::of(&index_bytes).to_string();
+        let manifest = Manifest { index_bytes: index_bytes.len() as u64, index_digest, ..point.manifest.clone() };
+        Ok(PointParts { manifest_bytes: manifest.encode()?, index_bytes, manifest, entries })
+    }
+
+    /// Decodes the parts, and compares the index with the manifest.
+    pub fn decode(manifest_bytes: Vec<u8>, index_bytes: Vec<u8>) -> Result<PointParts> {
+        #[derive(serde::Deserialize)]
+        struct Id {
+            id: String,
+        }
+        let wrong = |why: String| PointError::Malformed { what: "the manifest", id: String::from("of the import"), why };
+        for (bytes, limit) in [(&manifest_bytes, manifest::MAX_BYTES), (&index_bytes, index::MAX_BYTES)] {
+            if bytes.len() as u64 > limit {
+                let (what, seen) = (LimitKind::Bytes, bytes.len() as u64);
+                return Err(PointError::Limit { what, seen, limit, path: "the import".into() });
+            }
+        }
+        let Id { id } = serde_json::from_slice(&manifest_bytes).map_err(|e| wrong(e.to_string()))?;
+        store::check_name(&id)?;
+        let manifest = Manifest::decode(&manifest_bytes, &id)?;
+        let digest = Digest::of(&index_bytes).to_string();
+        if digest != manifest.index_digest {
+            let why = format!("its digest is {digest} (expected {})", manifest.index_digest);
+            return Err(PointError::Malformed { what: "the index", id, why });
+        }
+        let sources: Vec<Source> = manifest.sources.iter().map(|record| record.source.clone()).collect();
+        let entries = index::decode(&index_bytes, &id, &sources)?;
+        manifest.check_entries(&entries)?;
+        Ok(PointParts { manifest_bytes, index_bytes, manifest, entries })
+    }
+}
+
+/// A function that passes the content of a file to the function that is its last argument.
+pub type Content<'a> = dyn FnMut(&Entry, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a;
+
+impl Store {
+    /// Stores a restore point. `content` is called for each regular file, in the order of the index. The import leaves at least `free_bytes`
+    /// free. A failed import leaves no files behind; a killed import leaves a leftover that [`Store::sweep`] removes.
+    pub fn import(&self, parts: &PointParts, free_bytes: u64, content: &mut Content<'_>) -> Result<()> {
+        let id = &parts.manifest.id;
+        let _lock = self.lock()?;
+        let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
+        if sys::stat_at(self.fd.as_fd(), OsStr::new(id)).is_ok() {
+            return Err(PointError::Exists { id: id.clone() });
+        }
+        let new = format!("{}{id}", store::NEW);
+        // This import holds the lock, so an existing directory is the leftover of a killed import or capture.
+        sys::remove_tree(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
+        sys::create_dir(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
+        let written = self.write_parts(&new, parts, free_bytes, content).and_then(|()| {
+            step();
+            // As for a capture, the files are durable before the final name exists.
+            self.sync_all()?;
+            step();
+            renameat_with(&self.fd, new.as_str(), &self.fd, id.as_str(), RenameFlags::NOREPLACE).map_err(wrong)?;
+            fsync(&self.fd).map_err(wrong)
+        });
+        if written.is_err() {
+            // The error of the import is returned. If this removal fails, a sweep repeats the removal.
+            let _ = sys::remove_tree(self.fd.as_fd(), OsStr::new(&new));
+        }
+        written
+    }
+
+    fn write_parts(&self, new: &str, parts: &PointParts, free_bytes: u64, content: &mut Content<'_>) -> Result<()> {
+        let shown = self.path().join(new);
+        let wrong = |e: Errno| PointError::io("create", &shown, e);
+        let dir = sys::open_dir(self.fd.as_fd(), new.as_bytes(), true).map_err(wrong)?;
+        sys::create_dir(dir.as_fd(), OsStr::new(store::FILES)).map_err(wrong)?;
+        let files = sys::open_dir(dir.as_fd(), store::FILES.as_bytes(), true).map_err(wrong)?;
+        meta::drop_inherited(&files, &shown)?;
+        for record in &parts.manifest.sources {
+            create_parents(files.as_fd(), record.source.path.as_bytes(), 0o700)?;
+        }
+        let space = Space::new(self.fd.as_fd(), free_bytes);
+        for entry in &parts.entries {
+            let (parent, name) = sys::split(&entry.path);
+            let failed = |e: Errno| PointError::io("store", OsStr::from_bytes(&entry.path), e);
+            match entry.kind {
+                Kind::Directory => {
+                    let parent = sys::open_dir(files.as_fd(), parent, true).map_err(failed)?;
+                    sys::create_dir(parent.as_fd(), name).map_err(failed)?;
+                }
+                Kind::File { size, digest, .. } => {
+                    step();
+                    let parent = sys::open_dir(files.as_fd(), parent, true).map_err(failed)?;
+                    let file = sys::create_file(parent.as_fd(), name).map_err(failed)?;
+                    let mut target =
+                        Target { file: file.as_fd(), entry, space: &space, at: 0, size, hasher: blake3::Hasher::new() };
+                    content(entry, &mut |bytes| target.write(bytes))?;
+                    target.finish(&parts.manifest.id, digest)?;
+                }
+                Kind::Symlink { .. } | Kind::HardLink { .. } => {}
+            }
+        }
+        store::write_new(dir.as_fd(), store::INDEX, &parts.index_bytes, &shown)?;
+        store::write_new(dir.as_fd(), store::MANIFEST, &parts.manifest_bytes, &shown)?;
+        let line = store::checksum_line(Digest::of(&parts.manifest_bytes));
+        store::write_new(dir.as_fd(), store::CHECKSUMS, line.as_bytes(), &shown)?;
+        Ok(())
+    }
+}
+
+/// A file that is being written.
+struct Target<'a> {
+    file: BorrowedFd<'a>,
+    entry: &'a Entry,
+    space: &'a Space<'a>,
+    at: u64,
+    size: u64,
+    hasher: blake3::Hasher,
+}
+
+impl Target<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let failed = |e: Errno| PointError::io("store", OsStr::from_bytes(&self.entry.path), e);
+        let end = self.at.saturating_add(bytes.len() as u64);
+        if end > self.size {
+            return Err(self.damaged(&self.entry.shown()));
+        }
+        self.hasher.update(bytes);
+        // Zeros become holes. A file with other zeros only uses less space than before.
+        if bytes.iter().any(|byte| *byte != 0) {
+            self.space.reserve(bytes.len() as u64, &self.entry.path)?;
+            let mut rest = bytes;
+            let mut at = self.at;
+            while !rest.is_empty() {
+                let written = match pwrite(self.file, rest, at) {
+                    Err(Errno::INTR) => continue,
+                    other => other.map_err(failed)?,
+                };
+                rest = rest.get(written..).unwrap_or_default();
+                at = at.saturating_add(written as u64);
+            }
+        }
+        self.at = end;
+        Ok(())
+    }
+
+    fn finish(self, id: &str, digest: Digest) -> Result<()> {
+        if self.at != self.size || Digest(self.hasher.finalize().into()) != digest {
+            return Err(self.damaged(id));
+        }
+        ftruncate(self.file, self.size).map_err(|e| PointError::io("store", OsStr::from_bytes(&self.entry.path), e))
+    }
+
+    fn damaged(&self, id: &str) -> PointError {
+        PointError::Damaged { id: id.to_owned(), count: 1, first: self.entry.shown() }
+    }
+}

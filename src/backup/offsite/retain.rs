@@ -1,0 +1,32 @@
+//! Retention in a repository: removes the restore points that no rule selects, and the data that only they need.
+
+use larder_points::{Candidate, Keep, plan_retention};
+use rustic_core::PruneOptions;
+
+use super::{super::error::BackupFailure, OffsiteStore, repository::OpenRepository};
+use crate::config::BackupKeep;
+
+/// Removes the restore points that neither a rule nor `protected` keeps. Data that a removed snapshot needed is first marked, and removed by a
+/// later run at the earliest 23 hours later, so that another program that uses the repository at the same time loses nothing.
+pub(super) fn retain(store: &OffsiteStore, keep: &BackupKeep, protected: &[String]) -> Result<Vec<String>, BackupFailure> {
+    let opened = OpenRepository::existing(store)?;
+    let points = opened.points()?;
+    let candidates: Vec<Candidate> =
+        points.iter().map(|(point, _)| Candidate { id: point.id.clone(), taken: point.taken }).collect();
+    // The limit `bytes` is for the disk of this machine.
+    let rules =
+        Keep { last: keep.last, daily: keep.daily, weekly: keep.weekly, monthly: keep.monthly, yearly: keep.yearly, bytes: None };
+    let protected: Vec<&str> = protected.iter().map(String::as_str).collect();
+    let plan = plan_retention(&candidates, &rules, &protected, |_| 0);
+    let is_doomed = |id: &str| plan.iter().any(|decision| decision.id == id && !decision.is_kept);
+    let doomed: Vec<_> = points.iter().filter(|(point, _)| is_doomed(&point.id)).collect();
+    if !doomed.is_empty() {
+        let failed = opened.failed("remove old copies");
+        let ids: Vec<_> = doomed.iter().map(|(_, snapshot)| snapshot.id).collect();
+        opened.repository.delete_snapshots(&ids).map_err(&failed)?;
+        let options = PruneOptions::default();
+        let plan = opened.repository.prune_plan(&options).map_err(&failed)?;
+        opened.repository.prune(&options, plan).map_err(&failed)?;
+    }
+    Ok(doomed.into_iter().map(|(point, _)| point.id.clone()).collect())
+}

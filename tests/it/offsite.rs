@@ -1,0 +1,268 @@
+//! Tests of copies of restore points in off-site stores: restic reads the copies, a store that loses bytes is found by reading, and a new
+//! machine restores from the copies alone.
+//!
+//! Each start of the off-site worker derives the key of the repository, which takes a part of a second. `LARDER_TEST_THOROUGH` adds a
+//! truncated pack and more kills.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+use crate::{
+    backup::{POPULATE, data, id, same, sh, shop, take, walk},
+    harness::{World, cli::Output, databases::give_to_larder, in_one_mode, installed, server::log_file, until},
+};
+
+in_one_mode!(
+    restic_checks_and_restores_the_copies,
+    store_that_loses_bytes_is_found_by_the_next_check,
+    new_machine_restores_from_the_copies_alone,
+    unreachable_store_delays_nothing_and_is_shown,
+    kill_during_a_copy_leaves_a_repository_that_restic_reads,
+);
+
+/// A function that damages a store.
+type Damaging = fn(&Path);
+
+fn is_thorough() -> bool {
+    std::env::var_os("LARDER_TEST_THOROUGH").is_some()
+}
+
+const PASSWORD: &str = "correct horse 7f3a";
+
+/// Creates a directory of larder's user.
+fn directory(world: &World, name: &str) -> PathBuf {
+    let path = world.directory().join(name);
+    fs::create_dir(&path).unwrap();
+    give_to_larder(world, &path);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    path
+}
+
+fn password_file(world: &World) -> PathBuf {
+    let file = world.directory().join("offsite.password");
+    fs::write(&file, format!("{PASSWORD}\n")).unwrap();
+    give_to_larder(world, &file);
+    file
+}
+
+/// Adds a store to the server file. No cycle begins by itself before a restore point is taken.
+fn configure(world: &World, url: &str) {
+    let password = password_file(world);
+    let file = world.root().join("larder.yml");
+    let text = fs::read_to_string(&file).unwrap();
+    let rest: String = text.lines().filter(|line| !line.starts_with("backup:")).map(|line| format!("{line}\n")).collect();
+    fs::write(&file, rest).unwrap();
+    world.add_settings(&format!(
+        "backup: {{schedule: off, offsite: [{{url: '{url}', password_file: {}, verify: 100M}}]}}\n",
+        password.display()
+    ));
+}
+
+fn store(world: &World) -> PathBuf {
+    let store = directory(world, "store");
+    configure(world, store.to_str().unwrap());
+    store
+}
+
+/// Copies and checks now. Returns the report about the only store.
+fn copy(world: &World) -> Value {
+    world.larder(&["--json", "backup", "copy", "shop"]).any_json()["stores"][0].clone()
+}
+
+fn restic(world: &World, repository: &Path, words: &[&str]) -> Output {
+    let mut restic = Command::new("restic");
+    restic.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", world.directory()).env("RESTIC_PASSWORD", PASSWORD);
+    restic.args(["--no-cache", "-r"]).arg(repository).args(words);
+    Output::of(&mut restic)
+}
+
+fn packs(store: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for directory in fs::read_dir(store.join("shop/production/data")).unwrap() {
+        found.extend(fs::read_dir(directory.unwrap().path()).unwrap().map(|file| file.unwrap().path()));
+    }
+    found.sort();
+    found
+}
+
+fn restic_checks_and_restores_the_copies(world: &World) {
+    if installed("restic").is_none() {
+        return;
+    }
+    shop(world);
+    sh(world, POPULATE);
+    let _ = rustix::fs::setxattr(data(world).join("media/script"), "user.colour", b"blue", rustix::fs::XattrFlags::empty());
+    let store = store(world);
+    let before = walk(&data(world));
+    let first = take(world);
+    // The copy follows the restore point by itself.
+    until("the restore point was copied", || {
+        let list = world.larder(&["--json", "backup", "list", "shop"]).json();
+        list["points"][0]["offsite"][0]["state"] == "verified"
+    });
+    world.larder(&["backup", "list", "shop"]).says("OFF-SITE").says("verified").says("off-site ");
+    let report = copy(world);
+    assert_eq!((&report["copies"], &report["verified"]), (&Value::from(1), &Value::from(1)), "{report}");
+
+    // A second copy stores only the changed file.
+    let size = || packs(&store).iter().map(|pack| fs::metadata(pack).unwrap().len()).sum::<u64>();
+    let one = size();
+    sh(world, "echo changed > media/upload");
+    take(world);
+    copy(world);
+    let added = size() - one;
+    assert!(added < 64 << 10, "{added} bytes were added");
+
+    let repository = store.join("shop/production");
+    restic(world, &repository, &["check", "--read-data"]).ok();
+    let snapshots = restic(world, &repository, &["snapshots", "--json"]).json();
+    assert_eq!(snapshots.as_array().unwrap().len(), 2, "{snapshots}");
+    let tags = snapshots[0]["tags"].to_string();
+    assert!(tags.contains(&format!("point={}", id(&first))) && tags.contains("project=shop"), "{tags}");
+    let to = world.directory().join("by-restic");
+    let snapshot = snapshots[0]["id"].as_str().unwrap();
+    restic(world, &repository, &["restore", snapshot, "--target", to.to_str().unwrap()]).ok();
+    same(&walk(&to.join("data")), &before);
+    assert!(to.join("larder/point.json").is_file());
+
+    // Nothing but larder's user can read the store, and the password is nowhere but in its file.
+    for pack in packs(&store) {
+        assert_eq!(fs::metadata(&pack).unwrap().mode() & 0o077, 0);
+    }
+    let found = Command::new("grep").args(["-rl", PASSWORD]).arg(world.root()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+}
+
+fn store_that_loses_bytes_is_found_by_the_next_check(world: &World) {
+    shop(world);
+    sh(world, "head -c 300000 /dev/urandom > media/a; head -c 30000 /dev/urandom > media/b");
+    let store = store(world);
+    let news = world.directory().join("news");
+    fs::write(&news, "").unwrap();
+    fs::set_permissions(&news, fs::Permissions::from_mode(0o666)).unwrap();
+    world.restart(&[("FAILPOINTS", &format!("observer=return({})", news.display()))]);
+    let point = take(world);
+    assert_eq!(copy(world)["verified"], 1);
+    let largest = |packs: &[PathBuf]| packs.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap().clone();
+    let damages: [(&str, Damaging); 3] = [
+        ("digest", |pack| {
+            let mut bytes = fs::read(pack).unwrap();
+            bytes[1000] ^= 1;
+            fs::write(pack, bytes).unwrap();
+        }),
+        ("missing", |pack| fs::remove_file(pack).unwrap()),
+        ("bytes", |pack| {
+            let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
+            file.set_len(fs::metadata(pack).unwrap().len() - 1).unwrap();
+        }),
+    ];
+    let count = if is_thorough() { 3 } else { 2 };
+    for (word, damage) in damages.into_iter().take(count) {
+        damage(&largest(&packs(&store)));
+        let report = copy(world);
+        assert_eq!((&report["damaged"], &report["verified"]), (&Value::from(1), &Value::from(0)), "{word}: {report}");
+        assert!(report["defects"].to_string().contains(word), "{word}: {report}");
+        world.larder(&["status"]).says("1 copy in ").says("damaged or missing");
+        world.larder(&["backup", "list", "shop"]).says("failed: ").keeps_quiet_about("verified,");
+        let json = world.larder(&["--json", "backup", "list", "shop"]).json();
+        assert_eq!(json["points"][0]["offsite"][0]["state"], "failed", "{json}");
+        // The restore point is still here, so the next cycle repairs the store.
+        let report = copy(world);
+        assert_eq!((&report["damaged"], &report["verified"]), (&Value::from(0), &Value::from(1)), "{word}: {report}");
+    }
+    let log = fs::read_to_string(log_file(world.directory())).unwrap();
+    assert!(log.contains("its copy in ") && log.contains(id(&point)), "{log}");
+    // The observers are notified of each damage once.
+    until("the observers were notified", || fs::read_to_string(&news).unwrap().matches("backup_damaged").count() == count);
+    if installed("restic").is_some() {
+        restic(world, &store.join("shop/production"), &["check", "--read-data"]).ok();
+    }
+}
+
+fn new_machine_restores_from_the_copies_alone(world: &World) {
+    shop(world);
+    sh(world, POPULATE);
+    let store = store(world);
+    let before = walk(&data(world));
+    let point = take(world);
+    assert_eq!(copy(world)["verified"], 1);
+    let Some(other) = World::any() else { return };
+    // The store is all that is left of the old machine.
+    let there = other.directory().join("store");
+    Command::new("cp").arg("-a").arg(&store).arg(&there).status().unwrap();
+    let owner = fs::metadata(other.root().join("state")).unwrap();
+    Command::new("chown").args(["-R", &format!("{}:{}", owner.uid(), owner.gid())]).arg(&there).status().unwrap();
+    let password = password_file(&other);
+    let from = ["--from", there.to_str().unwrap(), "--password-file", password.to_str().unwrap()];
+    let import = |words: &[&str]| other.larder(&[&["backup", "import", "shop"], words, &from].concat());
+    shop(&other);
+    import(&["--list"]).says(id(&point));
+    import(&["latest"]).says("to restore it: ");
+    other.larder(&["backup", "list", "shop"]).says("ok (");
+    other.larder(&["backup", "restore", "shop", id(&point), "--yes"]).ok();
+    // The copy has the record of the seeded files. The start of the release removes this record, because the record names a deployment
+    // of the old machine.
+    let note = Path::new(".larder-seed");
+    assert!(before.contains_key(note) && crate::backup::store(&other).join(id(&point)).join("files/data").join(note).is_file());
+    let comparable = |mut seen: std::collections::BTreeMap<PathBuf, crate::backup::Seen>| {
+        seen.remove(note);
+        seen.values_mut().for_each(crate::backup::Seen::forget_owner);
+        seen
+    };
+    same(&comparable(walk(&data(&other))), &comparable(before));
+    import(&["latest"]).exits(3);
+    fs::write(&password, "wrong\n").unwrap();
+    import(&["--list"]).exits(3).says("another password").keeps_quiet_about(PASSWORD);
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o644)).unwrap();
+    import(&["--list"]).exits(3).says("chmod 600");
+    other
+        .ssh("alice", &["backup", "import", "shop", "--list", from[0], from[1], from[2], from[3]])
+        .exits(3)
+        .says("only the command line");
+    other.end();
+}
+
+fn unreachable_store_delays_nothing_and_is_shown(world: &World) {
+    let repo = shop(world);
+    sh(world, "echo upload > media/upload");
+    let missing = world.directory().join("not-mounted");
+    configure(world, missing.to_str().unwrap());
+    take(world);
+    until("the failure is shown", || world.larder(&["status"]).stdout.contains("next attempt"));
+    world.larder(&["backup", "list", "shop"]).says("not-mounted failed: cannot open");
+    repo.page("version two");
+    repo.push().accepted();
+    directory(world, "not-mounted");
+    assert_eq!(copy(world)["verified"], 1);
+    world.larder(&["status"]).keeps_quiet_about("next attempt");
+}
+
+fn kill_during_a_copy_leaves_a_repository_that_restic_reads(world: &World) {
+    if installed("restic").is_none() {
+        return;
+    }
+    shop(world);
+    sh(world, "for i in $(seq 20); do head -c 400000 /dev/urandom > media/$i; done");
+    let store = store(world);
+    let repository = store.join("shop/production");
+    take(world);
+    for _ in 0..if is_thorough() { 3 } else { 1 } {
+        until("the copy writes files", || has_files(&store));
+        world.kill9_server();
+        if repository.join("config").is_file() {
+            restic(world, &repository, &["check"]).ok();
+        }
+    }
+    until("the copy was repeated", || copy(world)["verified"] == 1);
+    restic(world, &repository, &["check", "--read-data"]).ok();
+}
+
+fn has_files(store: &Path) -> bool {
+    store.join("shop/production/keys").is_dir()
+}
