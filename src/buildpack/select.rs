@@ -62,7 +62,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         Err(BuildStop::new("detect", why, Blame::Pusher, hint))
     }
 
-    /// Returns the buildpacks that the recipe names. Checks that each of them has its scripts and accepts the project.
+    /// Returns the buildpacks that the recipe names. Checks that each buildpack has its scripts and accepts the project.
     fn select_named(&mut self) -> Result<Vec<SelectedBuildpack>, BuildStop> {
         let mut all = Vec::new();
         for reference in self.job.buildpacks.clone() {

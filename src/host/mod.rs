@@ -1,5 +1,5 @@
-//! Operating-system services for the other modules: durable files, the paths below the root, the owners of sockets, streams to and from
-//! slow clients, and the client of the keeper. Read [`launch::Launcher`] and [`root::Root`] first.
+//! Operating-system services for the other modules: durable files, the paths below the root, the users that own listening sockets, streams
+//! to and from slow clients, and the client of the keeper. Read [`launch::Launcher`] and [`root::Root`] first.
 
 pub mod files;
 pub mod launch;

@@ -1,4 +1,4 @@
-//! The databases of an environment: those of the live release, and the one that `larder db create` created.
+//! The databases of an environment: the databases of the live release, and the database that `larder db create` created.
 
 use super::{core::Pipeline, error::PipelineError, points::PointsError, state_files::Secrets};
 use crate::{
@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 /// An error of the stored URL of a database.
 #[derive(Debug, thiserror::Error)]
 pub enum StoredUrlError {
-    /// A deployment is under way, or the environment is frozen.
+    /// A deployment or another operation is under way, or the environment is not recovered yet or does not exist.
     #[error(transparent)]
     NotNow(#[from] PipelineError),
     /// The file cannot be read or written.
@@ -46,8 +46,8 @@ impl Pipeline {
         stored.map_err(|source| failed(environment, source))
     }
 
-    /// Returns the databases of an environment: those that the live release declares or names in its variables, and the one that
-    /// `larder db create` created.
+    /// Returns the databases of an environment: the databases that the live release declares or names in its variables, and the database
+    /// that `larder db create` created.
     pub fn known_databases(&self, environment: &Environment) -> Result<Vec<DatabaseJob>, PointsError> {
         let queue = self.queue_of(environment)?;
         self.databases(&queue, environment)

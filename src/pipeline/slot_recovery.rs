@@ -104,8 +104,8 @@ impl Pipeline {
         self.reconcile(queue, &history, live.as_ref(), paths, false);
     }
 
-    /// Returns the occupant of a slot, with the limits from the journal of its deployment: `made`, or the last deployment of the
-    /// release.
+    /// Returns the occupant of a slot, with the stop limits from the journal of a deployment of the release: `made`, or else the last
+    /// deployment that made the release live, or else the last deployment of the release.
     fn occupant(&self, history: &History, paths: &EnvironmentPaths, release: ReleaseId, made: Option<&Summary>) -> Occupant {
         let last = || history.deployments.iter().rev().find(|summary| summary.release == release);
         let made = made.or_else(|| history.of_release(release)).or_else(last);

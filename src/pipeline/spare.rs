@@ -30,7 +30,7 @@ pub(super) struct TreeCopy {
 }
 
 impl SpareTree {
-    /// Removes the tree from this store and returns the tree. The next caller gets `None`.
+    /// Returns the spare tree, which then belongs to the caller. Later calls return `None` until another tree is stored.
     pub(super) fn take(&self) -> Option<TreeCopy> {
         self.ready.lock().take()
     }

@@ -1,9 +1,9 @@
 //! The index of a restore point as changes of an earlier index. Most entries of two consecutive restore points are equal, and each entry
 //! needs more than 100 bytes, so a whole index would be larger than the changed files of many captures.
 //!
-//! The file `index` then has a magic, a version, the digest and the length of the file `base`, the paths that `base` lists and this restore
-//! point does not have, and the added and changed entries. The file `base` is a whole index: a hard link to `index` or `base` of the previous
-//! restore point. The digests of both files follow from the manifest.
+//! If the index is stored as changes, the file `index` has a magic, a version, the digest and the length of the file `base`, the paths that
+//! `base` lists and this restore point does not have, and the added and changed entries. The file `base` is a whole index: a hard link to
+//! `index` or `base` of the previous restore point. The digests of both files follow from the manifest.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ const MAGIC: &[u8; 20] = b"larder points delta\n";
 /// The version that this program writes.
 const VERSION: u32 = 1;
 
-/// An index is written as changes if the changes are at most this part of the whole index.
+/// The divisor of the size limit: an index is written as changes if the changes have at most a quarter of the bytes of `base`.
 const PART: usize = 4;
 
 /// The identity of the file `base`.
@@ -75,7 +75,8 @@ pub(crate) fn encode(base: &[u8], entries: &[Entry], id: &str) -> Result<Option<
     Ok(if bytes.len() > base.len() / PART { None } else { Some(bytes) })
 }
 
-/// Reads an index that consists of changes. Refuses an index that no capture of `sources` can have written. The digest of `base` was checked.
+/// Reads an index that consists of changes. Refuses an index that no capture of `sources` can have written. The caller
+/// must have checked the digest of `base`.
 pub fn decode(bytes: &[u8], base: &[u8], id: &str, sources: &[Source]) -> Result<Vec<Entry>> {
     let wrong = |why: String| index::malformed(id, why);
     let Some((_, rest)) = header(bytes, id)? else { return Err(wrong("it does not start like a list of changes".into())) };

@@ -36,7 +36,7 @@ pub struct PointParts {
 }
 
 impl PointParts {
-    /// Reads the parts of a restore point of a store. The index is whole, also if the index of the restore point consists of changes of an
+    /// Reads the parts of a restore point of a store. The returned index is whole, even if the stored index consists of changes of an
     /// earlier index.
     pub fn of(point: &Point) -> Result<PointParts> {
         let entries = point.entries()?;
@@ -74,7 +74,7 @@ impl PointParts {
     }
 }
 
-/// A function that passes the content of a file to the function that is its last argument.
+/// A function that reads the content of a file, and passes the content to the function in the last argument.
 pub type Content<'a> = dyn FnMut(&Entry, &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> + 'a;
 
 impl Store {
@@ -163,7 +163,7 @@ impl Target<'_> {
             return Err(self.damaged(&self.entry.shown()));
         }
         self.hasher.update(bytes);
-        // Zeros become holes. A file with other zeros only uses less space than before.
+        // Zeros become holes. If the captured file had allocated blocks of zeros, the imported file only uses less space.
         if bytes.iter().any(|byte| *byte != 0) {
             self.space.reserve(bytes.len() as u64, &self.entry.path)?;
             let mut rest = bytes;

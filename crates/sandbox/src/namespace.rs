@@ -46,7 +46,8 @@ fn enter(own_user: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates a user namespace in which the files of `from` appear as files of `to`.
+/// Creates a user namespace that maps the owner `from` to the owner `to`. In a mount with this namespace, the files of `from` appear as files
+/// of `to`.
 pub(crate) fn make_idmap(from: UnixUser, to: UnixUser) -> io::Result<OwnedFd> {
     match sys::fork(libc::CLONE_NEWUSER)? {
         Forked::Child => loop {

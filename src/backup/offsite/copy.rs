@@ -36,7 +36,8 @@ pub(super) fn copy(store: &OffsiteStore, socket: UnixStream) -> Result<OffsitePo
     let expected = source.expected_files();
     let indexed = opened.repository.to_indexed_ids().map_err(&failed)?;
     let made = indexed.archive(&options, &source, snapshot, &[PathBuf::from(TOP)]).map_err(&failed)?;
-    // rustic leaves out a file that it cannot read. `BackendState` prevents the snapshot then; this comparison finds all other cases.
+    // rustic leaves a file out of the snapshot if rustic cannot read the file. After a failed read, `BackendState` prevents the snapshot.
+    // This comparison finds all other missing files.
     let copied = made.summary.as_ref().map_or(0, |summary| summary.total_files_processed);
     if copied != expected {
         indexed.drop_index().delete_snapshots(&[made.id]).map_err(&failed)?;

@@ -192,7 +192,7 @@ fn read_pre_receive(stdin: &mut dyn Read, env: &dyn Fn(&str) -> Option<OsString>
     Ok(request)
 }
 
-/// Returns the last name of `path`, if `path` is a quarantine directory of git.
+/// Returns the last component of `path`, if `path` is a quarantine directory of git.
 fn quarantine_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?;
     is_quarantine(name).then(|| name.to_owned())

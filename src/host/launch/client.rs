@@ -147,9 +147,9 @@ impl Launcher {
     /// Replaces an area by an empty directory; [`Area::Tree`] is only removed. The old content is deleted in the background, so the
     /// duration of the call does not depend on the size of the content.
     ///
-    /// The call waits until processes that use the area and are being stopped have exited. The call waits up to two seconds for processes
-    /// that use the area and are not being stopped. Such a process can be a worker that has reported its result and whose sandbox is not
-    /// removed yet.
+    /// If processes that use the area are being stopped, the call waits until these processes have exited, at most 30 seconds longer than
+    /// their remaining stop time. For other processes that use the area, the call waits at most two seconds. Such a process can be a worker
+    /// that has reported its result and whose sandbox is not removed yet. Returns an error if the area is still in use after this time.
     pub async fn reset_area(
         &self,
         environment: EnvId,
@@ -185,8 +185,8 @@ impl Launcher {
         self.connection.done("rename a tree", &request).await
     }
 
-    /// Moves the workspace of the slot `in-place` to the archive under the id of a deployment, or back. `None` is the slot. The caller has
-    /// stopped all processes of the slot.
+    /// Moves the workspace of the slot `in-place` to the archive under the id of a deployment, or back. `None` is the slot. The caller must
+    /// have stopped all processes of the slot.
     pub async fn move_run(
         &self,
         environment: EnvId,

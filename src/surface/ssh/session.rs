@@ -55,7 +55,7 @@ pub(super) struct ConnectionProgress {
     pub(super) busy: watch::Sender<usize>,
     /// The key that logged in, and its user.
     pub(super) login: OnceLock<(PublicKeyInfo, SshIdentity)>,
-    /// The number of login attempts of any kind.
+    /// The number of offered keys and of refused logins.
     pub(super) attempts: AtomicUsize,
 }
 
@@ -180,7 +180,7 @@ impl SshConnection {
         Ok(Auth::reject())
     }
 
-    /// Starts a request in separate tasks.
+    /// Starts a request in a separate task, or answers with the reason if the request cannot start.
     fn start(
         &mut self,
         id: ChannelId,

@@ -123,7 +123,7 @@ impl Visit for Seen<'_> {
     }
 }
 
-/// The state of a call.
+/// The state of one call of [`Point::put_back`].
 struct Return<'a> {
     base: BorrowedFd<'a>,
     builder: Builder<'a>,
@@ -131,8 +131,9 @@ struct Return<'a> {
 }
 
 impl Point {
-    /// Makes the live files of all sources below `base` equal to the restore point, and writes only what differs. Every source must be a
-    /// directory that exists. The report counts only the written files.
+    /// Makes the live files of a source below `base` equal to the restore point, and writes only the files that differ. The restore point, or
+    /// `options.only`, must select exactly one source, which is a directory, and no source may have been absent at the capture. The report
+    /// counts only the written files.
     ///
     /// The caller must stop all writers first. After an error or a kill, the files can be a mixture; a repeated call continues. Sockets,
     /// FIFOs and devices stay.
@@ -228,7 +229,7 @@ fn changed_files(entries: &[Entry], root: &[u8], known: &KnownEntries) -> BTreeM
 }
 
 impl Return<'_> {
-    /// Opens the live directory of an entry.
+    /// Opens the live directory that contains an entry. Returns this directory and the name of the entry.
     fn above<'e>(&self, entry: &'e Entry) -> Result<(OwnedFd, &'e OsStr)> {
         let (parent, name) = sys::split(&entry.path);
         let dir = sys::open_dir(self.base, parent, true).map_err(|e| failed("open the directory of", entry, e))?;
@@ -252,8 +253,8 @@ impl Return<'_> {
         })
     }
 
-    /// Removes the entries that the restore point does not contain, and the entries of another kind. Such an entry is in the way of the
-    /// entry of the restore point.
+    /// Removes the live entries that the restore point does not contain. Also removes a live directory if the restore point has a file or
+    /// link at its path, and a live file or link if the restore point has a directory at its path.
     fn remove(&self, entries: &[Entry], known: &KnownEntries, added: Vec<Vec<u8>>) -> Result<()> {
         let is_in_the_way = |entry: &Entry, live: &Live| {
             live.state == State::Different
@@ -309,7 +310,7 @@ impl Return<'_> {
                     let file = sys::open_file(dir.as_fd(), name).map_err(|e| failed("open", entry, e))?;
                     self.builder.note_owner(meta::restore_to(file.as_fd(), entry, self.how)?);
                 }
-                // A link can sort before a directory that its file needs, so links are created last.
+                // A link needs its written file, so links are created after all files.
                 Kind::HardLink { to } if changed.contains_key(&(*to as usize)) => late.push((entry, *to as usize)),
                 _ => {}
             }
@@ -323,7 +324,8 @@ impl Return<'_> {
         Ok(())
     }
 
-    /// Sets the metadata of the directories from the deepest up, because a change of its entries changes the times of a directory.
+    /// Sets the metadata of the directories, after all changes to their entries, because such a change sets the times of a directory. The
+    /// deepest directories come first, because the restored mode of a directory can deny access to the directories below.
     fn directories(&self, root: &[u8]) -> Result<()> {
         let entries = self.entries().iter().rev().filter(|entry| crate::entry::is_within(&entry.path, root));
         for entry in entries.filter(|entry| entry.kind == Kind::Directory) {
