@@ -1,10 +1,11 @@
 //! Restore points: copies of an environment's persistent data as it was at one moment, which can replace the live data later.
 //!
 //! A restore point holds the files of `data/` and dumps of the environment's databases. The crate `larder_points` implements the store:
-//! capture, verification, comparison and retention. This module defines the jobs and reports of two workers, and starts the workers for the
-//! server. The dump worker reads the data and writes the store. The restore worker reads the store and writes beside the data. Both workers
-//! run as the environment's run user. This module does not decide when the data may be exchanged; `pipeline/restore.rs` does. Read
-//! [`DumpJob`] and [`RestoreJob`] first.
+//! capture, verification, comparison and retention. This module defines the jobs and reports of three workers, and starts the workers for
+//! the server. The dump worker reads the data and writes the store. The restore worker reads the store and writes beside the data; only the
+//! job [`RestoreJob::PutBack`] writes to the live data. These two workers run as the environment's run user. The off-site worker exchanges
+//! restore points with stores outside of this machine. This module does not decide when the data may be exchanged; `pipeline/restore.rs`
+//! decides. Read [`DumpJob`] and [`RestoreJob`] first.
 
 pub mod databases;
 mod dump;
@@ -51,8 +52,8 @@ pub(crate) const DATABASES: &str = "databases";
 /// The name of the directory in a restore point with the files that the project's script `.larder/backup` wrote.
 const CUSTOM: &str = "custom";
 
-/// The maximum number of changes or skipped files that a report lists. The counts of a report include the changes and files that are not
-/// listed.
+/// The maximum number of changes, skipped files or damaged files that a report lists. The counts of a report include the changes and files
+/// that are not listed.
 const MAX_LISTED: usize = 1000;
 
 /// The description of a restore point, stored in its manifest. A restore refuses a restore point of another environment.
@@ -158,7 +159,7 @@ pub enum DumpJob {
         /// The restore point to restore; absent to measure only the capture.
         restored: Option<String>,
     },
-    /// Removes the files of killed captures and removals.
+    /// Removes the files of killed captures, imports and removals.
     Sweep,
     /// Executes a job with low priority, so that the applications of this machine stay fast.
     Quietly(Box<DumpJob>),
@@ -184,7 +185,7 @@ pub enum DumpReport {
     Plan(RetentionPlan),
     /// The measured space.
     Space(SpaceEstimate),
-    /// The files of killed captures and removals were removed.
+    /// The files of killed captures, imports and removals were removed.
     Swept,
     /// The id of a removed restore point.
     Removed(String),
@@ -316,7 +317,7 @@ pub enum RestoreJob {
         point: String,
         /// The environment to which the restore point must belong.
         owner: PointOwner,
-        /// The databases to which the dumps of the restore point belong. The worker checks that each of them can be replaced.
+        /// The databases to which the dumps of the restore point belong. The worker checks that each database can be replaced.
         databases: Vec<DatabaseJob>,
     },
     /// Makes the live data equal to a restore point, and writes only the files that differ. The caller has stopped all processes of the
@@ -369,7 +370,7 @@ pub enum RestoreJob {
 /// The report of the restore worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filled {
-    /// The id of the restore point; empty for [`RestoreJob::Clear`].
+    /// The id of the restore point; empty for a job that only empties a directory, such as [`RestoreJob::Clear`].
     pub point: String,
     /// The number of restored files.
     pub files: u64,

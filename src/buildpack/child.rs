@@ -15,9 +15,9 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// The maximum number of last lines of the output that the report contains.
+/// The maximum number of lines in [`ScriptExit::tail`].
 const MAX_TAIL_LINES: usize = 20;
-/// The maximum length of a line in the report, in bytes.
+/// The maximum length of a line in [`ScriptExit::tail`], in bytes. The rest of a longer line is dropped.
 const MAX_LINE: usize = 512;
 /// The maximum size of a captured stdout in bytes.
 pub(super) const MAX_VALUE: usize = 64 * 1024;
@@ -58,7 +58,7 @@ pub(super) struct ScriptExit {
     pub signal: Option<i32>,
     /// The captured stdout; at most [`MAX_VALUE`] bytes.
     pub stdout: Vec<u8>,
-    /// The last lines of the output.
+    /// The last lines of stderr, and of stdout unless stdout was captured.
     pub tail: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The entry points of git workers. A worker reads a job, performs the job, and writes a report.
+//! The entry points of git workers. A worker reads a job, performs the job, and writes a report. Only [`GitJob::Serve`] has no report.
 
 use std::{
     fs::File,

@@ -1,4 +1,4 @@
-//! Manifests. A manifest lists the contents of a release, file by file.
+//! The manifest of a release, which lists the contents of the release, file by file. Read [`Manifest`] first.
 
 use larder_archive::{ArchiveInfo, Digest, Entry, bounded};
 use serde::{Deserialize, Serialize};
@@ -22,8 +22,8 @@ pub struct Manifest {
     pub source: Option<CommitId>,
     /// The build number, which increases with every build of the project.
     pub build: u64,
-    /// The tag with the highest version among the tags of the commit. If no tag is a version, the last tag in alphabetical order. `None` if
-    /// the commit has no tag.
+    /// The tag with the highest version among the tags of the commit, or the last tag in alphabetical order if no tag is a version. `None`
+    /// if the commit has no tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
     /// The mode of the environment that built the release.

@@ -1,4 +1,4 @@
-//! The use of the two slots of an environment: the release in each slot, and the limits for stopping the release. Read [`SlotTable`] first.
+//! The use of the slots of an environment: the release in each slot, and the limits for stopping the release. Read [`SlotTable`] first.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -67,7 +67,7 @@ pub enum SlotUse {
     /// No process runs in the slot, and a deployment may empty the slot.
     #[default]
     Idle,
-    /// A deployment has filled the slot, and has not switched requests to the slot.
+    /// A deployment fills or has filled the slot, and has not switched requests to the slot.
     Ready(Occupant),
     /// The release in the slot serves new requests.
     Live(Occupant),
@@ -177,7 +177,7 @@ impl SlotTable {
         }
     }
 
-    /// Returns the overlay slot in which the next release boots: the slot that is not live, or blue if no slot is live.
+    /// Returns the overlay slot in which the next release boots: the overlay slot that is not live, or blue if neither is live.
     pub fn next(&self) -> Slot {
         if matches!(self.blue, SlotUse::Live(_)) { Slot::Green } else { Slot::Blue }
     }
@@ -302,7 +302,7 @@ mod tests {
         );
         twice(&mut undone, |table| table.release(Slot::Green, two.deployment));
         assert_eq!(undone.get(Slot::Green), &SlotUse::Idle);
-        // The follow-up releases the draining slot.
+        // After the processes of the old release have exited, the draining slot becomes idle.
         twice(&mut table, |table| table.release(Slot::Blue, one.deployment));
         assert_eq!((table.get(Slot::Blue), table.draining()), (&SlotUse::Idle, None));
     }

@@ -1,10 +1,10 @@
 //! The pipeline, which deploys pushes, from the decision about each ref to the verdict.
 //!
-//! A push passes through these files: [`intake`] decides about each ref. A deploy branch becomes a [`DeployRequest`], which
-//! `deploy.rs` adds to the queue of its environment. When the deployment starts, a `DeploymentSpec` fixes all decisions and the
-//! names of the steps. `runner.rs` executes this plan and journals each event. `conclude.rs` ends the deployment, and the outcome
-//! in the [`Ticket`] is the verdict on the ref. After a crash, `recover.rs` continues from the journal. [`Pipeline`] is the type
-//! to read first.
+//! A push passes through these files: [`intake`] decides about each ref. The push of a deploy branch becomes a [`DeployRequest`],
+//! which `deploy.rs` adds to the queue of the environment. When the deployment starts, a `DeploymentSpec` records all decisions
+//! and the plan, which is the list of the steps. `runner.rs` executes the plan and journals each event. `conclude.rs` ends the
+//! deployment, and the outcome in the [`Ticket`] is the verdict on the ref. After a crash, `recover.rs` continues from the
+//! journal. [`Pipeline`] is the type to read first.
 
 mod conclude;
 mod context;

@@ -36,7 +36,7 @@ fn switch_commits_a_deployment_without_a_hold() {
     assert!(state.is_to_be_finished());
     state.facts.upgrade = Some(UpgradePlan::new(UpgradeCase::Online, ""));
     assert!(state.is_to_be_finished());
-    // Requests wait until `deploy.resume`, and the data is restored until then.
+    // Requests wait until `deploy.resume` is done. An unwind before this step still restores the data, so only this step commits.
     state.facts.upgrade = Some(UpgradePlan::new(UpgradeCase::Held, ""));
     assert!(!state.is_to_be_finished());
     state.steps.insert(String::from("deploy.resume"), StepStatus::Done);

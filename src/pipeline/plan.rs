@@ -17,7 +17,7 @@ pub struct Plan {
 pub struct UnknownStep(pub StepName);
 
 impl Plan {
-    /// Finds the steps with these names.
+    /// Returns the plan with the steps of these names, in this order.
     ///
     /// # Errors
     /// [`UnknownStep`] with the first name that no step of this version has.
@@ -26,7 +26,7 @@ impl Plan {
         Ok(Plan { steps: names.iter().map(find).collect::<Result<_, _>>()? })
     }
 
-    /// Finds the steps with these names, which the caller took from the registry of this version. Unknown names are left out.
+    /// Returns the plan with the steps of these names, which the caller took from the registry of this version. Leaves out unknown names.
     pub fn known(names: &[StepName]) -> Plan {
         Plan { steps: names.iter().filter_map(|name| registry::step(name.as_str())).collect() }
     }

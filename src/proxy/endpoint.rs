@@ -25,7 +25,7 @@ const MAX_IDLE: usize = 128;
 pub(super) const MAX_IDLE_AGE: Duration = Duration::from_secs(30);
 /// The time after a failed connection during which an instance is tried only after all other instances.
 const REST: Duration = Duration::from_secs(1);
-/// The time in which a connection must become ready again after its last response.
+/// The time limit for an idle connection to become ready for the next request.
 const READY_WAIT: Duration = Duration::from_millis(100);
 
 /// One instance and its pool of idle connections.

@@ -134,7 +134,7 @@ async fn connections_above_the_limit_of_a_client_get_429() {
     route.switch(app.target());
     let first = socket(&front).await;
     let mut second = socket(&front).await;
-    // This client sends no request, because closing a connection with unread data would reset the connection and lose the response.
+    // This client sends no request. If the proxy closed a connection with unread data, the reset could discard the response.
     let answer = read_all(&mut TcpStream::connect(front.address).await.unwrap()).await;
     assert!(answer.starts_with("HTTP/1.1 429") && answer.contains("\r\nRetry-After: 5\r\n"), "{answer}");
     assert!(answer.contains("\r\nDate: "), "{answer}");

@@ -263,7 +263,8 @@ fn empty_into(top: BorrowedFd<'_>, child: &OsStr, moved: &mut u64) -> Result<()>
 fn open_to_empty(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let opened = match openat(dir, name, flags, Mode::empty()) {
-        // This happens only without root. A link that replaces the directory is followed, but only files of the same user can change.
+        // Only a process without root gets this error. `chmodat` follows a link that replaces the directory meanwhile, but the process
+        // can change only files of its own user.
         Err(Errno::ACCESS) => {
             rustix::fs::chmodat(dir, name, Mode::RWXU, AtFlags::empty())?;
             openat(dir, name, flags, Mode::empty())?

@@ -69,7 +69,7 @@ impl<T> Default for Readiness<'_, T> {
 pub struct SignalReceiver(OwnedFd);
 
 impl SignalReceiver {
-    /// Blocks `signals`. From now on, only this receiver takes these signals.
+    /// Blocks `signals`, so that only the returned receiver takes these signals.
     pub fn new(signals: &[Signal]) -> io::Result<SignalReceiver> {
         sys::signal_descriptor(signals).map(SignalReceiver)
     }

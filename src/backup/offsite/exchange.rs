@@ -1,10 +1,10 @@
 //! The exchange of a restore point between the dump worker, which has access to the files of the environment, and the off-site worker,
 //! which has the secrets of the store. Both sides are processes of larder, connected by a socket.
 //!
-//! A *block* is a length of four bytes, little-endian, and that many bytes. The dump worker begins with two blocks: manifest and index. For a
-//! copy, the off-site worker then asks for contents by the number of an entry (four bytes), and gets blocks up to an empty block. Thus the
-//! contents of unchanged files are never sent. For an import, the off-site worker sends both first blocks, and the contents of all regular
-//! files in the order of the index.
+//! A *block* is a length (four bytes, little-endian) followed by a content of this length. For a copy, the dump worker begins with two
+//! blocks: the manifest and the index. The off-site worker then asks for the content of a file by the number of the file's entry (four
+//! bytes), and gets blocks up to an empty block. The off-site worker does not ask for the contents of unchanged files, so they are never
+//! sent. For an import, the off-site worker sends the manifest, the index, and the contents of all regular files in the order of the index.
 
 use std::{
     fs::File,
@@ -141,7 +141,7 @@ pub fn receive(owner: &PointOwner, paths: &DumpPaths, socket: File) -> Result<Du
     let id = parts.manifest.id.clone();
     check_owner(&parts.manifest.label, &id, owner, "import")?;
     let store = Store::create(&paths.points)?;
-    // A killed import leaves files.
+    // The sweep removes the files of killed imports.
     store.sweep()?;
     store.import(&parts, FREE, &mut |entry, write| {
         loop {

@@ -16,7 +16,7 @@ use crate::{
     pipeline::{LastScan, chain},
 };
 
-/// The request to create an environment, and its project if it does not exist.
+/// The request to create an environment, and the environment's project if the project does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProjectCreate {
     /// The project.
@@ -235,8 +235,8 @@ async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId
 }
 
 /// Deletes the branch of a new environment if the branch had been pushed before. A deploy branch names the live commit, and nothing is live
-/// yet. Also, git sends nothing for a branch that the server has already, so the user could not deploy the branch. The objects of the
-/// commit stay in the repository.
+/// yet. In addition, git does not push a branch that is up to date on the server, so the user could not deploy the branch. The objects of
+/// the commit stay in the repository.
 async fn delete_stored_branch(control: &Control, environment: &Environment) -> Result<Option<CommitId>, GitError> {
     let repositories = &control.pipeline().services().repositories;
     let commit = match repositories.resolve(environment.project_id, CommitSpec::Branch(environment.branch.clone())).await {
@@ -330,7 +330,7 @@ fn urls(control: &Control, project: &Project) -> Vec<Vec<String>> {
     project.environments.iter().map(of_environment).collect()
 }
 
-/// The request to stop a project and delete everything that belongs to it.
+/// The request to stop a project and delete everything that belongs to the project.
 #[derive(Debug)]
 pub struct ProjectDestroy {
     /// The project.

@@ -38,7 +38,7 @@ pub struct Rollback {
 pub struct RollbackData {
     /// The restore point. If absent, the newest restore point that was taken while the release was live.
     pub point: Option<String>,
-    /// The name of the project, typed again by the caller as a confirmation.
+    /// The name of the project, typed again by the caller as a confirmation; absent if the caller has not confirmed yet.
     pub confirm: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! The step that prepares the idle slot for the release: empty the slot, link the persistent paths.
+//! The step that prepares the idle slot for the release: the step empties the slot and links the persistent paths.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const QUIET_WAIT: Duration = Duration::from_secs(1);
 /// The time limit for the removal of seeded data. This limit is far below the time limit of an undo.
 const UNSEED_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The step that empties the slot, fixes the processes that will run in the slot, and links the persistent paths.
+/// The step that empties the slot, determines the processes that will run in the slot, and links the persistent paths.
 pub struct PrepareSlot;
 
 impl Step for PrepareSlot {
@@ -99,7 +99,7 @@ pub(super) async fn drained(deployment: &Deployment) {
     }
 }
 
-/// Stops the processes and commands in the slot. An overlay slot gets a new layer; the tree of a directory workspace stays.
+/// Stops the processes and commands in the slot. An overlay slot gets a new layer; the directory of the slot `in-place` stays.
 pub async fn empty(deployment: &Deployment) -> Result<(), Failure> {
     stop(deployment).await?;
     reset(deployment).await
