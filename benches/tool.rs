@@ -8,6 +8,7 @@
 //! tool patch DELTA DEPLOY NAME OLD-ARCHIVE OLD-NAME     like unpack, from a delta; also writes the new manifest, DELTA.json
 //! tool capture POINTS ID BASE [PREVIOUS-ID]             takes a restore point of BASE/data, which shares files with PREVIOUS-ID
 //! tool restore POINTS ID PARENT NAME                    writes the files of a restore point into PARENT/NAME
+//! tool directory ARCHIVE TREE TARGET RECORD             makes the directory TARGET equal to TREE; RECORD is the record of the last sync
 //! tool export REPOSITORIES DIRECTORY COMMIT             exports a commit of REPOSITORIES/project.git
 //! ```
 
@@ -35,6 +36,7 @@ use larder::{
         manifest::{Head, encode::EncodedManifest, index},
         pack::{self, DeltaJob, PackSource},
         store,
+        sync::{self, SyncJob, SyncPaths, SyncPolicy},
     },
 };
 use larder_points::{CaptureOptions, RestoreOptions, Source, Store};
@@ -59,10 +61,11 @@ fn main() -> ExitCode {
         [verb, older, old, newer, new, out] if verb.as_os_str() == "delta" => delta((older, old), (newer, new), out),
         [verb, delta, deploy, name, older, old] if verb.as_os_str() == "patch" => patch(delta, deploy, name, older, old),
         [verb, repositories, place, commit] if verb.as_os_str() == "export" => export(repositories, place, commit),
+        [verb, archive, tree, target, record] if verb.as_os_str() == "directory" => directory(archive, tree, target, record),
         [verb, points, id, base] if verb.as_os_str() == "capture" => capture(points, id, base, None),
         [verb, points, id, base, previous] if verb.as_os_str() == "capture" => capture(points, id, base, Some(previous)),
         [verb, points, id, parent, name] if verb.as_os_str() == "restore" => restore(points, id, parent, name),
-        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | accept ARCHIVE | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | capture POINTS ID BASE [PREVIOUS] | restore POINTS ID PARENT NAME | export REPOSITORIES DIRECTORY COMMIT".into()),
+        _ => Err("usage: tool bundle TREE ARCHIVE [PREVIOUS] | accept ARCHIVE | unpack ARCHIVE DEPLOY NAME [PREVIOUS OLDER] | delta OLDER OLD NEWER NEW DELTA | patch DELTA DEPLOY NAME OLDER OLD | capture POINTS ID BASE [PREVIOUS] | restore POINTS ID PARENT NAME | directory ARCHIVE TREE TARGET RECORD | export REPOSITORIES DIRECTORY COMMIT".into()),
     };
     match outcome {
         Ok(line) => {
@@ -103,6 +106,17 @@ fn restore(points: &Path, id: &Path, parent: &Path, name: &Path) -> Outcome {
     let point = Store::open(points)?.point(text(id)?)?;
     let report = point.restore_into(File::open(parent)?.as_fd(), name.as_os_str(), &options)?;
     Ok(format!("{} files, {} bytes", report.files, report.bytes))
+}
+
+/// Syncs a directory as the sync worker does.
+fn directory(archive: &Path, tree: &Path, target: &Path, record: &Path) -> Outcome {
+    let new = record.with_extension("new");
+    let previous = File::open(record).ok();
+    let paths = SyncPaths { tree: tree.into(), target: target.into() };
+    let (job, manifest) = (SyncJob { policy: SyncPolicy::default() }, index::open(&manifest_of(archive))?);
+    let report = sync::work(&job, &paths, &manifest, &writable(&new)?, previous.as_ref()).into_result()?;
+    std::fs::rename(&new, record)?;
+    Ok(format!("{} entries, {} changed, {} deleted", report.entries, report.changed, report.deleted))
 }
 
 fn threads() -> usize {

@@ -105,9 +105,10 @@ pub async fn sync_directory(
         Ok(files)
     })
     .await?;
-    let report = run_in(context, "sync", Role::Sync, release, Some(slot), &SyncJob { policy }, files).await?;
-    blocking(move || Ok(rename_over(&new, &record)?)).await?;
-    Ok(report)
+    let report = run_in(context, "sync", Role::Sync, release, Some(slot), &SyncJob { policy }, files).await;
+    let synced = report.is_ok();
+    blocking(move || if synced { Ok(rename_over(&new, &record)?) } else { Ok(remove_if_present(&new)?) }).await?;
+    report
 }
 
 #[cfg(test)]

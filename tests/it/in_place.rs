@@ -1,25 +1,34 @@
 //! The strategy in-place: the old release stops, its directory is synced with the new release, and a failure puts everything back.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::PathBuf,
+};
 
-use crate::harness::{Repo, World, faults, http, in_each_mode, in_one_mode, output::golden, state::names, until};
+use rustix::process::Signal;
+
+use crate::harness::{Repo, World, faults, http, in_each_mode, in_one_mode, output::golden, processes, state::names, until};
 
 in_each_mode!(release_replaces_the_old_release_in_its_directory, failed_release_goes_back_with_its_data);
 in_one_mode!(
     failure_at_any_step_in_place_leaves_nothing,
     deployment_in_place_with_every_step_run_twice_goes_live,
     environment_changes_its_strategy_in_both_directions,
+    sync_leaves_exactly_the_manifest_after_changes_of_the_application,
+    application_in_place_keeps_running_while_the_server_reloads,
 );
 
-const IN_PLACE: &str = "strategy: in-place\ndata: [store/]\n";
+pub const IN_PLACE: &str = "strategy: in-place\ndata: [store/]\n";
 
 /// Returns the tree at which the application runs.
-fn tree(world: &World) -> PathBuf {
+pub fn tree(world: &World) -> PathBuf {
     world.environment("shop").join("slots/in-place/upper")
 }
 
 /// Returns kind, mode, time and content of every entry of the data, without larder's own record of the seeded files.
-fn data(world: &World) -> BTreeMap<PathBuf, String> {
+pub fn data(world: &World) -> BTreeMap<PathBuf, String> {
     let mut all = crate::backup::walk(&world.environment("shop").join("data"));
     all.remove(std::path::Path::new(".larder-seed"));
     all.into_iter().map(|(path, seen)| (path, format!("{seen:?}"))).collect()
@@ -31,7 +40,7 @@ fn archived(world: &World) -> Vec<String> {
 }
 
 /// Creates a project whose first release runs in place.
-fn shop<'w>(world: &'w World, recipe: &str) -> Repo<'w> {
+pub fn shop<'w>(world: &'w World, recipe: &str) -> Repo<'w> {
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     repo.write("larder.yml", format!("{IN_PLACE}{recipe}")).write("old/only", "one");
@@ -179,6 +188,136 @@ fn environment_changes_its_strategy_in_both_directions(world: &World) {
     world.serves("shop", "version four");
     world.is_consistent("shop");
     world.larder(&["rollback", "shop", "v2"]).ok();
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+}
+
+/// Returns one line for each difference between the tree of the slot and the manifest of the live release: entries, contents, targets, modes
+/// and owners. `data` lists the links to persistent data.
+pub fn differences_from_the_manifest(world: &World, data: &[&str]) -> Vec<String> {
+    let top = world.environment("shop");
+    let release = fs::read_link(top.join("deploy/current")).unwrap();
+    let manifest = top.join("releases").join(format!("{}.manifest.json", release.display()));
+    let manifest: serde_json::Value = serde_json::from_slice(&fs::read(manifest).unwrap()).unwrap();
+    let is_data = |path: &str| data.iter().any(|link| path == *link || path.starts_with(&format!("{link}/")));
+    let mut expected = BTreeMap::new();
+    for entry in manifest["entries"].as_array().unwrap() {
+        let path = entry["path"].as_str().unwrap();
+        let description = match entry["type"].as_str().unwrap() {
+            "dir" => String::from("directory 755"),
+            "link" => format!("link to {}", entry["target"].as_str().unwrap()),
+            _ => {
+                let mode = if entry["executable"] == true { "755" } else { "644" };
+                format!("file {mode} with {}", entry["digest"].as_str().unwrap())
+            }
+        };
+        if !is_data(path) {
+            expected.insert(PathBuf::from(path), description);
+        }
+    }
+    expected.extend(data.iter().map(|link| (PathBuf::from(link), format!("link to /data/{link}"))));
+    let owner = fs::metadata(top.join("data")).unwrap();
+    let (mut found, tree) = (Vec::new(), tree(world));
+    for (path, seen) in crate::backup::walk(&tree) {
+        let metadata = fs::symlink_metadata(tree.join(&path)).unwrap();
+        let mode = metadata.mode() & 0o7777;
+        let description = if metadata.is_dir() {
+            format!("directory {mode:o}")
+        } else if metadata.is_symlink() {
+            format!("link to {}", fs::read_link(tree.join(&path)).unwrap().display())
+        } else {
+            format!("file {mode:o} with {}", blake3::hash(&fs::read(tree.join(&path)).unwrap()))
+        };
+        if expected.get(&path) != Some(&description) {
+            found.push(format!("{} is a {description} (expected {:?})", path.display(), expected.get(&path)));
+        }
+        expected.remove(&path);
+        if (metadata.uid(), metadata.gid()) != (owner.uid(), owner.gid()) {
+            found.push(format!("{} belongs to {}:{}", path.display(), metadata.uid(), metadata.gid()));
+        }
+        // Only the application's own tree has the inode.
+        if metadata.is_file() && metadata.nlink() != 1 {
+            found.push(format!("{} has {} names: {seen:?}", path.display(), metadata.nlink()));
+        }
+    }
+    found.extend(expected.keys().map(|path| format!("{} is missing", path.display())));
+    let top_mode = fs::metadata(&tree).unwrap().mode() & 0o7777;
+    if top_mode != 0o755 {
+        found.push(format!("the tree has mode {top_mode:o}"));
+    }
+    found
+}
+
+/// Changes of an application to its own tree.
+const VANDALISM: &str = "\
+    echo more > added; mkdir -p new/deep; echo more > new/deep/file; echo more > .hidden; mkfifo pipe; : > 'odd name'; ln -s nowhere dangling
+    cp -p config/same kept; printf XXXX > config/same; touch -r kept config/same; rm kept
+    chmod 777 config/plain; chmod 4755 bin/tool; chmod 000 config/secret; chmod 700 docs; chmod 000 docs/deep
+    rm config/gone; rm -r assets; echo a file > assets; rm bin/other; mkdir bin/other; echo more > bin/other/file
+    ln -sfn /etc config/to-link; ln -sf /etc/passwd config/also; rm -r lib; ln -s ../data lib; ln -sfn /etc/hostname alias
+    ln config/plain config/second; mv docs/readme docs/moved; ln -sfn /etc/passwd index.html";
+
+fn sync_leaves_exactly_the_manifest_after_changes_of_the_application(world: &World) {
+    let repo = shop(world, "");
+    let files = [
+        ("config/same", "same"),
+        ("config/plain", "plain"),
+        ("config/secret", "secret"),
+        ("config/gone", "gone"),
+        ("config/to-link", "a file"),
+        ("config/also", "a file"),
+        ("assets/style.css", "body {}"),
+        ("docs/readme", "read"),
+        ("docs/deep/page", "page"),
+        ("lib/code", "code"),
+    ];
+    for (path, text) in files {
+        repo.write(path, text);
+    }
+    repo.program("bin/tool", "#!/bin/sh\n").program("bin/other", "#!/bin/sh\n");
+    std::os::unix::fs::symlink("config/plain", repo.path().join("alias")).unwrap();
+    let run = |script: &str| world.larder(&["run", "shop", "--", "sh", "-ec", script]).ok().to_owned();
+    // The tree of the second last release is the base of the next sync, so the changes to one tree are met two deployments later.
+    for number in 2..=4 {
+        repo.page(&format!("version {number}"));
+        repo.push().accepted();
+        world.serves("shop", &format!("version {number}"));
+        assert_eq!(differences_from_the_manifest(world, &["store"]), Vec::<String>::new(), "version {number}");
+        world.is_consistent("shop");
+        if number == 2 {
+            run("echo kept > store/kept");
+        }
+        run(VANDALISM);
+        assert!(differences_from_the_manifest(world, &["store"]).len() > 20);
+    }
+    assert_eq!(run("cat store/kept"), "kept\n");
+    // A release that removes files, and a rollback.
+    repo.remove("config/plain").remove("alias").page("version 5");
+    repo.push().accepted();
+    assert_eq!(differences_from_the_manifest(world, &["store"]), Vec::<String>::new());
+    world.larder(&["rollback", "shop", "v3"]).ok();
+    world.serves("shop", "version 3");
+    assert_eq!(differences_from_the_manifest(world, &["store"]), Vec::<String>::new());
+}
+
+fn application_in_place_keeps_running_while_the_server_reloads(world: &World) {
+    let repo = shop(world, "");
+    world.larder(&["run", "shop", "--", "sh", "-ec", "echo handmade > handmade"]).ok();
+    let (processes, visitor) = (world.application("shop"), world.visitor("shop"));
+    for _ in 0..2 {
+        let ready = world.with(|server| server.ready());
+        world.with(|server| processes::signal(server.keeper(), Signal::HUP));
+        until("the next server is ready", || world.with(|server| server.ready()) > ready);
+        world.serves("shop", "version one");
+    }
+    visitor.satisfied();
+    world.with(crate::harness::server::Server::kill9_role);
+    world.serves("shop", "version one");
+    assert_eq!(world.application("shop"), processes, "the application was restarted");
+    assert_eq!(fs::read_to_string(tree(world).join("handmade")).unwrap(), "handmade\n");
+    world.is_consistent("shop");
+    repo.page("version two");
+    repo.push().accepted().says("Replacing v1 in place");
     world.serves("shop", "version two");
     world.is_consistent("shop");
 }

@@ -31,6 +31,8 @@ mod harness;
 mod hold;
 mod hostile;
 mod in_place;
+mod in_place_attacks;
+mod in_place_kills;
 mod journals;
 mod keeper;
 mod keeper_bounds;

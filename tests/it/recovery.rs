@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     fs,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -37,13 +37,13 @@ pub enum Course {
 /// The number of versions that are cooked in advance for [`Course::Delivering`]; more than a test uses.
 const COOKED: u32 = 5;
 
-fn thorough() -> bool {
+pub fn thorough() -> bool {
     std::env::var_os("LARDER_TEST_THOROUGH").is_some()
 }
 
 /// Creates the directory in which failpoints record that they have fired. Each failpoint therefore fires once, although the next server has
 /// the same failpoints.
-fn marks(world: &World) -> PathBuf {
+pub fn marks(world: &World) -> PathBuf {
     let marks = world.directory().join("marks");
     fs::create_dir(&marks).unwrap();
     fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
@@ -85,7 +85,7 @@ fn each_ending_is_announced_once(world: &World, project: &str, observed: &std::p
 }
 
 /// Returns every journal event that a push can reach, while its deployment runs and while the deployment is unwound.
-fn events(steps: &[String]) -> Vec<String> {
+pub fn events(steps: &[String]) -> Vec<String> {
     let of_step = |step: &String| ["started", "succeeded", "undo_started", "undo_finished"].map(|word| format!("{word}.{step}"));
     let whole = ["opened", "recovered", "ended", "announced"].map(str::to_owned);
     let events = whole.into_iter().chain(steps.iter().flat_map(of_step));
@@ -218,9 +218,10 @@ impl Deadly<'_> {
         let application = world.application("shop");
         for _ in 0..50 {
             let before = self.deaths();
+            let dying = DyingServer { world, repo, marks: &self.marks, points: &self.points };
             let push = match self.victim {
-                Victim::Server => self.push_to_a_dying_server(),
-                Victim::Both => self.push_to_both_dying(),
+                Victim::Server => dying.push_to_server(),
+                Victim::Both => dying.push_to_both(),
             };
             if self.deaths() == before && push.0.status != 0 {
                 push.rejected_with("stopped by a failpoint");
@@ -256,8 +257,25 @@ impl Deadly<'_> {
             }
         }
     }
+}
 
-    fn push_to_a_dying_server(&self) -> Push {
+/// A project whose server is killed at events while a push is in flight.
+pub struct DyingServer<'a, 'w> {
+    pub world: &'a World,
+    pub repo: &'a Repo<'w>,
+    /// The directory in which failpoints record that they have fired.
+    pub marks: &'a Path,
+    /// The value of `FAILPOINTS`.
+    pub points: &'a str,
+}
+
+impl DyingServer<'_, '_> {
+    pub fn deaths(&self) -> usize {
+        names(self.marks).len()
+    }
+
+    /// Pushes, and waits until the keeper's next server has recovered.
+    pub fn push_to_server(&self) -> Push {
         let (before, ready) = (self.deaths(), self.world.with(|server| server.ready()));
         let push = self.repo.push();
         // The kill may also happen after the verdict, while observers are told.
@@ -273,8 +291,8 @@ impl Deadly<'_> {
         push
     }
 
-    /// Kills keeper and server whenever the server has stopped at an event, also during the recovery from the last kill.
-    fn push_to_both_dying(&self) -> Push {
+    /// Pushes. Kills keeper and server whenever the server has stopped at an event, also during the recovery from the last kill.
+    pub fn push_to_both(&self) -> Push {
         let mut seen = self.deaths();
         thread::scope(|scope| {
             let push = scope.spawn(|| self.repo.push());
@@ -288,7 +306,7 @@ impl Deadly<'_> {
                     self.world.kill9_all();
                     loop {
                         seen = self.deaths();
-                        if self.world.start_unless(&[("FAILPOINTS", &self.points)], &|| self.deaths() > seen) {
+                        if self.world.start_unless(&[("FAILPOINTS", self.points)], &|| self.deaths() > seen) {
                             break;
                         }
                     }

@@ -1,7 +1,8 @@
 //! An upgrade that drops a column, deletes uploads and fails its check, with each engine of databases: database and files are afterwards as
 //! before, and no acknowledged write is lost, also if the server, the keeper or a worker is killed at a random moment.
 //!
-//! By default, each engine has one kill. With `LARDER_TEST_THOROUGH`, each engine has 25 kills, and `LARDER_TEST_KILLS` sets another number.
+//! By default, each engine has one kill with a hold, and none with the strategy in-place. With `LARDER_TEST_THOROUGH`, each engine has 25
+//! kills with each strategy, and `LARDER_TEST_KILLS` sets another number.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,6 +28,8 @@ in_one_mode!(
     failed_upgrade_with_mariadb_loses_nothing_despite_kills,
     failed_upgrade_with_sqlite_loses_nothing_despite_kills,
     failed_upgrade_with_redis_loses_nothing_despite_kills,
+    failed_upgrade_in_place_with_postgres_restores_database_and_files,
+    failed_upgrade_in_place_with_sqlite_restores_database_and_files,
 );
 
 /// An application for all engines. It acknowledges a write after the write is in the database and in a file.
@@ -136,6 +139,9 @@ else:
 /// The recipe without the line of the upgrade.
 const RECIPE: &str = "data: [uploads/, app.sqlite3]\nhealth: {path: /health, timeout: 1s, interval: 50ms}\n";
 
+/// The line of the recipe for deployments in place.
+const IN_PLACE: &str = "strategy: in-place\n";
+
 /// A database of the application, as the test reads it.
 trait Database {
     fn url(&self) -> String;
@@ -215,10 +221,11 @@ impl Database for Redis {
 }
 
 /// An SQLite database in the data.
-struct Sqlite(PathBuf);
+pub struct Sqlite(pub PathBuf);
 
 impl Sqlite {
-    fn ask(&self, script: &str) -> String {
+    /// Runs Python with the open database `c`, and returns its output.
+    pub fn ask(&self, script: &str) -> String {
         let mut python = std::process::Command::new("python3");
         python.args(["-c", &format!("import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=10)\n{script}")]).arg(&self.0);
         Output::of(&mut python).ok().to_owned()
@@ -333,9 +340,9 @@ impl Chance {
     }
 }
 
-/// The number of kills of each engine.
-fn kills() -> u32 {
-    let usual = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 25 } else { 1 };
+/// The number of kills of each engine: by default `few`.
+fn kills(few: u32) -> u32 {
+    let usual = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 25 } else { few };
     std::env::var("LARDER_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
@@ -357,11 +364,12 @@ fn kill(world: &World, target: Target) {
     }
 }
 
-fn keeps_everything(world: &World, database: &dyn Database, kills: u32) {
+/// Deploys an upgrade that fails, first without a kill and then with `kills` kills. `strategy` is a line of the recipe, or empty.
+fn keeps_everything(world: &World, database: &dyn Database, strategy: &str, kills: u32) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", APPLICATION).write("version", "version one\n");
-    let recipe = format!("{RECIPE}env: {{DATABASE_URL: \"{}\"}}\n", database.url());
+    let recipe = format!("{strategy}{RECIPE}env: {{DATABASE_URL: \"{}\"}}\n", database.url());
     repo.write("larder.yml", &recipe);
     repo.commit("version one");
     repo.push().accepted();
@@ -376,7 +384,9 @@ fn keeps_everything(world: &World, database: &dyn Database, kills: u32) {
     let writer = Writer::start(world.http_port(), "first");
     writer.goes_on();
     let begun = Instant::now();
-    repo.push().rejected_with("web.1 answered 500 to GET /health").says("Upgrade with a hold").says("v1 is still live");
+    let push = repo.push();
+    let case = if strategy.is_empty() { "Upgrade with a hold" } else { "Replacing v1 in place" };
+    push.rejected_with("web.1 answered 500 to GET /health").says(case).says("v1 is still live");
     let whole = begun.elapsed();
     writer.goes_on();
     let mut acknowledged = writer.stop();
@@ -396,6 +406,13 @@ fn keeps_everything(world: &World, database: &dyn Database, kills: u32) {
         }
     };
     as_before(&acknowledged, "without a kill");
+    if strategy == IN_PLACE {
+        let failed = world.journals("shop").last().unwrap()[0]["deployment"].as_str().unwrap().to_owned();
+        let kept = world.environment("shop").join("archives/run").join(failed).join("upper");
+        assert!(kept.join("broken").exists(), "the failed tree is not in {}", kept.display());
+        assert_eq!(fs::read_to_string(world.environment("shop").join("run/version")).unwrap(), "version one\n");
+        world.is_consistent("shop");
+    }
 
     let mut chance = Chance::new();
     for number in 0..kills {
@@ -429,21 +446,32 @@ fn keeps_everything(world: &World, database: &dyn Database, kills: u32) {
 
 fn failed_upgrade_with_postgres_loses_nothing_despite_kills(world: &World) {
     let (Some(_), Some(database)) = (installed("python3"), Postgres::start(world)) else { return };
-    keeps_everything(world, &database, kills());
+    keeps_everything(world, &database, "", kills(1));
 }
 
 fn failed_upgrade_with_mariadb_loses_nothing_despite_kills(world: &World) {
     let (Some(_), Some(database)) = (installed("python3"), MariaDb::start(world)) else { return };
-    keeps_everything(world, &database, kills());
+    keeps_everything(world, &database, "", kills(1));
 }
 
 fn failed_upgrade_with_sqlite_loses_nothing_despite_kills(world: &World) {
     if installed("python3").is_some() {
-        keeps_everything(world, &Sqlite(data(world).join("app.sqlite3")), kills());
+        keeps_everything(world, &Sqlite(data(world).join("app.sqlite3")), "", kills(1));
     }
 }
 
 fn failed_upgrade_with_redis_loses_nothing_despite_kills(world: &World) {
     let (Some(_), Some(database)) = (installed("python3"), Redis::start(world, "")) else { return };
-    keeps_everything(world, &database, kills());
+    keeps_everything(world, &database, "", kills(1));
+}
+
+fn failed_upgrade_in_place_with_postgres_restores_database_and_files(world: &World) {
+    let (Some(_), Some(database)) = (installed("python3"), Postgres::start(world)) else { return };
+    keeps_everything(world, &database, IN_PLACE, kills(0));
+}
+
+fn failed_upgrade_in_place_with_sqlite_restores_database_and_files(world: &World) {
+    if installed("python3").is_some() {
+        keeps_everything(world, &Sqlite(data(world).join("app.sqlite3")), IN_PLACE, kills(0));
+    }
 }

@@ -236,7 +236,10 @@ impl RootDirectory {
     /// Moves the directory `from` to `to`. Returns an error if `from` does not exist, or if `to` exists.
     pub fn relocate(&self, from: &Path, to: &Path) -> io::Result<()> {
         let error = |kind, path: &Path, why| Err(io::Error::new(kind, format!("{} {why}", path.display())));
-        match self.move_to(from, to)? {
+        let failed = |cause: io::Error| {
+            io::Error::new(cause.kind(), format!("cannot move {} to {}: {cause}", from.display(), to.display()))
+        };
+        match self.move_to(from, to).map_err(failed)? {
             Moved::Done => Ok(()),
             Moved::Missing => error(io::ErrorKind::NotFound, from, "does not exist"),
             Moved::NameTaken => error(io::ErrorKind::AlreadyExists, to, "exists already"),

@@ -1,6 +1,9 @@
 //! The errors of a sync.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use larder_archive::FileError;
 
@@ -22,7 +25,19 @@ pub enum SyncError {
     /// A file of the installed release differs from its digest in the manifest.
     #[error("the installed file {path} is damaged: its content differs from the manifest")]
     Damaged { path: String },
+    /// The operator has protected an entry of the target with an attribute, so that no process of the application can change the entry.
+    #[error("cannot sync {}: the file or directory is {attribute}", shown(path))]
+    Protected {
+        path: PathBuf,
+        /// `immutable` or `append-only`.
+        attribute: &'static str,
+    },
     /// A file system is mounted at a path in the target.
     #[error("cannot sync {}: a file system is mounted there", path.display())]
     Mounted { path: PathBuf },
+}
+
+/// Returns the path for messages. The target itself has the empty path.
+fn shown(path: &Path) -> std::path::Display<'_> {
+    if path.as_os_str().is_empty() { Path::new(".").display() } else { path.display() }
 }

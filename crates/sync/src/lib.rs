@@ -23,12 +23,14 @@ mod sys;
 mod tests;
 
 use std::{
+    os::fd::AsFd,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use larder_archive::{Confined, Entry, pool::for_each};
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -125,6 +127,39 @@ struct Sync<'a> {
 /// Returns an error if a file of the release differs from its digest, if a file system is mounted inside the target, or if the operating
 /// system refuses an operation. The target is then partly synced.
 pub fn sync(
+    release: &Confined,
+    target: &Confined,
+    entries: &[Entry],
+    previous: Option<&SyncRecord>,
+    policy: &SyncPolicy,
+) -> Result<(SyncReport, SyncRecord), SyncError> {
+    sync_entries(release, target, entries, previous, policy).map_err(|error| explained(target, error))
+}
+
+/// Returns the error with the protected entry, if an operation was refused because root has protected an entry of the target.
+fn explained(target: &Confined, error: SyncError) -> SyncError {
+    // A name that cannot be deleted is deleted as a directory next, so the error may also be that the name is not a directory.
+    let causes = [Errno::PERM, Errno::NOTDIR].map(|errno| Some(errno.raw_os_error()));
+    let path = match &error {
+        SyncError::Io { path, source, .. } if causes.contains(&source.raw_os_error()) => path,
+        _ => return error,
+    };
+    // The entry itself, an entry below it, or a directory above it can be protected.
+    let above = path.ancestors().skip(1).find_map(|above| {
+        let found = if above.as_os_str().is_empty() {
+            sys::metadata_of(target)
+        } else {
+            sys::metadata_at(target.as_fd(), above.as_os_str())
+        };
+        Some((above.to_owned(), found.ok()?.protection?))
+    });
+    match above.or_else(|| sys::protected_below(target.as_fd(), path.as_os_str())) {
+        Some((path, attribute)) => SyncError::Protected { path, attribute },
+        None => error,
+    }
+}
+
+fn sync_entries(
     release: &Confined,
     target: &Confined,
     entries: &[Entry],

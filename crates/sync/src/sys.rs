@@ -2,11 +2,15 @@
 
 use std::{
     ffi::OsStr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
+    path::PathBuf,
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxAttributes, StatxFlags, openat, statx},
+    fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxAttributes, StatxFlags, openat, openat2, statx},
     io::{Errno, Result},
 };
 
@@ -26,6 +30,8 @@ pub struct Metadata {
     pub mtime: FileTime,
     pub ctime: FileTime,
     pub is_mount: bool,
+    /// `immutable` or `append-only` if root has protected the entry with this attribute.
+    pub protection: Option<&'static str>,
 }
 
 impl From<Statx> for Metadata {
@@ -42,6 +48,9 @@ impl From<Statx> for Metadata {
             mtime: time(found.stx_mtime),
             ctime: time(found.stx_ctime),
             is_mount: found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT),
+            protection: [(StatxAttributes::IMMUTABLE, "immutable"), (StatxAttributes::APPEND, "append-only")]
+                .into_iter()
+                .find_map(|(attribute, word)| found.stx_attributes.contains(attribute).then_some(word)),
         }
     }
 }
@@ -73,6 +82,29 @@ pub fn each_name(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8], FileType)) -> 
     }
     Ok(())
 }
+
+/// Returns the path, relative to `dir`, and the attribute of the first protected entry: `name` itself, or an entry below it. An entry
+/// that cannot be read is passed over, because this function only explains a refused operation.
+pub fn protected_below(dir: BorrowedFd<'_>, name: &OsStr) -> Option<(PathBuf, &'static str)> {
+    let mut pending = vec![PathBuf::from(name)];
+    while let Some(path) = pending.pop() {
+        let at = if path.as_os_str().is_empty() { metadata_of(dir) } else { metadata_at(dir, path.as_os_str()) };
+        let Ok(found) = at else { continue };
+        if let Some(attribute) = found.protection {
+            return Some((path, attribute));
+        }
+        let shown = if path.as_os_str().is_empty() { OsStr::new(".") } else { path.as_os_str() };
+        if found.kind == FileType::Directory
+            && let Ok(inner) = openat2(dir, shown, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), CONFINED)
+        {
+            let _ = each_name(inner.as_fd(), |child, _| pending.push(path.join(OsStr::from_bytes(child))));
+        }
+    }
+    None
+}
+
+/// The resolution of paths below a directory that an application can change: no link is followed.
+const CONFINED: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 
 /// Returns the extended attributes and ACLs that the owner of a file can set, as names with a final zero byte. Labels of security modules are
 /// left out.

@@ -393,6 +393,33 @@ fn attributes_and_default_acls_are_removed() {
 }
 
 #[test]
+fn protected_entries_are_refused_with_their_paths() {
+    let mut world = World::new(&sample());
+    let (_, record) = world.sync(None);
+    world.next(&tree([("lib", Node::Dir), ("lib/a", file("other"))]));
+    let (deep, top) = (world.target().join("lib/b/c"), world.target());
+    let chattr = |flag: &str, path: &Path| {
+        let done = std::process::Command::new("chattr").arg(flag).arg(path).output();
+        done.is_ok_and(|done| done.status.success())
+    };
+    if !rustix::process::geteuid().is_root() || !chattr("+i", &deep) {
+        eprintln!("skipped: files cannot be protected here");
+        return;
+    }
+    let refused = |world: &World| world.try_sync(Some(&record), &SyncPolicy::default()).unwrap_err().to_string();
+    assert_eq!(refused(&world), "cannot sync lib/b/c: the file or directory is immutable");
+    assert!(chattr("-i", &deep) && chattr("+a", &world.target().join("lib")));
+    assert_eq!(refused(&world), "cannot sync lib: the file or directory is append-only");
+    // A link at the top cannot be deleted, and is no directory.
+    symlink("nowhere", top.join("extra")).unwrap();
+    assert!(chattr("-a", &world.target().join("lib")) && chattr("+i", &top));
+    assert_eq!(refused(&world), "cannot sync .: the file or directory is immutable");
+    assert!(chattr("-i", &top));
+    world.sync(Some(&record));
+    assert_eq!(read(&world.target()), tree([("lib", Node::Dir), ("lib/a", file("other"))]));
+}
+
+#[test]
 fn root_gives_all_entries_to_the_owner_of_the_policy() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root can change owners");
