@@ -358,13 +358,29 @@ pub enum RestoreJob {
     },
     /// Empties `custom/`.
     ClearCustom,
-    /// Restores into a scratch directory, compares each restored file with the restore point, and deletes the directory.
+    /// Writes a restore point into `data-copy/`, compares each file with the restore point, and reads the dumps back with the programs of
+    /// their engines. Afterwards `data-copy/` has the data, or nothing after a failure.
     Drill {
         /// The restore point.
         point: String,
         /// The environment to which the restore point must belong.
         owner: PointOwner,
     },
+    /// Creates the scratch database of a drill.
+    CreateScratch(DatabaseJob),
+    /// Loads a dump of a restore point into the scratch database of a drill.
+    LoadScratch {
+        /// The restore point.
+        point: String,
+        /// The environment to which the restore point must belong.
+        owner: PointOwner,
+        /// The live database, which is not changed.
+        database: DatabaseJob,
+        /// The URL of the scratch database.
+        scratch: DatabaseUrl,
+    },
+    /// Drops the scratch database of a drill, if there is one.
+    DropScratch(DatabaseJob),
 }
 
 /// The report of the restore worker.
@@ -378,4 +394,10 @@ pub struct Filled {
     pub bytes: u64,
     /// The number of entries whose owner or group could not be restored, because the entry belonged to another user.
     pub lost_owners: u64,
+    /// The URL of the database that [`RestoreJob::CreateScratch`] created.
+    #[serde(default)]
+    pub scratch: Option<DatabaseUrl>,
+    /// Sentences about parts of a dump that [`RestoreJob::LoadScratch`] did not load.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }

@@ -9,10 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use larder_points::{LookOptions, Point, RestoreOptions, Store, diff_live};
+use larder_points::{LookOptions, Point, RestoreOptions, RestoreReport, Store, diff_live};
 
 use super::{
-    CUSTOM, DATA, DATABASES, DatabaseJob, Filled, PointOwner, RestoreJob, databases,
+    CUSTOM, DATA, DATABASES, DatabaseJob, Filled, PointLabel, PointOwner, RestoreJob, databases,
     dump::{directory, named},
     error::{BackupFailure, FailureKind},
     staging::checked_dump,
@@ -21,7 +21,8 @@ use super::{
 /// The number of threads that write files.
 const THREADS: usize = 2;
 
-/// The name of the scratch directory of drills. A restored copy cannot have this name, because it begins with a dot.
+/// The name of the scratch directory of drills by earlier versions of larder. A restored copy cannot have this name, because it begins with
+/// a dot.
 const SCRATCH: &str = ".drill";
 
 /// The beginning of the names of copies that are not complete yet.
@@ -106,11 +107,26 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
         RestoreJob::Drill { point, owner } => {
             discard(paths, empty)?;
             sweep_copies(&paths.restored)?;
-            let drilled = drill(paths, point, owner);
-            // The result of the drill is reported, not an error of this cleanup. The next drill deletes the directory.
-            let _ = discard(paths, empty);
+            clear(&paths.copy, empty)?;
+            let drilled = drill(paths, point, owner, empty);
+            if drilled.is_err() {
+                // The error of the drill is reported, not an error of this cleanup. The server empties the directory again.
+                let _ = clear(&paths.copy, empty);
+            }
             drilled
         }
+        RestoreJob::CreateScratch(database) => {
+            Ok(Filled { scratch: Some(databases::create_scratch(database)?), ..Filled::default() })
+        }
+        RestoreJob::LoadScratch { point, owner, database, scratch } => {
+            let point = named(&Store::open(&paths.points)?, point)?;
+            check_owner(&point, owner)?;
+            let dump = checked_dump(&point, database)?;
+            let bytes = fs::metadata(&dump).map_err(|e| BackupFailure::io("read the dump", &e))?.len();
+            let left_out = databases::load_scratch(database, scratch, &dump)?;
+            Ok(Filled { point: point.id().to_owned(), bytes, left_out, ..Filled::default() })
+        }
+        RestoreJob::DropScratch(database) => databases::drop_scratch(database).map(|()| Filled::default()),
     }
 }
 
@@ -146,7 +162,7 @@ fn sweep_copies(restored: &Path) -> Result<(), BackupFailure> {
     Ok(())
 }
 
-/// Deletes the scratch directory of drills.
+/// Deletes the scratch directory of a drill by an earlier version of larder.
 fn discard(paths: &RestorePaths, empty: fn(&Path) -> io::Result<()>) -> Result<(), BackupFailure> {
     let scratch = paths.restored.join(SCRATCH);
     match fs::symlink_metadata(&scratch) {
@@ -157,11 +173,21 @@ fn discard(paths: &RestorePaths, empty: fn(&Path) -> io::Result<()>) -> Result<(
     deleted.and_then(|()| fs::remove_dir(&scratch)).map_err(|e| BackupFailure::io("delete the copy of a drill", &e))
 }
 
-/// Restores into the scratch directory, and compares the restored files with the restore point as they are on the disk.
-fn drill(paths: &RestorePaths, point: &str, owner: &PointOwner) -> Result<Filled, BackupFailure> {
+/// Restores all sources into the copy, compares the restored files with the restore point as they are on the disk, reads the dumps with the
+/// programs of their engines, and leaves only the data in the copy.
+fn drill(
+    paths: &RestorePaths,
+    point: &str,
+    owner: &PointOwner,
+    empty: fn(&Path) -> io::Result<()>,
+) -> Result<Filled, BackupFailure> {
     let point = named(&Store::open(&paths.points)?, point)?;
-    let report = point.restore_into(opened(&paths.restored)?.as_fd(), OsStr::new(SCRATCH), &options(owner)?)?;
-    let scratch = opened(&paths.restored.join(SCRATCH))?;
+    check_owner(&point, owner)?;
+    let parent = opened(&paths.copy)?;
+    let name = format!(".larder-{}", point.id());
+    let report = point.restore_into(parent.as_fd(), OsStr::new(&name), &options(owner)?)?;
+    let tree = paths.copy.join(&name);
+    let scratch = opened(&tree)?;
     let options = LookOptions { threads: THREADS, listed: 1, ..LookOptions::default() };
     let found = diff_live(&point, scratch.as_fd(), &options)?;
     let different = found.added + found.removed + found.changed;
@@ -175,6 +201,17 @@ fn drill(paths: &RestorePaths, point: &str, owner: &PointOwner) -> Result<Filled
         );
         return Err(BackupFailure::new(FailureKind::Damaged, why));
     }
+    let label: Option<PointLabel> = serde_json::from_value(point.manifest.label.clone()).ok();
+    for info in label.map(|label| label.databases).unwrap_or_default() {
+        databases::engine(info.engine).verify(&tree.join(&info.path))?;
+    }
+    let only_data = || {
+        raise(&tree.join(DATA), &paths.copy)?;
+        empty(&tree)?;
+        fs::remove_dir(&tree)
+    };
+    only_data().map_err(|e| BackupFailure::io("move the restored files", &e))?;
+    point.restore_metadata(DATA, parent.as_fd())?;
     Ok(filled(&point, &report))
 }
 
@@ -206,8 +243,9 @@ fn options(owner: &PointOwner) -> Result<RestoreOptions<'static>, BackupFailure>
     Ok(RestoreOptions { expect, threads: THREADS, ..RestoreOptions::default() })
 }
 
-fn filled(point: &Point, report: &larder_points::RestoreReport) -> Filled {
-    Filled { point: point.id().to_owned(), files: report.files, bytes: report.bytes, lost_owners: report.lost_owners }
+fn filled(point: &Point, report: &RestoreReport) -> Filled {
+    let (point, RestoreReport { files, bytes, lost_owners, .. }) = (point.id().to_owned(), report);
+    Filled { point, files: *files, bytes: *bytes, lost_owners: *lost_owners, ..Filled::default() }
 }
 
 /// Checks the databases, and restores the data into `restoring/`.

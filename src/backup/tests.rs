@@ -17,7 +17,7 @@ struct Place {
 impl Place {
     fn new() -> Place {
         let directory = tempfile::tempdir().unwrap();
-        for name in ["data", "points", "restored", "restoring"] {
+        for name in ["data", "points", "restored", "restoring", "copy"] {
             fs::create_dir(directory.path().join(name)).unwrap();
             fs::set_permissions(directory.path().join(name), fs::Permissions::from_mode(0o700)).unwrap();
         }
@@ -283,7 +283,7 @@ fn full_disk_and_newer_format_have_distinct_failure_kinds() {
 }
 
 #[test]
-fn drill_compares_the_restored_copy_and_deletes_it() {
+fn drill_compares_the_restored_copy_and_leaves_only_the_data() {
     let place = Place::new();
     fs::create_dir(place.at("data/closed")).unwrap();
     fs::write(place.at("data/closed/a"), "content").unwrap();
@@ -295,10 +295,12 @@ fn drill_compares_the_restored_copy_and_deletes_it() {
     let job = RestoreJob::Drill { point: String::from("latest"), owner: owner("shop") };
     assert_eq!(place.restore(&job).unwrap().files, 1);
     assert_eq!(fs::read_dir(place.at("restored")).unwrap().count(), 0);
+    assert_eq!(fs::read_to_string(place.at("copy/closed/a")).unwrap(), "content");
+    assert_eq!(fs::read_dir(place.at("copy")).unwrap().count(), 2);
     let stored = place.at("points").join(&point.id).join("files/data/closed/a");
     fs::write(&stored, "Content").unwrap();
     assert_eq!(place.restore(&job).unwrap_err().kind, FailureKind::Damaged);
-    assert_eq!(fs::read_dir(place.at("restored")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(place.at("copy")).unwrap().count(), 0);
 }
 
 #[test]

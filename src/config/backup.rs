@@ -167,7 +167,7 @@ pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
     ),
     KeyRow::value(
         "drill",
-        "The time after which a run repeats the drill: a restore of the new restore point into a scratch directory, with a comparison of each restored file. A drill needs the disk space of a restore.",
+        "The time after which a run repeats the drill: a restore of the new restore point into a scratch place, in which the live release is started and checked. A drill needs the disk space of a restore.",
         Says("no drills"),
         "30d",
         |reader, node, key, backup| backup.drill = reader.age(node, key),

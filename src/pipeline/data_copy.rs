@@ -1,18 +1,22 @@
 //! The copy of a restore point's data on which a single command works. The copy is deleted when the command has ended. After a kill of the
 //! server, the next server deletes the copy.
 
+use std::time::Duration;
+
 use super::{
     core::Pipeline,
     error::PipelineError,
     points::{PointsError, owner},
     queue::Queue,
-    util::chain,
 };
 use crate::{
     backup::{self, RestoreJob},
     host::{files, root::EnvironmentPaths},
     model::Environment,
 };
+
+/// The pauses after failed deletions of the copy of a previous server, in seconds.
+const SWEEPS: [u64; 5] = [1, 5, 30, 120, 300];
 
 /// A copy of the data of a restore point. Dropping this value deletes the copy in the background.
 pub struct DataCopy {
@@ -27,7 +31,9 @@ impl Drop for DataCopy {
     fn drop(&mut self) {
         let (pipeline, environment, locked) = (self.pipeline.clone(), self.environment.clone(), self.locked.take());
         tokio::spawn(async move {
-            pipeline.clear_copy(&environment).await;
+            if let Ok(queue) = pipeline.queue_of(&environment) {
+                pipeline.remove_copy(&queue, &environment, 1).await;
+            }
             drop(locked);
         });
     }
@@ -52,25 +58,29 @@ impl Pipeline {
         Ok(copy)
     }
 
-    async fn clear_copy(&self, environment: &Environment) {
-        let paths = self.services().root.environment(&environment.project, &environment.name);
-        match backup::restore(&self.backup(environment), &RestoreJob::ClearCopy).await {
-            Ok(_) => drop(std::fs::remove_file(paths.data_copy_note())),
-            Err(error) => {
-                tracing::warn!(environment = environment.title(), error = chain(&error), "cannot delete a copy of the data")
-            }
-        }
-    }
-
-    /// Deletes the copy that a command of the previous server left behind. The copy is deleted in the background.
+    /// Deletes the copy that a command or a drill of the previous server left behind, and the scratch databases of the drill. The copy is
+    /// deleted in the background. A database server may start later than larder, so the deletion is repeated for some minutes.
     pub(super) fn sweep_copy(&self, queue: &Queue, paths: &EnvironmentPaths) {
         let Ok(locked) = queue.copy.clone().try_lock_owned() else { return };
         if paths.data_copy_note().exists() {
-            let (this, environment) = (self.clone(), queue.environment());
+            let (this, queue) = (self.clone(), queue.clone());
             tokio::spawn(async move {
-                this.clear_copy(&environment).await;
+                for pause in SWEEPS {
+                    if this.remove_copy(&queue, &queue.environment(), 1).await {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_secs(pause)).await;
+                }
                 drop(locked);
             });
         }
     }
+}
+
+/// Returns true for the URL of a live database, which a command on a copy of the data must not reach.
+pub fn names_a_database(value: &str) -> bool {
+    const SCHEMES: [&str; 9] = ["postgres", "postgresql", "mysql", "mysql2", "mariadb", "redis", "rediss", "mongodb", "amqp"];
+    let scheme = value.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    // Python's database URLs name the driver after a plus sign.
+    scheme.is_some_and(|scheme| SCHEMES.contains(&scheme.split('+').next().unwrap_or_default()))
 }

@@ -51,6 +51,12 @@ pub fn in_upkeep(name: &'static str) {
     let _ = name;
 }
 
+/// Kills this process if the failpoint `drill.NAME` of a drill is active.
+pub fn in_drill(name: &'static str) {
+    fail::fail_point!(&format!("drill.{name}"), |marks| die(&format!("drill.{name}"), marks));
+    let _ = name;
+}
+
 /// Returns true if a failpoint makes the step `name` fail before (`step.NAME`) or after (`step.NAME.late`) its work.
 pub fn step_fails(name: &str) -> bool {
     fail::fail_point!(&format!("step.{name}"), |_| true);

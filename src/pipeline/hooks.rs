@@ -161,12 +161,7 @@ impl Pipeline {
             env: Vec::new(),
             logs: paths.log(),
         };
-        let pipe = pipe::pipe().and_then(|(writer, reader)| {
-            let stdout = writer.into_blocking_fd()?;
-            Ok((stdout.try_clone()?, stdout, reader))
-        });
-        let (stderr, stdout, reader) = pipe.map_err(|error| failed(error.to_string()))?;
-        let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
+        let (stdio, reader) = piped().map_err(|error| failed(error.to_string()))?;
         let started = services.runtime.task(&boot, &job, stdio).await;
         let mut child = started.map_err(|error| failed(chain(&error)))?;
         let reading = tokio::spawn(last_lines(reader));
@@ -184,8 +179,16 @@ impl Pipeline {
     }
 }
 
+/// Returns the descriptors of a process whose output and errors arrive in one pipe, and the read end of this pipe.
+pub(super) fn piped() -> std::io::Result<(Stdio, pipe::Receiver)> {
+    let (writer, reader) = pipe::pipe()?;
+    let stdout = writer.into_blocking_fd()?;
+    let stderr = stdout.try_clone()?;
+    Ok((Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() }, reader))
+}
+
 /// Reads the output of a script to its end, and returns the last lines.
-async fn last_lines(reader: pipe::Receiver) -> VecDeque<String> {
+pub(super) async fn last_lines(reader: pipe::Receiver) -> VecDeque<String> {
     let (mut reader, mut line, mut last) = (BufReader::new(reader), Vec::new(), VecDeque::new());
     loop {
         line.clear();

@@ -64,7 +64,7 @@ mod verdict;
 pub use self::{
     context::Services,
     core::{Pipeline, ProjectLimits, StartCheck},
-    data_copy::DataCopy,
+    data_copy::{DataCopy, names_a_database},
     data_return::{PointChoiceError, Upgrade},
     databases::StoredUrlError,
     drift::DriftError,
@@ -85,8 +85,8 @@ pub use self::{
     supply::{ReleaseCandidate, SupplyError},
     transcript::{Follower, Transcript},
     upkeep::{
-        BackupOverview, BackupState, CopyState, DamagedPoint, DrillRecord, LastFailure, LastRun, OffsiteState, Pruned, RunResult,
-        VerifiedPoint,
+        BackupOverview, BackupState, CopyState, DamagedPoint, DrillRecord, DrilledDatabase, LastFailure, LastRun, OffsiteState,
+        Pruned, RunResult, VerifiedPoint,
     },
     util::{chain, seconds},
     verdict::unrestored,

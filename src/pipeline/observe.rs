@@ -56,6 +56,20 @@ pub enum BackupNews {
         /// The defect, as one line.
         why: String,
     },
+    /// A drill succeeded.
+    Drilled {
+        /// The id of the restore point.
+        point: String,
+        /// The duration in milliseconds.
+        millis: u64,
+    },
+    /// A drill failed.
+    DrillFailed {
+        /// The id of the restore point.
+        point: String,
+        /// The reason, as one line.
+        why: String,
+    },
     /// A scheduled run failed.
     Failed {
         /// The failed action and its cause.
@@ -173,6 +187,8 @@ impl fmt::Display for News {
             News::Released(_) => "released",
             News::Backup(BackupNews::Verified { .. }) => "backup_verified",
             News::Backup(BackupNews::Damaged { .. }) => "backup_damaged",
+            News::Backup(BackupNews::Drilled { .. }) => "drill_succeeded",
+            News::Backup(BackupNews::DrillFailed { .. }) => "drill_failed",
             News::Backup(BackupNews::Failed { .. }) => "backup_failed",
             News::Ended(Outcome::Live { .. }) => "live",
             News::Ended(Outcome::Refused { .. }) => "refused",

@@ -73,6 +73,14 @@ impl Permits {
         }
     }
 
+    /// Acquires a permit like [`Permits::acquire`], for work without a transcript.
+    ///
+    /// # Errors
+    /// As for [`Permits::acquire`].
+    pub async fn acquire_quietly(&self, resource: Resource) -> Result<OwnedSemaphorePermit, AcquireError> {
+        self.semaphore(resource).clone().acquire_owned().await
+    }
+
     fn semaphore(&self, resource: Resource) -> &Arc<Semaphore> {
         match resource {
             Resource::Build => &self.build,

@@ -19,5 +19,5 @@ pub use self::{
     logs::{LogLimits, LogLine, Logs, tail},
     ports::Ports,
     process::{Boot, Exits, Instance, Label, Process, RunJob},
-    supervision::{Runtime, RuntimeError},
+    supervision::{ProbedWeb, Runtime, RuntimeError},
 };

@@ -1,6 +1,6 @@
 //! [`Runtime`] starts, follows and stops the application processes in the slots of environments.
 
-use std::{collections::HashMap, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -42,6 +42,32 @@ pub enum RuntimeError {
 struct Supervised {
     instance: Instance,
     exits: watch::Sender<Exits>,
+}
+
+/// A web process on the copy of the data. Dropping the value kills the process.
+pub struct ProbedWeb {
+    /// The process.
+    pub child: Child,
+    port: ProbedPort,
+}
+
+impl ProbedWeb {
+    /// Returns the address on which the process must listen.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port.number))
+    }
+}
+
+/// A port that is released when the value is dropped.
+struct ProbedPort {
+    number: u16,
+    runtime: Runtime,
+}
+
+impl Drop for ProbedPort {
+    fn drop(&mut self) {
+        self.runtime.0.ports.lock().give_back(self.number);
+    }
 }
 
 struct Shared {
@@ -256,6 +282,30 @@ impl Runtime {
         let launch = boot.launch(Role::Task, Supervision::Once, None);
         let launched = self.0.launcher.launch(launch, job, stdio).await;
         launched.map_err(|source| RuntimeError::Launch { process: job.command.chars().take(60).collect(), source })
+    }
+
+    /// Starts a web process in a slot, on the copy of the data instead of the data, with a port of its own. The keeper does not restart the
+    /// process, and the proxy has no route to the process.
+    pub async fn probe_web(
+        &self,
+        boot: &Boot,
+        mut job: RunJob,
+        memory: Option<u64>,
+        stdio: Stdio,
+    ) -> Result<ProbedWeb, RuntimeError> {
+        let process = String::from("web.1");
+        let taken = {
+            let mut ports = self.0.ports.lock();
+            let (from, to) = ports.bounds();
+            ports.take().ok_or_else(|| RuntimeError::NoPort { process: process.clone(), from, to })?
+        };
+        let port = ProbedPort { number: taken, runtime: self.clone() };
+        job.env.push((String::from("PORT"), taken.to_string()));
+        job.env.push((String::from("LARDER_PROCESS"), process.clone()));
+        let launch = boot.launch(Role::Probe, Supervision::Once, memory);
+        let launched = self.0.launcher.launch(launch, &job, stdio).await;
+        let child = launched.map_err(|source| RuntimeError::Launch { process, source })?;
+        Ok(ProbedWeb { child, port })
     }
 
     /// Starts one command in a slot, on the copy of the data instead of the data. The keeper does not restart the command.

@@ -43,6 +43,10 @@ impl Observer for ServerLog {
             News::Backup(BackupNews::Damaged { point, why }) => {
                 tracing::error!(id, environment, point, why, "restore point is damaged")
             }
+            News::Backup(BackupNews::Drilled { point, millis }) => {
+                tracing::info!(id, environment, point, millis, "drill succeeded")
+            }
+            News::Backup(BackupNews::DrillFailed { point, why }) => tracing::error!(id, environment, point, why, "drill failed"),
             News::Backup(BackupNews::Failed { why }) => tracing::error!(id, environment, why, "scheduled restore point failed"),
             News::Began | News::Committed => tracing::debug!(id, environment, deployment, ?news, "deployment continues"),
         }

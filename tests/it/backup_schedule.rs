@@ -17,7 +17,7 @@ const PROCFILE: &str = "web: exec larder static-server --root .\n";
 const ALWAYS: &str = "backup: {schedule: '* * * * * *', spread: 0s, keep: {last: 2, daily: 0, weekly: 0, monthly: 0}}\n";
 
 /// A schedule with one run per year, so that no run is due during a test unless the test changes the record of the schedule.
-const YEARLY: &str = "backup: {schedule: '0 12 1 7 *', spread: 0s, drill: 1h}
+pub const YEARLY: &str = "backup: {schedule: '0 12 1 7 *', spread: 0s, drill: 1h}
 ";
 
 fn shop(world: &World) -> Repo<'_> {
@@ -44,17 +44,17 @@ fn ids(world: &World) -> Vec<String> {
 }
 
 /// Returns the part of `larder status` that describes the scheduled restore points.
-fn summary(world: &World) -> Value {
+pub fn summary(world: &World) -> Value {
     world.larder(&["--json", "status"]).json()["environments"][0]["backup"].clone()
 }
 
-fn record(world: &World) -> PathBuf {
+pub fn record(world: &World) -> PathBuf {
     world.environment("shop").join("backups.json")
 }
 
 /// Makes the next server start a missed run: sets the last handled time in the record of the schedule to `time`. No server may run
 /// meanwhile.
-fn forget_runs_since(world: &World, time: &str) {
+pub fn forget_runs_since(world: &World, time: &str) {
     let mut state: Value = serde_json::from_slice(&fs::read(record(world)).unwrap()).unwrap();
     state["covered"] = Value::from(time);
     fs::write(record(world), serde_json::to_vec(&state).unwrap()).unwrap();
@@ -180,7 +180,7 @@ fn damaged_restore_point_is_announced_by_the_next_run() {
     world.end();
 }
 
-fn damage(file: &Path) {
+pub fn damage(file: &Path) {
     let mut bytes = fs::read(file).unwrap();
     bytes[0] ^= 1;
     fs::write(file, bytes).unwrap();

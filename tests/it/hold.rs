@@ -5,15 +5,9 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-    },
-    thread::JoinHandle,
-    time::Duration,
 };
 
-use crate::harness::{Repo, World, http, in_each_mode, in_one_mode, postgres::Postgres, state::names, until};
+use crate::harness::{Repo, World, in_each_mode, in_one_mode, ledger::Writer, postgres::Postgres, state::names, until};
 
 in_each_mode!(failed_upgrade_restores_the_data_and_loses_no_acknowledged_write);
 in_one_mode!(
@@ -94,58 +88,6 @@ fn seen(world: &World) -> BTreeMap<PathBuf, String> {
     // larder itself writes `.larder-seed`, the record of the seeded files.
     [".larder-seed", "store/ledger"].into_iter().for_each(|path| drop(all.remove(Path::new(path))));
     all.into_iter().map(|(path, seen)| (path, format!("{seen:?}"))).collect()
-}
-
-/// A client that writes numbered lines and remembers the lines that were acknowledged.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<Vec<String>>>,
-}
-
-impl Writer {
-    fn start(world: &World, name: &str) -> Writer {
-        let stop = Arc::new(AtomicBool::new(false));
-        let acknowledged = Arc::new(AtomicUsize::new(0));
-        let (stopped, count, name, port) = (stop.clone(), acknowledged.clone(), name.to_owned(), world.http_port());
-        let thread = std::thread::spawn(move || {
-            let mut acknowledged = Vec::new();
-            for number in 0.. {
-                if stopped.load(Relaxed) {
-                    break;
-                }
-                let line = format!("{name}-{number}");
-                let request = format!(
-                    "POST / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{line}",
-                    line.len()
-                );
-                if http::request(port, &request).is_ok_and(|answer| answer.status == 200) {
-                    acknowledged.push(line);
-                    count.fetch_add(1, Relaxed);
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            acknowledged
-        });
-        Writer { stop, acknowledged, thread: Some(thread) }
-    }
-
-    /// Waits until five further lines were acknowledged.
-    fn goes_on(&self) {
-        let before = self.acknowledged.load(Relaxed);
-        until("further writes are acknowledged", || self.acknowledged.load(Relaxed) >= before + 5);
-    }
-
-    fn stop(mut self) -> Vec<String> {
-        self.stop.store(true, Relaxed);
-        self.thread.take().unwrap().join().unwrap()
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-    }
 }
 
 #[track_caller]

@@ -7,9 +7,8 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use crate::{
-    harness::{Repo, World, in_one_mode, installed, state::names},
+    harness::{Repo, World, in_one_mode, installed, ledger::Sqlite, state::names},
     recovery::{DyingServer, Victim, events, marks, thorough},
-    upgrade_kills::Sqlite,
 };
 
 in_one_mode!(

@@ -21,6 +21,7 @@ mod delivering;
 mod deltas;
 mod django;
 mod drift;
+mod drill;
 mod dry_run;
 mod environments;
 mod examples;

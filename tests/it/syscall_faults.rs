@@ -477,6 +477,7 @@ fn each_fault(jobs: &[Job]) {
 }
 
 fn reset(places: &Places) {
+    emptied(&places.at("copy")).unwrap();
     for name in ["restored/copy", "restored/.drill"] {
         let at = places.at(name);
         if at.exists() {

@@ -5,7 +5,7 @@
 
 use std::{fs, io::Read, os::unix::fs::MetadataExt, path::Path};
 
-use super::{DatabaseAt, DatabaseJob, DatabaseUrl, mysql, postgres};
+use super::{DatabaseAt, DatabaseJob, DatabaseUrl, mysql, postgres, url::SCRATCH_SUFFIX};
 use crate::{
     backup::{BackupFailure, FailureKind},
     model::{DatabaseEngine, Environment},
@@ -142,6 +142,22 @@ impl DatabaseServer {
             .concat(),
         };
         Ok(found.first().is_none_or(|count| count != "0"))
+    }
+
+    /// Creates the scratch database of a drill beside the database of an account, unless it exists. An account of MySQL has the right to create
+    /// this database itself.
+    pub fn create_scratch(&self, account: &DatabaseAccount) -> Result<(), BackupFailure> {
+        if self.engine != DatabaseEngine::Postgres {
+            return Ok(());
+        }
+        let live = &account.name;
+        let name = format!("{live}{SCRATCH_SUFFIX}");
+        let found = postgres::query(&self.admin, &format!("select count(*) from pg_database where datname = '{name}';"))?;
+        if found.first().is_none_or(|count| count != "0") {
+            return Ok(());
+        }
+        let statements = postgres::scratch::creation(live, &name, &format!("owner {live}"));
+        postgres::query(&self.admin, &format!("{statements}revoke all on database {name} from public;\n")).map(drop)
     }
 
     /// Creates database and user. A database and a user of an earlier call with this account stay, and the user gets the password of the account.

@@ -10,6 +10,7 @@ mod declared;
 mod mysql;
 mod postgres;
 mod redis;
+mod scratch;
 mod sqlite;
 mod stream;
 pub(in crate::backup) mod tool;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     admin::{DatabaseAccount, DatabaseServer},
     declared::{DatabaseConflict, databases_of},
+    scratch::{create_scratch, drop_scratch, load_scratch},
     sqlite::is_database as is_sqlite,
     stream::{DatabaseStream, SHELL_VARIABLE, shell_main as database_shell, work as stream_work},
     url::{DatabaseAddress, DatabaseUrl},

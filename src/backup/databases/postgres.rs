@@ -4,6 +4,8 @@
 //! A restore needs no right to create databases, keeps the settings and rights of the database itself, and keeps installed extensions, which
 //! often only a superuser can create.
 
+pub(super) mod scratch;
+
 use std::{
     fs,
     io::{self, Read, Write},

@@ -8,6 +8,12 @@ use url::Url;
 
 use crate::backup::{BackupFailure, FailureKind};
 
+/// The end of the name of the scratch database of a drill.
+pub(super) const SCRATCH_SUFFIX: &str = "_larder_drill";
+
+/// The parameters of a URL that name the database instead of the path.
+const DATABASE_PARAMETERS: [&str; 3] = ["dbname", "database", "db"];
+
 /// The URL of a database server. The value exists only in memory and in the pipe to a worker.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -59,6 +65,33 @@ impl DatabaseUrl {
     /// Returns the whole URL. The caller must not put the text into a message, a file or the arguments of a program.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Returns true if a text contains the password of the URL, with or without its escapes.
+    pub fn reveals_password(&self, text: &str) -> bool {
+        let raw = Url::parse(&self.0).ok().and_then(|url| url.password().map(str::to_owned)).unwrap_or_default();
+        let decoded = percent_decode_str(&raw).decode_utf8_lossy();
+        // A very short text occurs in values by chance.
+        [raw.as_str(), &decoded].into_iter().any(|password| password.len() >= 6 && text.contains(password))
+    }
+
+    /// Returns the URL of the database `name` on the same server.
+    pub fn with_database(&self, name: &str) -> Result<DatabaseUrl, BackupFailure> {
+        let wrong = |error| BackupFailure::new(FailureKind::Refused, format!("cannot read the URL of the database: {error}"));
+        let mut url = Url::parse(&self.0).map_err(wrong)?;
+        let keeps = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+        let path: String =
+            name.bytes().map(|byte| if keeps(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect();
+        url.set_path(&format!("/{path}"));
+        let pairs: Vec<_> = url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect();
+        // A parameter with a name of a database would lead the application to the live database.
+        let kept: Vec<_> = pairs.iter().filter(|(name, _)| !DATABASE_PARAMETERS.contains(&name.as_str())).collect();
+        if kept.is_empty() {
+            url.set_query(None);
+        } else if kept.len() < pairs.len() {
+            url.query_pairs_mut().clear().extend_pairs(kept);
+        }
+        Ok(DatabaseUrl::new(url.as_str()))
     }
 
     /// Returns the parts. The message of the error does not contain the URL.
@@ -114,6 +147,19 @@ mod tests {
         assert_eq!(address.server(5432), "[::1]:5433");
         let short = DatabaseUrl::new("redis://localhost").address().unwrap();
         assert_eq!((short.user, short.password, short.port, short.database), (None, None, None, None));
+    }
+
+    #[test]
+    fn url_of_a_scratch_database_names_only_the_scratch_database() {
+        let of = |url: &str, name: &str| DatabaseUrl::new(url).with_database(name).unwrap().expose().to_owned();
+        let live = "postgres://u:p%40s@h:1/shop?sslmode=require";
+        assert_eq!(of(live, "shop_larder_drill"), "postgres://u:p%40s@h:1/shop_larder_drill?sslmode=require");
+        assert_eq!(
+            of("postgresql+psycopg://u:p@h/x?dbname=shop&sslmode=off", "a b"),
+            "postgresql+psycopg://u:p@h/a%20b?sslmode=off"
+        );
+        assert_eq!(of("redis://:p@h:1/0?db=3", "15"), "redis://:p@h:1/15");
+        assert_eq!(of("redis://h", "15"), "redis://h/15");
     }
 
     #[test]

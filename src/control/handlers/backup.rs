@@ -17,7 +17,7 @@ use crate::{
         request::{Confirmation, Context, Reply, Request, Stream},
     },
     model::{Access, CommitId, Environment, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_line},
-    pipeline::{Pipeline, PointsError},
+    pipeline::{DrillRecord, Pipeline, PointsError},
 };
 
 /// The maximum length of the reason of a restore point, in bytes.
@@ -125,6 +125,9 @@ pub struct PointView {
     pub counts: PointCounts,
     /// The files that the capture skipped, at most 1000, as pairs of path and reason; empty in a list of restore points.
     pub left_out: Vec<(String, String)>,
+    /// The last drill, if it was a drill of this restore point; absent in all answers except that of `backup show`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillRecord>,
 }
 
 impl PointView {
@@ -153,6 +156,7 @@ impl PointView {
             databases: label.map(|label| label.databases.clone()).unwrap_or_default(),
             counts: info.counts,
             left_out: info.skipped,
+            drill: None,
         }
     }
 }
@@ -336,7 +340,9 @@ impl Request for BackupShow {
         point_name(&self.point)?;
         let environment = control.environment(&self.target)?;
         let info = control.pipeline().point(&environment, self.point).await.map_err(|error| of_points(&error))?;
-        Ok(PointView::new(&environment, info).into())
+        let drill = control.pipeline().backup_overview(&environment).record.ok().and_then(|record| record.drill);
+        let drill = drill.filter(|drill| drill.point == info.id);
+        Ok(PointView { drill, ..PointView::new(&environment, info) }.into())
     }
 }
 

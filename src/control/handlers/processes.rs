@@ -16,7 +16,7 @@ use crate::{
     },
     host::launch::Stdio,
     model::{Access, Environment, ProjectName, ReleaseId, ReleaseNumber, Slot, SlotUse},
-    pipeline::{PipelineError, RestartError},
+    pipeline::{PipelineError, RestartError, names_a_database},
     runtime::{Boot, RunJob},
 };
 
@@ -246,12 +246,4 @@ impl Request for Run {
         };
         Ok(Reply::Stream(Stream::Run(Box::new(start))))
     }
-}
-
-/// Returns true for the URL of a live database, which a command on a copy of the data must not reach.
-fn names_a_database(value: &str) -> bool {
-    const SCHEMES: [&str; 9] = ["postgres", "postgresql", "mysql", "mysql2", "mariadb", "redis", "rediss", "mongodb", "amqp"];
-    let scheme = value.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
-    // Python's database URLs name the driver after a plus sign.
-    scheme.is_some_and(|scheme| SCHEMES.contains(&scheme.split('+').next().unwrap_or_default()))
 }

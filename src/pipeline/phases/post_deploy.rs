@@ -3,9 +3,10 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use super::deploy::{boot, processes};
+use super::deploy::{boot, health, processes};
 use crate::{
-    model::Phase,
+    config::Settings,
+    model::{Environment, Phase},
     pipeline::{
         context::Deployment,
         slots::UNDO_GRACE,
@@ -105,21 +106,31 @@ impl Step for SmokeChecks {
 
 /// Requests the pages under `smoke:` of the recipe from `address`. Fails if a page does not have its expected status and text.
 pub async fn request_smoke_pages(deployment: &Deployment, connector: &dyn Connector, address: SocketAddr) -> Result<(), Failure> {
-    let services = &deployment.services;
-    let settings = deployment.settings();
-    let host = boot::health_host(&deployment.environment, &settings, services.config.domain.as_str());
-    for smoke in settings.smoke {
+    let domain = deployment.services.config.domain.as_str();
+    let requested = smoke_pages(&deployment.settings(), &deployment.environment, domain, connector, address).await;
+    requested.map_err(|failure| match processes::any_web(deployment) {
+        true => failure,
+        false => failure.hint("start a web process with `larder ps --scale web=1`: no web process runs"),
+    })
+}
+
+/// Requests the pages under `smoke:` of `settings` from `address`. Fails if a page does not have its expected status and text.
+pub async fn smoke_pages(
+    settings: &Settings,
+    environment: &Environment,
+    domain: &str,
+    connector: &dyn Connector,
+    address: SocketAddr,
+) -> Result<(), Failure> {
+    let host = health::health_host(environment, settings, domain);
+    for smoke in &settings.smoke {
         let path = smoke.path.as_str();
         let wanted = if smoke.contains.is_some() { MAX_PAGE } else { 0 };
         let answer = fetch(connector, address, path, &host, wanted, Duration::from_secs(10)).await;
         let (status, page) = answer.map_err(|error| Failure::pusher(format!("smoke check {path}: {error}")))?;
         if !smoke.status.contains(status.as_u16()) {
             let (status, wanted) = (status.as_u16(), smoke.status);
-            let failure = Failure::pusher(format!("smoke check {path} answered {status} (expected {wanted})"));
-            return Err(match processes::any_web(deployment) {
-                true => failure,
-                false => failure.hint("start a web process with `larder ps --scale web=1`: no web process runs"),
-            });
+            return Err(Failure::pusher(format!("smoke check {path} answered {status} (expected {wanted})")));
         }
         let Some(text) = &smoke.contains else { continue };
         if !page.windows(text.len()).any(|window| window == text.as_bytes()) {

@@ -216,22 +216,24 @@ impl Pipeline {
         }
     }
 
-    /// Reads a restore point back with low priority, and announces a defect that was not known before.
+    /// Reads a restore point back with low priority. [`Pipeline::note_points`] records and announces a defect.
     async fn read_back(&self, environment: &Environment, id: &str) -> Result<PointInfo, PointsError> {
         let job = DumpJob::Quietly(Box::new(DumpJob::Verify { point: id.to_owned() }));
         let DumpReport::Point(info, _) = backup::dump(&self.backup(environment), &job).await? else {
             return Err(backup::BackupError::Confused { role: "dump" }.into());
         };
-        if let Some(why) = defect(&info.state) {
-            let news = BackupNews::Damaged { point: info.id.clone(), why };
-            self.announce_backup(environment, format!("backup.{}.damaged", info.id), news);
-        }
         Ok(*info)
     }
 
     /// Reads older restore points back, within the daily budget: first the restore points that were never read back, then the restore points
     /// whose verification is oldest. A restore point that is known to be damaged is not read again.
     async fn read_older(&self, environment: &Environment, taken: &str) -> Result<(), PointsError> {
+        let read = self.read_in_turn(environment, taken).await;
+        self.refresh_points(environment).await;
+        read
+    }
+
+    async fn read_in_turn(&self, environment: &Environment, taken: &str) -> Result<(), PointsError> {
         let budget = self.services().config.backup.reverify.bytes();
         let plan = self.plan_points(environment).await?;
         let mut turn: Vec<(i64, &PointInfo)> = plan
@@ -253,22 +255,22 @@ impl Pipeline {
             }
             match self.read_back(environment, &info.id).await {
                 Ok(_) => {}
-                // A person removed the restore point meanwhile.
+                // A person removed the restore point meanwhile, or its index is damaged. The worker has recorded the damage, and the other restore
+                // points are still read.
                 Err(PointsError::Worker(backup::BackupError::Failed(failure)))
-                    if failure.kind == backup::FailureKind::NotFound => {}
+                    if matches!(failure.kind, backup::FailureKind::NotFound | backup::FailureKind::Damaged) => {}
                 Err(error) => return Err(error),
             }
             self.change_record(environment, |record| {
                 record.reading.bytes = record.reading.bytes.saturating_add(info.counts.bytes)
             });
         }
-        self.refresh_points(environment).await;
         Ok(())
     }
 
     /// Announces a result of the scheduled work. A failure is delivered again until every observer has accepted it.
     pub(super) fn announce_backup(&self, environment: &Environment, id: String, news: BackupNews) {
-        let is_failure = !matches!(news, BackupNews::Verified { .. });
+        let is_failure = !matches!(news, BackupNews::Verified { .. } | BackupNews::Drilled { .. });
         let announcement = Announcement {
             id,
             at: Timestamp::now(),

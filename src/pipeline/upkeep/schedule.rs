@@ -6,12 +6,12 @@ use jiff::Timestamp;
 
 use super::{
     due::{Due, DueRun, Timetable, delay},
-    state::{BackupState, RunningRun},
+    state::{BackupState, DamagedPoint, RunningRun},
 };
 use crate::{
     backup::PointInfo,
     model::Environment,
-    pipeline::{core::Pipeline, queue::Queue},
+    pipeline::{core::Pipeline, observe::BackupNews, queue::Queue},
 };
 
 /// The maximum time between two looks at the clock and at the environments. The clock may be set, and an environment may be created, at any
@@ -100,9 +100,19 @@ impl Pipeline {
         self.services().root.environment(&environment.project, &environment.name).backup_record()
     }
 
-    /// Records the states of all restore points of an environment.
+    /// Records the states of all restore points of an environment, and announces defects that were not recorded before.
     pub(in crate::pipeline) fn note_points(&self, environment: &Environment, points: &[PointInfo]) {
-        self.change_record(environment, |record| record.adopt(points));
+        let mut found = Vec::new();
+        self.change_record(environment, |record| {
+            let before = record.damaged.clone();
+            record.adopt(points);
+            let is_new = |point: &&DamagedPoint| !before.iter().any(|known| known.id == point.id);
+            found = record.damaged.iter().filter(is_new).cloned().collect();
+        });
+        for DamagedPoint { id, defect } in found {
+            let news = BackupNews::Damaged { point: id.clone(), why: defect };
+            self.announce_backup(environment, format!("backup.{id}.damaged"), news);
+        }
     }
 
     /// Returns the scheduled restore points of an environment.

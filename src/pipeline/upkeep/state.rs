@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backup::{PointInfo, PointState},
     host::files,
-    model::sanitise_line,
+    model::{DatabaseEngine, DatabaseName, ReleaseNumber, sanitise_line},
 };
 
 /// The size limit of the record, in bytes.
@@ -41,7 +41,7 @@ pub struct BackupState {
     pub(super) reading: Reading,
 }
 
-/// A drill: a restore of a restore point into a scratch directory, with a comparison of each restored file.
+/// A drill: a restore of a restore point into a scratch place, in which the release is started and checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DrillRecord {
     /// The restore point.
@@ -56,6 +56,31 @@ pub struct DrillRecord {
     pub bytes: u64,
     /// The reason why the drill failed; `None` after a success.
     pub failure: Option<String>,
+    /// The databases whose dumps were loaded into scratch databases, and the SQLite files that were checked.
+    #[serde(default)]
+    pub databases: Vec<DrilledDatabase>,
+    /// The release that was started on the copy; absent if none was started.
+    #[serde(default)]
+    pub release: Option<ReleaseNumber>,
+    /// The checks that the release passed on the copy: `health`, `smoke`, `script`.
+    #[serde(default)]
+    pub checks: Vec<String>,
+    /// Sentences about everything that the drill did not prove.
+    #[serde(default)]
+    pub unproven: Vec<String>,
+}
+
+/// A database in a drill.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrilledDatabase {
+    /// The name.
+    pub name: DatabaseName,
+    /// The engine.
+    pub engine: DatabaseEngine,
+    /// The size of the dump, in bytes.
+    pub bytes: u64,
+    /// The time of the load, in milliseconds; zero for an SQLite file.
+    pub millis: u64,
 }
 
 /// A run that has not ended.

@@ -11,6 +11,7 @@ pub mod git;
 pub mod http;
 pub mod invariants;
 pub mod layout;
+pub mod ledger;
 pub mod link;
 pub mod machine;
 pub mod output;

@@ -9,6 +9,7 @@
 use std::fmt::Write as _;
 
 use super::{
+    super::url::SCRATCH_SUFFIX,
     client::{Client, Objects, identifier, literal},
     script::{self, SqlScript},
     version::Version,
@@ -69,37 +70,51 @@ impl Scratch {
 
     /// Drops the scratch databases of this or an earlier restore.
     fn drop(&self, client: &Client) -> Result<(), BackupFailure> {
-        for name in [&self.new, &self.old] {
-            let schema = literal(name);
-            let found = client.rows(&format!(
-                "SELECT COUNT(*) FROM information_schema.schemata WHERE schema_name = {schema};\n\
-                 SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = {schema};\n\
-                 SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = {schema} AND table_name = '{MARK}';\n"
-            ))?;
-            let counts: Vec<&str> = found.iter().flatten().map(String::as_str).collect();
-            match counts.as_slice() {
-                ["0", ..] => {}
-                [_, "0", _] | [_, _, "1"] => {
-                    client.run(None, format!("SET foreign_key_checks = 0;\nDROP DATABASE {};\n", identifier(name)).as_bytes())?;
-                }
-                _ => return Err(client.refused(format!("a database {name} exists that larder did not create"))),
-            }
-        }
-        Ok(())
+        [&self.new, &self.old].into_iter().try_for_each(|name| drop_marked(client, name))
     }
 
     fn create(&self, client: &Client) -> Result<(), BackupFailure> {
-        for name in [&self.new, &self.old] {
-            let name = identifier(name);
-            // A kill between the two statements leaves an empty database without the mark, which `drop` removes, too.
-            let statements = format!("CREATE DATABASE {name};\nCREATE TABLE {name}.{MARK} (x INT);\n");
-            client.run(None, statements.as_bytes()).map_err(|failure| BackupFailure {
-                hint: Some(grant(client)),
-                ..BackupFailure::new(failure.kind, format!("{} (while a scratch database was created)", failure.why))
-            })?;
-        }
-        Ok(())
+        [&self.new, &self.old].into_iter().try_for_each(|name| create_marked(client, name))
     }
+}
+
+/// Returns the name of the scratch database of a drill.
+pub(super) fn drill_name(client: &Client) -> Result<String, BackupFailure> {
+    let name = format!("{}{SCRATCH_SUFFIX}", client.database());
+    match name.chars().count() > MAX_NAME {
+        true => Err(client.refused(format!("the name of its scratch database is too long: {name}"))),
+        false => Ok(name),
+    }
+}
+
+/// Drops a scratch database of larder, if there is one.
+pub(super) fn drop_marked(client: &Client, name: &str) -> Result<(), BackupFailure> {
+    let schema = literal(name);
+    let found = client.rows(&format!(
+        "SELECT COUNT(*) FROM information_schema.schemata WHERE schema_name = {schema};\n\
+                 SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = {schema};\n\
+                 SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = {schema} AND table_name = '{MARK}';\n"
+    ))?;
+    let counts: Vec<&str> = found.iter().flatten().map(String::as_str).collect();
+    match counts.as_slice() {
+        ["0", ..] => {}
+        [_, "0", _] | [_, _, "1"] => {
+            client.run(None, format!("SET foreign_key_checks = 0;\nDROP DATABASE {};\n", identifier(name)).as_bytes())?;
+        }
+        _ => return Err(client.refused(format!("a database {name} exists that larder did not create"))),
+    }
+    Ok(())
+}
+
+/// Creates an empty scratch database with the mark.
+pub(super) fn create_marked(client: &Client, name: &str) -> Result<(), BackupFailure> {
+    let name = identifier(name);
+    // A kill between the two statements leaves an empty database without the mark, which `drop` removes, too.
+    let statements = format!("CREATE DATABASE {name};\nCREATE TABLE {name}.{MARK} (x INT);\n");
+    client.run(None, statements.as_bytes()).map_err(|failure| BackupFailure {
+        hint: Some(grant(client)),
+        ..BackupFailure::new(failure.kind, format!("{} (while a scratch database was created)", failure.why))
+    })
 }
 
 /// Returns the instruction that lets the user of the URL create the scratch databases.

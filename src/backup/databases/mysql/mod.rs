@@ -16,6 +16,37 @@ pub(super) fn admin(job: &DatabaseJob, statements: &str) -> Result<Vec<Vec<Strin
     Client::of_server(job)?.rows(statements)
 }
 
+/// Creates the scratch database of a drill, and returns its name.
+pub(super) fn create_scratch(job: &DatabaseJob) -> Result<String, BackupFailure> {
+    let client = Client::new(job)?;
+    let name = exchange::drill_name(&client)?;
+    exchange::drop_marked(&client, &name)?;
+    exchange::create_marked(&client, &name)?;
+    Ok(name)
+}
+
+/// Loads a dump into a scratch database. Events are left out, because the server would run them.
+pub(super) fn load_scratch(target: &DatabaseJob, dump: &Path) -> Result<Vec<String>, BackupFailure> {
+    let (script, client) = (script::open(dump)?, Client::new(target)?);
+    client.run_part(client.database(), &script.file, &script.tables)?;
+    client.run_part(client.database(), &script.file, &script.objects)?;
+    let has_events = !script.events.is_empty();
+    Ok(has_events
+        .then(|| format!("the events of {} were not created, because the server would run them", target.name))
+        .into_iter()
+        .collect())
+}
+
+/// Drops the scratch database of a drill, if there is one.
+pub(super) fn drop_scratch(job: &DatabaseJob) -> Result<(), BackupFailure> {
+    let client = Client::new(job)?;
+    match exchange::drill_name(&client) {
+        Ok(name) => exchange::drop_marked(&client, &name),
+        // No scratch database can have such a name.
+        Err(_) => Ok(()),
+    }
+}
+
 /// The engine of MySQL and MariaDB.
 pub(super) struct Mysql;
 

@@ -27,6 +27,28 @@ const SCRIPT: &str = "local all = {redis.call('TIME')} \
     for _, key in ipairs(redis.call('KEYS', '*')) do all[#all + 1] = {key, redis.call('PTTL', key), redis.call('DUMP', key)} end \
     return all";
 
+/// Marks an empty number of the server for a drill, and returns the number.
+pub(super) fn create_scratch(job: &DatabaseJob) -> Result<u32, BackupFailure> {
+    let mut connection = Connection::open(job)?;
+    versions(&mut connection)?;
+    restore::drop_drills(&mut connection)?;
+    restore::create_drill(&mut connection)
+}
+
+/// Loads a dump into the marked number of `target`.
+pub(super) fn load_scratch(job: &DatabaseJob, target: &DatabaseJob, dump: &Path) -> Result<(), BackupFailure> {
+    let counts = file::check(dump)?;
+    let scratch = Connection::open(target)?.number;
+    let mut connection = Connection::open(job)?;
+    let versions = versions(&mut connection)?;
+    restore::load_drill(&mut connection, &versions.server, dump, counts, scratch)
+}
+
+/// Empties the numbers that drills of this database have marked.
+pub(super) fn drop_scratch(job: &DatabaseJob) -> Result<(), BackupFailure> {
+    restore::drop_drills(&mut Connection::open(job)?)
+}
+
 /// The engine of Redis.
 pub(super) struct Redis;
 

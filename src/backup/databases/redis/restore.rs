@@ -28,12 +28,7 @@ pub(super) fn restore(
     (records, bytes): (u64, u64),
 ) -> Result<(), BackupFailure> {
     let live = connection.number;
-    let dumped = Reader::open(from)?.server;
-    // A serialised value states the version of its format, and a server refuses a version that is newer than its own.
-    match (version(server), version(&dumped)) {
-        (Some(server), Some(dumped)) if server >= dumped => {}
-        _ => return Err(connection.refused(format!("the server has version {server}, and the dump is of version {dumped}"))),
-    }
+    require_version(connection, server, from)?;
     require_memory(connection, bytes)?;
     let scratch = scratch(connection, live)?;
     let restored = fill(connection, from, scratch, live, records).and_then(|()| swap(connection, live, scratch));
@@ -52,10 +47,58 @@ pub(super) fn check(connection: &mut Connection) -> Result<(), BackupFailure> {
     connection.select(live)
 }
 
+/// Returns the mark of the scratch number of a drill. A restore does not empty a number with this mark.
+fn drill_mark(live: u32) -> String {
+    format!("drill of {live}")
+}
+
+/// Marks an empty number for a drill, and returns the number.
+pub(super) fn create_drill(connection: &mut Connection) -> Result<u32, BackupFailure> {
+    marked(connection, connection.number, &drill_mark(connection.number))
+}
+
+/// Loads a dump into the marked number `scratch`.
+pub(super) fn load_drill(
+    connection: &mut Connection,
+    server: &str,
+    from: &Path,
+    counts: (u64, u64),
+    scratch: u32,
+) -> Result<(), BackupFailure> {
+    let live = connection.number;
+    require_version(connection, server, from)?;
+    require_memory(connection, counts.1)?;
+    fill(connection, from, scratch, live, counts.0)
+}
+
+/// Empties the numbers that drills of this database have marked.
+pub(super) fn drop_drills(connection: &mut Connection) -> Result<(), BackupFailure> {
+    let (live, mark) = (connection.number, drill_mark(connection.number));
+    for number in (0..=HIGHEST).filter(|number| *number != live) {
+        if let Answer::Error(_) = connection.ask(&[b"SELECT", number.to_string().as_bytes()])? {
+            break;
+        }
+        if connection.good(&[b"GET", MARK]).ok() == Some(Answer::Bytes(mark.clone().into_bytes())) {
+            connection.good(&[b"FLUSHDB"])?;
+        }
+    }
+    connection.select(live)
+}
+
 /// Returns the first two numbers of a version.
 pub(super) fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Refuses a dump of a newer server.
+fn require_version(connection: &Connection, server: &str, from: &Path) -> Result<(), BackupFailure> {
+    let dumped = Reader::open(from)?.server;
+    // A serialised value states the version of its format, and a server refuses a version that is newer than its own.
+    match (version(server), version(&dumped)) {
+        (Some(server), Some(dumped)) if server >= dumped => Ok(()),
+        _ => Err(connection.refused(format!("the server has version {server}, and the dump is of version {dumped}"))),
+    }
 }
 
 /// Refuses a restore for which the server would evict keys: old and new keys exist at the same time.
@@ -77,12 +120,16 @@ fn require_memory(connection: &mut Connection, bytes: u64) -> Result<(), BackupF
 /// Marks and returns the highest database number that is empty and not live. A number that a killed restore of this database has marked is
 /// emptied first.
 fn scratch(connection: &mut Connection, live: u32) -> Result<u32, BackupFailure> {
-    let value = live.to_string();
+    marked(connection, live, &live.to_string())
+}
+
+/// Like [`scratch`], with `value` as the value of the mark.
+fn marked(connection: &mut Connection, live: u32, value: &str) -> Result<u32, BackupFailure> {
     for number in (0..=HIGHEST).rev().filter(|number| *number != live) {
         if let Answer::Error(_) = connection.ask(&[b"SELECT", number.to_string().as_bytes()])? {
             continue;
         }
-        if connection.good(&[b"GET", MARK]).ok() == Some(Answer::Bytes(value.clone().into_bytes())) {
+        if connection.good(&[b"GET", MARK]).ok() == Some(Answer::Bytes(value.as_bytes().to_vec())) {
             // A killed restore of this database left these keys.
             connection.good(&[b"FLUSHDB"])?;
         }

@@ -2,6 +2,7 @@
 
 pub mod boot;
 pub mod data;
+pub mod health;
 pub mod hold;
 pub mod in_place;
 pub mod install;

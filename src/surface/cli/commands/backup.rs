@@ -236,6 +236,10 @@ impl Command for BackupShowArgs {
             add("database", format!("{name}: {engine} {version}, {} in {}", size(database.bytes), sanitise_line(&database.path)));
         }
         add("stored", format!("{}; {} copied when it was taken", size(counts.stored), size(counts.copied_bytes)));
+        if let Some(drill) = &view.drill {
+            add("drill", format!("{} UTC: {}", moment(drill.begun), backup_upkeep::drill(drill)));
+            drill.unproven.iter().for_each(|what| add("", format!("not proved: {}", sanitise_line(what))));
+        }
         left_out(&mut text, view);
         Shown::Page(text)
     }

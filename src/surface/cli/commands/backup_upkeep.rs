@@ -48,10 +48,10 @@ impl Command for BackupPruneArgs {
     }
 }
 
-/// Test a restore: restore a restore point into a scratch directory and compare every file
+/// Test a restore: restore files and databases into a scratch place, start the release there and check it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The live data is not changed, and the application keeps serving. The copy is deleted after the comparison. A drill does not start the release on the copy, and does not load dumps of databases.\n\nExit status: 0 the copy equals the restore point, 1 it differs or the restore failed, 4 the restore point does not exist."
+    after_help = "A drill compares every restored file, loads every dump into a scratch database, starts the live release on both with a port of its own, waits for its health check, requests the pages of `smoke:`, and runs the script .larder/drill of the project. Then everything is removed. The output names what the drill did not prove. The live data and databases are not changed, and the application keeps serving.\n\nExit status: 0 the restore works, 1 it failed, 3 the drill was refused or interrupted, 4 the restore point does not exist."
 )]
 pub struct BackupDrillArgs {
     #[command(flatten)]
@@ -69,7 +69,9 @@ impl Command for BackupDrillArgs {
     }
 
     fn show(view: &DrillView) -> Shown {
-        Shown::Done(format!("{}: {}\n", view.environment, drill(&view.drill)))
+        let mut text = format!("{}: {}\n", view.environment, drill(&view.drill));
+        unproven(&mut text, &view.drill);
+        Shown::Done(text)
     }
 
     fn exit_code(view: &DrillView) -> u8 {
@@ -77,16 +79,31 @@ impl Command for BackupDrillArgs {
     }
 }
 
+/// Adds the lines about everything that a drill did not prove.
+fn unproven(text: &mut String, record: &DrillRecord) {
+    for what in &record.unproven {
+        let _ = writeln!(text, "not proved: {}", sanitise_line(what));
+    }
+}
+
 /// Renders a drill, without its time.
-fn drill(record: &DrillRecord) -> String {
+pub(super) fn drill(record: &DrillRecord) -> String {
     let seconds = record.millis as f64 / 1000.0;
     match &record.failure {
-        None => format!(
-            "the drill of {} succeeded: {} ({}) restored and compared in {seconds:.1} s",
-            record.point,
-            count(record.files, "file"),
-            size(record.bytes)
-        ),
+        None => {
+            let files = format!("{} ({}) restored and compared", count(record.files, "file"), size(record.bytes));
+            let databases: Vec<_> = record.databases.iter().map(|one| format!("{} ({})", one.name, one.engine.title())).collect();
+            let databases = match databases.is_empty() {
+                true => String::new(),
+                false => format!(", databases loaded: {}", databases.join(", ")),
+            };
+            let release = record.release.map(|number| format!(", {number} started")).unwrap_or_default();
+            let checks = match record.checks.is_empty() {
+                true => String::new(),
+                false => format!(", checks passed: {}", record.checks.join(", ")),
+            };
+            format!("the drill of {} succeeded: {files}{databases}{release}{checks}, in {seconds:.1} s", record.point)
+        }
         Some(why) => format!("the drill of {} failed after {seconds:.1} s: {}", record.point, sanitise_line(why)),
     }
 }
@@ -149,6 +166,7 @@ pub(super) fn lines(summary: &BackupSummary) -> String {
     }
     if let Some(record) = &summary.drill {
         let _ = writeln!(text, "last drill: {} UTC: {}", moment(record.begun), drill(record));
+        unproven(&mut text, record);
     }
     for store in &summary.offsite {
         let (checked, newest) = (store.checked.map(moment).unwrap_or_else(|| String::from("never")), store.newest.as_deref());
