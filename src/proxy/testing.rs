@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -114,12 +115,15 @@ pub struct App {
     pub connections: Arc<AtomicUsize>,
     pub tick: broadcast::Sender<()>,
     stop: CancellationToken,
+    /// A second descriptor of the listening socket.
+    listening: OwnedFd,
 }
 
 impl App {
     pub async fn start(name: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let listening = listener.as_fd().try_clone_to_owned().unwrap();
         let stop = CancellationToken::new();
         let connections = Arc::new(AtomicUsize::new(0));
         let (tick, _) = broadcast::channel(64);
@@ -145,15 +149,17 @@ impl App {
                 });
             }
         });
-        Self { address, connections, tick, stop }
+        Self { address, connections, tick, stop, listening }
     }
 
     pub fn target(&self) -> RouteTarget {
         tcp(vec![self.address])
     }
 
-    /// Closes the listener and all connections at once, like a killed process.
+    /// Closes the listener and all connections at once, like a killed process. The kernel refuses new connections when this function
+    /// returns. Otherwise, the kernel would accept connections until the task of the listener runs, and reset them afterwards.
     pub fn kill(&self) {
+        let _ = rustix::net::shutdown(&self.listening, rustix::net::Shutdown::Both);
         self.stop.cancel();
     }
 }
