@@ -115,7 +115,7 @@ impl Registry {
         // The next start could not read a larger file.
         if bytes.len() as u64 > MAX_BYTES {
             return Err(io::Error::other(format!(
-                "cannot write {}: the registry has {} bytes (at most {MAX_BYTES} are allowed); remove unused users, keys or projects",
+                "cannot write {}: the registry has {} bytes (expected at most {MAX_BYTES}); remove unused users, keys or projects",
                 path.display(),
                 bytes.len()
             )));

@@ -15,7 +15,8 @@ use super::{
 /// Copies the restore point that the dump worker sends. A restore point that the repository has already is not copied again. The snapshot
 /// is the last file that is written, so a killed copy leaves no snapshot, and the next copy uses the files that were written.
 pub(super) fn copy(store: &OffsiteStore, socket: UnixStream) -> Result<OffsitePoint, BackupFailure> {
-    let missing = || BackupFailure::new(FailureKind::Machine, "cannot create the repository");
+    let missing =
+        || BackupFailure::new(FailureKind::Machine, "cannot create the repository: the store has none after its creation");
     let opened = OpenRepository::open(store, true)?.ok_or_else(missing)?;
     let point = Arc::new(RemotePoint::open(socket, opened.state.clone())?);
     let id = point.parts.manifest.id.clone();
@@ -44,5 +45,7 @@ pub(super) fn copy(store: &OffsiteStore, socket: UnixStream) -> Result<OffsitePo
         let why = format!("cannot copy {id}: the snapshot has {copied} files (expected {expected})");
         return Err(BackupFailure::new(FailureKind::Machine, why));
     }
-    described(&made).ok_or_else(|| BackupFailure::new(FailureKind::Machine, "the snapshot has no name"))
+    described(&made).ok_or_else(|| {
+        BackupFailure::new(FailureKind::Machine, format!("cannot describe the copy of {id}: its snapshot has no name"))
+    })
 }

@@ -171,7 +171,7 @@ impl Command for DatabaseDumpArgs {
 /// Replace a database with a dump from the standard input
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The dump is one of `larder db dump`. A restore point is taken first. The database is replaced as a whole: an error or a kill leaves the old database. The application keeps running, so stop the processes that write before, for example with `larder ps scale`.\n\nExample: larder db load shop --confirm shop < shop.dump"
+    after_help = "The dump is one of `larder db dump`. A restore point is taken first. The database is replaced as a whole: an error or a kill leaves the old database. The application keeps running, so stop the processes that write before, for example with `larder ps shop --scale worker=0`.\n\nExample: larder db load shop --confirm shop < shop.dump"
 )]
 pub struct DatabaseLoadArgs {
     #[command(flatten)]
