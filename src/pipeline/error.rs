@@ -58,6 +58,9 @@ pub enum ThawError {
     /// The record of the slots cannot be used.
     #[error("cannot use the record of the slots: {0}")]
     Slots(String),
+    /// The record of the last restore cannot be used.
+    #[error("cannot use the record of the last restore: {0}")]
+    Restore(String),
     /// The deployment got stuck again, because a step could not be reverted.
     #[error("cannot revert the deployment: {0}")]
     Still(String),

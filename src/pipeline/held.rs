@@ -130,7 +130,8 @@ impl LiveApp for LiveHandle {
             let paths = pipeline.services().root.environment(&environment.project, &environment.name);
             let failed = |source| failure(&PointsError::Exchange { environment: environment.title(), source });
             // The previous server was killed after the exchange. Its processes of the old release possibly run, and have written since.
-            if RestoreRecord::read(&paths).is_some_and(|record| record.has_restored(&point, &paths)) {
+            let record = RestoreRecord::read(&paths).map_err(|error| Failure::host(&error))?;
+            if record.is_some_and(|record| record.has_restored(&point, &paths)) {
                 let Some(previous) = &previous else { return Ok(Ok(())) };
                 let mut custom = Ok(());
                 let restore = async || {

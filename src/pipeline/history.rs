@@ -122,6 +122,9 @@ pub struct History {
     pub unreadable: Vec<(DeploymentId, String)>,
     /// The reason why the record of the slots cannot be used. If there is such a reason, the environment is frozen.
     pub slots: Option<String>,
+    /// The reason why the record of the last restore cannot be used. If there is such a reason, the environment is frozen, and no process
+    /// is started.
+    pub restore: Option<String>,
 }
 
 impl History {
@@ -138,7 +141,7 @@ impl History {
                 }
             }
         }
-        let mut history = History { deployments, unreadable, slots: None };
+        let mut history = History { deployments, unreadable, slots: None, restore: None };
         history.sort();
         history
     }
@@ -204,8 +207,8 @@ impl History {
             Some(Outcome::Stuck { undo, .. }) => Some((summary.deployment, undo.clone())),
             _ => None,
         });
-        let slots = || Some((self.deployments.last()?.deployment, self.slots.clone()?));
-        stuck.or_else(|| self.unreadable.last().cloned()).or_else(slots)
+        let records = || Some((self.deployments.last()?.deployment, self.restore.clone().or_else(|| self.slots.clone())?));
+        stuck.or_else(|| self.unreadable.last().cloned()).or_else(records)
     }
 
     /// Adds a deployment, or replaces the entry of the same deployment.

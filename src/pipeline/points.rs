@@ -234,7 +234,8 @@ impl Pipeline {
 
     /// Returns the record of the last restore of the live data.
     pub fn last_restore(&self, environment: &Environment) -> Option<RestoreRecord> {
-        RestoreRecord::read(&self.services().root.environment(&environment.project, &environment.name))
+        // The start of the environment has reported a record that cannot be used.
+        RestoreRecord::read(&self.services().root.environment(&environment.project, &environment.name)).ok().flatten()
     }
 
     /// Returns the description of a restore point.

@@ -83,7 +83,7 @@ impl Pipeline {
             }
             // `finish_mixed` starts the release after files and databases belong together again.
             Some(_) if mixed.is_some() => {}
-            Some(live) => match self.unfinished_restore(&environment, &history) {
+            Some(live) => match history.restore.clone().or_else(|| self.unfinished_restore(&environment, &history)) {
                 Some(why) => drop(route.set(RouteState::Failed(why))),
                 None => {
                     if let Err(failure) = self.serve(&queue, &history, &live).await {
@@ -247,6 +247,18 @@ impl Pipeline {
                 return Err(ThawError::Slots(why));
             }
         }
+        let restore_unusable = queue.state.lock().history.restore.is_some();
+        if restore_unusable {
+            let mixed = self.settle_restore(&queue, &paths);
+            if let Some(why) = queue.state.lock().history.restore.clone() {
+                return Err(ThawError::Restore(why));
+            }
+            if mixed.is_some() {
+                return Err(ThawError::Restore(String::from(
+                    "its restore has not ended; restart the server, which continues the restore",
+                )));
+            }
+        }
         let frozen = |summary: &&Summary| summary.is_stuck() || summary.outcome.is_none();
         let frozen: Vec<_> = queue.state.lock().history.deployments.iter().filter(frozen).cloned().collect();
         for summary in &frozen {
@@ -264,7 +276,7 @@ impl Pipeline {
             self.announce_release(&queue, id, journal.state().endings, by);
         }
         let cleared = frozen.iter().map(|summary| summary.deployment).chain(unreadable.iter().map(|(id, _)| *id));
-        let cleared = cleared.collect::<BTreeSet<_>>().len().max(usize::from(slots_unusable));
+        let cleared = cleared.collect::<BTreeSet<_>>().len().max(usize::from(slots_unusable || restore_unusable));
         if cleared > 0 {
             self.serve_again(&queue, &paths).await;
         }

@@ -283,9 +283,19 @@ impl Pipeline {
     }
 
     /// Completes the record of a restore that was in flight when the previous server exited. The files are deleted in the background.
-    /// Returns the record instead if files and databases do not belong together yet.
+    /// Returns the record instead if files and databases do not belong together yet. A record that cannot be used freezes the environment.
     pub(super) fn settle_restore(&self, queue: &Queue, paths: &EnvironmentPaths) -> Option<RestoreRecord> {
-        let mut record = RestoreRecord::read(paths).filter(|record| record.end.is_none())?;
+        let read = RestoreRecord::read(paths);
+        queue.state.lock().history.restore = read.as_ref().err().map(|error| {
+            let why = format!(
+                "{}; use the version of larder that wrote the record, or remove the file if the data is complete",
+                chain(error)
+            );
+            let file = paths.restore_record();
+            tracing::error!(environment = queue.environment().title(), file = %file.display(), why, "cannot use the record of the last restore");
+            why
+        });
+        let mut record = read.ok().flatten().filter(|record| record.end.is_none())?;
         let (this, queue, paths) = (self.clone(), queue.clone(), paths.clone());
         let environment = queue.environment();
         let (end, is_mixed) = (record.end_by(&paths), record.is_mixed(&paths));

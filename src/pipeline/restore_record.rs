@@ -1,6 +1,6 @@
 //! The record of the last restore of an environment's live data, `restore.json`.
 
-use std::{os::unix::fs::MetadataExt, path::Path};
+use std::{io, os::unix::fs::MetadataExt, path::Path};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,32 @@ pub struct RestoreRecord {
     pub(super) databases: Vec<DatabaseJob>,
     /// The end; absent while the restore is in flight.
     pub end: Option<RestoreEnd>,
+}
+
+/// The fields that every version of the record has.
+#[derive(Deserialize)]
+struct Head {
+    version: u32,
+    end: Option<serde_json::Value>,
+}
+
+/// The reason why the record of a restore cannot be used. The live data may then be a mixture of two states.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    File(FileError),
+    /// The file is not a record.
+    #[error("cannot read restore.json: it is not the record of a restore")]
+    Malformed(#[source] serde_json::Error),
+    /// A newer version of larder was restoring the data.
+    #[error("cannot use restore.json: its version is {version} (expected at most {known}), and its restore has not ended")]
+    Newer {
+        /// The version of the record.
+        version: u32,
+        /// The newest version that this program can use.
+        known: u32,
+    },
 }
 
 /// The work on databases that is in flight.
@@ -89,11 +115,20 @@ impl RestoreRecord {
         })
     }
 
-    /// Reads the record. Returns `None` if the record is missing, unreadable or from a newer version of larder.
-    pub(super) fn read(paths: &EnvironmentPaths) -> Option<RestoreRecord> {
-        let bytes = files::read_limited(&paths.restore_record(), MAX_RECORD).ok()?;
-        let record: Option<RestoreRecord> = serde_json::from_slice(&bytes).ok();
-        record.filter(|record| record.version <= RestoreRecord::VERSION)
+    /// Reads the record. Returns `None` if the record is missing, or if a newer version of larder wrote it after the end of its restore.
+    pub(super) fn read(paths: &EnvironmentPaths) -> Result<Option<RestoreRecord>, RecordError> {
+        let path = paths.restore_record();
+        let bytes = match files::read_limited(&path, MAX_RECORD) {
+            Ok(bytes) => bytes,
+            Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(RecordError::File(source)),
+        };
+        let Head { version, end } = serde_json::from_slice(&bytes).map_err(RecordError::Malformed)?;
+        if version <= RestoreRecord::VERSION {
+            return serde_json::from_slice(&bytes).map(Some).map_err(RecordError::Malformed);
+        }
+        // The data is complete after the end of a restore, whatever the newer version has recorded about it.
+        if end.is_some() { Ok(None) } else { Err(RecordError::Newer { version, known: RestoreRecord::VERSION }) }
     }
 
     /// Writes the record durably.

@@ -9,7 +9,9 @@ in_one_mode!(
     stuck_journal_without_an_end_is_concluded_by_unfreeze,
     unreadable_journal_freezes_environment,
     journal_write_failure_rejects_push_or_freezes_environment,
-    unrecoverable_journal_freezes_environment_until_it_is_repaired
+    unrecoverable_journal_freezes_environment_until_it_is_repaired,
+    unusable_record_of_a_restore_freezes_the_environment,
+    ended_restore_of_a_newer_version_freezes_nothing,
 );
 
 /// The undo of the switch fails half-way: `current` still names a complete tree, and the previous release keeps serving.
@@ -170,4 +172,43 @@ fn unrecoverable_journal_freezes_environment_until_it_is_repaired(world: &World)
     repo.push().accepted();
     world.serves("shop", "version two");
     world.is_consistent("shop");
+}
+
+/// A restore of a newer version may have left files and databases of different states, so no process may write to the data.
+fn unusable_record_of_a_restore_freezes_the_environment(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let record = world.environment("shop").join("restore.json");
+    for (text, reason) in
+        [("{\"version\":9,\"end\":null}", "its version is 9"), ("{\"version\":1,", "is not the record of a restore")]
+    {
+        world.stop();
+        fs::write(&record, text).unwrap();
+        world.start(&[]);
+        assert_eq!(world.get("shop", "/").status, 503, "a release must not run on data of unknown state");
+        repo.page("version two");
+        repo.push().rejected_with("is frozen").rejected_with(reason);
+        world.larder(&["deploy", "shop", "--unfreeze"]).exits(3).says(reason);
+        assert_eq!(fs::read_to_string(&record).unwrap(), text, "the record was overwritten");
+        fs::remove_file(&record).unwrap();
+        world.larder(&["deploy", "shop", "--unfreeze"]).ok();
+        world.serves("shop", "version one");
+    }
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
+}
+
+fn ended_restore_of_a_newer_version_freezes_nothing(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.stop();
+    fs::write(world.environment("shop").join("restore.json"), "{\"version\":9,\"end\":\"restored\"}").unwrap();
+    world.start(&[]);
+    world.serves("shop", "version one");
+    repo.page("version two");
+    repo.push().accepted();
+    world.serves("shop", "version two");
 }

@@ -154,7 +154,9 @@ async fn unfreeze(
         ThawError::NotNow(why) => of_pipeline(&why),
         ThawError::Record(why) => CommandError::internal(&why)
             .hint("repair the record of the deployment, or move its directory away; then run this command again"),
-        ThawError::Slots(_) | ThawError::Still(_) => refused(format!("{} stays frozen: {error}", environment.title())),
+        ThawError::Slots(_) | ThawError::Restore(_) | ThawError::Still(_) => {
+            refused(format!("{} stays frozen: {error}", environment.title()))
+        }
     })?;
     match cleared {
         0 => Err(not_found(format!("{} is not frozen", environment.title()))),
