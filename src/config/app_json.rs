@@ -7,10 +7,10 @@ use indexmap::IndexMap;
 use serde_json::{Map, Value};
 
 use super::{
+    build::RequiredVariable,
     error::{ConfigError, shown},
     process::MAX_INSTANCES,
     reader::MAX_PROBLEMS,
-    settings::RequiredVariable,
     value::{BuildpackRef, CommandLine, HttpPath, VariableName},
     yaml::{self, FileLimits},
 };

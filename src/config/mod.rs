@@ -7,6 +7,7 @@
 
 mod app_json;
 mod backup;
+mod build;
 mod database;
 mod database_servers;
 mod error;
@@ -34,6 +35,7 @@ mod tests;
 pub use crate::model::{StopSignal, Strategy};
 pub use app_json::AppJson;
 pub use backup::{BackupConfig, BackupKeep, Schedule};
+pub use build::{BuildSettings, RequiredVariable};
 pub use database::{DatabaseLocation, DatabaseSpec};
 pub use database_servers::DatabaseServers;
 pub use error::ConfigError;
@@ -47,7 +49,7 @@ pub use quantity::{Age, ByteSize, StatusRange, TimeSpan};
 pub use recipe::Recipe;
 pub use sections::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, PushLimits, SshConfig, SshProfile};
 pub use server::ServerConfig;
-pub use settings::{BuildSettings, RequiredVariable, Settings};
+pub use settings::Settings;
 pub use space::SpaceConfig;
 pub use upgrade::{Safety, UpgradeSettings};
 pub use value::{BuildpackRef, CommandLine, DataPath, Domain, HttpPath, RelativePath, VariableName};

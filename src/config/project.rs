@@ -4,6 +4,7 @@
 
 use super::{
     app_json::AppJson,
+    build::default_timeout,
     error::ConfigError,
     health::{GOOD, HealthCheck},
     policy::{DriftPolicy, Retention},
@@ -12,7 +13,7 @@ use super::{
     quantity::{ByteSize, TimeSpan},
     recipe::Recipe,
     server::ServerConfig,
-    settings::{Settings, default_timeout},
+    settings::Settings,
     value::{BuildpackRef, CommandLine},
 };
 use crate::model::{EnvironmentName, Phase, ProcessType};

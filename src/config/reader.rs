@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use super::{
     error::{ConfigError, did_you_mean, shown},
     quantity::{Age, ByteSize, StatusRange, TimeSpan},
-    value::{CommandLine, HttpPath, VariableName},
+    value::{BuildpackRef, CommandLine, DataPath, HttpPath, VariableName},
     yaml::{Node, Value},
 };
 
@@ -195,6 +195,28 @@ impl<'f> ConfigReader<'f> {
                 if fits { Ok(text.to_owned()) } else { Err(problem()) }
             })
         })
+    }
+
+    /// Reads a buildpack.
+    pub fn buildpack(&mut self, node: &Node) -> Option<BuildpackRef> {
+        self.value(node, "buildpack", BuildpackRef::EXPECTED, str::parse)
+    }
+
+    /// Reads a list of paths that persist between releases. No path may be inside another path.
+    pub fn data_paths(&mut self, node: &Node, key: &str) -> Vec<DataPath> {
+        let mut paths: Vec<DataPath> = Vec::new();
+        for node in self.bounded(node, key, "[media, var/uploads]") {
+            let expected = "a path inside the application, such as media";
+            let Some(path) = self.value(node, key, expected, str::parse::<DataPath>) else { continue };
+            match paths.iter().find(|other| other.overlaps(&path)) {
+                Some(other) => {
+                    let problem = format!("{key}: \"{path}\" and \"{other}\" overlap");
+                    self.problem(node, problem).hint = Some("keep only the outer path".to_owned());
+                }
+                None => paths.push(path),
+            }
+        }
+        paths
     }
 
     /// Reads a command, such as `python app.py`.

@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    build::{BuildSettings, RequiredVariable, default_timeout},
     database::{self, DatabaseSpec},
     health::{self, Health, HealthCheck, HealthOverrides, Smoke},
     keys::{
@@ -17,10 +18,8 @@ use super::{
     policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
-    reader::ConfigReader,
     upgrade::{self, UPGRADE_KEYS, UpgradeSettings},
     value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
-    yaml::Node,
 };
 use crate::model::{DatabaseName, Phase, ProcessType, StopSignal, Strategy};
 
@@ -85,37 +84,6 @@ pub struct Settings {
     /// The command of `app.json` that runs once, after the first switch to a release of the environment. The next deployment repeats a
     /// failed command.
     pub postdeploy: Option<CommandLine>,
-}
-
-/// Settings of the build.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BuildSettings {
-    /// Variables that are set only for the build.
-    pub env: IndexMap<VariableName, String>,
-    /// The memory limit of the recipe. [`Settings::on_server`] sets a missing limit, and lowers a limit above the server's limit.
-    pub memory: Option<ByteSize>,
-    /// True if buildpacks keep their cache between builds.
-    pub cache: bool,
-}
-
-/// A variable that must have a value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequiredVariable {
-    /// The name of the variable.
-    pub name: VariableName,
-    /// True if larder generates a random value for a variable without a value.
-    pub generate: bool,
-    /// The description of the variable in `app.json`.
-    pub description: Option<String>,
-}
-
-/// Returns the time limit of a phase for which the recipe sets no limit.
-pub(super) fn default_timeout(phase: Phase) -> TimeSpan {
-    match phase {
-        Phase::Gather | Phase::PreInstall | Phase::Configure | Phase::PostInstall => TimeSpan::minutes(5),
-        Phase::Build => TimeSpan::minutes(15),
-        Phase::PostBuild | Phase::Bundle | Phase::Deploy | Phase::PostDeploy => TimeSpan::minutes(10),
-    }
 }
 
 impl Default for Settings {
@@ -203,11 +171,11 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         "\n- node\n- https://example.com/buildpacks/fonts.git#0123456789abcdef0123456789abcdef01234567",
         |reader, node, key, draft| {
             let nodes = reader.list_up_to(node, key, "[node, python]", BuildpackRef::MAX);
-            draft.settings.buildpacks = nodes.iter().filter_map(|node| buildpack(reader, node)).collect();
+            draft.settings.buildpacks = nodes.iter().filter_map(|node| reader.buildpack(node)).collect();
         },
     ),
     KeyRow::<Draft>::value("buildpack", "", Unstated, "python", |reader, node, _, draft| {
-        draft.settings.buildpacks = buildpack(reader, node).into_iter().collect();
+        draft.settings.buildpacks = reader.buildpack(node).into_iter().collect();
     })
     .commented(),
     KeyRow::section("build", "", "{timeout: 20m, memory: 2G}", BUILD_KEYS),
@@ -266,7 +234,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         "Paths that persist between releases, relative to the application. No path may be inside another path.\nA path with a slash at its end is a directory. Any other path is a file if the release has a file there, or if its name has an extension, such as db.sqlite3; otherwise it is a directory.",
         Unstated,
         "\n- media\n- var/uploads\n- db.sqlite3",
-        |reader, node, key, draft| draft.settings.data = data(reader, node, key),
+        |reader, node, key, draft| draft.settings.data = reader.data_paths(node, key),
     ),
     KeyRow::custom(
         "databases",
@@ -477,23 +445,3 @@ const KEEP_KEYS: &[KeyRow<Draft>] = &[
         |reader, node, key, draft| draft.settings.keep_bytes = reader.size(node, key).or(draft.settings.keep_bytes),
     ),
 ];
-
-fn buildpack(reader: &mut ConfigReader, node: &Node) -> Option<BuildpackRef> {
-    reader.value(node, "buildpack", BuildpackRef::EXPECTED, str::parse)
-}
-
-fn data(reader: &mut ConfigReader, node: &Node, key: &str) -> Vec<DataPath> {
-    let mut paths: Vec<DataPath> = Vec::new();
-    for node in reader.bounded(node, key, "[media, var/uploads]") {
-        let expected = "a path inside the application, such as media";
-        let Some(path) = reader.value(node, key, expected, str::parse::<DataPath>) else { continue };
-        match paths.iter().find(|other| other.overlaps(&path)) {
-            Some(other) => {
-                let problem = format!("{key}: \"{path}\" and \"{other}\" overlap");
-                reader.problem(node, problem).hint = Some("keep only the outer path".to_owned());
-            }
-            None => paths.push(path),
-        }
-    }
-    paths
-}
