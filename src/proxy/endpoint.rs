@@ -40,6 +40,8 @@ struct Pool {
     idle: Vec<(SendRequest<UploadBody>, Instant)>,
     /// The time of the last failed attempt to connect; `None` after a successful attempt.
     refused: Option<Instant>,
+    /// True if the log names the foreign listener of this outage.
+    foreign: bool,
 }
 
 impl Endpoint {
@@ -113,7 +115,9 @@ impl Endpoint {
         let result = timeout(limit, connected).await.unwrap_or(Err(ConnectError::Timeout { address, limit }));
         match result {
             Ok((sender, connection)) => {
-                self.pool.lock().refused = None;
+                let mut pool = self.pool.lock();
+                (pool.refused, pool.foreign) = (None, false);
+                drop(pool);
                 let cut = cut.clone();
                 tokio::spawn(async move {
                     tokio::select! {
@@ -126,9 +130,12 @@ impl Endpoint {
                 Ok(sender)
             }
             Err(error) => {
-                let first = self.pool.lock().refused.replace(Instant::now()).is_none();
-                // The log names a foreign listener only once: after the first failed attempt of an outage.
-                if first && matches!(error, ConnectError::Foreign { .. }) {
+                let mut pool = self.pool.lock();
+                pool.refused = Some(Instant::now());
+                // The log names a foreign listener only once per outage.
+                let is_news = matches!(error, ConnectError::Foreign { .. }) && !std::mem::replace(&mut pool.foreign, true);
+                drop(pool);
+                if is_news {
                     tracing::warn!(%address, %error, "application unreachable");
                 }
                 Err(error)

@@ -202,7 +202,7 @@ async fn full_access_log_drops_lines_and_counts_them() {
 }
 
 #[tokio::test]
-async fn shutdown_cuts_requests_at_the_limit() {
+async fn shutdown_closes_tunnels_and_idle_connections() {
     let settings = ProxySettings { shutdown_limit: Duration::from_millis(200), ..quick() };
     let (mut front, route) = Front::with_route(settings).await;
     let app = App::start("blue").await;

@@ -6,9 +6,10 @@
 
 use std::{
     env,
+    ffi::{CStr, OsStr},
     fs::{self, File, FileTimes},
     io,
-    os::unix::fs::symlink,
+    os::unix::{ffi::OsStrExt, fs::symlink},
     path::{Path, PathBuf},
 };
 
@@ -17,7 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::sweep;
 
 /// The name of the file that exists while the copy is incomplete.
-const MARK: &str = ".larder-filling";
+const MARK: &CStr = c".larder-filling";
 
 /// Copies the directory `LARDER_LOWER` to the directory `LARDER_APP`, if the keeper has set both variables.
 pub fn work() -> io::Result<()> {
@@ -32,9 +33,10 @@ fn fill(lower: &Path, app: &Path) -> io::Result<()> {
     // The kernel releases the lock when this function returns, and also when the process is killed.
     let lock = File::open(app)?;
     flock(&lock, FlockOperation::LockExclusive)?;
-    let mark = app.join(MARK);
+    let mark = mark(app);
     if mark.exists() {
-        sweep::empty(app)?;
+        // The mark stays until the copy is complete. Without the mark, a copy that is half deleted by a killed worker would look complete.
+        sweep::empty_except(app, MARK)?;
     } else if fs::read_dir(app)?.next().is_some() {
         return Ok(());
     }
@@ -51,6 +53,10 @@ fn fill(lower: &Path, app: &Path) -> io::Result<()> {
         }
     }
     fs::remove_file(mark)
+}
+
+fn mark(app: &Path) -> PathBuf {
+    app.join(OsStr::from_bytes(MARK.to_bytes()))
 }
 
 /// Copies one entry, but not the content of a directory. Returns true if the entry is a directory.
@@ -93,8 +99,8 @@ mod tests {
         fill(lower.path(), app.path()).unwrap();
         assert!(!app.path().join("a/link").exists(), "changes of the application are kept");
 
-        File::create(app.path().join(MARK)).unwrap();
+        File::create(mark(app.path())).unwrap();
         fill(lower.path(), app.path()).unwrap();
-        assert!(app.path().join("a/link").exists() && !app.path().join(MARK).exists());
+        assert!(app.path().join("a/link").exists() && !mark(app.path()).exists());
     }
 }

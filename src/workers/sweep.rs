@@ -21,9 +21,14 @@ pub fn work() -> io::Result<()> {
 /// Deletes the content of `area`, including unreadable, read-only and very deep directories. Files of other users stay. The function deletes
 /// in rounds, and an error does not stop a round. Returns the first error of the last round.
 pub fn empty(area: &Path) -> io::Result<()> {
+    empty_except(area, c"")
+}
+
+/// Deletes the content of `area` as [`empty`] does, but keeps the entry `kept` directly in `area`.
+pub fn empty_except(area: &Path, kept: &'static CStr) -> io::Result<()> {
     let _ = chmodat(CWD, area, open_mode(), AtFlags::empty());
     let top = openat(CWD, area, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut sweep = Sweep { top, moved: 0, failure: None };
+    let mut sweep = Sweep { top, kept, moved: 0, failure: None };
     loop {
         let before = sweep.moved;
         sweep.failure = None;
@@ -43,6 +48,7 @@ fn open_mode() -> Mode {
 
 struct Sweep {
     top: OwnedFd,
+    kept: &'static CStr,
     moved: u64,
     failure: Option<Errno>,
 }
@@ -56,6 +62,7 @@ impl Sweep {
         for entry in listing {
             let name = match entry {
                 Ok(entry) if entry.file_name() == c"." || entry.file_name() == c".." => continue,
+                Ok(entry) if depth == 0 && entry.file_name() == self.kept => continue,
                 Ok(entry) => entry.file_name().to_owned(),
                 Err(error) => return self.fail(error),
             };
@@ -120,5 +127,18 @@ mod tests {
         empty(area.path()).unwrap();
         assert_eq!(fs::read_dir(area.path()).unwrap().count(), 0);
         assert!(outside.path().join("kept").exists());
+    }
+
+    #[test]
+    fn kept_entry_stays_at_the_top_only() {
+        let area = tempfile::tempdir().unwrap();
+        for name in ["mark", "a", "z", "below/mark", "below/x"] {
+            let path = area.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, b"x").unwrap();
+        }
+        empty_except(area.path(), c"mark").unwrap();
+        let left: Vec<_> = fs::read_dir(area.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["mark"]);
     }
 }
