@@ -15,7 +15,8 @@ use larder_points::{
 };
 
 use super::{
-    DATA, DataChange, DataDiff, DatabaseJob, DumpJob, DumpReport, MAX_LISTED, PointCounts, PointInfo, PointLabel, PointState,
+    CopyRequest, DATA, DataChange, DataDiff, DatabaseJob, DumpJob, DumpReport, MAX_LISTED, PointCounts, PointInfo, PointLabel,
+    PointState,
     error::{BackupFailure, FailureKind},
     retention::{self, ProtectedReleases},
     space::SpaceEstimate,
@@ -69,7 +70,12 @@ pub(super) fn directory(variable: &str, default: &str) -> PathBuf {
 pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailure> {
     let store = Store::open(&paths.points)?;
     match job {
-        DumpJob::Take { id, label, exact, databases } => take(&store, paths, *id, label, *exact, databases),
+        DumpJob::Take { id, label, exact, databases, copies } => take(&store, paths, (*id, label), *exact, databases, copies),
+        DumpJob::Survey { databases } => staging::survey(&paths.data, &paths.points, databases).map(DumpReport::Survey),
+        DumpJob::Complete { point, databases } => {
+            staging::complete(&store, &paths.points, point, databases)?;
+            Ok(DumpReport::Completed)
+        }
         DumpJob::List => list(&store),
         DumpJob::Show { point } => Ok(DumpReport::Point(Box::new(described(&named(&store, point)?)?), Vec::new())),
         DumpJob::Verify { point } => verify(&store, point),
@@ -123,10 +129,10 @@ pub(super) fn be_quiet() {
 fn take(
     store: &Store,
     paths: &DumpPaths,
-    id: PointId,
-    label: &PointLabel,
+    (id, label): (PointId, &PointLabel),
     exact: bool,
     databases: &[DatabaseJob],
+    copies: &[CopyRequest],
 ) -> Result<DumpReport, BackupFailure> {
     // Partial restore points of killed captures would otherwise use disk space until a person deletes them.
     store.sweep()?;
@@ -141,9 +147,9 @@ fn take(
         SpaceEstimate::of(store, &base, previous.as_ref(), None, THREADS)?.check("take a restore point", 0)?;
     }
     let begun = std::time::Instant::now();
-    let dumps = Dumps::write(&paths.data, &paths.points, &id.to_string(), databases, exact)?;
+    let dumps = Dumps::write(&paths.data, &paths.points, &id.to_string(), databases, exact, copies)?;
     let dumped = begun.elapsed();
-    let dump_bytes = dumps.list.iter().map(|info| info.bytes).sum();
+    let dump_bytes = dumps.list.iter().filter(|info| info.copy.is_none()).map(|info| info.bytes).sum();
     let options = CaptureOptions {
         threads: THREADS,
         // The data is a mount point in this worker's view, and an operator may have mounted another disk inside of it.
@@ -173,6 +179,7 @@ fn take(
     info.counts.dumps_ms = millis(dumped);
     info.counts.files_ms = millis(begun.elapsed().saturating_sub(dumped));
     info.counts.dump_bytes = dump_bytes;
+    info.runs.clone_from(&dumps.runs);
     Ok(DumpReport::Point(Box::new(info), Vec::new()))
 }
 
@@ -216,6 +223,7 @@ fn plan(store: &Store, keep: &BackupKeep, protected: &ProtectedReleases) -> Resu
 
 fn verify(store: &Store, name: &str) -> Result<DumpReport, BackupFailure> {
     let mut point = named(store, name)?;
+    staging::check_complete(&point)?;
     let also = staging::damaged_dumps(&point)?;
     let report = point.verify(&VerifyOptions { threads: THREADS, also, ..VerifyOptions::default() })?;
     let damages = report.damages.iter().take(MAX_LISTED).map(|damage| format!("{}: {}", damage.path, damage.fault));
@@ -259,11 +267,15 @@ fn described(point: &Point) -> Result<PointInfo, BackupFailure> {
 
 fn info(point: &Point, (stored, unique): (u64, u64)) -> PointInfo {
     let totals = &point.manifest.totals;
+    let unwritten: Vec<_> = staging::unwritten(point).iter().map(|info| info.name.to_string()).collect();
     PointInfo {
         id: point.id().to_owned(),
         taken: Some(point.manifest.taken),
         label: serde_json::from_value(point.manifest.label.clone()).ok(),
         state: match point.verified {
+            _ if !unwritten.is_empty() => {
+                PointState::Incomplete(format!("the dump of {} is not written yet", unwritten.join(", ")))
+            }
             None => PointState::Unverified,
             Some(verified) if verified.damaged == 0 => PointState::Verified(verified.at.seconds),
             Some(verified) => PointState::Damaged(verified.damaged, verified.at.seconds),
@@ -281,6 +293,7 @@ fn info(point: &Point, (stored, unique): (u64, u64)) -> PointInfo {
             ..PointCounts::default()
         },
         skipped: Vec::new(),
+        runs: Vec::new(),
     }
 }
 
@@ -292,6 +305,7 @@ fn unusable(id: &str, failure: BackupFailure) -> PointInfo {
         state: PointState::Unusable(failure.why),
         counts: PointCounts::default(),
         skipped: Vec::new(),
+        runs: Vec::new(),
     }
 }
 

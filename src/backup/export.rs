@@ -14,6 +14,7 @@ use super::{
     DumpReport, PointLabel, PointOwner,
     dump::{DumpPaths, named},
     error::{BackupFailure, FailureKind},
+    staging::check_complete,
 };
 use crate::host::stream::TRANSFER_IDLE_TIMEOUT;
 
@@ -24,6 +25,7 @@ const PIPE_BUF: usize = 4096;
 /// reports an error, too.
 pub fn work(name: &str, owner: &PointOwner, paths: &DumpPaths, out: File) -> Result<DumpReport, BackupFailure> {
     let point = named(&Store::open(&paths.points)?, name)?;
+    check_complete(&point)?;
     let label: Option<PointLabel> = serde_json::from_value(point.manifest.label.clone()).ok();
     if !label.is_some_and(|label| label.project == owner.project && label.environment == owner.environment) {
         let why = format!("cannot export {}: it is not a restore point of {}/{}", point.id(), owner.project, owner.environment);

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     databases::{
-        DatabaseAccount, DatabaseAt, DatabaseJob, DatabaseServer, DatabaseStream, DatabaseUrl, DumpInfo, SHELL_VARIABLE,
-        check_database, database_shell, stream_work,
+        CaptureMethod, CopyRequest, DatabaseAccount, DatabaseAt, DatabaseJob, DatabaseServer, DatabaseStream, DatabaseSurvey,
+        DatabaseUrl, DumpInfo, SHELL_VARIABLE, check_database, database_shell, stream_work,
     },
     dump::{DumpPaths, work as dump_work},
     error::{BackupError, BackupFailure, FailureKind},
@@ -102,6 +102,21 @@ pub enum DumpJob {
         /// True to fail if a file of the data cannot be read, or changes while the worker reads the file.
         exact: bool,
         /// The databases to dump.
+        databases: Vec<DatabaseJob>,
+        /// The databases to copy on their servers instead; empty unless `exact` is true.
+        copies: Vec<CopyRequest>,
+    },
+    /// Finds the cheapest exact method for each database.
+    Survey {
+        /// The databases.
+        databases: Vec<DatabaseJob>,
+    },
+    /// Writes the missing dumps of a restore point from the copies on the servers, and drops the copies. Removes the restore point if a copy
+    /// does not exist.
+    Complete {
+        /// The id of the restore point, which may be missing.
+        point: String,
+        /// The databases at the time of the capture.
         databases: Vec<DatabaseJob>,
     },
     /// Lists the restore points, newest first.
@@ -185,6 +200,10 @@ pub enum DumpReport {
     Plan(RetentionPlan),
     /// The measured space.
     Space(SpaceEstimate),
+    /// The cheapest exact methods.
+    Survey(Vec<DatabaseSurvey>),
+    /// The restore point has all dumps, or is removed, and its copies are dropped.
+    Completed,
     /// The files of killed captures, imports and removals were removed.
     Swept,
     /// The id of a removed restore point.
@@ -210,6 +229,25 @@ pub struct PointInfo {
     pub counts: PointCounts,
     /// At most [`MAX_LISTED`] of the files that the capture skipped, as pairs of path and reason; empty in a list of restore points.
     pub skipped: Vec<(String, String)>,
+    /// The durations of the dumps and copies; empty unless the restore point was just taken.
+    #[serde(default)]
+    pub runs: Vec<MethodRun>,
+}
+
+/// The duration of one part of a capture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MethodRun {
+    /// The name of the database, or `files`.
+    pub what: String,
+    /// The method.
+    pub method: CaptureMethod,
+    /// The size of the database or the files in bytes.
+    pub bytes: u64,
+    /// The duration in milliseconds.
+    pub ms: u64,
+    /// The reason why a cheaper method failed; empty if the planned method was used.
+    #[serde(default)]
+    pub fallback: String,
 }
 
 /// The reliability of a restore point.
@@ -223,6 +261,8 @@ pub enum PointState {
     Damaged(u64, i64),
     /// The restore point cannot be used, for this reason.
     Unusable(String),
+    /// The restore point cannot be used yet, for this reason: its dumps are still to be written from copies of the databases.
+    Incomplete(String),
 }
 
 /// The numbers of files and bytes of a restore point.

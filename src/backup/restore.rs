@@ -15,7 +15,7 @@ use super::{
     CUSTOM, DATA, DATABASES, DatabaseJob, Filled, PointLabel, PointOwner, RestoreJob, databases,
     dump::{directory, named},
     error::{BackupFailure, FailureKind},
-    staging::checked_dump,
+    staging::{check_complete, checked_dump, unwritten},
 };
 
 /// The number of threads that write files.
@@ -99,8 +99,15 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
         RestoreJob::Database { point, owner, database } => {
             let point = named(&Store::open(&paths.points)?, point)?;
             check_owner(&point, owner)?;
-            let dump = checked_dump(&point, database)?;
-            databases::engine(database.engine).restore(database, &dump)?;
+            let unwritten = unwritten(&point);
+            let copy = unwritten.iter().find(|info| (&info.name, info.engine) == (&database.name, database.engine));
+            match (copy.and_then(|info| info.copy.as_ref()), databases::server_copies(database.engine)) {
+                (Some(copy), Some(copies)) => copies.put_back(database, copy, &paths.restoring)?,
+                _ => {
+                    let dump = checked_dump(&point, database)?;
+                    databases::engine(database.engine).restore(database, &dump)?;
+                }
+            }
             Ok(Filled { point: point.id().to_owned(), ..Filled::default() })
         }
         RestoreJob::Clear => clear(&paths.restoring, empty).map(|()| Filled::default()),
@@ -143,6 +150,7 @@ fn opened(path: &Path) -> Result<File, BackupFailure> {
 fn beside(paths: &RestorePaths, point: &str, owner: &PointOwner, name: &str) -> Result<Filled, BackupFailure> {
     check_copy_name(name)?;
     let point = named(&Store::open(&paths.points)?, point)?;
+    check_complete(&point)?;
     let parent = opened(&paths.restored)?;
     sweep_copies(&paths.restored)?;
     let report = point.restore_into(parent.as_fd(), OsStr::new(name), &options(owner)?)?;
@@ -183,6 +191,7 @@ fn drill(
 ) -> Result<Filled, BackupFailure> {
     let point = named(&Store::open(&paths.points)?, point)?;
     check_owner(&point, owner)?;
+    check_complete(&point)?;
     let parent = opened(&paths.copy)?;
     let name = format!(".larder-{}", point.id());
     let report = point.restore_into(parent.as_fd(), OsStr::new(&name), &options(owner)?)?;
@@ -252,6 +261,9 @@ fn filled(point: &Point, report: &RestoreReport) -> Filled {
 fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner, jobs: &[DatabaseJob]) -> Result<Filled, BackupFailure> {
     let point = named(&Store::open(&paths.points)?, point)?;
     check_owner(&point, owner)?;
+    // The databases without dumps are put back from their copies, which only the undo of an upgrade does.
+    let unwritten = unwritten(&point);
+    let jobs: Vec<_> = jobs.iter().filter(|job| unwritten.iter().all(|info| info.name != job.name)).collect();
     let is_known = |path: &str| path == DATA || path == CUSTOM || (path == DATABASES && !jobs.is_empty());
     let sources = &point.manifest.sources;
     let custom = sources.iter().filter(|one| one.source.path == CUSTOM).count();
@@ -265,7 +277,7 @@ fn fill(paths: &RestorePaths, point: &str, owner: &PointOwner, jobs: &[DatabaseJ
         return Err(BackupFailure::new(FailureKind::Refused, why));
     }
     // A database that cannot be replaced is found before the application is stopped.
-    for job in jobs {
+    for &job in &jobs {
         let engine = databases::engine(job.engine);
         engine.check_restore(job)?;
         engine.verify(&checked_dump(&point, job)?)?;

@@ -75,7 +75,11 @@ pub(super) fn plan(
         .map(|info| {
             let decision = match planned.iter().find(|decision| decision.id == info.id) {
                 Some(found) => PointDecision { is_kept: found.is_kept, reasons: reasons(&found.rules, &info.id, &guarded) },
-                None => kept(if matches!(info.state, PointState::Unverified) { "not verified" } else { "damaged" }),
+                None => kept(match info.state {
+                    PointState::Unverified => "not verified",
+                    PointState::Incomplete(_) => "not complete",
+                    _ => "damaged",
+                }),
             };
             (info, decision)
         })

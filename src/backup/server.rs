@@ -41,13 +41,18 @@ pub(super) async fn dump_with(context: &BackupContext, job: &DumpJob, with: Owne
 
 fn limit_of(job: &DumpJob) -> Duration {
     match job {
-        DumpJob::Take { .. } | DumpJob::Verify { .. } | DumpJob::Diff { .. } | DumpJob::Export { .. } => FILES_LIMIT,
+        DumpJob::Take { .. }
+        | DumpJob::Complete { .. }
+        | DumpJob::Verify { .. }
+        | DumpJob::Diff { .. }
+        | DumpJob::Export { .. } => FILES_LIMIT,
         DumpJob::Serve { .. } | DumpJob::Receive { .. } => 4 * FILES_LIMIT,
         DumpJob::List
         | DumpJob::Show { .. }
         | DumpJob::Remove { .. }
         | DumpJob::Plan { .. }
         | DumpJob::Measure { .. }
+        | DumpJob::Survey { .. }
         | DumpJob::Sweep => RECORDS_LIMIT,
         DumpJob::Quietly(job) => limit_of(job),
     }

@@ -6,14 +6,16 @@ use std::{
     io::{self, BufReader},
     os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
-use larder_points::{Damage, Fault, Kind, Point, Source, Staged};
+use larder_points::{Damage, Fault, Kind, Point, PointError, Source, Staged, Store};
 
 use super::{
-    CUSTOM, DATA, DATABASES, DatabaseJob, DumpInfo, PointLabel,
+    CUSTOM, CaptureMethod, CopyRequest, DATA, DATABASES, DatabaseJob, DatabaseSurvey, DumpInfo, MethodRun, PointLabel,
     databases::{self, DatabaseAt, is_sqlite, tool},
     error::{BackupFailure, FailureKind},
+    space::clones_files,
 };
 use crate::model::DatabaseEngine;
 
@@ -27,6 +29,8 @@ const COMPRESSION: u64 = 10;
 pub(super) struct Dumps {
     /// The dumps, in the order of the jobs.
     pub list: Vec<DumpInfo>,
+    /// The durations of the dumps and copies.
+    pub runs: Vec<MethodRun>,
     directory: Option<(PathBuf, File)>,
 }
 
@@ -42,8 +46,16 @@ impl Drop for Dumps {
 impl Dumps {
     /// Dumps all databases. `data` has the live files, and `points` is the store. If `exact` is true, the processes of the application are stopped, so the files of a closed SQLite database are as
     /// good as its dump, and a database that cannot be copied is captured as files.
-    pub fn write(data: &Path, points: &Path, id: &str, jobs: &[DatabaseJob], exact: bool) -> Result<Dumps, BackupFailure> {
-        let mut dumps = Dumps { list: Vec::new(), directory: None };
+    /// The databases in `copies` are copied on their servers instead.
+    pub fn write(
+        data: &Path,
+        points: &Path,
+        id: &str,
+        jobs: &[DatabaseJob],
+        exact: bool,
+        copies: &[CopyRequest],
+    ) -> Result<Dumps, BackupFailure> {
+        let mut dumps = Dumps { list: Vec::new(), runs: Vec::new(), directory: None };
         if jobs.is_empty() {
             return Ok(dumps);
         }
@@ -56,25 +68,58 @@ impl Dumps {
             let live = located(job, &data);
             let engine = databases::engine(job.engine);
             let DatabaseAt::File(file) = &live.at else {
+                let mut fallback = String::new();
+                if let Some(copy) = copies.iter().find(|copy| copy.name == job.name) {
+                    match dumps.copy_on_server(&live, id) {
+                        Ok(()) => continue,
+                        Err(failure) if copy.or_dump => fallback = failure.why,
+                        Err(failure) => return Err(failure),
+                    }
+                }
+                let begun = Instant::now();
                 dumps.check_space(engine.size(&live).map_err(|failure| of(job, failure))?.bytes / COMPRESSION)?;
-                dumps.list.push(engine.dump(&live, &path.join(job.dump_name())).map_err(|failure| of(job, failure))?);
+                let info = engine.dump(&live, &path.join(job.dump_name())).map_err(|failure| of(job, failure))?;
+                dumps.done(info, CaptureMethod::Dump, engine.size(&live).map_or(0, |size| size.bytes), begun, fallback);
                 continue;
             };
             let is_empty = fs::metadata(file).is_ok_and(|found| found.len() == 0);
             if is_empty || (!is_sqlite(file) && (exact || !job.is_declared)) {
                 continue;
             }
-            dumps.check_space(engine.size(&live)?.bytes)?;
-            match engine.dump(&live, &path.join(job.dump_name())) {
+            let (begun, bytes) = (Instant::now(), engine.size(&live)?.bytes);
+            dumps.check_space(bytes)?;
+            let into = path.join(job.dump_name());
+            let dumped = if exact { engine.dump_stopped(&live, &into) } else { engine.dump(&live, &into) };
+            match dumped {
                 Ok(info) => {
                     let below = file.strip_prefix(&data).unwrap_or(file);
-                    dumps.list.push(DumpInfo { path: format!("{DATA}/{}", below.display()), ..info });
+                    let info = DumpInfo { path: format!("{DATA}/{}", below.display()), ..info };
+                    let method = if exact && clones_files(points) { CaptureMethod::Reflink } else { CaptureMethod::SqliteBackup };
+                    dumps.done(info, method, bytes, begun, String::new());
                 }
                 Err(failure) if exact && failure.kind == FailureKind::Damaged => {}
                 Err(failure) => return Err(failure),
             }
         }
         Ok(dumps)
+    }
+
+    fn done(&mut self, info: DumpInfo, method: CaptureMethod, bytes: u64, begun: Instant, fallback: String) {
+        let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.runs.push(MethodRun { what: info.name.to_string(), method, bytes, ms, fallback });
+        self.list.push(info);
+    }
+
+    /// Copies a database on its server. The dump is written later from the copy.
+    fn copy_on_server(&mut self, job: &DatabaseJob, id: &str) -> Result<(), BackupFailure> {
+        let begun = Instant::now();
+        let Some(copies) = databases::server_copies(job.engine) else { return Err(job.refused("its server makes no copies")) };
+        let versions = databases::engine(job.engine).check(job)?;
+        let copy = copies.name(job, id)?;
+        let bytes = copies.copy(job, &copy)?;
+        let info = DumpInfo { copy: Some(copy), ..DumpInfo::of(job, versions, bytes) };
+        self.done(info, CaptureMethod::TemplateCopy, bytes, begun, String::new());
+        Ok(())
     }
 
     fn check_space(&self, needed: u64) -> Result<(), BackupFailure> {
@@ -87,7 +132,7 @@ impl Dumps {
     /// Returns the sources of the capture: the data, and the dumps of database servers if there are such dumps.
     /// `custom` is true if the project's script `.larder/backup` has written files.
     pub fn sources(&self, custom: bool) -> Vec<Source> {
-        let has_servers = self.list.iter().any(is_separate);
+        let has_servers = self.list.iter().any(|info| is_separate(info) && info.copy.is_none());
         let names = [(DATA, true), (DATABASES, has_servers), (CUSTOM, custom)];
         names.into_iter().filter(|(_, is_present)| *is_present).map(|(name, _)| Source::directory(name)).collect()
     }
@@ -96,7 +141,8 @@ impl Dumps {
     pub fn staged(&self) -> Option<Staged<'_>> {
         let (_, directory) = self.directory.as_ref()?;
         let name = |info: &DumpInfo| format!("{}.dump", info.name);
-        let (servers, files): (Vec<_>, Vec<_>) = self.list.iter().partition(|info| is_separate(info));
+        let written = self.list.iter().filter(|info| info.copy.is_none());
+        let (servers, files): (Vec<_>, Vec<_>) = written.partition(|info| is_separate(info));
         Some(Staged {
             dir: directory.as_fd(),
             replaced: files.iter().map(|info| (info.path.clone(), name(info))).collect(),
@@ -105,6 +151,12 @@ impl Dumps {
             added: servers.iter().map(|info| name(info)).collect(),
         })
     }
+}
+
+/// Returns the cheapest exact method for each database, if the processes of the application are stopped.
+pub(super) fn survey(data: &Path, points: &Path, jobs: &[DatabaseJob]) -> Result<Vec<DatabaseSurvey>, BackupFailure> {
+    let data = fs::canonicalize(data).map_err(|e| BackupFailure::io("find the data", &e))?;
+    jobs.iter().map(|job| databases::survey(&located(job, &data), clones_files(points))).collect()
 }
 
 /// Marks the refusal of a database that the recipe does not declare.
@@ -127,6 +179,90 @@ fn located(job: &DatabaseJob, data: &Path) -> DatabaseJob {
         DatabaseAt::Url(url) => DatabaseAt::Url(url.clone()),
     };
     DatabaseJob { at, ..job.clone() }
+}
+
+/// Returns the databases whose dumps the restore point does not have yet.
+pub(super) fn unwritten(point: &Point) -> Vec<DumpInfo> {
+    let label: Option<PointLabel> = serde_json::from_value(point.manifest.label.clone()).ok();
+    label.map(|label| label.databases).unwrap_or_default().into_iter().filter(|info| info.copy.is_some()).collect()
+}
+
+/// Returns a refusal if a dump of the restore point is not written yet.
+pub(super) fn check_complete(point: &Point) -> Result<(), BackupFailure> {
+    match unwritten(point).first() {
+        None => Ok(()),
+        Some(info) => Err(BackupFailure {
+            hint: Some(String::from("repeat the command when the dump is written, or choose another restore point")),
+            ..BackupFailure::new(
+                FailureKind::Refused,
+                format!("cannot use the restore point {}: the dump of the database {} is not written yet", point.id(), info.name),
+            )
+        }),
+    }
+}
+
+/// Writes the missing dumps of a restore point from the copies of the databases, and then drops the copies. Removes a restore point whose
+/// copies do not exist. The call may be repeated. `points` is the store.
+pub(super) fn complete(store: &Store, points: &Path, id: &str, jobs: &[DatabaseJob]) -> Result<(), BackupFailure> {
+    match store.point(id) {
+        Ok(point) => {
+            let missing = unwritten(&point);
+            if !missing.is_empty() && !write_missing(store, points, point, &missing, jobs)? {
+                store.remove(id)?;
+            }
+        }
+        Err(PointError::NotFound { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    for job in jobs {
+        if let Some(copies) = databases::server_copies(job.engine) {
+            copies.discard(job, &copies.name(job, id)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Adds the missing dumps to a restore point. Returns false if a copy does not exist.
+fn write_missing(
+    store: &Store,
+    points: &Path,
+    point: Point,
+    missing: &[DumpInfo],
+    jobs: &[DatabaseJob],
+) -> Result<bool, BackupFailure> {
+    let wrong = |doing: &str, e: &io::Error| BackupFailure::io(doing, e);
+    let mut label: PointLabel = serde_json::from_value(point.manifest.label.clone())
+        .map_err(|e| BackupFailure::new(FailureKind::Machine, e.to_string()))?;
+    let id = point.id().to_owned();
+    drop(point);
+    let path = points.join(format!(".new-dumps-{id}"));
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(wrong("delete an unfinished dump", &error)),
+        _ => {}
+    }
+    let made = DirBuilder::new().mode(0o700).create(&path).and_then(|()| File::open(&path));
+    let directory = made.map_err(|e| wrong("create the directory of the dumps", &e))?;
+    let mut dumps = Dumps { list: Vec::new(), runs: Vec::new(), directory: Some((path.clone(), directory)) };
+    for info in missing {
+        let job = jobs.iter().find(|job| (&job.name, job.engine) == (&info.name, info.engine));
+        let (Some(job), Some(copies), Some(copy)) = (job, databases::server_copies(info.engine), &info.copy) else {
+            return Ok(false);
+        };
+        let Some(copied) = copies.of_copy(job, copy)? else { return Ok(false) };
+        let engine = databases::engine(job.engine);
+        dumps.check_space(engine.size(&copied)?.bytes / COMPRESSION)?;
+        dumps.list.push(engine.dump(&copied, &path.join(job.dump_name()))?);
+    }
+    for info in &mut label.databases {
+        if let Some(dump) = dumps.list.iter().find(|dump| dump.name == info.name) {
+            *info = dump.clone();
+        }
+    }
+    let label = serde_json::to_value(label).map_err(|e| BackupFailure::new(FailureKind::Machine, e.to_string()))?;
+    if let Some(staged) = dumps.staged() {
+        store.attach(&id, &label, &staged)?;
+    }
+    Ok(true)
 }
 
 /// Returns the path of the dump of a database in a restore point, after a comparison of the dump with its digest.

@@ -44,7 +44,13 @@ impl Place {
 
     fn take(&self) -> PointInfo {
         match self
-            .dump(&DumpJob::Take { id: PointId::new(Timestamp::now()), label: label("shop"), exact: true, databases: Vec::new() })
+            .dump(&DumpJob::Take {
+                id: PointId::new(Timestamp::now()),
+                label: label("shop"),
+                exact: true,
+                databases: Vec::new(),
+                copies: Vec::new(),
+            })
             .unwrap()
         {
             DumpReport::Point(info, _) => *info,
@@ -312,7 +318,8 @@ fn retention_keeps_verified_points_of_rules_and_of_protected_releases() {
     let release = ReleaseId::new(Timestamp::now());
     let take = |release: Option<ReleaseId>, verify: bool| {
         let label = PointLabel { release, ..label("shop") };
-        let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact: true, databases: Vec::new() };
+        let job =
+            DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact: true, databases: Vec::new(), copies: Vec::new() };
         let DumpReport::Point(info, _) = place.dump(&DumpJob::Quietly(Box::new(job))).unwrap() else { panic!("no point") };
         if verify {
             place.dump(&DumpJob::Verify { point: info.id.clone() }).unwrap();

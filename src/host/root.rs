@@ -261,6 +261,11 @@ impl EnvironmentPaths {
         self.0.join("data-copy.note")
     }
 
+    /// Returns the path of the record of the copies of databases on their servers.
+    pub fn copies(&self) -> PathBuf {
+        self.0.join("copies.json")
+    }
+
     /// Returns the directory that the project's scripts `.larder/backup` and `.larder/restore` write and read.
     pub fn custom(&self) -> PathBuf {
         self.0.join("custom")

@@ -30,6 +30,7 @@ fn standard_layout_names_the_paths_of_the_code() {
         ("custom", paths.custom()),
         ("data_copy", paths.data_copy()),
         ("data_copy_note", paths.data_copy_note()),
+        ("copies", paths.copies()),
         ("deployments", paths.deployments()),
         ("log", paths.log()),
         ("metadata", paths.metadata()),

@@ -95,7 +95,7 @@ impl Pipeline {
 }
 
 fn is_usable(point: &PointInfo) -> bool {
-    !matches!(point.state, PointState::Damaged(..) | PointState::Unusable(_))
+    !matches!(point.state, PointState::Damaged(..) | PointState::Unusable(_) | PointState::Incomplete(_))
 }
 
 /// Returns true if the restore point was taken while the release of the deployment `made` was live. A release that went live several times
@@ -162,7 +162,7 @@ mod tests {
             custom: false,
         };
         let (id, counts) = (String::from("x"), PointCounts::default());
-        PointInfo { id, taken: Some(5), label: Some(label), state, counts, skipped: Vec::new() }
+        PointInfo { id, taken: Some(5), label: Some(label), state, counts, skipped: Vec::new(), runs: Vec::new() }
     }
 
     #[test]

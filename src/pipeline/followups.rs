@@ -115,6 +115,7 @@ impl Pipeline {
         if deployment.spec.data.is_some() {
             self.discard_replaced(queue).await;
         }
+        self.settle_copies(queue);
         remote::sweep(&deployment.paths, ABANDONED);
         prune(deployment, queue).await;
         workspace::prune(deployment).await;

@@ -1,34 +1,28 @@
 //! The operations of [`LiveApp`]: restore points, restores and starts of the live release while a deployment holds the lock of deployments
 //! and restarts.
 
-use std::{sync::Arc, time::Duration};
-
-use futures_util::future::BoxFuture;
-use jiff::Timestamp;
+use std::sync::Arc;
 
 use super::{
     core::{LiveHandle, Pipeline},
-    durations::{Durations, HoldRun},
+    durations::{Durations, HoldRun, MethodEstimate},
     failure::Failure,
     fault,
-    journal::JournalState,
-    live_app::{EarlierRuns, EarlierSizes, LiveApp, UpgradeCase},
-    phases::deploy::upgrade,
-    points::{PointsError, Priority, owner},
+    forecast::earlier,
+    live_app::{EarlierRuns, EarlierSizes, LiveApp},
+    points::{PointsError, Priority, check_complete, owner},
     queue::Queue,
     restore::mount_at_or_below,
     restore_record::RestoreRecord,
     util::chain,
 };
 use crate::{
-    backup::{self, DATABASES, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate},
+    backup::{self, CopyRequest, DATABASES, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate, clones_files},
     host::root::EnvironmentPaths,
     model::{Environment, Live, ReleaseId, Slot, UserName},
     space::SpaceNeeds,
 };
-
-/// The number of earlier deployments whose durations are compared. The estimate of a hold uses the longest of these durations.
-const COMPARED: usize = 3;
+use futures_util::future::BoxFuture;
 
 impl LiveApp for LiveHandle {
     fn lock(&self) -> BoxFuture<'_, ()> {
@@ -61,6 +55,25 @@ impl LiveApp for LiveHandle {
         })
     }
 
+    fn take_copies(&self, by: UserName, reason: String, copies: Vec<CopyRequest>) -> BoxFuture<'_, Result<PointInfo, Failure>> {
+        Box::pin(async move {
+            self.lock().await;
+            let environment = self.queue.environment();
+            let databases = self.pipeline.databases(&self.queue, &environment).map_err(|error| failure(&error))?;
+            let (parts, priority) = ((databases, copies), Priority::Usual);
+            let taken = self.pipeline.take_of(&self.queue, &environment, (by, reason), true, priority, parts).await;
+            taken.map_err(|error| failure(&error))
+        })
+    }
+
+    fn methods<'a>(&'a self, early: &'a PointInfo) -> BoxFuture<'a, Vec<MethodEstimate>> {
+        Box::pin(async move {
+            let environment = self.queue.environment();
+            let surveys = self.pipeline.survey(&self.queue, &environment).await;
+            Durations::read(&self.durations()).methods(Some(early), &surveys, clones_files(&self.data()))
+        })
+    }
+
     fn remove(&self, point: String) {
         let context = self.pipeline.backup(&self.queue.environment());
         let locked = self.locked.lock().clone();
@@ -76,6 +89,7 @@ impl LiveApp for LiveHandle {
         Box::pin(async move {
             let environment = self.queue.environment();
             let described = self.pipeline.point(&environment, point.clone()).await.map_err(|error| failure(&error))?;
+            check_complete(&described).map_err(|error| failure(&error))?;
             let databases = self.pipeline.databases_in(&self.queue, &environment, &described);
             let databases = databases.map_err(|error| failure(&error))?;
             let job = RestoreJob::Fill { point, owner: owner(&environment), databases };
@@ -193,10 +207,6 @@ impl LiveApp for LiveHandle {
         Box::pin(async move { self.pipeline.start_previous(&self.queue, &previous, async || Ok(())).await })
     }
 
-    fn estimate(&self, early: &PointInfo) -> Duration {
-        Durations::read(&self.durations()).estimate(&early.counts)
-    }
-
     fn record(&self, run: HoldRun) {
         Durations::add_hold(&self.durations(), run);
     }
@@ -236,6 +246,11 @@ impl LiveHandle {
         self.pipeline.services().root.environment(&environment.project, &environment.name).durations()
     }
 
+    fn data(&self) -> std::path::PathBuf {
+        let environment = self.queue.environment();
+        self.pipeline.services().root.environment(&environment.project, &environment.name).data()
+    }
+
     /// Takes a restore point without the databases that are on servers. The restore point names the cause as an entry that was left out.
     async fn take_files(
         &self,
@@ -246,7 +261,8 @@ impl LiveHandle {
     ) -> Result<PointInfo, PointsError> {
         let mut databases = self.pipeline.databases(&self.queue, environment)?;
         databases.retain(|job| job.file().is_ok());
-        let taken = self.pipeline.take_of(&self.queue, environment, (by, reason), false, Priority::Usual, databases).await;
+        let taken =
+            self.pipeline.take_of(&self.queue, environment, (by, reason), false, Priority::Usual, (databases, Vec::new())).await;
         taken.map(|point| {
             let mut skipped = vec![(String::from(DATABASES), failed.why)];
             skipped.extend(point.skipped);
@@ -300,51 +316,6 @@ impl Pipeline {
         let (_, history) = queue.snapshot();
         self.serve_after(queue, &history, previous, before_boot).await
     }
-}
-
-impl Pipeline {
-    /// Returns lines about the upgrade of the next deployment, if its recipe has the upgrade step of the live release. The deployment itself
-    /// decides again, with its own recipe and the measured time of a restore point.
-    pub fn upgrade_forecast(&self, environment: &Environment) -> Vec<String> {
-        let Some(live) = self.live(environment.id) else { return Vec::new() };
-        let Ok(facts) = self.facts(environment, live.release) else { return Vec::new() };
-        let history = self.history(environment.id);
-        let earlier = earlier(self, environment, history.releases().rev().map(|summary| summary.deployment));
-        upgrade::forecast(&facts, live.number, &earlier)
-    }
-}
-
-/// Returns the longest durations of the last deployments that went live.
-pub(super) fn earlier(
-    pipeline: &Pipeline,
-    environment: &Environment,
-    newest_first: impl Iterator<Item = crate::model::DeploymentId>,
-) -> EarlierRuns {
-    let paths = pipeline.services().root.environment(&environment.project, &environment.name);
-    let mut runs = EarlierRuns::default();
-    for state in newest_first.take(COMPARED).filter_map(|id| JournalState::read(&paths.deployment(id)).ok()) {
-        let case = state.facts.upgrade.as_ref().map(|upgrade| upgrade.case);
-        let longest = |known: &mut Option<Duration>, step: &str| *known = (*known).max(took(&state, step));
-        longest(&mut runs.boot, "deploy.boot");
-        if state.facts.release_command().is_some() {
-            longest(&mut runs.upgrade, "deploy.release");
-        }
-        if case == Some(UpgradeCase::Held) {
-            longest(&mut runs.stop, "deploy.quiesce");
-            longest(&mut runs.point, "deploy.point");
-        }
-    }
-    runs
-}
-
-/// Returns the time between the end of the step before `step` and the end of `step`.
-fn took(state: &JournalState, step: &str) -> Option<Duration> {
-    let plan = &state.spec.as_ref()?.plan;
-    let at = plan.iter().position(|name| name.as_str() == step)?;
-    let before = plan.get(at.checked_sub(1)?)?;
-    let moment = |name: &str| state.moments.get(name).copied();
-    let (from, to): (Timestamp, Timestamp) = (moment(before.as_str())?, moment(step)?);
-    Some(to.duration_since(from).unsigned_abs())
 }
 
 fn failure(error: &PointsError) -> Failure {

@@ -7,9 +7,12 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{durations::HoldRun, failure::Failure};
+use super::{
+    durations::{HoldRun, MethodEstimate},
+    failure::Failure,
+};
 use crate::{
-    backup::{PointInfo, SpaceEstimate},
+    backup::{CaptureMethod, CopyRequest, PointInfo, SpaceEstimate},
     model::{Live, Occupant, ReleaseId, Slot, UserName},
     space::SpaceNeeds,
 };
@@ -32,6 +35,9 @@ pub struct UpgradePlan {
     /// restore point.
     #[serde(default)]
     pub early: Option<String>,
+    /// The methods of the exact restore point, with their estimated and measured durations.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<MethodEstimate>,
     /// True if the command does not run although the data is protected, because none of its files changed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unchanged: bool,
@@ -76,7 +82,35 @@ pub struct Replaced {
 impl UpgradePlan {
     /// Creates the record of an upgrade for which no restore point is taken yet.
     pub fn new(case: UpgradeCase, reason: impl Into<String>) -> UpgradePlan {
-        UpgradePlan { case, reason: reason.into(), estimate: None, point: None, early: None, unchanged: false }
+        UpgradePlan {
+            case,
+            reason: reason.into(),
+            estimate: None,
+            point: None,
+            early: None,
+            methods: Vec::new(),
+            unchanged: false,
+        }
+    }
+
+    /// Records the durations of the exact restore point beside the estimates.
+    pub fn note_durations(&mut self, taken: &PointInfo) {
+        for method in &mut self.methods {
+            let run = taken.runs.iter().find(|run| run.what == method.what);
+            if let Some(run) = run {
+                (method.method, method.took_ms) = (run.method, Some(run.ms));
+                if !run.fallback.is_empty() {
+                    method.why.clone_from(&run.fallback);
+                }
+            } else if method.what == MethodEstimate::FILES {
+                method.took_ms = Some(taken.counts.files_ms);
+            }
+        }
+    }
+
+    /// Returns true if the exact restore point has copies of databases on their servers.
+    pub fn has_copies(&self) -> bool {
+        self.point.is_some() && self.methods.iter().any(|one| one.method == CaptureMethod::TemplateCopy && one.took_ms.is_some())
     }
 
     /// Returns true if no request reaches a release during this upgrade.
@@ -125,6 +159,13 @@ pub trait LiveApp: Send + Sync {
     /// recognised and cannot dump is left out, and the cause is in [`PointInfo::skipped`].
     fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>>;
 
+    /// Takes an exact restore point in which databases are copies on their servers. Their dumps follow after the deployment.
+    fn take_copies(&self, by: UserName, reason: String, copies: Vec<CopyRequest>) -> BoxFuture<'_, Result<PointInfo, Failure>>;
+
+    /// Finds the methods of an exact restore point that follows the restore point `early`, which was just taken, and estimates their
+    /// durations.
+    fn methods<'a>(&'a self, early: &'a PointInfo) -> BoxFuture<'a, Vec<MethodEstimate>>;
+
     /// Removes a restore point in the background. The lock of the restore points is held until the restore point is removed.
     fn remove(&self, point: String);
 
@@ -153,9 +194,6 @@ pub trait LiveApp: Send + Sync {
 
     /// Starts each process of the release `previous` that does not run yet, and routes requests to the release.
     fn start(&self, previous: Live) -> BoxFuture<'_, Result<(), Failure>>;
-
-    /// Estimates the duration of an exact restore point that follows the restore point `early`, which was just taken.
-    fn estimate(&self, early: &PointInfo) -> Duration;
 
     /// Records the duration of a hold.
     fn record(&self, run: HoldRun);

@@ -8,6 +8,8 @@
 
 mod conclude;
 mod context;
+mod copies;
+mod copy_record;
 mod core;
 mod data_copy;
 mod data_return;
@@ -23,6 +25,7 @@ mod facts;
 mod failure;
 mod fault;
 mod followups;
+mod forecast;
 mod health;
 mod held;
 mod history;
@@ -68,11 +71,14 @@ pub use self::{
     data_return::{PointChoiceError, Upgrade},
     databases::StoredUrlError,
     drift::DriftError,
+    durations::{HoldRun, MethodEstimate},
     error::{PipelineError, ThawError},
     facts::Facts,
+    forecast::LastUpgrade,
     history::{History, Summary},
     intake::PushRejection,
     known::{KnownRelease, ReleaseNameError, find},
+    live_app::UpgradeCase,
     permits::Permits,
     plan::Plan,
     points::PointsError,

@@ -4,16 +4,16 @@
 use jiff::Timestamp;
 
 use super::{
-    core::Pipeline, durations::Durations, error::PipelineError, journal::JournalState, queue::Queue,
+    copy_record::CopyRecord, core::Pipeline, durations::Durations, error::PipelineError, journal::JournalState, queue::Queue,
     restore_record::RestoreRecord, util::chain,
 };
 use crate::{
     backup::{
-        self, BackupContext, BackupError, BackupFailure, DataDiff, DatabaseJob, DumpJob, DumpReport, FailureKind, PointInfo,
-        PointLabel, PointOwner, RestoreJob, databases::databases_of,
+        self, BackupContext, BackupError, BackupFailure, CopyRequest, DataDiff, DatabaseJob, DumpJob, DumpReport, FailureKind,
+        PointInfo, PointLabel, PointOwner, PointState, RestoreJob, databases::databases_of,
     },
     host::files::FileError,
-    model::{Environment, Live, PointId, UserName},
+    model::{Environment, PointId, ReleaseId, UserName},
 };
 
 /// The default reason of a restore point, used if the request names no reason.
@@ -120,7 +120,7 @@ impl Pipeline {
     /// Returns the databases of the live release, as its settings and variables name them, and the database that `larder db create` created.
     pub(super) fn databases(&self, queue: &Queue, environment: &Environment) -> Result<Vec<DatabaseJob>, PointsError> {
         let live = queue.state.lock().live.clone();
-        self.databases_of(queue, environment, live.as_ref())
+        self.databases_of(queue, environment, live.map(|live| live.release))
     }
 
     /// Returns the databases of a release that was or is live.
@@ -128,11 +128,11 @@ impl Pipeline {
         &self,
         queue: &Queue,
         environment: &Environment,
-        live: Option<&Live>,
+        release: Option<ReleaseId>,
     ) -> Result<Vec<DatabaseJob>, PointsError> {
         let deployment = {
             let state = queue.state.lock();
-            live.and_then(|live| state.history.of_release(live.release)).map(|summary| summary.deployment)
+            release.and_then(|release| state.history.of_release(release)).map(|summary| summary.deployment)
         };
         let unknown = |error: &(dyn std::error::Error + 'static)| {
             PointsError::refused(format!("cannot find the databases of {}: {}", environment.title(), chain(error)))
@@ -173,10 +173,11 @@ impl Pipeline {
         priority: Priority,
     ) -> Result<PointInfo, PointsError> {
         let databases = self.databases(queue, environment)?;
-        self.take_of(queue, environment, (by, reason), exact, priority, databases).await
+        self.take_of(queue, environment, (by, reason), exact, priority, (databases, Vec::new())).await
     }
 
-    /// Takes a restore point with the dumps of `databases`.
+    /// Takes a restore point with the dumps of the first databases. The second databases among them are copied on their servers, and the
+    /// dumps follow later.
     pub(super) async fn take_of(
         &self,
         queue: &Queue,
@@ -184,7 +185,7 @@ impl Pipeline {
         (by, reason): (UserName, String),
         exact: bool,
         priority: Priority,
-        databases: Vec<DatabaseJob>,
+        (databases, copies): (Vec<DatabaseJob>, Vec<CopyRequest>),
     ) -> Result<PointInfo, PointsError> {
         let live = queue.state.lock().live.clone();
         let custom = match &live {
@@ -202,7 +203,13 @@ impl Pipeline {
             databases: Vec::new(),
             custom,
         };
-        let job = DumpJob::Take { id: PointId::new(Timestamp::now()), label, exact, databases };
+        let id = PointId::new(Timestamp::now());
+        let paths = self.services().root.environment(&environment.project, &environment.name);
+        if !copies.is_empty() {
+            let recorded = CopyRecord::add(&paths.copies(), id, label.release);
+            recorded.map_err(|error| PointsError::refused(format!("cannot copy a database: {}", chain(&error))))?;
+        }
+        let job = DumpJob::Take { id, label, exact, databases, copies };
         let job = match priority {
             Priority::Usual => job,
             Priority::Low => DumpJob::Quietly(Box::new(job)),
@@ -215,8 +222,7 @@ impl Pipeline {
             DumpReport::Point(info, _) => {
                 // A capture with low priority says nothing about a capture during a hold.
                 if priority == Priority::Usual {
-                    let paths = self.services().root.environment(&environment.project, &environment.name);
-                    Durations::add_point(&paths.durations(), &info.counts);
+                    Durations::add_point(&paths.durations(), &info);
                 }
                 Ok(*info)
             }
@@ -307,6 +313,17 @@ impl Pipeline {
         let job = RestoreJob::Beside { point, owner: owner(environment), name: name.clone() };
         let filled = backup::restore(&self.backup(environment), &job).await?;
         Ok((paths.restored().join(name), filled))
+    }
+}
+
+/// Refuses a restore point whose dumps are not written yet.
+pub(super) fn check_complete(point: &PointInfo) -> Result<(), PointsError> {
+    match &point.state {
+        PointState::Incomplete(why) => Err(PointsError::refused_with(
+            format!("cannot restore {}: {why}", point.id),
+            "repeat the command when `larder backup list` shows that the restore point is complete",
+        )),
+        _ => Ok(()),
     }
 }
 

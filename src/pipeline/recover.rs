@@ -101,6 +101,7 @@ impl Pipeline {
             // The queue is not public yet, so both locks are free.
             self.finish_mixed(&queue, &paths, record, (work, points));
         }
+        self.settle_copies(&queue);
         self.0.queues.lock().insert(environment.id, queue.clone());
         self.announce_missed(&queue, &unfinished);
         self.0.awaited.lock().remove(&environment.id);

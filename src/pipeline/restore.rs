@@ -16,7 +16,7 @@ use super::{
     error::PipelineError,
     failure::Failure,
     fault,
-    points::{PointsError, owner},
+    points::{PointsError, check_complete, owner},
     queue::Queue,
     restore_databases::unfinished,
     restore_record::{RestoreEnd, RestoreRecord},
@@ -94,6 +94,7 @@ impl Pipeline {
         }
         // An unknown or unreadable restore point is refused before the restore is recorded.
         let point = self.point(environment, point).await?;
+        check_complete(&point)?;
         let databases = self.databases_in(&queue, environment, &point)?;
         let live = queue.state.lock().live.clone();
         self.restore_hook(environment, &point, live.as_ref())?;

@@ -64,7 +64,7 @@ impl Pipeline {
         if dumps.is_empty() {
             return Ok(Vec::new());
         }
-        let present = self.databases_of(queue, environment, live)?;
+        let present = self.databases_of(queue, environment, live.map(|live| live.release))?;
         let of_dump = |dump: &&backup::DumpInfo| {
             let found = present.iter().find(|job| (&job.name, job.engine) == (&dump.name, dump.engine));
             found.cloned().ok_or_else(|| {

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use hyper::header::HeaderValue;
@@ -60,6 +63,8 @@ pub(super) struct ClientConnection {
     pub tasks: TaskTracker,
     /// The token that is cancelled to close all tunnels during shutdown.
     pub hang_up: CancellationToken,
+    /// True after the body of a request was dropped before its end.
+    pub has_unread: Arc<AtomicBool>,
     pub clients: Arc<Clients>,
     /// The permit of this connection; `None` for a trusted proxy, whose visitors take one permit for each request.
     pub _permit: Option<ClientPermit>,

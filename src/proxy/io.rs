@@ -6,6 +6,10 @@ use std::{
     io,
     os::fd::AsFd,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -49,15 +53,28 @@ impl Stall {
     }
 }
 
+/// The number of reads of discarded bytes in one turn.
+const READS: usize = 8;
+
+/// The maximum time for which the rest of a request is read and discarded after the response.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// A stream whose writes fail if the peer reads nothing for the time limit.
+///
+/// If a request has a response before all of its body was read, the end of the stream lingers: the rest of the body is discarded until the
+/// client ends, at most for [`LINGER`]. The kernel would otherwise reset the connection because of the unread bytes, and the client would lose
+/// the response.
 pub(super) struct WriteTimeoutStream {
     stream: TcpStream,
     stall: Stall,
+    has_unread: Arc<AtomicBool>,
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl WriteTimeoutStream {
-    pub fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, stall: Stall::new(limit) }
+    /// Wraps a stream. `has_unread` is true from the moment at which the body of a request is dropped before its end.
+    pub fn new(stream: TcpStream, limit: Duration, has_unread: Arc<AtomicBool>) -> Self {
+        Self { stream, stall: Stall::new(limit), has_unread, linger: None }
     }
 
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -96,6 +113,27 @@ impl AsyncWrite for WriteTimeoutStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+        }
+        if !this.has_unread.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        let linger = this.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if linger.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut discarded = [0; 16 * 1024];
+        for _ in 0..READS {
+            let mut buffer = ReadBuf::new(&mut discarded);
+            let read = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        // Other connections of the thread get a turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }

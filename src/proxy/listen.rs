@@ -150,6 +150,7 @@ fn enter(
         trusted,
         tasks: tasks.clone(),
         hang_up: hang_up.clone(),
+        has_unread: Arc::default(),
         clients: clients.clone(),
         _permit: permit,
     }))
@@ -167,7 +168,8 @@ async fn attend(connection: Arc<ClientConnection>, stream: TcpStream, shutdown: 
         .header_read_timeout(settings.header_timeout)
         .max_header_size(settings.max_header_size)
         .max_buf_size(settings.max_header_size.max(64 * 1024));
-    let stream = TokioIo::new(WriteTimeoutStream::new(stream, settings.stall_timeout));
+    let stream = WriteTimeoutStream::new(stream, settings.stall_timeout, connection.has_unread.clone());
+    let stream = TokioIo::new(stream);
     let shared = connection.clone();
     let service = service_fn(move |request| relay::answer(shared.clone(), request));
     let serving = builder.serve_connection(stream, service).with_upgrades();

@@ -89,7 +89,7 @@ pub(super) async fn answer(
     let accept = request.headers().get(header::ACCEPT).cloned();
     let id = request.headers().get(REQUEST_ID).cloned();
     let (parts, body) = request.into_parts();
-    let (upload, progress) = UploadBody::new(body, &route.counts, proxy.settings.stall_timeout);
+    let (upload, progress) = UploadBody::new(body, &route.counts, proxy.settings.stall_timeout, &connection.has_unread);
     let mut onward = Request::new(upload);
     *onward.method_mut() = parts.method;
     *onward.uri_mut() = parts.uri;

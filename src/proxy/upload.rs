@@ -104,18 +104,39 @@ impl UploadProgress {
 /// The body of a request to the application.
 pub(super) enum UploadBody {
     Empty,
-    Streaming { inner: Incoming, progress: Arc<UploadProgress>, stall: Stall, counts: Arc<RouteCounts> },
+    Streaming { inner: Incoming, progress: Arc<UploadProgress>, stall: Stall, counts: Arc<RouteCounts>, unread: Unread },
+}
+
+/// Sets the flag of the client's connection if the body is dropped before its end.
+pub(super) struct Unread {
+    is_read: bool,
+    has_unread: Arc<AtomicBool>,
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        if !self.is_read {
+            self.has_unread.store(true, Relaxed);
+        }
+    }
 }
 
 impl UploadBody {
     /// Wraps the body of a client's request. The progress is `None` if the request has no body.
-    pub fn new(inner: Incoming, counts: &Arc<RouteCounts>, stall_timeout: Duration) -> (Self, Option<Arc<UploadProgress>>) {
+    /// `has_unread` is the flag of the client's connection.
+    pub fn new(
+        inner: Incoming,
+        counts: &Arc<RouteCounts>,
+        stall_timeout: Duration,
+        has_unread: &Arc<AtomicBool>,
+    ) -> (Self, Option<Arc<UploadProgress>>) {
         if inner.is_end_stream() {
             return (Self::Empty, None);
         }
         let progress = Arc::new(UploadProgress::new());
         let stall = Stall::new(stall_timeout);
-        (Self::Streaming { inner, progress: progress.clone(), stall, counts: counts.clone() }, Some(progress))
+        let unread = Unread { is_read: false, has_unread: has_unread.clone() };
+        (Self::Streaming { inner, progress: progress.clone(), stall, counts: counts.clone(), unread }, Some(progress))
     }
 }
 
@@ -124,9 +145,10 @@ impl Body for UploadBody {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Self::Streaming { inner, progress, stall, counts } = self.get_mut() else { return Poll::Ready(None) };
+        let Self::Streaming { inner, progress, stall, counts, unread } = self.get_mut() else { return Poll::Ready(None) };
         let polled = Pin::new(&mut *inner).poll_frame(cx);
         progress.asked(polled.is_ready());
+        unread.is_read = inner.is_end_stream() || matches!(polled, Poll::Ready(None | Some(Err(_))));
         match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 stall.clear();

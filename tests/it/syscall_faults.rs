@@ -205,7 +205,7 @@ fn take(id: PointId) -> DumpJob {
         at: DatabaseAt::File("app.sqlite3".into()),
         is_declared: true,
     };
-    DumpJob::Take { id, label, exact: false, databases: vec![database] }
+    DumpJob::Take { id, label, exact: false, databases: vec![database], copies: Vec::new() }
 }
 
 /// The jobs whose system calls fail.

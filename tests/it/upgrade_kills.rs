@@ -27,6 +27,7 @@ in_one_mode!(
     failed_upgrade_with_redis_loses_nothing_despite_kills,
     failed_upgrade_in_place_with_postgres_restores_database_and_files,
     failed_upgrade_in_place_with_sqlite_restores_database_and_files,
+    upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write,
 );
 
 /// The line of the recipe for deployments in place.
@@ -174,7 +175,12 @@ fn keeps_everything(world: &World, database: &dyn Database, strategy: &str, kill
 
 fn failed_upgrade_with_postgres_loses_nothing_despite_kills(world: &World) {
     let (Some(_), Some(database)) = (installed("python3"), Postgres::start(world)) else { return };
+    // The hold copies the database on its server.
+    database.sql("postgres", "alter role shop createdb");
     keeps_everything(world, &database, "", kills(1));
+    until("no copy is left", || {
+        database.sql("postgres", "select count(*) from pg_database where datname like '%larder%'") == "0"
+    });
 }
 
 fn failed_upgrade_with_mariadb_loses_nothing_despite_kills(world: &World) {
@@ -202,4 +208,66 @@ fn failed_upgrade_in_place_with_sqlite_restores_database_and_files(world: &World
     if installed("python3").is_some() {
         keeps_everything(world, &Sqlite(data(world).join("app.sqlite3")), IN_PLACE, kills(0));
     }
+}
+
+/// The recorded copy of the database took a minute, so the estimate is above the limit.
+fn upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write(world: &World) {
+    let (Some(_), Some(database)) = (installed("python3"), Postgres::start(world)) else { return };
+    database.sql("postgres", "alter role shop createdb");
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", APPLICATION).write("version", "version one\n");
+    let recipe = format!("{RECIPE}hold: 20s\nenv: {{DATABASE_URL: \"{}\"}}\n", Database::url(&database));
+    repo.write("larder.yml", &recipe);
+    repo.commit("version one");
+    repo.push().accepted();
+    world.larder(&["run", "shop", "--", "python3", "app.py", "create"]).ok();
+    let size = database.sql("shop", "select pg_database_size('shop')");
+    let run = format!(
+        "{{\"at\":\"2026-11-29T10:00:00Z\",\"what\":\"main\",\"method\":\"template-copy\",\"bytes\":{size},\"ms\":60000,\"fallback\":\"\"}}"
+    );
+    let record = world.environment("shop").join("durations.json");
+    fs::write(&record, format!("{{\"version\":1,\"points\":[],\"holds\":[],\"methods\":[{run}]}}")).unwrap();
+    crate::harness::databases::give_to_larder(world, &record);
+    repo.write("version", "version two\n").write("larder.yml", format!("{recipe}upgrade: \"true\"\n"));
+    repo.commit("version two");
+    let push = repo.push();
+    push.accepted().says("Upgrade without a hold: the estimate of").says("is above the limit of 20.0 s");
+    push.says("restore point of main: copy on the server").says("(measured on 2026-11-29)");
+    let plan = world.larder(&["plan", "shop"]);
+    plan.says("without a hold; a failure does not restore the data: the estimate of").says("(measured on 2026-11-29)");
+    let (rows, uploads, processes) = (Database::content(&database), files(world), world.application("shop"));
+
+    let writer = Writer::start(world, "online");
+    writer.goes_on();
+    repo.write("broken", "").write("version", "version three\n");
+    repo.write("larder.yml", format!("{recipe}upgrade: python3 app.py mild\n"));
+    repo.commit("version three");
+    let push = repo.push();
+    push.rejected_with("v2 still live; the data is not restored").says("Upgrade without a hold");
+    writer.goes_on();
+    let acknowledged = writer.stop();
+    assert_eq!(world.application("shop"), processes, "the old release serves throughout");
+    let of_files = lines(&fs::read_to_string(data(world).join("uploads/ledger")).unwrap());
+    for (place, kept) in [("the database", database.ledger()), ("the files", of_files)] {
+        let lost: Vec<_> = acknowledged.iter().filter(|line| !kept.contains(*line)).collect();
+        assert!(lost.is_empty(), "{} of {} acknowledged writes are lost in {place}: {lost:?}", lost.len(), acknowledged.len());
+    }
+    assert_ne!(Database::content(&database), rows);
+    let commands: Vec<_> = push
+        .0
+        .stderr
+        .lines()
+        .filter_map(|line| line.split_once("larder backup restore ").map(|(_, words)| words.trim()))
+        .collect();
+    let [command] = commands.as_slice() else { panic!("not one command: {commands:?}") };
+    let status = world.larder(&["status"]);
+    status.says("the data is not restored").says(command).says("ran without a hold: the estimate of");
+    status.says("restore point of main: copy on the server").says("(measured on 2026-11-29)");
+    let words: Vec<_> = command.split_whitespace().collect();
+    world.larder(&[&["backup", "restore"], &words[..]].concat()).ok();
+    assert_eq!(Database::content(&database), rows);
+    assert_eq!(files(world), uploads);
+    world.serves("shop", "version two");
+    world.is_consistent("shop");
 }

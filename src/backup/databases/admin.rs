@@ -180,7 +180,8 @@ impl DatabaseServer {
         };
         let verb = if count("pg_roles", "rolname")? { "alter" } else { "create" };
         // Only a member of a role may create a database that belongs to the role.
-        let role = format!("{verb} role {name} login password '{password}';\ngrant {name} to current_user;\n");
+        // With CREATEDB, a hold copies the database on the server, which takes less time than a dump.
+        let role = format!("{verb} role {name} login createdb password '{password}';\ngrant {name} to current_user;\n");
         postgres::query(&self.admin, &role)?;
         if !count("pg_database", "datname")? {
             postgres::query(&self.admin, &format!("create database {name} owner {name};\n"))?;
@@ -198,6 +199,12 @@ impl DatabaseServer {
             );
             return mysql::admin(&self.admin, &statements).map(drop);
         }
+        // The names of accounts have no characters with a meaning in patterns, except the underscore.
+        let pattern = format!("^{name}_larder_[0-9a-f]{{12}}(_old)?$");
+        let copies = format!(
+            "select format('drop database %I with (force)', datname) from pg_database where datname ~ '{pattern}' \\gexec\n"
+        );
+        postgres::query(&self.admin, &copies)?;
         postgres::query(&self.admin, &format!("drop database if exists {name} with (force);\n"))?;
         postgres::query(&self.admin, &format!("drop role if exists {name};\n")).map(drop)
     }

@@ -9,6 +9,7 @@ mod admin;
 mod declared;
 mod mysql;
 mod postgres;
+mod postgres_copy;
 mod redis;
 mod scratch;
 mod sqlite;
@@ -111,6 +112,68 @@ pub struct DumpInfo {
     pub bytes: u64,
     /// The path of the dump in the restore point: `databases/NAME.dump`, or the path of an SQLite file below `data/`.
     pub path: String,
+    /// The copy of the database on its server from which the dump is still to be written; absent if the restore point has the dump.
+    #[serde(default)]
+    pub copy: Option<String>,
+}
+
+impl DumpInfo {
+    /// Describes a dump in `databases/`.
+    pub(in crate::backup) fn of(job: &DatabaseJob, versions: EngineVersions, bytes: u64) -> DumpInfo {
+        let path = format!("databases/{}", job.dump_name());
+        DumpInfo { name: job.name.clone(), engine: job.engine, versions, bytes, path, copy: None }
+    }
+}
+
+/// The ways in which a restore point gets files or a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CaptureMethod {
+    /// A copy of the database by its server; the dump follows from the copy.
+    TemplateCopy,
+    /// A dump by the program of the engine.
+    Dump,
+    /// A copy by SQLite's online backup API.
+    SqliteBackup,
+    /// Clones of files, which share their blocks with the files.
+    Reflink,
+    /// Copies of the files that changed.
+    Copy,
+}
+
+impl CaptureMethod {
+    /// Returns the words for messages.
+    pub fn title(self) -> &'static str {
+        match self {
+            CaptureMethod::TemplateCopy => "copy on the server",
+            CaptureMethod::Dump => "dump",
+            CaptureMethod::SqliteBackup => "SQLite backup",
+            CaptureMethod::Reflink => "reflink",
+            CaptureMethod::Copy => "copy of changed files",
+        }
+    }
+}
+
+/// The cheapest exact method for a database whose writers are stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseSurvey {
+    /// The name.
+    pub name: DatabaseName,
+    /// The size of the database in bytes.
+    pub bytes: u64,
+    /// The method.
+    pub method: CaptureMethod,
+    /// The reason why no cheaper method is possible; empty if the method is the cheapest one.
+    pub why: String,
+}
+
+/// The request to copy a database on its server instead of dumping the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRequest {
+    /// The name of the database.
+    pub name: DatabaseName,
+    /// True to write a dump if the copy fails. False to fail.
+    pub or_dump: bool,
 }
 
 /// An engine: the operations on one kind of database. An error names the database and the server, and contains no password.
@@ -129,6 +192,11 @@ pub trait Engine: Sync {
     /// Writes a consistent dump of the database to the new file `into`. The application may write to the database meanwhile.
     fn dump(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure>;
 
+    /// Writes a dump like [`Engine::dump`], in a cheaper way if there is one. The caller has stopped all processes that write to the database.
+    fn dump_stopped(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure> {
+        self.dump(job, into)
+    }
+
     /// Reads a dump back. Returns an error with [`FailureKind::Damaged`] for a dump that cannot be restored.
     fn verify(&self, dump: &Path) -> Result<(), BackupFailure>;
 
@@ -136,6 +204,48 @@ pub trait Engine: Sync {
     /// may be repeated, also after a kill. An error with [`FailureKind::Machine`], such as a lost connection, leaves the content of the
     /// database unknown. After any other error, the database is unchanged.
     fn restore(&self, job: &DatabaseJob, from: &Path) -> Result<(), BackupFailure>;
+}
+
+/// The copies of an engine that a server makes of its own databases. A copy is named by the restore point to which it belongs.
+pub trait ServerCopies: Sync {
+    /// Returns the name of the copy of a database for a restore point.
+    fn name(&self, job: &DatabaseJob, point: &str) -> Result<String, BackupFailure>;
+
+    /// Returns the reason why the server cannot copy the database, or `None`.
+    fn obstacle(&self, job: &DatabaseJob) -> Result<Option<String>, BackupFailure>;
+
+    /// Ends the sessions of the role in the URL, and copies the database. Returns the size of the copy in bytes.
+    fn copy(&self, job: &DatabaseJob, copy: &str) -> Result<u64, BackupFailure>;
+
+    /// Replaces the database with its copy. A kill leaves the old or the copied database. The call may be repeated until
+    /// [`ServerCopies::discard`]. `scratch` is a directory for a dump.
+    fn put_back(&self, job: &DatabaseJob, copy: &str, scratch: &Path) -> Result<(), BackupFailure>;
+
+    /// Returns the job of a copy, or `None` if the server has no such copy.
+    fn of_copy(&self, job: &DatabaseJob, copy: &str) -> Result<Option<DatabaseJob>, BackupFailure>;
+
+    /// Drops a copy, and the database that the copy has replaced. Ends a copy that is in progress.
+    fn discard(&self, job: &DatabaseJob, copy: &str) -> Result<(), BackupFailure>;
+}
+
+/// Returns the copies of an engine, or `None` if its servers make no copies.
+pub fn server_copies(engine: DatabaseEngine) -> Option<&'static dyn ServerCopies> {
+    (engine == DatabaseEngine::Postgres).then_some(&postgres::Postgres as &dyn ServerCopies)
+}
+
+/// Returns the cheapest exact method for a database whose writers are stopped. `clones` is true if the file system clones files.
+pub fn survey(job: &DatabaseJob, clones: bool) -> Result<DatabaseSurvey, BackupFailure> {
+    let bytes = engine(job.engine).size(job)?.bytes;
+    let (method, why) = match (server_copies(job.engine), &job.at) {
+        (_, DatabaseAt::File(_)) if clones => (CaptureMethod::Reflink, String::new()),
+        (_, DatabaseAt::File(_)) => (CaptureMethod::SqliteBackup, String::from("the file system has no reflinks")),
+        (Some(copies), _) => match copies.obstacle(job)? {
+            None => (CaptureMethod::TemplateCopy, String::new()),
+            Some(why) => (CaptureMethod::Dump, why),
+        },
+        (None, _) => (CaptureMethod::Dump, String::new()),
+    };
+    Ok(DatabaseSurvey { name: job.name.clone(), bytes, method, why })
 }
 
 /// Connects to a database as its application does.

@@ -17,10 +17,7 @@ use super::{
     DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions,
     tool::{self, Tool, ToolError},
 };
-use crate::{
-    backup::{BackupFailure, FailureKind},
-    model::DatabaseEngine,
-};
+use crate::backup::{BackupFailure, FailureKind};
 
 /// The port of a server whose URL names no port.
 const PORT: u16 = 5432;
@@ -91,7 +88,7 @@ fn version_of(path: &Path) -> Option<String> {
 }
 
 /// Returns the major version of `15.8`, `17beta1` or `18devel`.
-fn major_of(version: &str) -> u32 {
+pub(super) fn major_of(version: &str) -> u32 {
     let end = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
     version.get(..end).and_then(|digits| digits.parse().ok()).unwrap_or(0)
 }
@@ -154,7 +151,7 @@ fn connected(tool: Tool, job: &DatabaseJob) -> Result<Tool, BackupFailure> {
 }
 
 /// Returns the failure of a program that could not connect, or whose work on the database failed.
-fn failed(job: &DatabaseJob, doing: &str, error: &ToolError) -> BackupFailure {
+pub(super) fn failed(job: &DatabaseJob, doing: &str, error: &ToolError) -> BackupFailure {
     let server = job.address().map(|address| address.server(PORT)).unwrap_or_default();
     let has = |text: &str| error.text.contains(text);
     let hint = if has("password authentication failed") || has("no password supplied") {
@@ -180,7 +177,7 @@ fn failed(job: &DatabaseJob, doing: &str, error: &ToolError) -> BackupFailure {
     BackupFailure { hint: hint.map(str::to_owned), ..error.failed(kind, &what) }
 }
 
-fn psql(job: &DatabaseJob) -> Result<Tool, BackupFailure> {
+pub(super) fn psql(job: &DatabaseJob) -> Result<Tool, BackupFailure> {
     let program = installed("psql").into_iter().next().ok_or_else(|| missing("psql"))?;
     let tool = Tool::new(&program.path).args(["--no-psqlrc", "--quiet", "--no-align", "--tuples-only", "--set=ON_ERROR_STOP=1"]);
     connected(tool, job)
@@ -241,8 +238,7 @@ impl Engine for Postgres {
         let tool = Tool::new(&program.path).args(["--format=custom", "--lock-wait-timeout=60000"]);
         let bytes = connected(tool, job)?.output_to(into)?.map_err(|error| failed(job, "dump", &error))?;
         self.verify(into)?;
-        let (name, engine, path) = (job.name.clone(), DatabaseEngine::Postgres, format!("databases/{}", job.dump_name()));
-        Ok(DumpInfo { name, engine, versions, bytes, path })
+        Ok(DumpInfo::of(job, versions, bytes))
     }
 
     fn verify(&self, dump: &Path) -> Result<(), BackupFailure> {

@@ -14,10 +14,7 @@ use rusqlite::{
 };
 
 use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions};
-use crate::{
-    backup::{BackupFailure, FailureKind},
-    model::DatabaseEngine,
-};
+use crate::backup::{BackupFailure, FailureKind, clones_files};
 
 /// The first bytes of every SQLite file that is not empty (<https://www.sqlite.org/fileformat2.html>, section 1.3).
 const HEADER: &[u8; 16] = b"SQLite format 3\0";
@@ -130,6 +127,20 @@ fn recovered(live: &Path, into: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Recovers the copy by its first read. The close then removes the log.
+fn read_copy(live: &Path, into: &Path) -> Result<(), BackupFailure> {
+    let opened = open(into, OpenFlags::SQLITE_OPEN_READ_WRITE);
+    let read = opened.and_then(|copy| copy.query_row("select count(*) from sqlite_schema", [], |_| Ok(())));
+    read.map_err(|e| failure("recover the copy of", live, &e))
+}
+
+/// Syncs a complete copy, and describes the copy.
+fn finished(job: &DatabaseJob, versions: EngineVersions, into: &Path) -> Result<DumpInfo, BackupFailure> {
+    let synced = File::open(into).and_then(|file| file.sync_all().map(|()| file)).and_then(|file| file.metadata());
+    let synced = synced.map_err(|e| BackupFailure::io(&format!("copy the SQLite database {}", job.name), &e))?;
+    Ok(DumpInfo::of(job, versions, synced.len()))
+}
+
 fn stamp(found: &fs::Metadata) -> (u64, u64, i64, i64, i64, i64) {
     (found.ino(), found.len(), found.mtime(), found.mtime_nsec(), found.ctime(), found.ctime_nsec())
 }
@@ -169,15 +180,24 @@ impl Engine for Sqlite {
                 discard(into).map_err(|e| io_failure(&e))?;
                 return Err(failure("copy", live, &error));
             }
-            // The first read recovers the copy. The close then removes the log.
-            let opened = open(into, OpenFlags::SQLITE_OPEN_READ_WRITE);
-            let read = opened.and_then(|copy| copy.query_row("select count(*) from sqlite_schema", [], |_| Ok(())));
-            read.map_err(|e| failure("recover the copy of", live, &e))?;
+            read_copy(live, into)?;
         }
-        let synced = File::open(into).and_then(|file| file.sync_all().map(|()| file)).and_then(|file| file.metadata());
-        let bytes = synced.map_err(|e| io_failure(&e))?.len();
-        let (name, engine) = (job.name.clone(), DatabaseEngine::Sqlite);
-        Ok(DumpInfo { name, engine, versions, bytes, path: format!("databases/{}", job.dump_name()) })
+        finished(job, versions, into)
+    }
+
+    fn dump_stopped(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure> {
+        if !into.parent().is_some_and(clones_files) {
+            return self.dump(job, into);
+        }
+        let (live, versions) = (job.file()?, self.check(job)?);
+        // The clones need no time. SQLite then recovers the clone as it would recover the file after a power cut.
+        match recovered(live, into) {
+            Ok(true) if read_copy(live, into).is_ok() => finished(job, versions, into),
+            _ => {
+                discard(into).map_err(|e| BackupFailure::io(&format!("copy the SQLite database {}", job.name), &e))?;
+                self.dump(job, into)
+            }
+        }
     }
 
     fn verify(&self, dump: &Path) -> Result<(), BackupFailure> {
@@ -213,6 +233,7 @@ impl Engine for Sqlite {
 #[cfg(test)]
 mod tests {
     use super::{super::DatabaseAt, *};
+    use crate::model::DatabaseEngine;
 
     fn job(file: &Path) -> DatabaseJob {
         let at = DatabaseAt::File(file.to_owned());

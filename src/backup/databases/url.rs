@@ -96,12 +96,6 @@ impl DatabaseUrl {
 
     /// Returns the parts. The message of the error does not contain the URL.
     pub fn address(&self) -> Result<DatabaseAddress, BackupFailure> {
-        let wrong = |why: &str| BackupFailure {
-            hint: Some(String::from(
-                "write the URL as SCHEME://USER:PASSWORD@HOST:PORT/DATABASE, with percent escapes in the password",
-            )),
-            ..BackupFailure::new(FailureKind::Refused, format!("cannot read the URL of the database: {why}"))
-        };
         let url = Url::parse(&self.0).map_err(|error| wrong(&error.to_string()))?;
         let decode = |text: &str| match percent_decode_str(text).decode_utf8() {
             Ok(text) if !text.contains('\0') => Ok(text.into_owned()),
@@ -119,6 +113,16 @@ impl DatabaseUrl {
             database: part(Some(url.path().trim_start_matches('/')))?,
             parameters,
         })
+    }
+}
+
+/// Returns the failure of a URL that cannot be used.
+fn wrong(why: &str) -> BackupFailure {
+    BackupFailure {
+        hint: Some(String::from(
+            "write the URL as SCHEME://USER:PASSWORD@HOST:PORT/DATABASE, with percent escapes in the password",
+        )),
+        ..BackupFailure::new(FailureKind::Refused, format!("cannot read the URL of the database: {why}"))
     }
 }
 

@@ -139,6 +139,7 @@ impl PointView {
             PointState::Damaged(1, time) => ("damaged", at(time), Some(String::from("1 stored file differs"))),
             PointState::Damaged(count, time) => ("damaged", at(time), Some(format!("{count} stored files differ"))),
             PointState::Unusable(why) => ("unusable", None, Some(sanitise_line(&why))),
+            PointState::Incomplete(why) => ("incomplete", None, Some(sanitise_line(&why))),
         };
         let label = info.label.as_ref();
         PointView {

@@ -291,7 +291,7 @@ impl Request for PlanShow {
             return Err(usage(format!("cannot show the plan: no step of {} is in these phases", environment.title())));
         }
         let upgrade = match plan.names().iter().any(|name| name.as_str() == "deploy.hold") {
-            true => control.pipeline().upgrade_forecast(&environment),
+            true => control.pipeline().upgrade_forecast(&environment).await,
             false => Vec::new(),
         };
         Ok(PlanView { plan: plan.to_string().lines().map(str::to_owned).collect(), upgrade }.into())

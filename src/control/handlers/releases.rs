@@ -13,7 +13,7 @@ use crate::{
     },
     git::LogEntry,
     model::{Access, BuildpackUse, Digest, EntryKind, Environment, EnvironmentName, Manifest, Mode, ProcessType, ProjectName},
-    pipeline::{self, KnownRelease, Pin, Pins, ReleaseNameError, Summary},
+    pipeline::{self, HoldRun, KnownRelease, Pin, Pins, ReleaseNameError, Summary},
     release::{self, Change, ReleaseError, store},
 };
 
@@ -116,6 +116,8 @@ pub struct ReleaseDetail {
     pub pin: Option<Pin>,
     /// The deployments of the release, oldest first.
     pub deployments: Vec<Summary>,
+    /// The last hold of the release, with the estimated and the measured durations; absent if no request waited.
+    pub hold: Option<HoldRun>,
 }
 
 /// A manifest without its entries.
@@ -203,7 +205,8 @@ impl Request for ReleaseShow {
         let pins = Pins::read(&paths.pins()).map_err(|error| CommandError::internal(&error))?;
         let history = control.pipeline().history(environment.id);
         let deployments = history.deployments.into_iter().filter(|summary| summary.release == known.release).collect();
-        Ok(ReleaseDetail { pin: pins.get(known.release).cloned(), known, manifest, deployments }.into())
+        let hold = known.number.and_then(|number| control.pipeline().hold_of(&environment, number));
+        Ok(ReleaseDetail { pin: pins.get(known.release).cloned(), known, manifest, deployments, hold }.into())
     }
 }
 

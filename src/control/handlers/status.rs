@@ -14,7 +14,7 @@ use crate::{
         launch::{Capabilities, Cgroups},
     },
     model::{Access, Environment, Live, Mode, ProjectName},
-    pipeline::{LastScan, unrestored},
+    pipeline::{LastScan, LastUpgrade, unrestored},
 };
 
 /// The request for the state of the server and of the environments that the caller may see.
@@ -57,6 +57,8 @@ pub struct EnvironmentStatus {
     pub drift: Option<LastScan>,
     /// The scheduled restore points.
     pub backup: BackupSummary,
+    /// The last upgrade, if one of the last deployments had an upgrade and data.
+    pub upgrade: Option<LastUpgrade>,
 }
 
 impl Request for Status {
@@ -129,6 +131,7 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
         note,
         drift: pipeline.last_drift(environment.id),
         backup: BackupSummary::of(control, environment),
+        upgrade: pipeline.last_upgrade(environment),
     }
 }
 

@@ -240,7 +240,7 @@ impl BackupState {
 /// Returns the defect of a damaged or unusable restore point, as one line.
 pub(super) fn defect(state: &PointState) -> Option<String> {
     match state {
-        PointState::Unverified | PointState::Verified(_) => None,
+        PointState::Unverified | PointState::Verified(_) | PointState::Incomplete(_) => None,
         PointState::Damaged(1, _) => Some(String::from("1 stored file differs")),
         PointState::Damaged(count, _) => Some(format!("{count} stored files differ")),
         PointState::Unusable(why) => Some(sanitise_line(why)),
@@ -299,6 +299,7 @@ mod tests {
             state,
             counts: PointCounts::default(),
             skipped: Vec::new(),
+            runs: Vec::new(),
         };
         let mut state = BackupState::new(Timestamp::UNIX_EPOCH);
         state.adopt(&[

@@ -84,6 +84,11 @@ def upgrade():
     with open(DATA + "/uploads/one", "w") as upload:
         upload.write("changed")
 
+def mild():
+    # The old release can write to the ledger afterwards.
+    sql("alter table notes drop column author; create table added (x integer)")
+    os.remove(DATA + "/uploads/deep/two")
+
 def write(line):
     with LOCK:
         if IS_REDIS:
@@ -150,6 +155,8 @@ if sys.argv[1] == "create":
     create()
 elif sys.argv[1] == "upgrade":
     upgrade()
+elif sys.argv[1] == "mild":
+    mild()
 elif sys.argv[1] == "drill":
     drill()
 else:

@@ -148,6 +148,11 @@ impl Postgres {
         command
     }
 
+    /// Returns a client of the superuser.
+    pub fn client(&self, database: &str) -> Command {
+        self.psql(database)
+    }
+
     /// Runs statements as the superuser, and returns their output.
     #[track_caller]
     pub fn sql(&self, database: &str, statements: &str) -> String {

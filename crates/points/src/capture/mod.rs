@@ -2,6 +2,7 @@
 //! point, a clone, or a copy.
 
 mod assemble;
+mod attach;
 mod file;
 mod staged;
 

@@ -123,6 +123,6 @@ impl Capture<'_> {
 
 /// Returns the kind of a file with a staged content. The content does not come from the live file, so no later capture may take the live
 /// file for unchanged.
-fn content(size: u64, digest: Digest, stat: &Stat) -> Kind {
+pub(super) fn content(size: u64, digest: Digest, stat: &Stat) -> Kind {
     Kind::File { size, digest, is_torn: false, stamp: Stamp::of(stat, false) }
 }

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::process::ExitStatusExt, path::Path};
 
 use super::*;
-use crate::VerifyOptions;
+use crate::{Staged, VerifyOptions};
 
 fn sources() -> Vec<Source> {
     vec![Source::directory("uploads"), Source::directory("more"), Source::file("db")]
@@ -64,6 +64,29 @@ fn child_restores_beside() {
 #[ignore = "a child of the tests below"]
 fn child_removes() {
     opened(&directory()).1.remove("one").unwrap();
+}
+
+/// Adds a dump to the restore point `one`, from a directory of staged files.
+fn attach(dir: &Path, store: &Store) {
+    let staged = dir.join("staged");
+    fs::create_dir_all(&staged).unwrap();
+    let _ = fs::write(staged.join("main.dump"), "dump");
+    let staged_dir = fs::File::open(&staged).unwrap();
+    let staged = Staged {
+        dir: staged_dir.as_fd(),
+        replaced: Default::default(),
+        hidden: Default::default(),
+        source: Some("databases".to_owned()),
+        added: vec!["main.dump".to_owned()],
+    };
+    store.attach("one", &serde_json::json!({"complete": true}), &staged).unwrap();
+}
+
+#[test]
+#[ignore = "a child of the tests below"]
+fn child_attaches() {
+    let dir = directory();
+    attach(&dir, &opened(&dir).1);
 }
 
 /// Runs the ignored test `test` in a new child for each step 1, 2, …, and kills the child at this step. Calls `check` after each child.
@@ -195,4 +218,48 @@ fn capture_killed_at_random_instants_keeps_earlier_points() {
         }
     }
     assert_eq!(scene.store.point("one").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
+}
+
+#[test]
+fn attached_file_is_part_of_the_point_and_other_files_stay() {
+    let scene = Scene::new();
+    scene.write("uploads/a", "a");
+    fs::hard_link(scene.path("uploads/a"), scene.path("uploads/z")).unwrap();
+    scene.write("more/b", "b");
+    scene.write("db", "database");
+    scene.capture("one", &sources(), None).unwrap();
+    let before = scene.restored("one");
+    attach(scene.dir.path(), &scene.store);
+    let mut point = scene.store.point("one").unwrap();
+    assert_eq!(point.manifest.label["complete"], true);
+    assert_eq!(fs::read_to_string(point.content("databases/main.dump")).unwrap(), "dump");
+    assert_eq!(point.verify(&VerifyOptions::default()).unwrap().damages, []);
+    drop(point);
+    let mut after = scene.restored("one");
+    after.retain(|path, _| !path.starts_with("databases"));
+    assert_eq!(after, before);
+    scene.store.remove("one").unwrap();
+}
+
+#[test]
+fn attach_killed_at_each_step_leaves_the_old_or_the_new_point() {
+    let kills = each_kill("child_attaches", |scene| {
+        scene.store.sweep().unwrap();
+        assert_eq!(scene.store.list().unwrap(), ["one"]);
+        let mut point = scene.store.point("one").unwrap();
+        let is_complete = point.manifest.label["complete"] == true;
+        assert_eq!(point.content("databases/main.dump").exists(), is_complete);
+        assert_eq!(point.verify(&VerifyOptions::default()).unwrap().damages, []);
+        drop(point);
+        attach_again(scene, is_complete);
+    });
+    assert!(kills >= 5, "{kills}");
+}
+
+/// A repetition completes a point that is not complete yet.
+fn attach_again(scene: &Scene, is_complete: bool) {
+    if !is_complete {
+        attach(scene.dir.path(), &scene.store);
+        assert!(scene.store.point("one").unwrap().content("databases/main.dump").exists());
+    }
 }

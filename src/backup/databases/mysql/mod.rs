@@ -76,8 +76,7 @@ impl Engine for Mysql {
         let (versions, server) = client.check()?;
         script::write(&client, &server, into)?;
         let bytes = fs::metadata(into).map_err(|e| BackupFailure::io("read the dump", &e))?.len();
-        let path = format!("databases/{}", job.dump_name());
-        Ok(DumpInfo { name: job.name.clone(), engine: job.engine, versions, bytes, path })
+        Ok(DumpInfo::of(job, versions, bytes))
     }
 
     fn verify(&self, dump: &Path) -> Result<(), BackupFailure> {

@@ -12,11 +12,12 @@ use super::{
     upgrade::{self, is_held},
 };
 use crate::{
+    backup::{CaptureMethod, PointInfo},
     model::{Live, Phase, Strategy},
     pipeline::{
         context::Deployment,
         durations::HoldRun,
-        live_app::UpgradeCase,
+        live_app::{UpgradeCase, UpgradePlan},
         phases::post_deploy::request_smoke_pages,
         step::{Failure, Step, Work, seconds},
     },
@@ -116,7 +117,11 @@ pub(super) fn release(deployment: &mut Deployment, committed: bool) -> Option<St
         hold.release();
         begun.elapsed()
     });
-    if let Some(early) = deployment.facts.upgrade.as_mut().and_then(|upgrade| upgrade.early.take()) {
+    let has_copies = deployment.facts.upgrade.as_ref().is_some_and(UpgradePlan::has_copies);
+    if let Some(early) = deployment.facts.upgrade.as_mut().and_then(|upgrade| upgrade.early.take())
+        // If the data was put back from copies, the exact restore point gets no dumps, and the earlier restore point stays.
+        && (committed || !has_copies)
+    {
         deployment.memory.live_app.remove(early);
     }
     let held = held.map(|held| {
@@ -126,7 +131,15 @@ pub(super) fn release(deployment: &mut Deployment, committed: bool) -> Option<St
         let estimate_ms = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.estimate);
         let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
         let number = deployment.spec.number;
-        deployment.memory.live_app.record(HoldRun { at: jiff::Timestamp::now(), number, estimate_ms, held_ms, committed });
+        let methods = deployment.facts.upgrade.as_ref().map(|upgrade| upgrade.methods.clone()).unwrap_or_default();
+        deployment.memory.live_app.record(HoldRun {
+            at: jiff::Timestamp::now(),
+            number,
+            estimate_ms,
+            held_ms,
+            committed,
+            methods,
+        });
         let estimate = estimate_ms.map(|estimate| format!(" (estimate: {})", seconds(Duration::from_millis(estimate))));
         format!("requests waited for {}{}", seconds(held), estimate.unwrap_or_default())
     });
@@ -248,12 +261,34 @@ impl Step for TakePoint {
                 return Ok(());
             }
             let reason = format!("before the {} of {}", upgrade::act(deployment), deployment.spec.number);
-            let taken = deployment.memory.live_app.take(deployment.spec.trigger.by().clone(), reason, true).await?;
+            let (by, copies) = (deployment.spec.trigger.by().clone(), upgrade::copies(deployment));
+            let live_app = &deployment.memory.live_app;
+            let taken = match copies.is_empty() {
+                true => live_app.take(by, reason, true).await?,
+                false => live_app.take_copies(by, reason, copies).await?,
+            };
+            report(deployment, &taken);
             if let Some(upgrade) = &mut deployment.facts.upgrade {
+                upgrade.note_durations(&taken);
                 upgrade.point = Some(taken.id);
             }
             Ok(())
         })
+    }
+}
+
+/// Shows the databases whose dumps follow, and the methods that were not the planned ones.
+fn report(deployment: &Deployment, taken: &PointInfo) {
+    for run in &taken.runs {
+        let time = seconds(Duration::from_millis(run.ms));
+        if run.method == CaptureMethod::TemplateCopy {
+            let what = &run.what;
+            deployment
+                .transcript
+                .detail(&format!("{what} was copied on its server in {time}; the dump follows after the deployment"));
+        } else if !run.fallback.is_empty() {
+            deployment.transcript.detail(&format!("{} was dumped in {time}: {}", run.what, run.fallback));
+        }
     }
 }
 

@@ -4,12 +4,13 @@ use std::{fmt::Write, time::Duration};
 
 use super::processes;
 use crate::{
-    backup::{DATABASES, PointInfo, clones_files},
+    backup::{CaptureMethod, CopyRequest, DATABASES, PointInfo, clones_files},
     config::Safety,
     host::files,
     model::{Phase, ReleaseNumber, Strategy},
     pipeline::{
         context::Deployment,
+        durations::MethodEstimate,
         facts::Facts,
         live_app::{EarlierRuns, UpgradeCase, UpgradePlan},
         step::{self, Acquired, Failure, Resource, Step, Work, seconds},
@@ -105,17 +106,19 @@ pub async fn decide(deployment: &Deployment) -> Result<Option<UpgradePlan>, Fail
     }
     let settings = deployment.settings();
     let limit = settings.hold().get();
-    let took = live_app.estimate(&early);
-    let estimate = Estimate::new(&live_app.earlier(), Some(took));
+    let methods = live_app.methods(&early).await;
+    let estimate = Estimate::new(&live_app.earlier(), Some(sum(&methods)));
     let obstacle = obstacle(deployment, &early).or_else(|| lack_of_space(deployment, &early));
     let (case, reason) = choose(settings.upgrade.safety, &estimate, limit, obstacle);
     let mut upgrade = UpgradePlan::new(case, reason);
     upgrade.estimate = u64::try_from(estimate.total().as_millis()).ok();
+    upgrade.methods = methods;
     match case {
         UpgradeCase::Held => upgrade.early = Some(early.id),
         _ => upgrade.point = Some(early.id),
     }
     deployment.transcript.detail(&estimate.to_string());
+    upgrade.methods.iter().for_each(|method| deployment.transcript.detail(&format!("restore point of {method}")));
     Ok(Some(upgrade))
 }
 
@@ -131,7 +134,8 @@ async fn in_place(deployment: &Deployment) -> Result<UpgradePlan, Failure> {
     }
     let unchanged = deployment.spec.data.is_none() && is_unchanged(deployment)?;
     let plan = UpgradePlan::new(UpgradeCase::InPlace, "the strategy is in-place");
-    Ok(UpgradePlan { early: Some(early.id), unchanged, ..plan })
+    let methods = live_app.methods(&early).await;
+    Ok(UpgradePlan { early: Some(early.id), unchanged, methods, ..plan })
 }
 
 /// Takes a restore point while the old release serves.
@@ -149,6 +153,28 @@ pub fn act(deployment: &Deployment) -> &'static str {
         (None, Strategy::InPlace) => "deployment in place",
         (None, Strategy::BlueGreen) => "upgrade",
     }
+}
+
+/// Returns the sum of the estimated durations.
+fn sum(methods: &[MethodEstimate]) -> Duration {
+    methods.iter().map(|method| Duration::from_millis(method.estimate_ms)).fold(Duration::ZERO, Duration::saturating_add)
+}
+
+/// Returns the databases that the exact restore point of this deployment copies on their servers. If a copy fails, a dump is written only if
+/// the dump fits the limit of the hold.
+pub fn copies(deployment: &Deployment) -> Vec<CopyRequest> {
+    let Some(upgrade) = &deployment.facts.upgrade else { return Vec::new() };
+    let settings = deployment.settings();
+    let limit = u64::try_from(settings.hold().get().as_millis()).unwrap_or(u64::MAX);
+    let is_copy = |method: &&MethodEstimate| method.method == CaptureMethod::TemplateCopy;
+    let request = |method: &MethodEstimate| {
+        let with_dump = upgrade.estimate.zip(method.dump_ms);
+        let with_dump = with_dump.map(|(all, dump)| all.saturating_sub(method.estimate_ms).saturating_add(dump));
+        let is_forced = upgrade.case == UpgradeCase::InPlace || settings.upgrade.safety == Safety::Hold;
+        let or_dump = is_forced || with_dump.is_some_and(|time| time <= limit);
+        Some(CopyRequest { name: method.what.parse().ok()?, or_dump })
+    };
+    upgrade.methods.iter().filter(is_copy).filter_map(request).collect()
 }
 
 /// Returns the reason why the data could not be restored exactly, or `None`.
@@ -188,7 +214,7 @@ fn choose(safety: Safety, estimate: &Estimate, limit: Duration, obstacle: Option
 }
 
 /// Returns lines about the next upgrade, according to the facts of the live release `number`.
-pub fn forecast(facts: &Facts, number: ReleaseNumber, earlier: &EarlierRuns) -> Vec<String> {
+pub fn forecast(facts: &Facts, number: ReleaseNumber, earlier: &EarlierRuns, methods: Vec<MethodEstimate>) -> Vec<String> {
     let (Some(settings), Some(command)) = (&facts.settings, configured(facts)) else { return Vec::new() };
     let mut lines = vec![format!("upgrade, according to the recipe of {number}: {command}")];
     if !settings.upgrade.paths.is_empty() {
@@ -198,10 +224,11 @@ pub fn forecast(facts: &Facts, number: ReleaseNumber, earlier: &EarlierRuns) -> 
         lines.push(String::from("  without a hold: the environment has no data"));
         return lines;
     }
-    let estimate = Estimate::new(earlier, None);
+    let estimate = Estimate::new(earlier, Some(sum(&methods)));
     let (case, reason) = choose(settings.upgrade.safety, &estimate, settings.hold().get(), None);
     let case = if case == UpgradeCase::Held { "with a hold" } else { "without a hold; a failure does not restore the data" };
     lines.extend([format!("  {case}: {reason}"), format!("  {estimate}")]);
+    lines.extend(methods.iter().map(|method| format!("  restore point of {method}")));
     lines
 }
 

@@ -1,5 +1,7 @@
 //! The command `larder status`, which shows the state of the server and its environments.
 
+use std::time::Duration;
+
 use super::{
     super::{
         command::{Command, Shown},
@@ -7,7 +9,33 @@ use super::{
     },
     backup_upkeep, drift,
 };
-use crate::control::{self, CommandError, EnvironmentStatus, StatusReport};
+use crate::{
+    control::{self, CommandError, EnvironmentStatus, StatusReport},
+    pipeline::{LastUpgrade, UpgradeCase, seconds},
+};
+
+/// Describes the last upgrade of an environment.
+fn last_upgrade(environment: &str, upgrade: &LastUpgrade) -> String {
+    let case = match upgrade.case {
+        UpgradeCase::Online => "without a hold",
+        UpgradeCase::InPlace => "in place",
+        _ => "with a hold",
+    };
+    let time = |ms: u64| seconds(Duration::from_millis(ms));
+    let mut text = format!("\n{environment}: the upgrade of {} ran {case}: {}\n", upgrade.number, upgrade.reason);
+    match (upgrade.held_ms, upgrade.estimate_ms) {
+        (Some(held), Some(estimate)) => {
+            text.push_str(&format!("  requests waited for {} (estimate: {})\n", time(held), time(estimate)))
+        }
+        (None, Some(estimate)) => text.push_str(&format!("  estimate of a hold: {}\n", time(estimate))),
+        _ => {}
+    }
+    for method in &upgrade.methods {
+        let took = method.took_ms.map(|took| format!("; took {}", time(took))).unwrap_or_default();
+        text.push_str(&format!("  restore point of {method}{took}\n"));
+    }
+    text
+}
 
 /// Show how projects are isolated here, and the state of all environments
 #[derive(Debug, clap::Args)]
@@ -42,6 +70,11 @@ impl Command for StatusArgs {
         };
         let header = ["ENVIRONMENT", "MODE", "BRANCH", "LIVE", "RESTORE POINT", "STATE"];
         text.push_str(&text::table(&header, report.environments.iter().map(row).collect()));
+        for one in &report.environments {
+            if let Some(upgrade) = &one.upgrade {
+                text.push_str(&last_upgrade(&one.environment, upgrade));
+            }
+        }
         Shown::Page(text)
     }
 }
