@@ -4,7 +4,10 @@
 use larder_points::{LimitKind, PointError};
 use serde::{Deserialize, Serialize};
 
-use crate::{host::launch::LaunchError, model::Exit};
+use crate::{
+    host::{files, launch::LaunchError},
+    model::Exit,
+};
 
 /// The kind of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +44,23 @@ impl BackupFailure {
     }
 
     pub(crate) fn io(doing: &str, source: &std::io::Error) -> BackupFailure {
-        BackupFailure::new(FailureKind::Machine, format!("cannot {doing}: {source}"))
+        let kind = match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => FailureKind::NoSpace,
+            _ => FailureKind::Machine,
+        };
+        BackupFailure::new(kind, format!("cannot {doing}: {source}"))
+    }
+
+    /// Adds the free space of the file system of `path` to a lack of space that was noticed during the work.
+    pub fn with_free_space(self, path: &std::path::Path) -> BackupFailure {
+        let is_known = self.kind != FailureKind::NoSpace || self.why.contains("are needed") || self.why.contains("are free");
+        match files::free_space(path) {
+            Ok(free) if !is_known => {
+                let inodes = if free.inodes == u64::MAX { String::new() } else { format!(" and {} inodes", free.inodes) };
+                BackupFailure { why: format!("{} ({} bytes{inodes} are free)", self.why, free.bytes), ..self }
+            }
+            _ => self,
+        }
     }
 }
 

@@ -139,7 +139,7 @@ fn dump(mut input: WorkerInput) -> io::Result<u8> {
         (backup::DumpJob::Export { point, owner }, Some(out)) => backup::export_work(point, owner, &paths, out),
         (backup::DumpJob::Serve { point, owner }, Some(socket)) => backup::serve_work(point, owner, &paths, socket),
         (backup::DumpJob::Receive { owner }, Some(socket)) => backup::receive_work(owner, &paths, socket),
-        (job, _) => backup::dump_work(job, &paths),
+        (job, _) => backup::dump_work(job, &paths).map_err(|failure| failure.with_free_space(&paths.data)),
     };
     write_report(&mut input.report, &report)?;
     Ok(0)
@@ -147,7 +147,9 @@ fn dump(mut input: WorkerInput) -> io::Result<u8> {
 
 fn restore(mut input: WorkerInput) -> io::Result<u8> {
     let job: backup::RestoreJob = read_job(&mut input.job)?;
-    write_report(&mut input.report, &backup::restore_work(&job, &backup::RestorePaths::from_environment(), sweep::empty))?;
+    let paths = backup::RestorePaths::from_environment();
+    let done = backup::restore_work(&job, &paths, sweep::empty);
+    write_report(&mut input.report, &done.map_err(|failure| failure.with_free_space(&paths.data)))?;
     Ok(0)
 }
 
