@@ -122,13 +122,16 @@ fn absolute(path: &Path) -> Result<Root, CommandError> {
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("LARDER_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,larder=info,russh=error"));
-    tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter).with_target(false).init();
+    // With internal errors, a line that cannot be written to a file on a full disk would be a panic of the thread that logs.
+    let log = tracing_subscriber::fmt().with_writer(io::stderr).log_internal_errors(false);
+    log.with_env_filter(filter).with_target(false).init();
 }
 
 /// Enables minimal logging for short-lived processes: only warnings and errors.
 fn log_warnings() {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
+        .log_internal_errors(false)
         .with_ansi(false)
         .with_max_level(tracing::Level::WARN)
         .with_target(false)
