@@ -10,8 +10,8 @@ use super::{
     journal::{self, Journal, JournalError},
     observe::{Announcement, News},
     queue::{Pending, Queue},
-    runner,
-    util::{chain, run_blocking},
+    reserve, runner,
+    util::chain,
     verdict,
 };
 use crate::model::{DeploymentId, Event, Fault, Outcome, UserName};
@@ -100,18 +100,27 @@ impl Pipeline {
 
     async fn conclude_walk(&self, queue: &Queue, walk: Walk) -> Outcome {
         let Walk { deployment, mut journal, outcome, recovered, verdict, work } = walk;
-        let recorded = outcome.and_then(|outcome| {
+        let recorded = async {
+            let outcome = outcome?;
+            // The reserved space is released first, so that the file `due` can be written on a full disk.
+            reserve::release(&deployment.paths.deployment(deployment.spec.id));
             // The file `due`, which marks pending follow-ups, is written before the end is recorded. If the server is killed in
             // between, the deployment has no recorded end, and the next server writes the file again.
             followups::are_due(&deployment);
-            run_blocking(|| journal.append(Event::Ended { outcome: outcome.clone() }))?;
+            runner::record(&deployment, &mut journal, Event::Ended { outcome: outcome.clone() }, true).await?;
             Ok(outcome)
-        });
+        };
+        let recorded: Result<_, JournalError> = recorded.await;
         // The id of the announcement contains the number of the end, because a stuck deployment ends again when its environment
         // is unfrozen.
         let ending = recorded.is_ok().then_some(journal.state().endings);
         let id = ending.map_or_else(|| format!("{}.unrecorded", journal.state().endings), |ending| ending.to_string());
-        let outcome = recorded.unwrap_or_else(|error| runner::lost_journal(&error));
+        let outcome = recorded.unwrap_or_else(|error| {
+            if error.is_no_space() {
+                self.0.disk.open.lock().insert(queue.id);
+            }
+            runner::lost_journal(&error)
+        });
         self.remember(queue, &deployment, &journal, &outcome);
         let live = queue.state.lock().live.clone().filter(|_| matches!(outcome, Outcome::Live { .. }));
         if let (false, Some(live)) = (recovered, &live) {

@@ -203,6 +203,8 @@ pub struct Memory {
     pub(super) renewed: RenewedTree,
     /// The number of entries of the installed tree; 0 before the installation.
     pub entries: u64,
+    /// The maximum time for which the deployment waits for space on a full disk.
+    pub space_timeout: Duration,
 }
 
 impl Deployment {

@@ -18,6 +18,7 @@ use super::{
     history::History,
     journal::{JournalError, JournalState},
     queue::{DeployRequest, Queue, Ticket},
+    reserve,
     transcript::Transcript,
     upkeep::records::Upkeep,
     verdict,
@@ -185,6 +186,7 @@ impl Pipeline {
             spare: queue.spare.clone(),
             renewed: queue.renewed.clone(),
             entries: 0,
+            space_timeout: reserve::TIMEOUT,
         };
         Deployment { spec, facts, environment, services, paths, transcript, memory }
     }

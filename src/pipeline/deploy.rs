@@ -15,7 +15,7 @@ use super::{
     observe::News,
     plan::Plan,
     queue::{DeployRequest, Entered, Goal, Pending, Queue, Ticket},
-    registry, runner,
+    registry, reserve, runner,
     transcript::Transcript,
 };
 use crate::model::{
@@ -38,7 +38,13 @@ impl Pipeline {
         let paths = self.0.services.root.environment(&request.environment.project, &request.environment.name);
         let path = paths.deployment(deployment);
         let transcript = journal::make_directory(&path).and_then(|()| Transcript::open(&path));
-        let transcript = transcript.map_err(|source| PipelineError::Record { path, source })?;
+        let transcript = transcript.map_err(|source| match reserve::is_no_space(&source) {
+            true => {
+                journal::remove(&path);
+                PipelineError::NoSpace { environment: request.environment.title(), free: reserve::free_figures(&path) }
+            }
+            false => PipelineError::Record { path, source },
+        })?;
         let (verdict, outcome) = watch::channel(None);
         let cancel = CancellationToken::new();
         let ticket = Ticket { deployment, request, transcript, outcome, cancel };
@@ -98,16 +104,22 @@ impl Pipeline {
             return;
         }
         let Pending { ticket, verdict } = pending;
+        ticket.transcript.hold_space();
         let spec = self.specify(queue, &ticket).await;
         let plan = Plan::known(&spec.plan);
         let mut deployment = self.revive(queue, spec, Default::default(), ticket.transcript.clone(), ticket.cancel.clone());
         if let Some(phases) = deployment.spec.dry_run_phases() {
             ticket.transcript.title(&format!("Dry run of {phases}: nothing goes live"));
         }
-        let opened = Journal::open(&deployment.paths.deployment(deployment.spec.id)).and_then(|mut journal| {
+        let directory = deployment.paths.deployment(deployment.spec.id);
+        let opened = Journal::open(&directory).and_then(|mut journal| {
             journal.note(Event::Opened(Box::new(deployment.spec.clone())))?;
             Ok(journal)
         });
+        // A deployment without a reserve waits longer on a full disk.
+        if let Err(error) = reserve::hold(&directory) {
+            tracing::warn!(%error, "cannot reserve disk space for the end of a deployment");
+        }
         let ended = match opened {
             Ok(mut journal) => {
                 deployment.services.observers.milestone(deployment.announcement("began", News::Began));
@@ -117,6 +129,7 @@ impl Pipeline {
             }
             // No step has run yet, so nothing needs to be reverted.
             Err(error) => {
+                reserve::release(&directory);
                 queue.state.lock().in_progress = None;
                 Ended::Unopened { deployment, fault: runner::no_journal(&error), verdict }
             }

@@ -13,6 +13,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 
 use super::{
     core::Pipeline,
+    reserve,
     util::{chain, run_blocking},
 };
 use crate::{
@@ -63,12 +64,15 @@ impl Pipeline {
 
     async fn look_at_disk(&self, released: &mut Option<Instant>) {
         let services = self.services();
-        let (root, reserve) = (services.root.path(), services.config.limits.disk_reserve.bytes());
+        let (root, must_stay_free) = (services.root.path(), services.config.limits.disk_reserve.bytes());
         let ballast = services.root.ballast();
         let Ok(free) = files::free_space(root) else { return };
-        if free.bytes < reserve / CRITICAL {
+        if reserve::has_space(root) {
+            self.resume_after_full_disk().await;
+        }
+        if free.bytes < must_stay_free / CRITICAL {
             if let Some((environment, bytes)) = self.largest_scratch_layer().await
-                && bytes >= reserve / BLAMED
+                && bytes >= must_stay_free / BLAMED
             {
                 self.stop_offender(&environment, bytes).await;
             }
@@ -78,12 +82,29 @@ impl Pipeline {
             }
         } else if let Some(size) = services.config.space.ballast.map(|size| size.bytes())
             && released.is_none_or(|released| released.elapsed() > PAUSE)
-            && free.bytes > size.saturating_add(reserve.saturating_mul(2))
+            && free.bytes > size.saturating_add(must_stay_free.saturating_mul(2))
             && !ballast.exists()
             && let Err(error) = run_blocking(|| hold_space(&ballast, size))
         {
             tracing::warn!(error = chain(&error), "cannot create the ballast");
             *released = Some(Instant::now());
+        }
+    }
+
+    /// Ends the deployments that could not end because the disk was full, and records the ends of restores.
+    async fn resume_after_full_disk(&self) {
+        let unrecorded = std::mem::take(&mut *self.0.disk.unrecorded.lock());
+        for (id, (environment, mut record)) in unrecorded {
+            let paths = self.services().root.environment(&environment.project, &environment.name);
+            if record.is_unrecorded(&paths) && !record.close(&environment, &paths) {
+                self.0.disk.unrecorded.lock().insert(id, (environment, record));
+            }
+        }
+        let open = std::mem::take(&mut *self.0.disk.open.lock());
+        for environment in open {
+            if !self.resume_open_deployments(environment).await {
+                self.0.disk.open.lock().insert(environment);
+            }
         }
     }
 

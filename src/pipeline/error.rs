@@ -35,6 +35,14 @@ pub enum PipelineError {
     /// The server is stopping.
     #[error("the server is stopping; try again in a moment")]
     Stopping,
+    /// The deployment's directory could not be created, because the disk is full.
+    #[error("cannot deploy to {environment}: the server's disk is full ({free})")]
+    NoSpace {
+        /// The environment as `project/environment`.
+        environment: String,
+        /// The free bytes and inodes as text.
+        free: String,
+    },
     /// The deployment's directory could not be created.
     #[error("cannot create the deployment directory {path}")]
     Record {

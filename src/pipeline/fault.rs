@@ -64,14 +64,14 @@ pub fn step_fails(name: &str) -> bool {
     false
 }
 
-/// Returns the error of a full disk if a failpoint (`record.opened` or `record.ended`) makes the journal fail to record `event`.
+/// Returns the error of a broken disk if a failpoint (`record.opened` or `record.ended`) makes the journal fail to record `event`.
 pub fn record_fails(event: &Event) -> std::io::Result<()> {
     let word = match event {
         Event::Opened(_) => "opened",
         Event::Ended { .. } => "ended",
         _ => return Ok(()),
     };
-    fail::fail_point!(&format!("record.{word}"), |_| Err(std::io::Error::from_raw_os_error(libc::ENOSPC)));
+    fail::fail_point!(&format!("record.{word}"), |_| Err(std::io::Error::from_raw_os_error(libc::EIO)));
     let _ = word;
     Ok(())
 }

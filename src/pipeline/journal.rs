@@ -13,7 +13,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{facts::Facts, live_app::UpgradePlan};
+use super::{facts::Facts, live_app::UpgradePlan, reserve};
 use crate::model::{DeploymentSpec, Event, Fault, Outcome, Record, SpecError, StepStatus};
 
 /// The step that lets waiting requests continue.
@@ -87,6 +87,14 @@ pub enum JournalError {
         /// The length of the event.
         bytes: usize,
     },
+    /// The disk is full, so a step cannot be reverted. The deployment stays open.
+    #[error("the disk is full: cannot revert {step}: {why}")]
+    NoSpace {
+        /// The step.
+        step: String,
+        /// The reason why the step cannot be reverted.
+        why: String,
+    },
     /// An event cannot follow the events before it.
     #[error("{path}: the event {event} of step {step} cannot follow the events before it")]
     Order {
@@ -99,8 +107,26 @@ pub enum JournalError {
     },
 }
 
+impl JournalError {
+    /// Returns true if the cause is a full disk. The event that was not written may be written again.
+    pub(super) fn is_no_space(&self) -> bool {
+        match self {
+            JournalError::File { doing: "write", source, .. } => reserve::is_no_space(source),
+            JournalError::NoSpace { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// The maximum length of a line in bytes. larder never writes a longer line.
 const MAX_LINE: usize = 1024 * 1024;
+
+/// The space that a journal allocates behind its end for its next events, in bytes. A deployment that has filled the disk can therefore
+/// still record its failure, its undos and its end.
+const RESERVE: u64 = 256 << 10;
+
+/// The reserve is extended if less than this number of bytes of the reserve is left.
+const LOW_RESERVE: u64 = 128 << 10;
 
 /// An open journal, which is the only writer of its file.
 #[derive(Debug)]
@@ -110,6 +136,8 @@ pub struct Journal {
     state: JournalState,
     /// True until the directory entries of the file and of its directory are on the disk.
     new: bool,
+    /// The end of the allocated space, in bytes; 0 if this journal has allocated no space.
+    reserved: u64,
 }
 
 /// The step that begins the interruption of a deployment in place. Its undo ends the interruption.
@@ -293,7 +321,7 @@ impl Journal {
         let mut file =
             options.create(true).read(true).append(true).mode(0o600).open(&path).map_err(|source| failed("open", source))?;
         cut_partial_line(&mut file).map_err(|source| failed("repair", source))?;
-        Ok(Journal { path, file, state, new })
+        Ok(Journal { path, file, state, new, reserved: 0 })
     }
 
     /// Returns the state after the events so far.
@@ -305,6 +333,10 @@ impl Journal {
     /// failure.
     pub fn append(&mut self, event: Event) -> Result<(), JournalError> {
         self.write(&event)?;
+        if self.is_closed() && self.state.endings == 1 {
+            // The allocated space behind the end of the file is freed. After a second end, another handle may be appending.
+            let _ = self.file.metadata().and_then(|found| self.file.set_len(found.len()));
+        }
         self.sync().map_err(|source| JournalError::File { path: self.path.clone(), doing: "sync", source })?;
         super::fault::after_event(&event);
         Ok(())
@@ -331,7 +363,8 @@ impl Journal {
     }
 
     fn write(&mut self, event: &Event) -> Result<(), JournalError> {
-        let failed = |source| JournalError::File { path: self.path.clone(), doing: "write", source };
+        let path = self.path.clone();
+        let failed = |source| JournalError::File { path: path.clone(), doing: "write", source };
         super::fault::record_fails(event).map_err(failed)?;
         let record = Record { at: Timestamp::now(), event: event.clone() };
         let mut line = serde_json::to_vec(&record).map_err(|error| failed(error.into()))?;
@@ -339,8 +372,42 @@ impl Journal {
         if line.len() > MAX_LINE {
             return Err(JournalError::Long { path: self.path.clone(), bytes: line.len() });
         }
+        let length = self.file.metadata().map_err(failed)?.len();
+        let before = self.state.clone();
         self.state.apply(&record).map_err(|misfit| misfit.in_file(&self.path))?;
-        self.file.write_all(&line).map_err(failed)
+        // Without an extension, the event may still fit into the space that is left. The first event opens the deployment, which must be
+        // able to end on a full disk, too.
+        let written = match self.reserve(length) {
+            Err(error) if length == 0 => Err(error),
+            _ => self.file.write_all(&line),
+        };
+        if let Err(source) = written {
+            // The caller may repeat the event. A part of the line would make the repeated event unreadable.
+            self.state = before;
+            self.reserved = 0;
+            if self.file.set_len(length).is_ok() {
+                let _ = self.reserve(length);
+            }
+            return Err(failed(source));
+        }
+        Ok(())
+    }
+
+    /// Allocates space for the next events of a file with `length` bytes. A deployment that has ended needs no space.
+    fn reserve(&mut self, length: u64) -> io::Result<()> {
+        if self.is_closed() || self.reserved >= length.saturating_add(LOW_RESERVE) {
+            return Ok(());
+        }
+        self.reserved = match reserve::allocate(&self.file, length, RESERVE)? {
+            true => length.saturating_add(RESERVE),
+            false => u64::MAX,
+        };
+        Ok(())
+    }
+
+    /// Returns true if the deployment has ended and no person has to act.
+    fn is_closed(&self) -> bool {
+        self.state.ended.as_ref().is_some_and(|(_, outcome)| !matches!(outcome, Outcome::Stuck { .. }))
     }
 }
 
@@ -426,6 +493,24 @@ mod tests {
         fs::write(&path, [&vec![b' '; MAX_LINE], &lines[..]].concat()).unwrap();
         let error = JournalState::read(directory.path()).unwrap_err().to_string();
         assert!(error.contains(":1:") && error.contains("longer"), "{error}");
+    }
+
+    #[test]
+    fn open_deployment_holds_space_that_its_end_frees() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(directory.path()).unwrap();
+        journal.append(started("a")).unwrap();
+        let blocks =
+            || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(directory.path().join(Journal::FILE)).unwrap()) * 512;
+        if journal.reserved == u64::MAX {
+            eprintln!("SKIPPED: this file system cannot allocate space in advance");
+            return;
+        }
+        assert!(blocks() >= LOW_RESERVE, "{} bytes are allocated", blocks());
+        journal.append(Event::Ended { outcome: Outcome::Tried }).unwrap();
+        assert!(blocks() < LOW_RESERVE, "{} bytes are allocated", blocks());
+        let state = JournalState::read(directory.path()).unwrap();
+        assert!(state.ended.is_some() && state.status("a") == StepStatus::Running);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{
     journal::{self, Journal, JournalError, JournalState},
     plan::Plan,
     queue::Queue,
-    runner,
+    reserve, runner,
     running::{run_in_slot, web_addresses},
     slots::Slots,
     transcript::Transcript,
@@ -22,7 +22,9 @@ use super::{
 };
 use crate::{
     host::{files, root::EnvironmentPaths},
-    model::{Blame, DeploymentId, Environment, Event, Fault, Outcome, Phase, ProcessType, SlotTable, StepStatus, UserName},
+    model::{
+        Blame, DeploymentId, EnvId, Environment, Event, Fault, Outcome, Phase, ProcessType, SlotTable, StepStatus, UserName,
+    },
     proxy::RouteState,
 };
 
@@ -182,7 +184,7 @@ impl Pipeline {
         journal: &mut Journal,
         why: &str,
     ) -> Result<Outcome, JournalError> {
-        journal.append(Event::Recovered)?;
+        runner::record(deployment, journal, Event::Recovered, true).await?;
         let runs = match journal.state().is_to_be_finished() {
             // The domains are opened and the web processes are started first, because the next steps request pages through the proxy.
             true => {
@@ -215,6 +217,7 @@ impl Pipeline {
         let facts = journal.state().facts.clone();
         let mut deployment = self.revive(queue, spec, facts, transcript, CancellationToken::new());
         deployment.memory.committed = journal.state().was_committed;
+        deployment.memory.space_timeout = reserve::SHORT_TIMEOUT;
         Ok((deployment, journal))
     }
 
@@ -282,6 +285,31 @@ impl Pipeline {
             self.serve_again(&queue, &paths).await;
         }
         Ok(cleared)
+    }
+
+    /// Finishes or unwinds the deployments of an environment that have no end because the disk was full. Returns false if the environment is
+    /// in use, and the call must be repeated.
+    pub(super) async fn resume_open_deployments(&self, environment: EnvId) -> bool {
+        let Some(queue) = self.queue(environment) else { return true };
+        let Ok(_work) = queue.work.clone().try_lock_owned() else { return false };
+        let registered = queue.environment();
+        let paths = self.services().root.environment(&registered.project, &registered.name);
+        let stuck: Vec<_> = {
+            let state = queue.state.lock();
+            state.history.deployments.iter().filter(|summary| summary.is_stuck()).map(|summary| summary.deployment).collect()
+        };
+        let is_open = |id: &DeploymentId| JournalState::read(&paths.deployment(*id)).is_ok_and(|state| state.ended.is_none());
+        let open: Vec<_> = stuck.into_iter().filter(is_open).collect();
+        for id in &open {
+            match self.finish_or_unwind(&queue, *id, "The disk has space again").await {
+                Ok(outcome) => tracing::warn!(environment = registered.title(), deployment = %id, ?outcome, "resumed"),
+                Err(error) => drop(self.conclude(&queue, Ended::Unusable { id: *id, error }).await),
+            }
+        }
+        if !open.is_empty() {
+            self.serve_again(&queue, &paths).await;
+        }
+        true
     }
 
     /// Ensures that the release named by the links on disk serves.

@@ -276,11 +276,13 @@ impl Pipeline {
     }
 
     /// Empties `restoring/`, and then records the end of the restore. If the server is killed before the end is recorded, the next server
-    /// repeats this work.
+    /// repeats this work. If the disk is full, the guard of the disk repeats the record of the end.
     pub(super) async fn end_restore(&self, environment: &Environment, paths: &EnvironmentPaths, record: &mut RestoreRecord) {
         self.clear_restoring(environment).await;
         fault::in_restore("cleared");
-        record.close(environment, paths);
+        if !record.close(environment, paths) {
+            self.0.disk.unrecorded.lock().insert(environment.id, (environment.clone(), record.clone()));
+        }
     }
 
     /// Completes the record of a restore that was in flight when the previous server exited. The files are deleted in the background.

@@ -157,13 +157,20 @@ impl RestoreRecord {
         self.stage.is_some() && self.end_by(paths) == RestoreEnd::Unchanged
     }
 
-    /// Records the end of the restore.
-    pub(super) fn close(&mut self, environment: &Environment, paths: &EnvironmentPaths) {
+    /// Records the end of the restore. Returns false if the end could not be written.
+    pub(super) fn close(&mut self, environment: &Environment, paths: &EnvironmentPaths) -> bool {
         self.end = Some(self.end_by(paths));
         self.stage = None;
-        if let Err(error) = self.write(paths) {
-            tracing::warn!(environment = environment.title(), error = chain(&error), "cannot record the end of the restore");
+        let written = self.write(paths);
+        if let Err(error) = &written {
+            tracing::warn!(environment = environment.title(), error = chain(error), "cannot record the end of the restore");
         }
+        written.is_ok()
+    }
+
+    /// Returns true if the record on the disk is an earlier state of this record.
+    pub(super) fn is_unrecorded(&self, paths: &EnvironmentPaths) -> bool {
+        matches!(RestoreRecord::read(paths), Ok(Some(found)) if found.begun == self.begun && found.end.is_none())
     }
 }
 

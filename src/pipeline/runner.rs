@@ -11,6 +11,7 @@ use super::{
     journal::{Journal, JournalError, JournalState},
     observe::News,
     plan::Plan,
+    space_wait::{self, SpaceWait, is_out_of_space},
     step::Step,
     util::{chain, run_blocking, seconds},
     verdict::UNRESTORED,
@@ -30,11 +31,8 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
         }
         clock.enter(step.phase(), deployment);
         let started = Event::Started { step: step.name().to_owned() };
-        if step.is_durable(deployment) {
-            run_blocking(|| journal.append(started))?
-        } else {
-            journal.note(started)?
-        }
+        let sync = step.is_durable(deployment);
+        record(deployment, journal, started, sync).await?;
         let before = deployment.facts.clone();
         let done = attempt(step, deployment).await;
         match done.and_then(|()| deployment.facts.changed_facts(&before)) {
@@ -43,21 +41,22 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
                 // step is reverted or repeated, as if it had been interrupted.
                 let succeeded = Event::Succeeded { step: step.name().to_owned(), facts };
                 if step.name() == deployment.spec.commit_point.as_str() {
-                    commit(deployment, journal, succeeded)?;
+                    commit(deployment, journal, succeeded).await?;
                     step.committed(deployment);
                     deployment.services.observers.milestone(deployment.announcement("committed", News::Committed));
                 } else {
-                    journal.note(succeeded)?;
+                    record(deployment, journal, succeeded, false).await?;
                 }
             }
-            Err(failure) => {
+            Err(mut failure) => {
                 clock.leave(deployment);
+                failure.hints.extend(space_wait::hint(deployment, &failure));
                 let fault = failure.in_phase(step.phase());
                 deployment.transcript.error(&fault.to_string());
                 for hint in &fault.hints {
                     deployment.transcript.error(&format!("hint: {hint}"));
                 }
-                journal.append(Event::Failed { step: step.name().to_owned(), fault: fault.clone() })?;
+                record(deployment, journal, Event::Failed { step: step.name().to_owned(), fault: fault.clone() }, true).await?;
                 return unwind(plan, deployment, journal, fault).await;
             }
         }
@@ -77,13 +76,24 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
     })
 }
 
+/// Records an event, with a sync if `sync` is true. On a full disk, the deployment stays open and waits for space.
+pub async fn record(deployment: &Deployment, journal: &mut Journal, event: Event, sync: bool) -> Result<(), JournalError> {
+    let mut wait = SpaceWait::new();
+    loop {
+        let event = event.clone();
+        let recorded = run_blocking(|| if sync { journal.append(event) } else { journal.note(event) });
+        match recorded {
+            Err(error) if error.is_no_space() && wait.goes_on(deployment, "write the journal").await => {}
+            recorded => return recorded,
+        }
+    }
+}
+
 /// Records that the deployment has passed its commit point. If requests wait, the record is on the disk before they continue: a server that
 /// does not find the record restores the data, and would lose the writes of these requests.
-fn commit(deployment: &mut Deployment, journal: &mut Journal, succeeded: Event) -> Result<(), JournalError> {
-    let recorded = match &deployment.memory.hold {
-        Some(_) => run_blocking(|| journal.append(succeeded)),
-        None => journal.note(succeeded),
-    };
+async fn commit(deployment: &mut Deployment, journal: &mut Journal, succeeded: Event) -> Result<(), JournalError> {
+    let sync = deployment.memory.hold.is_some();
+    let recorded = record(deployment, journal, succeeded, sync).await;
     match recorded {
         Ok(()) => deployment.memory.committed = true,
         Err(_) if deployment.memory.hold.is_some() => {
@@ -176,18 +186,18 @@ async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal)
         if step.phase() > Phase::PreInstall {
             deployment.transcript.detail(&format!("reverting {}", step.name()));
         }
-        journal.append(Event::UndoStarted { step: step.name().to_owned() })?;
+        record(deployment, journal, Event::UndoStarted { step: step.name().to_owned() }, true).await?;
         let undone = match fault::undo_fails(step.name()) {
             true => Err(Failure::blameless("stopped by a failpoint")),
-            false => undo(step, deployment).await,
+            false => undo_with_space(step, deployment).await?,
         };
         match undone {
-            Ok(()) => journal.append(Event::UndoFinished { step: step.name().to_owned() })?,
+            Ok(()) => record(deployment, journal, Event::UndoFinished { step: step.name().to_owned() }, true).await?,
             Err(failure) => {
                 tracing::error!(step = step.name(), why = failure.why, "an undo failed");
                 deployment.transcript.error(&format!("cannot revert {}: {}", step.name(), failure.why));
                 broken.get_or_insert_with(|| format!("{}: {}", step.name(), failure.why));
-                journal.append(Event::UndoFailed { step: step.name().to_owned(), why: failure.why })?;
+                record(deployment, journal, Event::UndoFailed { step: step.name().to_owned(), why: failure.why }, true).await?;
             }
         }
         if deployment.memory.cancelled.is_cancelled() && !std::mem::replace(&mut told, true) {
@@ -209,6 +219,22 @@ fn unrestored<'d>(deployment: &'d Deployment, state: &JournalState) -> Option<&'
     upgrade.point.as_deref().filter(|_| stays && state.status("deploy.release") != StepStatus::Waiting)
 }
 
+/// Reverts a step. If the disk is full, waits for space and repeats the undo.
+async fn undo_with_space(step: &dyn Step, deployment: &mut Deployment) -> Result<Result<(), Failure>, JournalError> {
+    let mut wait = SpaceWait::new();
+    loop {
+        match undo(step, deployment).await {
+            Err(failure) if is_out_of_space(deployment, &failure) => {
+                tracing::warn!(step = step.name(), why = failure.why, "an undo failed on a full disk");
+                if !wait.goes_on(deployment, &format!("revert {}", step.name())).await {
+                    return Err(JournalError::NoSpace { step: step.name().to_owned(), why: failure.why });
+                }
+            }
+            undone => return Ok(undone),
+        }
+    }
+}
+
 async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failure> {
     let limit = step.undo_limit();
     let undoing = tokio::time::timeout(limit, step.undo(deployment));
@@ -228,9 +254,12 @@ pub fn lost_journal(error: &JournalError) -> Outcome {
         phase: Phase::Gather,
         blame: Blame::Host,
         why: String::from("cannot use the journal of this deployment"),
-        hints: vec![String::from(
-            "check the server's disk, then run `larder deploy --unfreeze`, which reads the journal again and finishes or reverts the deployment",
-        )],
+        hints: vec![String::from(match error.is_no_space() {
+            true => "free space on the server's disk; larder then finishes or reverts the deployment by itself",
+            false => {
+                "check the server's disk, then run `larder deploy --unfreeze`, which reads the journal again and finishes or reverts the deployment"
+            }
+        })],
     };
     Outcome::Stuck { fault, undo: chain(error) }
 }

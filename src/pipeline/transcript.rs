@@ -19,12 +19,16 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::reserve;
 use crate::{host::files, model::sanitise_line};
 
 /// The size in bytes above which output of workers is left out, so that a build that prints without end cannot fill the disk.
 const MAX_OUTPUT: u64 = 8 * 1024 * 1024;
 /// The maximum size of a transcript in bytes. larder's own lines of one deployment need far less space.
 const MAX_BYTES: u64 = 2 * MAX_OUTPUT;
+/// The space that the transcript of a running deployment allocates in advance, in bytes. A deployment that has filled the disk can still say
+/// so.
+const HELD: u64 = 64 * 1024;
 /// The maximum number of bytes that are shown from the end of the left-out output.
 const MAX_TAIL: usize = 16 * 1024;
 
@@ -40,6 +44,8 @@ struct Shared {
 struct Log {
     file: File,
     left_out: LeftOut,
+    /// The end of the space that is allocated in advance, in bytes; `None` if the transcript holds no space.
+    held: Option<u64>,
 }
 
 /// Output beyond the limit.
@@ -91,8 +97,13 @@ impl Transcript {
         let path = directory.join("log");
         let file = files::append(&path, 0o640)?;
         let bytes = file.metadata()?.len();
-        let log = Mutex::new(Log { file, left_out: LeftOut::default() });
+        let log = Mutex::new(Log { file, left_out: LeftOut::default(), held: None });
         Ok(Transcript(Arc::new(Shared { path, log, state: watch::Sender::new((bytes, false)) })))
+    }
+
+    /// Allocates disk space in advance until the transcript is closed.
+    pub(super) fn hold_space(&self) {
+        self.0.log.lock().held = Some(0);
     }
 
     /// Writes a heading, `-----> text`.
@@ -141,15 +152,26 @@ impl Transcript {
         if bytes.saturating_add(text.len() as u64) > limit {
             return false;
         }
+        if let Some(held) = log.held.filter(|held| *held < bytes.saturating_add(HELD / 2)) {
+            // Without further space, the next lines may still fit into the space that is left.
+            let is_held = reserve::allocate(&log.file, bytes, HELD);
+            log.held = Some(is_held.map_or(held, |is_held| if is_held { bytes.saturating_add(HELD) } else { u64::MAX }));
+        }
         // The transcript is for people, so a full disk must not fail the deployment here.
-        if log.file.write_all(text.as_bytes()).is_ok() {
-            self.0.state.send_modify(|(bytes, _)| *bytes = bytes.saturating_add(text.len() as u64));
+        match log.file.write_all(text.as_bytes()) {
+            Ok(()) => self.0.state.send_modify(|(bytes, _)| *bytes = bytes.saturating_add(text.len() as u64)),
+            // A part of the text would shift the lines that follow.
+            Err(_) => drop(log.file.set_len(bytes)),
         }
         true
     }
 
     /// Marks the transcript as complete.
     pub fn close(&self) {
+        let mut log = self.0.log.lock();
+        if log.held.take().is_some() {
+            let _ = log.file.set_len(self.0.state.borrow().0);
+        }
         self.0.state.send_modify(|(_, closed)| *closed = true);
     }
 
@@ -204,6 +226,23 @@ mod tests {
         let mut late = transcript.follow().unwrap();
         assert_eq!(late.next().await.unwrap(), "-----> Building\n       one\n");
         assert_eq!(late.next().await, None);
+    }
+
+    #[test]
+    fn running_deployment_holds_space_that_the_close_frees() {
+        let directory = tempfile::tempdir().unwrap();
+        let transcript = Transcript::open(directory.path()).unwrap();
+        transcript.hold_space();
+        transcript.title("Building");
+        let blocks = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(directory.path().join("log")).unwrap()) * 512;
+        if transcript.0.log.lock().held == Some(u64::MAX) {
+            eprintln!("SKIPPED: this file system cannot allocate space in advance");
+            return;
+        }
+        assert!(blocks() >= HELD / 2, "{}", blocks());
+        transcript.close();
+        assert!(blocks() < HELD / 2, "{}", blocks());
+        assert_eq!(std::fs::read_to_string(directory.path().join("log")).unwrap(), "-----> Building\n");
     }
 
     #[test]

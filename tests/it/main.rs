@@ -20,6 +20,7 @@ mod database_servers;
 mod databases;
 mod delivering;
 mod deltas;
+mod disk_full;
 mod django;
 mod drift;
 mod drill;

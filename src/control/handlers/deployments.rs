@@ -229,6 +229,7 @@ pub(super) fn of_pipeline(error: &PipelineError) -> CommandError {
         PipelineError::Frozen { environment, .. } => refused(error.to_string())
             .hint(format!("repair the cause on the server, then run `larder deploy {environment} --unfreeze`")),
         PipelineError::Stopping | PipelineError::Recovering(_) | PipelineError::Busy { .. } => refused(error.to_string()),
+        PipelineError::NoSpace { .. } => refused(error.to_string()).hint("ask the server's operator to free space"),
         PipelineError::Record { .. } => CommandError::internal(error),
     }
 }

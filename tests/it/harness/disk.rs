@@ -1,4 +1,4 @@
-//! A small disk: a file system in an image file, on which a world lives. Its power can be cut.
+//! A small disk: a file system in an image file, on which a world lives. The disk can be filled, and its power can be cut.
 
 use std::{
     fs,
@@ -30,6 +30,7 @@ impl Disk {
         let disk = Disk { directory, kind: kind.to_owned() };
         fs::create_dir(disk.path()).unwrap();
         fs::File::create(disk.image()).unwrap().set_len(mib << 20).unwrap();
+        // Without blocks for root, root meets the full disk as well.
         let words = if kind == "ext4" { &["-q", "-F", "-m", "0"][..] } else { &["-q", "-f"][..] };
         assert!(Command::new(make).args(words).arg(disk.image()).status().unwrap().success(), "{program} failed");
         // The disk is unmounted in the namespaces of all worlds at once: the keepers are slaves of this mount.
@@ -59,6 +60,43 @@ impl Disk {
             fs::set_permissions(self.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         }
         mounted
+    }
+
+    /// Uses up all free bytes.
+    pub fn fill(&self) {
+        let path = self.path().join("filler");
+        let file = fs::File::options().create(true).append(true).open(&path).unwrap();
+        let mut chunk = 64 << 20;
+        while chunk >= 4096 {
+            let at = file.metadata().unwrap().len();
+            if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, chunk).is_err() {
+                chunk /= 2;
+            }
+        }
+    }
+
+    /// Uses up the free bytes except for `left`.
+    pub fn fill_up_to(&self, left: u64) {
+        let found = rustix::fs::statvfs(self.path()).unwrap();
+        let bytes = (found.f_bavail * found.f_frsize).saturating_sub(left);
+        let file = fs::File::options().create(true).append(true).open(self.path().join("filler")).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).unwrap();
+    }
+
+    /// Uses up all free inodes, for a disk of ext4.
+    pub fn fill_inodes(&self) {
+        let directory = self.path().join("fillers");
+        let _ = fs::create_dir(&directory);
+        let mut number = fs::read_dir(&directory).map(Iterator::count).unwrap_or_default();
+        while fs::File::create_new(directory.join(number.to_string())).is_ok() {
+            number += 1;
+        }
+    }
+
+    /// Returns the space of all fillers.
+    pub fn free(&self) {
+        let _ = fs::remove_file(self.path().join("filler"));
+        let _ = fs::remove_dir_all(self.path().join("fillers"));
     }
 
     /// Cuts the power: nothing reaches the disk any more.

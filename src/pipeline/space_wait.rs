@@ -1,0 +1,91 @@
+//! The wait of a deployment on a full disk. The deployment stays open until a person or another program has freed space. A deployment that is
+//! killed meanwhile is finished or unwound by the next server.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use rustix::io::Errno;
+
+use super::{
+    context::Deployment,
+    failure::Failure,
+    reserve::{self, FULL, figures},
+    util::run_blocking,
+};
+use crate::{
+    host::files::{self, FreeSpace},
+    space::shown,
+};
+
+/// The maximum pause between two attempts on a full disk.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+
+/// The wait of one operation for space on a full disk.
+pub(super) struct SpaceWait {
+    since: Instant,
+    pause: Duration,
+    attempts: u32,
+}
+
+impl SpaceWait {
+    pub fn new() -> SpaceWait {
+        SpaceWait { since: Instant::now(), pause: Duration::from_millis(100), attempts: 0 }
+    }
+
+    /// Prepares the next attempt of the operation `doing`, such as "revert deploy.switch". Before the second attempt, larder releases the space
+    /// that it holds itself. Before each later attempt, the call waits. Returns false if the wait has reached its limit.
+    pub async fn goes_on(&mut self, deployment: &Deployment, doing: &str) -> bool {
+        self.attempts = self.attempts.saturating_add(1);
+        let services = &deployment.services;
+        if self.attempts == 1 {
+            run_blocking(|| {
+                reserve::release(&deployment.paths.deployment(deployment.spec.id));
+                let _ = fs::remove_file(services.root.ballast());
+            });
+            return true;
+        }
+        if self.attempts == 2 {
+            let free = free(deployment).map_or_else(String::new, |free| format!(" ({})", figures(free)));
+            deployment.transcript.error(&format!("cannot {doing}: the server's disk is full{free}"));
+            deployment.transcript.error("This deployment waits until the disk has space.");
+            tracing::error!(
+                environment = deployment.environment.title(),
+                doing,
+                "the disk is full; a deployment waits for space"
+            );
+        }
+        if self.since.elapsed() > deployment.memory.space_timeout {
+            return false;
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = self.pause.saturating_mul(2).min(MAX_PAUSE);
+        true
+    }
+}
+
+fn free(deployment: &Deployment) -> Option<FreeSpace> {
+    run_blocking(|| files::free_space(deployment.paths.path())).ok()
+}
+
+/// Returns true if a failure of a deployment may have the full disk as its cause.
+pub(super) fn is_out_of_space(deployment: &Deployment, failure: &Failure) -> bool {
+    let is_full = |free: FreeSpace| free.bytes < FULL.bytes || free.inodes < FULL.inodes;
+    let texts = [Errno::NOSPC, Errno::DQUOT].map(|errno| format!("(os error {})", errno.raw_os_error()));
+    texts.iter().any(|text| failure.why.contains(text)) || free(deployment).is_some_and(is_full)
+}
+
+/// Returns a hint with the free space if a step failed and the disk has less than the space that must stay free.
+pub(super) fn hint(deployment: &Deployment, failure: &Failure) -> Option<String> {
+    let reserve = deployment.services.config.limits.disk_reserve.bytes();
+    let found = free(deployment)?;
+    let is_low = found.bytes < reserve || found.inodes < 1000 || is_out_of_space(deployment, failure);
+    is_low.then(|| {
+        format!(
+            "the server's disk is nearly full: {}, of which {} must stay free; ask the server's operator to free space",
+            figures(found),
+            shown(reserve)
+        )
+    })
+}

@@ -1,0 +1,255 @@
+//! A disk that becomes full at each step of a deployment, a restore point, a restore and a rollback. The operation is refused or reverted with
+//! a reason that names the space, the live release and its data stay, and the next push goes live without help when there is space.
+//!
+//! By default, the disk is full at a few steps. With `LARDER_TEST_THOROUGH`, the disk is full at each step of each plan, on ext4 and on xfs, and
+//! the inodes of ext4 are used up.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, thread};
+
+use crate::{
+    backup::{Seen, data, id, sh, walk},
+    harness::{Repo, World, cli::Output, disk::Disk, until},
+};
+
+/// The size of a disk in MiB: the program, a few releases, and the space that must stay free.
+const SIZE: u64 = 420;
+
+const UPGRADE: &str =
+    "upgrade: |\n  for i in $(seq 20); do echo new > media/new-$i; done; rm -f media/1; head -c 3000000 /dev/zero > media/log\n";
+
+/// The way in which the releases of a test are deployed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    Cooking,
+    InPlace,
+    /// Staging cooks, and production takes the release over.
+    Final,
+}
+
+/// The words that a reason contains if it names the space.
+const SPACE: [&str; 5] = ["disk is nearly full", "disk is full", "bytes are free", "can be created", "inodes are free"];
+
+struct Attempt<'a> {
+    world: &'a World,
+    disk: &'a Disk,
+    fill: fn(&Disk),
+}
+
+fn full_at_each_step(plan: Plan, kind: &str, fill: fn(&Disk), chosen: Option<&[&str]>) {
+    let Some(disk) = Disk::new(kind, SIZE) else { return };
+    let world = World::on_disk(&disk);
+    if plan == Plan::Final {
+        crate::promotion::pair(&world);
+    } else {
+        world.project("shop");
+    }
+    // The clone of the developer is on another disk.
+    let clone = tempfile::tempdir().unwrap();
+    let repo = Repo::at(&world, "shop", clone.path());
+    let strategy = if plan == Plan::InPlace { "strategy: in-place\n" } else { "" };
+    repo.write("Procfile", "web: exec larder static-server --root .\n");
+    repo.write("larder.yml", format!("data: [media/]\nsmoke: [/]\n{strategy}{UPGRADE}"));
+    repo.page("version 1");
+    push(&world, &repo, plan).accepted();
+    sh(&world, "for i in $(seq 1 40); do echo old > media/$i; done");
+    repo.page("version 2");
+    push(&world, &repo, plan).accepted();
+    let steps = world.last_plan("shop");
+    let steps: Vec<_> = steps.into_iter().filter(|step| chosen.is_none_or(|chosen| chosen.contains(&step.as_str()))).collect();
+    assert!(chosen.is_none_or(|chosen| chosen.len() == steps.len()), "{steps:?}");
+    // The pause gives this process the time to fill the disk before the work of the step.
+    let points: Vec<_> = steps.iter().map(|step| format!("journal.started.{step}=sleep(250)")).collect();
+    world.restart(&[("FAILPOINTS", &points.join(";"))]);
+    let attempt = Attempt { world: &world, disk: &disk, fill };
+    let (mut version, mut refused, mut waited) = (2, 0, 0);
+    for step in &steps {
+        version += 1;
+        let before = seen(&world);
+        let commit = repo.page(&format!("version {version}"));
+        if plan == Plan::Final {
+            crate::promotion::staging(&repo).accepted();
+        }
+        let (said, has_waited) = attempt.fills_at(step, || deploy(&repo, plan));
+        waited += u32::from(has_waited);
+        let is_live = repo.live().as_ref() == Some(&commit);
+        assert_eq!(said.status == 0, is_live, "{step}: {said}");
+        if !is_live {
+            refused += 1;
+            names_the_space(step, &said);
+            assert_eq!(seen(&world), before, "{step}: the data of a failed deployment differs: {said}");
+        }
+        world.is_consistent("shop");
+        world.serves("shop", &format!("version {}", if is_live { version } else { version - 1 }));
+        if !is_live {
+            push(&world, &repo, plan).accepted();
+            world.serves("shop", &format!("version {version}"));
+        }
+    }
+    let how = if fill as usize == Disk::fill_inodes as fn(&Disk) as usize { "inodes" } else { "bytes" };
+    eprintln!(
+        "full disk ({kind}, {how}, {plan:?}): {} steps, {refused} refused or reverted, {waited} waited for space, {} went live",
+        steps.len(),
+        steps.len() - refused
+    );
+    world.restart(&[]);
+    restore_points(&attempt, chosen.is_none());
+    world.is_consistent("shop");
+    world.end();
+}
+
+/// Deploys the head, as a push to production.
+fn deploy(repo: &Repo<'_>, plan: Plan) -> Output {
+    match plan {
+        Plan::Final => crate::promotion::production(repo).0,
+        _ => repo.push().0,
+    }
+}
+
+/// Pushes the head to all environments.
+fn push(world: &World, repo: &Repo<'_>, plan: Plan) -> crate::harness::git::Push {
+    if plan == Plan::Final {
+        let pushed = crate::promotion::staging(repo);
+        assert_eq!(pushed.0.status, 0, "{}", pushed.0);
+        until("staging has ended", || world.has_ended("shop"));
+    }
+    crate::harness::git::Push(deploy(repo, plan))
+}
+
+/// The disk is full when an operation on restore points begins, or at moments of a restore.
+fn restore_points(attempt: &Attempt<'_>, thorough: bool) {
+    let Attempt { world, disk, fill } = attempt;
+    let point = world.larder(&["--json", "backup", "take", "shop"]).json();
+    sh(world, "rm media/2; for i in $(seq 50); do echo changed > media/c$i; done");
+    let before = seen(world);
+    fill(disk);
+    let mut refused = 0;
+    for words in [
+        &["backup", "take", "shop"][..],
+        &["backup", "restore", "shop", id(&point), "--yes"],
+        &["backup", "restore", "shop", id(&point), "--into", "beside"],
+        &["backup", "drill", "shop"],
+        &["rollback", "shop", "--with-data", "--confirm", "shop"],
+    ] {
+        let said = world.larder(words);
+        assert_ne!(said.status, 0, "{said}");
+        names_the_space(words[1], &said);
+        assert_eq!(seen(world), before, "{words:?}");
+        refused += 1;
+    }
+    // A removal and a rollback write only small records. They succeed, or they are refused.
+    let page = world.get("shop", "/").body;
+    for words in [&["backup", "prune", "shop"][..], &["rollback", "shop"]] {
+        let said = world.larder(words);
+        if said.status != 0 {
+            names_the_space(words[0], &said);
+            assert_eq!(world.get("shop", "/").body, page);
+            refused += 1;
+        }
+    }
+    disk.free();
+    world.is_consistent("shop");
+    let moments: &[&str] = if thorough { &["filled", "taken", "exchanged", "cleared"] } else { &["taken"] };
+    for at in moments {
+        let live = seen(world);
+        world.restart(&[("FAILPOINTS", &format!("restore.{at}=sleep(300)"))]);
+        let said = thread::scope(|scope| {
+            let restore = scope.spawn(|| world.larder(&["backup", "restore", "shop", id(&point), "--yes"]));
+            let record = world.environment("shop").join("restore.json");
+            let begun = || fs::read_to_string(&record).is_ok_and(|text| text.contains("\"end\": null"));
+            until("the restore has begun", || begun() || restore.is_finished());
+            fill(disk);
+            restore.join().unwrap()
+        });
+        disk.free();
+        if said.status != 0 {
+            refused += 1;
+            names_the_space(at, &said);
+            assert_eq!(seen(world), live, "{at}: a failed restore changed the data: {said}");
+        }
+        world.restart(&[]);
+        world.is_consistent("shop");
+        world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).ok();
+        sh(world, "rm media/2; echo changed > media/changed");
+    }
+    world.larder(&["backup", "take", "shop"]).ok();
+    world.larder(&["backup", "verify", "shop"]).ok();
+    eprintln!("full disk during {} operations on restore points, {refused} refused", 7 + moments.len());
+}
+
+/// Returns the files of the data. larder itself writes `.larder-seed`.
+fn seen(world: &World) -> BTreeMap<PathBuf, Seen> {
+    let mut all = walk(&data(world));
+    all.remove(std::path::Path::new(".larder-seed"));
+    all
+}
+
+/// Asserts that a refusal names the lack of space.
+fn names_the_space(step: &str, said: &Output) {
+    let text = format!("{}{}", said.stdout, said.stderr);
+    assert!(SPACE.iter().any(|word| text.contains(word)), "{step}: the reason does not name the space: {said}");
+}
+
+impl Attempt<'_> {
+    /// Starts a deployment, fills the disk when a step of the deployment has begun, and frees the disk after the deployment, or as soon as the
+    /// deployment waits for space. Returns the output, and true if the deployment has waited.
+    fn fills_at(&self, step: &str, act: impl FnOnce() -> Output + Send) -> (Output, bool) {
+        let known = self.world.journals("shop").len();
+        let deployments = self.world.environment("shop").join("deployments");
+        let waits = || {
+            let logs = fs::read_dir(&deployments).into_iter().flatten().flatten().map(|entry| entry.path().join("log"));
+            logs.filter(|log| fs::read_to_string(log).is_ok_and(|text| text.contains("waits until the disk has space"))).count()
+        };
+        let earlier = waits();
+        thread::scope(|scope| {
+            let acting = scope.spawn(act);
+            until("the step has begun", || {
+                let journals = self.world.journals("shop");
+                let has_begun = journals.len() > known
+                    && journals.last().unwrap().iter().any(|record| record["event"] == "started" && record["step"] == step);
+                has_begun || acting.is_finished()
+            });
+            (self.fill)(self.disk);
+            // The undo of the build layer waits for the space that the server reserves.
+            let cleans = || {
+                let last = self.world.journals("shop").pop().unwrap_or_default();
+                last.iter().any(|record| record["event"] == "undo_started" && record["step"] == "gather.layer")
+            };
+            until("the deployment ends or waits", || acting.is_finished() || waits() > earlier || cleans());
+            let has_waited = waits() > earlier;
+            self.disk.free();
+            let output = acting.join().unwrap();
+            until("the deployment has ended", || self.world.has_ended("shop"));
+            (output, has_waited)
+        })
+    }
+}
+
+#[test]
+fn full_disk_during_build_and_upgrade_is_reverted_and_the_next_push_works() {
+    full_at_each_step(Plan::Cooking, "ext4", Disk::fill, Some(&["bundle.archive", "deploy.release", "deploy.switch"]));
+}
+
+fn thorough(plan: Plan) {
+    if std::env::var_os("LARDER_TEST_THOROUGH").is_none() {
+        eprintln!("SKIPPED: every step only with LARDER_TEST_THOROUGH");
+        return;
+    }
+    full_at_each_step(plan, "ext4", Disk::fill, None);
+    full_at_each_step(plan, "xfs", Disk::fill, None);
+    full_at_each_step(plan, "ext4", Disk::fill_inodes, None);
+}
+
+#[test]
+fn full_disk_at_each_step_of_a_push_is_reverted() {
+    thorough(Plan::Cooking);
+}
+
+#[test]
+fn full_disk_at_each_step_in_place_is_reverted() {
+    thorough(Plan::InPlace);
+}
+
+#[test]
+fn full_disk_at_each_step_of_a_delivery_is_reverted() {
+    thorough(Plan::Final);
+}
