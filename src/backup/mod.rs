@@ -31,8 +31,8 @@ pub use self::{
     error::{BackupError, BackupFailure, FailureKind},
     export::work as export_work,
     offsite::{
-        OFFSITE_WORKER, OffsiteCheck, OffsiteJob, OffsitePoint, OffsiteReport, OffsiteStore, offsite, offsite_copy,
-        offsite_fetch, offsite_main, open_secret, receive_work, serve_work,
+        OFFSITE_WORKER, OffsiteCheck, OffsiteJob, OffsitePoint, OffsiteReport, OffsiteRetention, OffsiteStore, offsite,
+        offsite_copy, offsite_fetch, offsite_main, open_secret, receive_work, serve_work,
     },
     restore::{RestorePaths, work as restore_work},
     retention::{PointDecision, ProtectedReleases, RetentionPlan},

@@ -204,8 +204,8 @@ const STORE_KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::value(
         "credentials_file",
-        "For a bucket, a file with lines such as AWS_ACCESS_KEY_ID=KEY and AWS_SECRET_ACCESS_KEY=SECRET; these lines take precedence over the variables of `larder serve`. For sftp, the private key. Only the user of larder may read the file.",
-        Says("the variables AWS_* of `larder serve`, and the ssh keys of larder's user"),
+        "For a bucket, a file with lines such as AWS_ACCESS_KEY_ID=KEY and AWS_SECRET_ACCESS_KEY=SECRET; these lines take precedence over the variables of `larder serve`. For sftp, the private key, which is required; FILE.known_hosts beside it has the host key. Only the user of larder may read the file.",
+        Says("the variables AWS_* of `larder serve`; required for sftp"),
         "/etc/larder/offsite.credentials",
         |reader, node, key, draft| draft.credentials_file = file(reader, node, key),
     ),
@@ -255,6 +255,12 @@ pub(super) fn read_stores(reader: &mut ConfigReader, node: &Node, key: &str) -> 
             }
         }
         let (Some(url), Some(password_file)) = (draft.url, draft.password_file) else { continue };
+        if matches!(url, OffsiteAddress::Sftp { .. }) && draft.credentials_file.is_none() {
+            let expected = "the absolute path of an unencrypted private key in OpenSSH's format";
+            reader.problem(item, format!("{key} has an sftp server without credentials_file")).expected =
+                Some(String::from(expected));
+            continue;
+        }
         if stores.iter().any(|other| other.url == url) {
             reader.problem(item, format!("{key} has two stores with the same url"));
             continue;
@@ -306,6 +312,7 @@ mod tests {
             "[{url: 's3://B/a', password_file: /p}]",
             "[{url: 'ftp://host/a', password_file: /p}]",
             "[{url: /a, password_file: hunter2}]",
+            "[{url: 'sftp://me@example.com/a', password_file: /p}]",
             "[{url: /a}]",
             "[{password_file: /p}]",
             "[{url: /a, password_file: /p, verify: much}]",

@@ -12,7 +12,7 @@ use crate::harness::source::{Imports, Source, paths, sources, top};
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
 const KEPT: [(&str, &[&str]); 20] = [
     ("git2", &["git"]),
-    ("russh", &["surface/ssh", "remote/ssh", "server.rs"]),
+    ("russh", &["surface/ssh", "remote/ssh", "backup/offsite", "server.rs"]),
     ("object_store", &["remote", "backup/offsite"]),
     ("rustic_core", &["backup/offsite"]),
     ("reqwest", &["remote"]),

@@ -48,6 +48,8 @@ mod mirrors;
 mod modes;
 mod neighbours;
 mod offsite;
+mod offsite_docs;
+mod offsite_stores;
 mod places;
 mod plan;
 mod power_cut;

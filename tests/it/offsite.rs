@@ -21,6 +21,7 @@ use crate::{
 in_one_mode!(
     restic_checks_and_restores_the_copies,
     store_that_loses_bytes_is_found_by_the_next_check,
+    lost_repository_is_reported_and_written_again,
     new_machine_restores_from_the_copies_alone,
     unreachable_store_delays_nothing_and_is_shown,
     kill_during_a_copy_leaves_a_repository_that_restic_reads,
@@ -29,14 +30,14 @@ in_one_mode!(
 /// A function that damages a store.
 type Damaging = fn(&Path);
 
-fn is_thorough() -> bool {
+pub(crate) fn is_thorough() -> bool {
     std::env::var_os("LARDER_TEST_THOROUGH").is_some()
 }
 
-const PASSWORD: &str = "correct horse 7f3a";
+pub(crate) const PASSWORD: &str = "correct horse 7f3a";
 
 /// Creates a directory of larder's user.
-fn directory(world: &World, name: &str) -> PathBuf {
+pub(crate) fn directory(world: &World, name: &str) -> PathBuf {
     let path = world.directory().join(name);
     fs::create_dir(&path).unwrap();
     give_to_larder(world, &path);
@@ -44,7 +45,7 @@ fn directory(world: &World, name: &str) -> PathBuf {
     path
 }
 
-fn password_file(world: &World) -> PathBuf {
+pub(crate) fn password_file(world: &World) -> PathBuf {
     let file = world.directory().join("offsite.password");
     fs::write(&file, format!("{PASSWORD}\n")).unwrap();
     give_to_larder(world, &file);
@@ -53,13 +54,18 @@ fn password_file(world: &World) -> PathBuf {
 
 /// Adds a store to the server file. No cycle begins by itself before a restore point is taken.
 fn configure(world: &World, url: &str) {
+    configure_with(world, url, "verify: 100M", "keep: {last: 3}");
+}
+
+/// Adds a store with further keys of the store and of `backup:`.
+pub(crate) fn configure_with(world: &World, url: &str, of_store: &str, of_backup: &str) {
     let password = password_file(world);
     let file = world.root().join("larder.yml");
     let text = fs::read_to_string(&file).unwrap();
     let rest: String = text.lines().filter(|line| !line.starts_with("backup:")).map(|line| format!("{line}\n")).collect();
     fs::write(&file, rest).unwrap();
     world.add_settings(&format!(
-        "backup: {{schedule: off, offsite: [{{url: '{url}', password_file: {}, verify: 100M}}]}}\n",
+        "backup: {{schedule: off, {of_backup}, offsite: [{{url: '{url}', password_file: {}, {of_store}}}]}}\n",
         password.display()
     ));
 }
@@ -70,12 +76,26 @@ fn store(world: &World) -> PathBuf {
     store
 }
 
+/// Restarts the server with an observer. Returns the file with the announcements.
+pub(crate) fn listen(world: &World) -> PathBuf {
+    let news = world.directory().join("news");
+    fs::write(&news, "").unwrap();
+    fs::set_permissions(&news, fs::Permissions::from_mode(0o666)).unwrap();
+    world.restart(&[("FAILPOINTS", &format!("observer=return({})", news.display()))]);
+    news
+}
+
+/// Returns the number of announcements with this text.
+pub(crate) fn announced(news: &Path, text: &str) -> usize {
+    fs::read_to_string(news).unwrap().lines().filter(|line| line.contains(text)).count()
+}
+
 /// Copies and checks now. Returns the report about the only store.
-fn copy(world: &World) -> Value {
+pub(crate) fn copy(world: &World) -> Value {
     world.larder(&["--json", "backup", "copy", "shop"]).any_json()["stores"][0].clone()
 }
 
-fn restic(world: &World, repository: &Path, words: &[&str]) -> Output {
+pub(crate) fn restic(world: &World, repository: &Path, words: &[&str]) -> Output {
     let mut restic = Command::new("restic");
     restic.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", world.directory()).env("RESTIC_PASSWORD", PASSWORD);
     restic.args(["--no-cache", "-r"]).arg(repository).args(words);
@@ -139,23 +159,99 @@ fn restic_checks_and_restores_the_copies(world: &World) {
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
 }
 
+/// Changes one bit of a file.
+fn flip(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+/// Changes one bit of a file.
+fn flip(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(file, bytes).unwrap();
+}
+
+fn restic_restores_each_kept_copy_after_a_prune_and_a_killed_copy(world: &World) {
+    if installed("restic").is_none() {
+        return;
+    }
+    shop(world);
+    sh(world, POPULATE);
+    let _ = rustix::fs::setxattr(data(world).join("media/script"), "user.colour", b"blue", rustix::fs::XattrFlags::empty());
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(data(world).join("media/deep/er/file"), Some(12_345), Some(23_456)).unwrap();
+    }
+    let store = directory(world, "store");
+    let repository = store.join("shop/production");
+    configure_with(world, store.to_str().unwrap(), "verify: 0", "keep: {last: 2, daily: 0, weekly: 0, monthly: 0}");
+    let mut states = Vec::new();
+    for change in
+        ["true", "echo second > media/upload; rm media/hard; truncate -s 5M media/sparse; ln media/upload media/another"]
+    {
+        sh(world, change);
+        states.push((walk(&data(world)), take(world)));
+        until("the restore point was copied", || copy(world)["failure"].is_null());
+    }
+    // The worker inherits the limit of the server, and is killed when it writes this byte of a file. The files of the server are smaller.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let byte = u64::from(500_000 + now.subsec_nanos() % 3_000_000);
+    let server = rustix::process::Pid::from_raw(world.with(|server| server.role()).unwrap());
+    let limit = |current| {
+        let limit = rustix::process::Rlimit { current, maximum: None };
+        rustix::process::prlimit(server, rustix::process::Resource::Fsize, limit).unwrap();
+    };
+    limit(Some(byte));
+    sh(world, "head -c 4000000 /dev/urandom > media/large; ln -s gone media/deep/dangling; chmod 640 media/script");
+    states.push((walk(&data(world)), take(world)));
+    let killed = copy(world);
+    limit(None);
+    assert!(killed["failure"].is_string(), "byte {byte}: {killed}");
+    restic(world, &repository, &["check"]).ok();
+    until("the copy was repeated", || copy(world)["failure"].is_null());
+    let report = copy(world);
+    // The oldest copy is removed, because no rule selects it.
+    assert_eq!((&report["copies"], &report["verified"]), (&Value::from(2), &Value::from(2)), "byte {byte}: {report}");
+    restic(world, &repository, &["check", "--read-data"]).ok();
+    let snapshots = restic(world, &repository, &["snapshots", "--json"]).json();
+    assert_eq!(snapshots.as_array().unwrap().len(), 2, "{snapshots}");
+    for snapshot in snapshots.as_array().unwrap() {
+        let tags = snapshot["tags"].to_string();
+        let (files, _) = states.iter().find(|(_, point)| tags.contains(id(point))).unwrap();
+        let to = world.directory().join(format!("by-restic-{}", snapshot["short_id"].as_str().unwrap()));
+        restic(world, &repository, &["restore", snapshot["id"].as_str().unwrap(), "--target", to.to_str().unwrap()]).ok();
+        same(&walk(&to.join("data")), files);
+    }
+    // larder brings the same files back, with their holes.
+    let (files, point) = states.pop().unwrap();
+    world.larder(&["backup", "remove", "shop", id(&point)]).ok();
+    world.larder(&["backup", "import", "shop", id(&point)]).ok();
+    world.larder(&["backup", "restore", "shop", id(&point), "--into", "imported"]).ok();
+    let imported = world.environment("shop").join("archives/restored/imported/data");
+    let forget = |mut seen: std::collections::BTreeMap<PathBuf, crate::backup::Seen>| {
+        seen.values_mut().for_each(crate::backup::Seen::forget_owner);
+        seen
+    };
+    same(&forget(walk(&imported)), &forget(files));
+    let sparse = fs::metadata(imported.join("media/sparse")).unwrap();
+    assert!(sparse.blocks() * 512 < sparse.len() / 2, "{} blocks of {} bytes", sparse.blocks(), sparse.len());
+}
+
 fn store_that_loses_bytes_is_found_by_the_next_check(world: &World) {
     shop(world);
     sh(world, "head -c 300000 /dev/urandom > media/a; head -c 30000 /dev/urandom > media/b");
     let store = store(world);
-    let news = world.directory().join("news");
-    fs::write(&news, "").unwrap();
-    fs::set_permissions(&news, fs::Permissions::from_mode(0o666)).unwrap();
-    world.restart(&[("FAILPOINTS", &format!("observer=return({})", news.display()))]);
+    let news = listen(world);
     let point = take(world);
     assert_eq!(copy(world)["verified"], 1);
     let largest = |packs: &[PathBuf]| packs.iter().max_by_key(|pack| fs::metadata(pack).unwrap().len()).unwrap().clone();
+    let in_directory =
+        |name: &str| fs::read_dir(store.join("shop/production").join(name)).unwrap().next().unwrap().unwrap().path();
     let damages: [(&str, Damaging); 3] = [
-        ("digest", |pack| {
-            let mut bytes = fs::read(pack).unwrap();
-            bytes[1000] ^= 1;
-            fs::write(pack, bytes).unwrap();
-        }),
+        ("digest", flip),
         ("missing", |pack| fs::remove_file(pack).unwrap()),
         ("bytes", |pack| {
             let file = fs::OpenOptions::new().write(true).open(pack).unwrap();
@@ -176,13 +272,75 @@ fn store_that_loses_bytes_is_found_by_the_next_check(world: &World) {
         let report = copy(world);
         assert_eq!((&report["damaged"], &report["verified"]), (&Value::from(0), &Value::from(1)), "{word}: {report}");
     }
+    // One bit of the list of files has the same effect as a damaged pack.
+    flip(&in_directory("index"));
+    let report = copy(world);
+    assert_eq!((&report["damaged"], &report["verified"]), (&Value::from(1), &Value::from(0)), "{report}");
+    assert!(report["defects"].to_string().contains("index/"), "{report}");
+    world.larder(&["status"]).says("damaged or missing");
+    // The restore point of a damaged snapshot is copied at once. The damage is reported all the same, and the next cycle removes the file.
+    let report = copy(world);
+    assert_eq!((&report["damaged"], &report["verified"]), (&Value::from(0), &Value::from(1)), "{report}");
+    flip(&in_directory("snapshots"));
+    let report = copy(world);
+    assert!(report["defects"].to_string().contains("snapshots/"), "{report}");
+    world.larder(&["status"]).says("the store ").says(" is damaged: snapshots/");
+    until("the observers were notified", || announced(&news, "backup_failed") == 1);
+    let report = copy(world);
+    assert_eq!((&report["defects"], &report["verified"]), (&Value::Array(Vec::new()), &Value::from(1)), "{report}");
+    let count = count + 1;
     let log = fs::read_to_string(log_file(world.directory())).unwrap();
     assert!(log.contains("its copy in ") && log.contains(id(&point)), "{log}");
     // The observers are notified of each damage once.
-    until("the observers were notified", || fs::read_to_string(&news).unwrap().matches("backup_damaged").count() == count);
+    until("the observers were notified", || announced(&news, "backup_damaged") == count);
     if installed("restic").is_some() {
         restic(world, &store.join("shop/production"), &["check", "--read-data"]).ok();
     }
+}
+
+fn lost_repository_is_reported_and_written_again(world: &World) {
+    shop(world);
+    sh(world, "echo one > media/a");
+    let store = store(world);
+    let news = listen(world);
+    let first = take(world);
+    assert_eq!(copy(world)["verified"], 1);
+    let second = take(world);
+    assert_eq!(copy(world)["verified"], 2);
+    // A damaged key makes all copies useless, and is not called a wrong password.
+    let repository = store.join("shop/production");
+    let key = fs::read_dir(repository.join("keys")).unwrap().next().unwrap().unwrap().path();
+    let good = fs::read(&key).unwrap();
+    flip(&key);
+    let report = copy(world);
+    assert_eq!(report["damaged"], 2, "{report}");
+    assert!(report["failure"].as_str().unwrap().contains("is damaged"), "{report}");
+    world.larder(&["status"]).says("keys/").keeps_quiet_about("another password");
+    fs::write(&key, good).unwrap();
+    assert_eq!(copy(world)["verified"], 2);
+    // The whole repository is gone, and the first restore point is not on this machine any more: its copy is lost.
+    world.larder(&["backup", "remove", "shop", id(&first)]).ok();
+    fs::remove_dir_all(&repository).unwrap();
+    let report = copy(world);
+    assert_eq!((&report["damaged"], &report["verified"]), (&Value::from(1), &Value::from(1)), "{report}");
+    assert!(report["defects"][0].as_str().unwrap().contains(id(&first)), "{report}");
+    assert_eq!(report["retry"], Value::Null, "a repetition cannot bring the copy back: {report}");
+    world.larder(&["backup", "list", "shop"]).says("verified");
+    until("the observers were notified", || announced(&news, "backup_damaged") == 1 && announced(&news, "backup_failed") == 1);
+    // The loss is shown for a week, and announced once.
+    assert_eq!(copy(world)["damaged"], 1);
+    world.stop();
+    let record = world.environment("shop").join("offsite.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let begin = text.find("\"lost\":\"").unwrap() + 8;
+    fs::write(&record, text[..begin].to_owned() + "2025-01-01T00:00:00Z" + &text[begin + text[begin..].find('"').unwrap()..])
+        .unwrap();
+    world.start(&[]);
+    copy(world);
+    let report = copy(world);
+    assert_eq!((&report["damaged"], &report["defects"]), (&Value::from(0), &Value::Array(Vec::new())), "{report}");
+    world.larder(&["backup", "show", "shop", id(&second)]).ok();
+    assert_eq!(announced(&news, "backup_damaged"), 1);
 }
 
 fn new_machine_restores_from_the_copies_alone(world: &World) {

@@ -25,6 +25,8 @@ pub(super) struct BackendState {
     is_failed: AtomicBool,
     /// The first failure.
     first: Mutex<Option<String>>,
+    /// The path of the key that this process has written.
+    key: Mutex<Option<String>>,
 }
 
 impl BackendState {
@@ -37,6 +39,25 @@ impl BackendState {
     /// Returns the first failure.
     pub(super) fn failure(&self) -> Option<String> {
         self.first.lock().clone()
+    }
+
+    /// Returns the path of the key that this process has written.
+    pub(super) fn own_key(&self) -> Option<String> {
+        self.key.lock().clone()
+    }
+}
+
+/// Performs an action on a store, and repeats the action after a failure that may be temporary.
+pub(super) fn attempts<T>(action: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let mut attempt = 1;
+    loop {
+        match action() {
+            Err(error) if attempt < ATTEMPTS && is_temporary(&error) => {
+                std::thread::sleep(std::time::Duration::from_millis(200 << attempt));
+            }
+            other => return other,
+        }
+        attempt += 1;
     }
 }
 
@@ -53,25 +74,21 @@ impl RepositoryFiles {
     }
 
     fn done<T>(&self, doing: &str, path: &str, action: impl Fn() -> io::Result<T>) -> RusticResult<T> {
-        let mut attempt = 1;
-        let error = loop {
-            match action() {
-                Ok(done) => return Ok(done),
-                Err(error) if attempt == ATTEMPTS || !is_temporary(&error) => break error,
-                Err(_) => std::thread::sleep(std::time::Duration::from_millis(200 << attempt)),
-            }
-            attempt += 1;
-        };
-        let why = format!("cannot {doing} {}/{path}: {error}", self.name);
-        self.state.fail(why.clone());
-        Err(RusticError::new(ErrorKind::Backend, why))
+        attempts(action).map_err(|error| {
+            let why = format!("cannot {doing} {}/{path}: {error}", self.name);
+            self.state.fail(why.clone());
+            RusticError::new(ErrorKind::Backend, why)
+        })
     }
 }
 
 /// Returns true if a repetition may succeed.
 fn is_temporary(error: &io::Error) -> bool {
     use io::ErrorKind::*;
-    !matches!(error.kind(), NotFound | PermissionDenied | StorageFull | QuotaExceeded | ReadOnlyFilesystem | UnexpectedEof)
+    !matches!(
+        error.kind(),
+        NotFound | AlreadyExists | PermissionDenied | StorageFull | QuotaExceeded | ReadOnlyFilesystem | UnexpectedEof
+    )
 }
 
 /// Returns the path of a file of a repository, as restic names it.
@@ -138,7 +155,14 @@ impl WriteBackend for RepositoryFiles {
             return Err(RusticError::new(ErrorKind::Backend, why));
         }
         let parts: Vec<&[u8]> = content.slice().iter().map(Bytes::as_ref).collect();
-        self.done("write", &path, || self.files.write(&path, &parts))
+        if kind == FileType::Key {
+            *self.state.key.lock() = Some(path.clone());
+        }
+        self.done("write", &path, || match kind {
+            // Of two servers that create a repository at the same time, only one may succeed. The file `config` decides.
+            FileType::Config => self.files.create(&path, &parts),
+            _ => self.files.write(&path, &parts),
+        })
     }
 
     fn remove(&self, kind: FileType, id: &Id, _: bool) -> RusticResult<()> {

@@ -5,7 +5,7 @@ use std::{io, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::{
-    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig, aws::AmazonS3Builder, path::Path,
+    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig, aws::AmazonS3Builder, path::Path,
 };
 
 use super::store_files::{StoreFiles, too_short};
@@ -27,6 +27,7 @@ fn of_store(error: &object_store::Error) -> io::Error {
     use object_store::Error;
     let kind = match error {
         Error::NotFound { .. } => io::ErrorKind::NotFound,
+        Error::AlreadyExists { .. } => io::ErrorKind::AlreadyExists,
         Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => io::ErrorKind::PermissionDenied,
         _ => io::ErrorKind::Other,
     };
@@ -120,6 +121,19 @@ impl StoreFiles for BucketFiles {
         let at = self.at(path);
         let payload: PutPayload = content.iter().map(|part| Bytes::copy_from_slice(part)).collect();
         self.runtime.block_on(self.objects.put(&at, payload)).map(drop).map_err(|e| of_store(&e))
+    }
+
+    fn create(&self, path: &str, content: &[&[u8]]) -> io::Result<()> {
+        let at = self.at(path);
+        let payload: PutPayload = content.iter().map(|part| Bytes::copy_from_slice(part)).collect();
+        let put = self.runtime.block_on(self.objects.put_opts(&at, payload, PutMode::Create.into()));
+        match put {
+            // Some servers do not have conditional requests.
+            Err(object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. }) => {
+                self.write(path, content)
+            }
+            other => other.map(drop).map_err(|e| of_store(&e)),
+        }
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {

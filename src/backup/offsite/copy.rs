@@ -25,7 +25,7 @@ pub(super) fn copy(store: &OffsiteStore, socket: UnixStream) -> Result<OffsitePo
         return Ok(OffsitePoint { added: 0, ..known.clone() });
     }
     let failed = opened.failed(&format!("copy {id}"));
-    let snapshot = new_snapshot(&id, point.parts.manifest.taken, &store.below)?;
+    let snapshot = new_snapshot(&id, point.parts.manifest.taken, store)?;
     let mut options = BackupOptions::default();
     // Files that are unchanged since the newest copy are not read.
     match existing.first() {

@@ -3,14 +3,13 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
-use super::store_files::{StoreFiles, too_short};
+use jiff::Timestamp;
 
-/// The prefix of a file that is being written.
-const TEMPORARY: &str = ".new-";
+use super::store_files::{StoreFiles, TEMPORARY, is_leftover, too_short};
 
 /// A directory. The directory itself must exist: a missing directory usually is a disk that is not mounted.
 pub(super) struct DirectoryFiles {
@@ -42,6 +41,23 @@ impl DirectoryFiles {
         }
         Ok(())
     }
+
+    /// Writes a temporary file, and gives it its name with `publish`.
+    fn put(&self, path: &str, content: &[&[u8]], publish: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+        let path = self.at(path);
+        self.create_parents(&path)?;
+        let (parent, name) = (path.parent().unwrap_or(&self.top), path.file_name().unwrap_or_default());
+        // Another server may write the same file at the same time. A killed worker leaves its temporary file.
+        let temporary = parent.join(format!("{TEMPORARY}{}-{}", name.to_string_lossy(), std::process::id()));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        let written = content.iter().try_for_each(|bytes| file.write_all(bytes)).and_then(|()| file.sync_all());
+        let published = written.and_then(|()| publish(&temporary, &path));
+        if published.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        published?;
+        File::open(parent)?.sync_all()
+    }
 }
 
 impl StoreFiles for DirectoryFiles {
@@ -54,8 +70,14 @@ impl StoreFiles for DirectoryFiles {
         for entry in found {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            if !name.starts_with(TEMPORARY) && entry.file_type()?.is_file() {
+            if !entry.file_type()?.is_file() {
+                continue;
+            }
+            if !name.starts_with(TEMPORARY) {
                 files.push((name, entry.metadata()?.len()));
+            } else if entry.metadata().is_ok_and(|found| is_leftover(found.mtime(), Timestamp::now())) {
+                // A leftover only uses space. The next list repeats the removal.
+                let _ = fs::remove_file(entry.path());
             }
         }
         Ok(files)
@@ -80,19 +102,15 @@ impl StoreFiles for DirectoryFiles {
     }
 
     fn write(&self, path: &str, content: &[&[u8]]) -> io::Result<()> {
-        let path = self.at(path);
-        self.create_parents(&path)?;
-        let (parent, name) = (path.parent().unwrap_or(&self.top), path.file_name().unwrap_or_default());
-        let temporary = parent.join(format!("{TEMPORARY}{}", name.to_string_lossy()));
-        // A killed worker may have left the temporary file.
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        let written = content.iter().try_for_each(|bytes| file.write_all(bytes)).and_then(|()| file.sync_all());
-        let renamed = written.and_then(|()| fs::rename(&temporary, &path));
-        if renamed.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        renamed?;
-        File::open(parent)?.sync_all()
+        self.put(path, content, |temporary, path| fs::rename(temporary, path))
+    }
+
+    fn create(&self, path: &str, content: &[&[u8]]) -> io::Result<()> {
+        self.put(path, content, |temporary, path| {
+            let linked = fs::hard_link(temporary, path);
+            let _ = fs::remove_file(temporary);
+            linked
+        })
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
@@ -119,6 +137,10 @@ mod tests {
         assert_eq!(files.read("data/00/a", None).unwrap(), b"one two");
         assert_eq!(files.read("data/00/a", Some((4, 3))).unwrap(), b"two");
         assert_eq!(files.read("data/00/a", Some((4, 4))).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(files.create("config", &[b"d"]).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(files.read("config", None).unwrap(), b"c");
+        files.create("other", &[b"d"]).unwrap();
+        assert_eq!(fs::read_dir(top.path().join("shop/production")).unwrap().count(), 3, "no temporary file stays");
         files.remove("data/00/a").unwrap();
         files.remove("data/00/a").unwrap();
         assert!(files.read("data/00/a", None).is_err());

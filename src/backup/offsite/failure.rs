@@ -15,6 +15,13 @@ pub(super) fn of_rustic(doing: &str, error: &RusticError, first: Option<String>)
         let hint = String::from("write the password with which the repository was created into the password file");
         return BackupFailure { hint: Some(hint), ..BackupFailure::new(FailureKind::Refused, why) };
     }
+    if error.to_string().contains("Config version") {
+        let why = format!(
+            "cannot {doing}: the repository has a newer format than this version of larder supports (expected at most 2)"
+        );
+        let hint = String::from("update larder, or choose another directory for the copies of this server");
+        return BackupFailure { hint: Some(hint), ..BackupFailure::new(FailureKind::Refused, why) };
+    }
     let cause = first.unwrap_or_else(|| {
         let text = error.display_log();
         let text = text.strip_prefix("Error: ").unwrap_or(&text).to_owned();

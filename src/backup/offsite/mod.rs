@@ -16,15 +16,17 @@ mod directory;
 mod exchange;
 mod failure;
 mod fetch;
+mod repair;
 mod repository;
 mod retain;
 mod server;
 mod sftp;
 mod source;
+mod ssh;
 mod store_files;
 mod worker;
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,8 +48,12 @@ pub struct OffsiteStore {
     pub password: String,
     /// The settings of a bucket, such as `AWS_ACCESS_KEY_ID`.
     pub settings: Vec<(String, String)>,
-    /// The file with the private key for sftp.
-    pub key_file: Option<String>,
+    /// The private key for sftp, in OpenSSH's format.
+    pub key: Option<String>,
+    /// The file with the known host keys of the sftp server.
+    pub known_hosts: Option<PathBuf>,
+    /// The id of this server, with which new snapshots are tagged; empty if nothing is written.
+    pub writer: String,
 }
 
 impl fmt::Debug for OffsiteStore {
@@ -63,7 +69,8 @@ pub enum OffsiteJob {
     List,
     /// Copies a restore point, which the dump worker sends, into the repository. Creates a missing repository.
     Copy,
-    /// Checks that all files of the repository are present with their sizes, and reads packs back.
+    /// Checks that all files of the repository are present with their sizes, and reads packs back. If no defect is found, removes the restore
+    /// points that no rule selects.
     Check {
         /// The packs that were read back, with the times in seconds since 1970.
         read: Vec<(String, i64)>,
@@ -71,24 +78,30 @@ pub enum OffsiteJob {
         budget: u64,
         /// The restore points that must be in the repository.
         expected: Vec<String>,
+        /// The rules of retention; `None` if no restore point is removed.
+        retention: Option<OffsiteRetention>,
     },
     /// Removes the damaged files, and the copies that need them and that can be copied again.
     Repair {
+        /// The paths of the damaged files that the last check found.
+        damaged: Vec<String>,
         /// The restore points that can be copied again.
         replaceable: Vec<String>,
-    },
-    /// Removes the restore points that no rule selects, and the data that only they need.
-    Retain {
-        /// The rules.
-        keep: BackupKeep,
-        /// The restore points that stay in any case.
-        protected: Vec<String>,
     },
     /// Sends a restore point to the dump worker, which stores the restore point in the environment.
     Fetch {
         /// The restore point.
         point: String,
     },
+}
+
+/// The rules by which restore points are removed from a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffsiteRetention {
+    /// The rules. The limit `bytes` is for the disk of this machine, and does not apply.
+    pub keep: BackupKeep,
+    /// The restore points that stay in any case.
+    pub protected: Vec<String>,
 }
 
 /// The report of the off-site worker.
@@ -100,8 +113,6 @@ pub enum OffsiteReport {
     Copied(OffsitePoint),
     /// The result of a check.
     Checked(OffsiteCheck),
-    /// The restore points that were removed.
-    Removed(Vec<String>),
     /// The damaged files were removed.
     Repaired,
     /// A restore point was sent.
@@ -115,10 +126,14 @@ pub struct OffsitePoint {
     pub id: String,
     /// The time of the capture, in seconds since 1970.
     pub taken: i64,
+    /// The time of the copy, in seconds since 1970.
+    pub copied: i64,
     /// The id of the snapshot.
     pub snapshot: String,
     /// The number of bytes that the copy added to the repository.
     pub added: u64,
+    /// The id of the server that made the copy; `None` if the snapshot does not tell.
+    pub writer: Option<String>,
 }
 
 /// The result of a check.
@@ -132,10 +147,18 @@ pub struct OffsiteCheck {
     pub bytes_again: u64,
     /// The number of packs that were never read back.
     pub unread: u64,
+    /// True if all files are present and undamaged. Copies can still be missing, or incomplete because of earlier damage.
+    pub is_sound: bool,
     /// The defects, as lines. Empty if no defect was found.
     pub defects: Vec<String>,
-    /// The damaged or missing packs.
-    pub damaged_packs: Vec<String>,
-    /// The restore points whose copies are damaged or missing.
+    /// The paths of the files whose content is damaged.
+    pub damaged_files: Vec<String>,
+    /// The restore points whose copies are damaged.
     pub damaged_points: Vec<String>,
+    /// The expected restore points whose copies are missing.
+    pub missing_points: Vec<String>,
+    /// The restore points that were removed, because no rule selects them.
+    pub removed: Vec<String>,
+    /// The failure of the store that ended the reading early. The other results are those of the part that was read.
+    pub interrupted: Option<String>,
 }

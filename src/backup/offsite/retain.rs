@@ -3,12 +3,13 @@
 use larder_points::{Candidate, Keep, plan_retention};
 use rustic_core::PruneOptions;
 
-use super::{super::error::BackupFailure, OffsiteStore, repository::OpenRepository};
-use crate::config::BackupKeep;
+use super::{super::error::BackupFailure, OffsiteRetention, OffsiteStore, repository::OpenRepository};
 
-/// Removes the restore points that neither a rule nor `protected` keeps. Data that a removed snapshot needed is first marked, and removed by a
+/// Removes the restore points that neither a rule nor `protected` keeps, and, with `frees`, the data that only they need. An incomplete copy
+/// does not tell which data it needs, so no data is removed while such a copy exists. Data that a removed snapshot needed is first marked, and removed by a
 /// later run at the earliest 23 hours later, so that another program that uses the repository at the same time loses nothing.
-pub(super) fn retain(store: &OffsiteStore, keep: &BackupKeep, protected: &[String]) -> Result<Vec<String>, BackupFailure> {
+pub(super) fn retain(store: &OffsiteStore, retention: &OffsiteRetention, frees: bool) -> Result<Vec<String>, BackupFailure> {
+    let OffsiteRetention { keep, protected } = retention;
     let opened = OpenRepository::existing(store)?;
     let points = opened.points()?;
     let candidates: Vec<Candidate> =
@@ -24,9 +25,11 @@ pub(super) fn retain(store: &OffsiteStore, keep: &BackupKeep, protected: &[Strin
         let failed = opened.failed("remove old copies");
         let ids: Vec<_> = doomed.iter().map(|(_, snapshot)| snapshot.id).collect();
         opened.repository.delete_snapshots(&ids).map_err(&failed)?;
-        let options = PruneOptions::default();
-        let plan = opened.repository.prune_plan(&options).map_err(&failed)?;
-        opened.repository.prune(&options, plan).map_err(&failed)?;
+        if frees {
+            let options = PruneOptions::default();
+            let plan = opened.repository.prune_plan(&options).map_err(&failed)?;
+            opened.repository.prune(&options, plan).map_err(&failed)?;
+        }
     }
     Ok(doomed.into_iter().map(|(point, _)| point.id.clone()).collect())
 }

@@ -32,7 +32,9 @@ use crate::{
 pub const OFFSITE_WORKER: &str = "offsite-worker";
 
 /// The time limit of a job.
-const LIMIT: Duration = Duration::from_secs(24 * 3600);
+///
+/// A repository keeps removed data for 23 hours. A copy that took longer could use data that another program has removed meanwhile.
+const LIMIT: Duration = Duration::from_secs(20 * 3600);
 
 /// The maximum size of a file with a secret, in bytes.
 const MAX_SECRET: u64 = 64 << 10;
@@ -41,7 +43,7 @@ const MAX_SECRET: u64 = 64 << 10;
 const BUCKETS: &str = "AWS_";
 
 /// Reads the password and the credentials of a store. Each failure names the file.
-pub fn open_secret(config: &OffsiteConfig, environment: &Environment) -> Result<OffsiteStore, BackupFailure> {
+pub fn open_secret(config: &OffsiteConfig, environment: &Environment, writer: &str) -> Result<OffsiteStore, BackupFailure> {
     let refused = |why: String| BackupFailure::new(FailureKind::Refused, why);
     let password = secret(&config.password_file)?;
     let password = password.lines().next().unwrap_or_default().to_owned();
@@ -56,7 +58,9 @@ pub fn open_secret(config: &OffsiteConfig, environment: &Environment) -> Result<
         below: format!("{}/{}", environment.project, environment.name),
         password,
         settings: Vec::new(),
-        key_file: None,
+        key: None,
+        known_hosts: None,
+        writer: writer.to_owned(),
     };
     match (&config.url, &config.credentials_file) {
         (OffsiteAddress::Bucket { .. }, file) => {
@@ -72,9 +76,16 @@ pub fn open_secret(config: &OffsiteConfig, environment: &Environment) -> Result<
             }
         }
         (OffsiteAddress::Sftp { .. }, Some(file)) => {
-            // `ssh` reads the file itself. Reading the file here gives a better message.
-            secret(file)?;
-            store.key_file = Some(file.display().to_string());
+            store.key = Some(secret(file)?);
+            let mut known_hosts = file.clone().into_os_string();
+            known_hosts.push(".known_hosts");
+            store.known_hosts = Some(known_hosts.into());
+        }
+        (OffsiteAddress::Sftp { .. }, None) => {
+            return Err(refused(format!(
+                "cannot use {}: no credentials_file names the private key (expected an unencrypted key in OpenSSH's format)",
+                config.url
+            )));
         }
         _ => {}
     }

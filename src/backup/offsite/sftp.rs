@@ -1,14 +1,19 @@
-//! A store that is a directory of an sftp server. The program `ssh` of this machine connects, and this file speaks version 3 of the protocol
-//! (draft-ietf-secsh-filexfer-02) with its subsystem `sftp`.
+//! A store that is a directory of an sftp server, with version 3 of the protocol (draft-ietf-secsh-filexfer-02). `ssh.rs` makes the
+//! connection.
 
 use std::{
+    collections::VecDeque,
     io::{self, Read, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
-use super::store_files::{StoreFiles, too_short};
+pub(super) use super::ssh::SftpServer;
+use super::{
+    ssh::connect,
+    store_files::{StoreFiles, TEMPORARY, is_leftover, too_short},
+};
 
 /// The maximum length of a message of the server, in bytes.
 const MAX_MESSAGE: u32 = 1 << 20;
@@ -52,20 +57,24 @@ pub(super) struct SftpFiles {
     top: String,
 }
 
+/// A connection to the subsystem `sftp`.
+trait Connection: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Connection for T {}
+
 struct Session {
-    process: Child,
-    input: ChildStdin,
-    output: ChildStdout,
+    connection: Box<dyn Connection>,
     next: u32,
     has_posix_rename: bool,
     has_fsync: bool,
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+/// The attributes of a file that larder uses.
+struct Attributes {
+    size: u64,
+    mode: u32,
+    /// The time of the last write, in seconds since 1970.
+    modified: i64,
 }
 
 /// The body of a message: the fields that are left.
@@ -92,25 +101,32 @@ impl<'a> Fields<'a> {
         self.bytes(usize::try_from(length).map_err(|_| malformed())?)
     }
 
-    /// Reads attributes. Returns the size and the mode.
-    fn attributes(&mut self) -> io::Result<(u64, u32)> {
+    fn attributes(&mut self) -> io::Result<Attributes> {
         let flags = self.number()?;
         let size = if flags & 1 != 0 { self.long()? } else { 0 };
         if flags & 2 != 0 {
             self.long()?;
         }
         let mode = if flags & 4 != 0 { self.number()? } else { 0 };
-        if flags & 8 != 0 {
-            self.long()?;
-        }
+        let modified = if flags & 8 != 0 {
+            // The first number is the time of the last access.
+            self.number()?;
+            self.number()?.into()
+        } else {
+            i64::MAX
+        };
         if flags & 0x8000_0000 != 0 {
             for _ in 0..self.number()? {
                 self.text()?;
                 self.text()?;
             }
         }
-        Ok((size, mode))
+        Ok(Attributes { size, mode, modified })
     }
+}
+
+fn lost(error: io::Error) -> io::Error {
+    io::Error::other(format!("the connection to the sftp server is lost: {error}"))
 }
 
 fn malformed() -> io::Error {
@@ -131,33 +147,21 @@ impl Session {
         message.push(kind);
         message.extend_from_slice(&id.to_be_bytes());
         message.extend_from_slice(body);
-        self.input.write_all(&message).map_err(|e| self.lost(e))?;
+        self.connection.write_all(&message).map_err(lost)?;
         Ok(id)
     }
 
     fn receive_raw(&mut self) -> io::Result<(u8, Vec<u8>)> {
         let mut length = [0; 4];
-        self.output.read_exact(&mut length).map_err(|e| self.lost(e))?;
+        self.connection.read_exact(&mut length).map_err(lost)?;
         let length = u32::from_be_bytes(length);
         if !(1..=MAX_MESSAGE).contains(&length) {
             return Err(malformed());
         }
         let mut bytes = vec![0; usize::try_from(length).map_err(|_| malformed())?];
-        self.output.read_exact(&mut bytes)?;
+        self.connection.read_exact(&mut bytes).map_err(lost)?;
         let (kind, body) = bytes.split_first().ok_or_else(malformed)?;
         Ok((*kind, body.to_vec()))
-    }
-
-    /// Adds the reason that `ssh` printed to the error of a lost connection.
-    fn lost(&mut self, error: io::Error) -> io::Error {
-        let mut text = String::new();
-        let _ = self.process.kill();
-        if let Some(stderr) = self.process.stderr.take() {
-            let _ = stderr.take(4096).read_to_string(&mut text);
-        }
-        let line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default().trim();
-        let why = if line.is_empty() { error.to_string() } else { crate::model::sanitise_line(line) };
-        io::Error::other(format!("the connection to the sftp server is lost: {why}"))
     }
 
     /// Receives the answer to the request `id`. The server answers in order.
@@ -222,18 +226,26 @@ impl Session {
 
     fn size(&mut self, path: &str) -> io::Result<u64> {
         match self.on_path(kind::STAT, path)? {
-            (kind::ATTRS, body) => Ok(Fields(&body).attributes()?.0),
+            (kind::ATTRS, body) => Ok(Fields(&body).attributes()?.size),
             _ => Err(malformed()),
         }
     }
 
     fn put(&mut self, path: &str, content: &[&[u8]]) -> io::Result<()> {
         let handle = self.open(path, OPEN_NEW)?;
-        let mut sent = std::collections::VecDeque::new();
+        let written = self.put_content(&handle, content);
+        let closed = self.close(&handle);
+        written.and(closed)
+    }
+
+    /// Writes the content of an open file. After a failure, all answers are read, so that the session can be used again.
+    fn put_content(&mut self, handle: &[u8], content: &[&[u8]]) -> io::Result<()> {
+        let mut sent = VecDeque::new();
         let mut at = 0_u64;
+        let mut result = Ok(());
         for chunk in content.iter().flat_map(|part| part.chunks(CHUNK)) {
             let mut body = Vec::with_capacity(chunk.len() + 64);
-            field(&mut body, &handle);
+            field(&mut body, handle);
             body.extend_from_slice(&at.to_be_bytes());
             field(&mut body, chunk);
             sent.push_back(self.send(kind::WRITE, &body)?);
@@ -241,27 +253,31 @@ impl Session {
             if sent.len() >= IN_FLIGHT
                 && let Some(id) = sent.pop_front()
             {
-                self.receive(id)?;
+                result = self.receive(id).map(drop);
+                if result.is_err() {
+                    break;
+                }
             }
         }
         while let Some(id) = sent.pop_front() {
-            self.receive(id)?;
+            result = result.and(self.receive(id).map(drop));
         }
-        if self.has_fsync {
+        if result.is_ok() && self.has_fsync {
             let mut body = Vec::new();
             field(&mut body, b"fsync@openssh.com");
-            field(&mut body, &handle);
+            field(&mut body, handle);
             self.ask(kind::EXTENDED, &body)?;
         }
-        self.close(&handle)
+        result
     }
 
-    fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+    /// Renames a file. Without `replaces`, an existing file is an error. The plain rename of the protocol does not replace a file.
+    fn rename(&mut self, from: &str, to: &str, replaces: bool) -> io::Result<()> {
         let mut body = Vec::new();
-        if self.has_posix_rename {
+        let is_posix = replaces && self.has_posix_rename;
+        if is_posix {
             field(&mut body, b"posix-rename@openssh.com");
-        } else {
-            // The plain rename does not replace a file.
+        } else if replaces {
             match self.on_path(kind::REMOVE, to) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -269,74 +285,73 @@ impl Session {
         }
         field(&mut body, from.as_bytes());
         field(&mut body, to.as_bytes());
-        self.ask(if self.has_posix_rename { kind::EXTENDED } else { kind::RENAME }, &body).map(drop)
+        let renamed = self.ask(if is_posix { kind::EXTENDED } else { kind::RENAME }, &body).map(drop);
+        if renamed.is_err() && !replaces && self.size(to).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the file exists already"));
+        }
+        renamed
     }
 
     fn get(&mut self, path: &str, begin: u64, length: u64) -> io::Result<Vec<u8>> {
         let handle = self.open(path, OPEN_READ)?;
+        let read = self.get_content(&handle, path, begin, length);
+        let closed = self.close(&handle);
+        read.and_then(|bytes| closed.map(|()| bytes))
+    }
+
+    /// Reads a part of an open file. After a failure, all answers are read, so that the session can be used again.
+    fn get_content(&mut self, handle: &[u8], path: &str, begin: u64, length: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let end = begin.saturating_add(length);
-        let mut sent = std::collections::VecDeque::new();
+        let mut sent = VecDeque::new();
         let mut at = begin;
-        while at < end || !sent.is_empty() {
-            while at < end && sent.len() < IN_FLIGHT {
+        let mut failure = None;
+        while (at < end && failure.is_none()) || !sent.is_empty() {
+            while at < end && failure.is_none() && sent.len() < IN_FLIGHT {
                 let wanted = u32::try_from((end - at).min(CHUNK as u64)).unwrap_or(1);
                 let mut body = Vec::new();
-                field(&mut body, &handle);
+                field(&mut body, handle);
                 body.extend_from_slice(&at.to_be_bytes());
                 body.extend_from_slice(&wanted.to_be_bytes());
                 sent.push_back((self.send(kind::READ, &body)?, wanted));
                 at += u64::from(wanted);
             }
             let Some((id, wanted)) = sent.pop_front() else { break };
-            match self.receive(id) {
+            let answer = self.receive(id);
+            if failure.is_some() {
+                continue;
+            }
+            match answer {
                 Ok((kind::DATA, body)) => {
-                    let data = Fields(&body).text()?.to_vec();
+                    let data = Fields(&body).text()?;
+                    bytes.extend_from_slice(data);
                     // A server may send less than it was asked for only at the end of the file.
                     if data.len() as u64 != u64::from(wanted) {
-                        return Err(too_short(path, begin + bytes.len() as u64 + data.len() as u64, end));
+                        failure = Some(too_short(path, begin + bytes.len() as u64, end));
                     }
-                    bytes.extend_from_slice(&data);
                 }
-                Ok(_) => return Err(malformed()),
+                Ok(_) => failure = Some(malformed()),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Err(too_short(path, begin + bytes.len() as u64, end));
+                    failure = Some(too_short(path, begin + bytes.len() as u64, end));
                 }
-                Err(error) => return Err(error),
+                Err(error) => failure = Some(error),
             }
         }
-        self.close(&handle)?;
-        Ok(bytes)
+        failure.map_or(Ok(bytes), Err)
     }
 }
 
 impl SftpFiles {
-    /// Connects to the server. `ssh` uses the private key `key`, or the keys of this process's user, and accepts only host keys that are
-    /// known on this machine.
-    pub(super) fn connect(login: &str, host: &str, port: u16, top: &str, key: Option<&str>) -> io::Result<SftpFiles> {
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=15"]);
-        ssh.args(["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4", "-o", "ClearAllForwardings=yes"]);
-        if let Some(key) = key {
-            ssh.args(["-o", "IdentitiesOnly=yes", "-i", key]);
-            // An operator can put the host keys beside the private key.
-            let known = format!("{key}.known_hosts");
-            if std::path::Path::new(&known).is_file() {
-                ssh.args(["-o", &format!("UserKnownHostsFile={known}")]);
-            }
-        }
-        ssh.args(["-p", &port.to_string(), "-l", login, "-s", "--", host, "sftp"]);
-        SftpFiles::over(ssh, top)
+    /// Connects to a server. `top` is the directory of the files.
+    pub(super) fn connect(server: &SftpServer<'_>, top: &str) -> io::Result<SftpFiles> {
+        SftpFiles::over(connect(server)?, top)
     }
 
-    /// Starts the program that connects standard input and output with a server.
-    fn over(mut program: Command, top: &str) -> io::Result<SftpFiles> {
-        let mut process = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let (input, output) = (process.stdin.take(), process.stdout.take());
-        let (Some(input), Some(output)) = (input, output) else { return Err(malformed()) };
-        let mut session = Session { process, input, output, next: 0, has_posix_rename: false, has_fsync: false };
+    /// Begins a session over a connection.
+    fn over(connection: impl Connection + 'static, top: &str) -> io::Result<SftpFiles> {
+        let mut session = Session { connection: Box::new(connection), next: 0, has_posix_rename: false, has_fsync: false };
         // The version takes the place of a request's number.
-        session.input.write_all(&[0, 0, 0, 5, kind::INIT, 0, 0, 0, 3]).map_err(|e| session.lost(e))?;
+        session.connection.write_all(&[0, 0, 0, 5, kind::INIT, 0, 0, 0, 3]).map_err(lost)?;
         let (found, body) = session.receive_raw()?;
         let mut fields = Fields(&body);
         if found != kind::VERSION || fields.number()? < 3 {
@@ -364,7 +379,7 @@ impl StoreFiles for SftpFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             other => other?,
         };
-        let mut files = Vec::new();
+        let (mut files, mut leftovers) = (Vec::new(), Vec::new());
         loop {
             let mut body = Vec::new();
             field(&mut body, &handle);
@@ -378,14 +393,23 @@ impl StoreFiles for SftpFiles {
             for _ in 0..fields.number()? {
                 let name = String::from_utf8_lossy(fields.text()?).into_owned();
                 fields.text()?;
-                let (size, mode) = fields.attributes()?;
+                let found = fields.attributes()?;
                 // The type is in the mode, as in stat(2).
-                if mode & 0o170_000 == 0o100_000 && !name.starts_with(".new-") {
-                    files.push((name, size));
+                if found.mode & 0o170_000 != 0o100_000 {
+                    continue;
+                }
+                if !name.starts_with(TEMPORARY) {
+                    files.push((name, found.size));
+                } else if is_leftover(found.modified, Timestamp::now()) {
+                    leftovers.push(name);
                 }
             }
         }
         session.close(&handle)?;
+        for name in leftovers {
+            // A leftover only uses space. The next list repeats the removal.
+            let _ = session.on_path(kind::REMOVE, &self.at(&format!("{directory}/{name}")));
+        }
         Ok(files)
     }
 
@@ -400,21 +424,11 @@ impl StoreFiles for SftpFiles {
     }
 
     fn write(&self, path: &str, content: &[&[u8]]) -> io::Result<()> {
-        let at = self.at(path);
-        let (parent, name) = at.rsplit_once('/').unwrap_or(("", &at));
-        let temporary = format!("{parent}/.new-{name}");
-        let mut session = self.session.lock();
-        match session.put(&temporary, content) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                for (end, _) in parent.match_indices('/').chain([(parent.len(), "")]).filter(|(end, _)| *end > 0) {
-                    // An existing directory is reported as a failure without a reason, so the failure shows only at the next write.
-                    let _ = session.on_path(kind::MKDIR, parent.get(..end).unwrap_or_default());
-                }
-                session.put(&temporary, content)?;
-            }
-            other => other?,
-        }
-        session.rename(&temporary, &at)
+        self.publish(path, content, true)
+    }
+
+    fn create(&self, path: &str, content: &[&[u8]]) -> io::Result<()> {
+        self.publish(path, content, false)
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
@@ -425,9 +439,63 @@ impl StoreFiles for SftpFiles {
     }
 }
 
+impl SftpFiles {
+    /// Writes a temporary file, and gives it its name.
+    fn publish(&self, path: &str, content: &[&[u8]], replaces: bool) -> io::Result<()> {
+        let at = self.at(path);
+        let (parent, name) = at.rsplit_once('/').unwrap_or(("", &at));
+        // Another server may write the same file at the same time.
+        let temporary = format!("{parent}/{TEMPORARY}{name}-{}", std::process::id());
+        let mut session = self.session.lock();
+        let written = match session.put(&temporary, content) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                for (end, _) in parent.match_indices('/').chain([(parent.len(), "")]).filter(|(end, _)| *end > 0) {
+                    // An existing directory is reported as a failure without a reason, so the failure shows only at the next write.
+                    let _ = session.on_path(kind::MKDIR, parent.get(..end).unwrap_or_default());
+                }
+                session.put(&temporary, content)
+            }
+            other => other,
+        };
+        let published = written.and_then(|()| session.rename(&temporary, &at, replaces));
+        if published.is_err() {
+            // The first failure is returned.
+            let _ = session.on_path(kind::REMOVE, &temporary);
+        }
+        published
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command, Stdio};
+
     use super::*;
+
+    /// The connection to a server that this process has started.
+    struct Pipes(Child);
+
+    impl Read for Pipes {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.0.stdout.as_mut().unwrap().read(buffer)
+        }
+    }
+
+    impl Write for Pipes {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.stdin.as_mut().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            self.0.stdin.as_mut().unwrap().flush()
+        }
+    }
+
+    impl Drop for Pipes {
+        fn drop(&mut self) {
+            let _ = (self.0.kill(), self.0.wait());
+        }
+    }
 
     #[test]
     fn files_are_written_read_listed_and_removed_by_openssh() {
@@ -437,13 +505,16 @@ mod tests {
             return;
         }
         let top = tempfile::tempdir().unwrap();
-        let files = SftpFiles::over(Command::new(server), &format!("{}/shop/production", top.path().display())).unwrap();
+        let started = Command::new(server).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let files = SftpFiles::over(Pipes(started), &format!("{}/shop/production", top.path().display())).unwrap();
         assert!(files.list_packs().unwrap().is_empty());
         let large: Vec<u8> = (0..5_000_001_u32).map(|at| at.to_le_bytes()[0]).collect();
         files.write("data/0a/pack", &[&large, b"end"]).unwrap();
         files.write("config", &[b"old"]).unwrap();
         files.write("config", &[b"new"]).unwrap();
+        assert_eq!(files.create("config", &[b"other"]).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(files.list("").unwrap(), [(String::from("config"), 3)]);
+        assert_eq!(std::fs::read_dir(top.path().join("shop/production")).unwrap().count(), 2, "no temporary file stays");
         assert_eq!(files.list_packs().unwrap(), [(String::from("pack"), 5_000_004)]);
         assert_eq!(files.read("config", None).unwrap(), b"new");
         let found = files.read("data/0a/pack", None).unwrap();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use larder_points::{Entry, Kind, Time};
+use larder_points::{Digest, Entry, Kind, Time};
 use rustic_core::{
     ReadSource, ReadSourceEntry, RusticResult,
     repofile::{Metadata, Node, NodeType},
@@ -118,6 +118,8 @@ fn node_of(entry: &Entry, file: &Entry, inode: u64, links: u64) -> Node {
         | if entry.mode & 0o2000 != 0 { GO_SETGID } else { 0 }
         | if entry.mode & 0o1000 != 0 { GO_STICKY } else { 0 };
     let time = timestamp(entry.mtime);
+    // The inode only connects hard links. The number of an entry changes with each new file, so other files have none.
+    let inode = if links > 1 { inode } else { 0 };
     let attribute = |xattr: &larder_points::Xattr| {
         // restic knows only names in UTF-8. The index of larder has every name.
         let name = String::from_utf8(xattr.name.clone()).ok()?;
@@ -140,16 +142,41 @@ fn node_of(entry: &Entry, file: &Entry, inode: u64, links: u64) -> Node {
             let kind = NodeType::from_link(Path::new(OsStr::from_bytes(target)));
             (kind, Metadata { mode: Some(mode | GO_SYMLINK), ..meta })
         }
-        (_, Kind::File { size, stamp, .. }) => {
-            // The ctime is the mark by which an unchanged file is found in the previous snapshot.
-            let ctime = timestamp(stamp.ctime).filter(|_| stamp.is_settled);
-            (NodeType::File, Metadata { mode: Some(mode), size: *size, links, ctime, ..meta })
+        (_, Kind::File { size, digest, .. }) => {
+            // The archiver finds an unchanged file in the previous snapshot by name, size, mtime and ctime. The ctime of the file would not be
+            // enough: a file that changed at about the time of the capture can have the times of its old content. No program restores a
+            // ctime, so the digest takes its place.
+            (NodeType::File, Metadata { mode: Some(mode), size: *size, links, ctime: Some(mark(digest)), ..meta })
         }
         _ => (NodeType::File, Metadata { mode: Some(mode), ..meta }),
     };
     Node::new_node(entry.path.rsplit(|byte| *byte == b'/').next().map(OsStr::from_bytes).unwrap_or_default(), kind, meta)
 }
 
+/// Returns a time between 1970 and 2554 that depends on the digest of a content.
+fn mark(digest: &Digest) -> Timestamp {
+    let nanos = digest.0.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or_default()
+}
+
 fn timestamp(time: Time) -> Option<Timestamp> {
     Timestamp::new(time.seconds, i32::try_from(time.nanos).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_that_changed_without_a_new_time_has_another_mark() {
+        let at = timestamp(Time { seconds: 1_700_000_000, nanos: 5 }).unwrap();
+        let marks = [b"one", b"two"].map(|content| mark(&Digest::of(content)));
+        assert_ne!(marks[0], marks[1]);
+        assert_eq!(marks[0], mark(&Digest::of(b"one")));
+        // The first and the last time that a mark can have.
+        for (byte, year) in [(0, 1970), (255, 2554)] {
+            assert_eq!(mark(&Digest([byte; 32])).to_zoned(jiff::tz::TimeZone::UTC).year(), year);
+        }
+        assert!(marks.iter().all(|mark| *mark != at));
+    }
 }

@@ -2,6 +2,16 @@
 
 use std::io;
 
+use jiff::Timestamp;
+
+/// The prefix of a file that is being written.
+pub(super) const TEMPORARY: &str = ".new-";
+
+/// Returns true if a temporary file with this time of the last write was left by a killed worker. No worker writes a file for two days.
+pub(super) fn is_leftover(modified: i64, now: Timestamp) -> bool {
+    now.as_second().saturating_sub(modified) > 2 * 24 * 3600
+}
+
 /// The files of a store. A path is relative to the address of the store, has `/` between its parts, and has no `.` or `..`.
 pub(super) trait StoreFiles: Send + Sync + 'static {
     /// Returns the names and sizes of the files in a directory. A missing directory is empty.
@@ -21,6 +31,9 @@ pub(super) trait StoreFiles: Send + Sync + 'static {
 
     /// Creates or replaces a file. After a failure or a kill, the file has its old content, or is missing.
     fn write(&self, path: &str, content: &[&[u8]]) -> io::Result<()>;
+
+    /// Creates a file. An existing file stays as it is, and is an error of the kind `AlreadyExists`.
+    fn create(&self, path: &str, content: &[&[u8]]) -> io::Result<()>;
 
     /// Removes a file. A missing file is not an error.
     fn remove(&self, path: &str) -> io::Result<()>;

@@ -4,14 +4,18 @@ use std::{
     io::{self, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
 };
+
+use parking_lot::Mutex;
 
 use super::{
     super::error::{BackupFailure, FailureKind},
-    OffsiteJob, OffsiteReport, OffsiteStore, check, copy, fetch,
+    OffsiteJob, OffsiteReport, OffsiteStore, check, copy, fetch, repair,
     repository::OpenRepository,
     retain,
 };
+use crate::model::sanitise_line;
 
 /// The maximum size of a job or report, in bytes.
 pub(super) const MAX_FRAME: u64 = 64 << 20;
@@ -44,9 +48,14 @@ fn run() -> io::Result<()> {
         std::process::exit(75);
     });
     // A panic of the library is a failure of this job, with a report.
+    let place: Arc<Mutex<String>> = Arc::default();
+    let found = place.clone();
+    std::panic::set_hook(Box::new(move |panic| *found.lock() = panic.to_string()));
     let report = catch_unwind(AssertUnwindSafe(|| work(&job.0, &job.1, socket)));
-    let report =
-        report.unwrap_or_else(|_| Err(BackupFailure::new(FailureKind::Machine, "the off-site worker failed unexpectedly")));
+    let report = report.unwrap_or_else(|_| {
+        let why = format!("the off-site worker failed unexpectedly: {}", sanitise_line(&place.lock()));
+        Err(BackupFailure::new(FailureKind::Machine, why))
+    });
     write_frame(&mut control, &postcard::to_stdvec(&report).map_err(io::Error::other)?)?;
     std::process::exit(0);
 }
@@ -85,14 +94,27 @@ fn work(store: &OffsiteStore, job: &OffsiteJob, socket: UnixStream) -> Result<Of
             OffsiteReport::List(points.into_iter().map(|(point, _)| point).collect())
         }
         OffsiteJob::Copy => OffsiteReport::Copied(copy::copy(store, socket)?),
-        OffsiteJob::Check { read, budget, expected } => {
-            OffsiteReport::Checked(check::check(store, read.clone(), *budget, expected)?)
+        OffsiteJob::Check { read, budget, expected, retention } => {
+            let mut report = check::check(store, read, *budget, expected)?;
+            let may_remove = report.is_sound && report.interrupted.is_none();
+            if let Some(retention) = retention.as_ref().filter(|_| may_remove) {
+                let removed = retain::retain(store, retention, report.damaged_points.is_empty())?;
+                if !removed.is_empty() {
+                    // The removal may have written new files, which are read back as well.
+                    let expected: Vec<String> = expected.iter().filter(|id| !removed.contains(id)).cloned().collect();
+                    let before = report;
+                    report = check::check(store, &before.read, 0, &expected)?;
+                    report.bytes = report.bytes.saturating_add(before.bytes);
+                    report.bytes_again = before.bytes_again;
+                    report.removed = removed;
+                }
+            }
+            OffsiteReport::Checked(report)
         }
-        OffsiteJob::Repair { replaceable } => {
-            check::repair(store, replaceable)?;
+        OffsiteJob::Repair { damaged, replaceable } => {
+            repair::repair(store, damaged, replaceable)?;
             OffsiteReport::Repaired
         }
-        OffsiteJob::Retain { keep, protected } => OffsiteReport::Removed(retain::retain(store, keep, protected)?),
         OffsiteJob::Fetch { point } => OffsiteReport::Fetched(fetch::fetch(store, point, socket)?),
     })
 }

@@ -40,6 +40,8 @@ pub struct StoreSummary {
     pub defects: Vec<String>,
     /// The reason why the last cycle failed; absent if it succeeded.
     pub failure: Option<String>,
+    /// The last restore point that another server has copied to the same repository within 48 hours.
+    pub rival: Option<String>,
     /// The time of the next attempt after a failure.
     pub retry: Option<Timestamp>,
 }
@@ -80,6 +82,7 @@ pub(super) fn stores_of(control: &Control, environment: &Environment) -> Vec<Sto
             checked: state.checked,
             defects: state.defects.iter().map(|defect| sanitise_line(defect)).collect(),
             failure: problem.clone().or(state.failure),
+            rival: state.rival,
             retry: state.retry,
         }
     });

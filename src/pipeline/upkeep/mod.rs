@@ -7,6 +7,7 @@
 mod drill;
 mod due;
 mod offsite;
+mod offsite_cycle;
 mod offsite_state;
 pub(super) mod records;
 mod rehearsal;

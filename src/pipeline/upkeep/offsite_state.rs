@@ -16,6 +16,9 @@ const MAX_RECORD: u64 = 64 << 20;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffsiteState {
     version: u32,
+    /// The id of this server in the snapshots of this environment.
+    #[serde(default = "new_writer")]
+    pub(super) writer: String,
     /// The stores by their addresses.
     pub stores: BTreeMap<String, StoreState>,
 }
@@ -36,8 +39,16 @@ pub struct StoreState {
     pub failures: u32,
     /// The time of the next attempt after a failure.
     pub retry: Option<Timestamp>,
+    /// The number of requests for a copy. A request during a cycle makes the next cycle due.
+    pub(super) requests: u64,
     /// The defects that the last check found.
     pub defects: Vec<String>,
+    /// The paths of the damaged files that the last check found.
+    pub(super) damaged_files: Vec<String>,
+    /// True if the next cycle can repair a defect.
+    pub(super) is_repairable: bool,
+    /// The last restore point that another server has copied to the same repository.
+    pub rival: Option<String>,
     /// The packs that were read back, with the times in seconds since 1970.
     pub(super) read: Vec<(String, i64)>,
     /// The reading of packs that were read back before.
@@ -53,6 +64,14 @@ pub struct CopyState {
     pub verified: Option<Timestamp>,
     /// True if the last check found the copy damaged or missing.
     pub is_damaged: bool,
+    /// The time at which the copy was found missing, while the restore point was no longer on this machine.
+    #[serde(default)]
+    pub lost: Option<Timestamp>,
+}
+
+/// Returns a new id of a server.
+fn new_writer() -> String {
+    uuid::Uuid::new_v4().simple().to_string().chars().take(16).collect()
 }
 
 impl OffsiteState {
@@ -68,7 +87,7 @@ impl OffsiteState {
             version: u32,
         }
         if !path.exists() {
-            return Ok(OffsiteState { version: OffsiteState::VERSION, stores: BTreeMap::new() });
+            return Ok(OffsiteState { version: OffsiteState::VERSION, writer: new_writer(), stores: BTreeMap::new() });
         }
         let unreadable = |why: String| {
             let hint = format!("hint: move {} away; the copies are then checked anew", path.display());
@@ -96,5 +115,23 @@ impl StoreState {
         const CYCLE: i64 = 24 * 3600;
         let is_old = self.checked.is_none_or(|checked| !(0..CYCLE).contains(&now.duration_since(checked).as_secs()));
         (self.is_due || is_old) && self.retry.is_none_or(|retry| retry <= now || retry.duration_since(now).as_secs() > CYCLE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cycle_begins_after_a_restore_point_a_day_or_a_pause() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let now = at("2026-05-02T02:00:00Z");
+        assert!(StoreState::default().wants_cycle(now));
+        let checked = StoreState { checked: Some(at("2026-05-02T01:00:00Z")), ..StoreState::default() };
+        assert!(!checked.wants_cycle(now) && checked.wants_cycle(at("2026-05-03T01:00:00Z")));
+        let due = StoreState { is_due: true, ..checked };
+        assert!(due.wants_cycle(now));
+        let failed = StoreState { retry: Some(at("2026-05-02T02:01:00Z")), ..due };
+        assert!(!failed.wants_cycle(now) && failed.wants_cycle(at("2026-05-02T02:01:00Z")));
     }
 }

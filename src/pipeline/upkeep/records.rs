@@ -29,7 +29,7 @@ pub struct Upkeep {
     permits: Arc<Semaphore>,
     offsite: Mutex<HashMap<EnvId, Result<OffsiteState, String>>>,
     /// The locks of the cycles of off-site copies.
-    cycles: Mutex<HashMap<EnvId, Arc<tokio::sync::Mutex<()>>>>,
+    cycles: Mutex<HashMap<(EnvId, String), Arc<tokio::sync::Mutex<()>>>>,
     copy_requested: Notify,
 }
 
@@ -73,14 +73,14 @@ impl Upkeep {
         self.permits.clone().acquire_owned().await.ok()
     }
 
-    /// Returns the lock that excludes two cycles of off-site copies of one environment.
-    pub(super) fn offsite_lock(&self, environment: EnvId) -> Arc<tokio::sync::Mutex<()>> {
-        self.cycles.lock().entry(environment).or_default().clone()
+    /// Returns the lock that excludes two cycles of off-site copies of one environment to the store with the address `url`.
+    pub(super) fn offsite_lock(&self, environment: EnvId, url: String) -> Arc<tokio::sync::Mutex<()>> {
+        self.cycles.lock().entry((environment, url)).or_default().clone()
     }
 
-    /// Wakes the task that copies restore points.
+    /// Wakes the tasks that copy restore points.
     pub(super) fn request_copy(&self) {
-        self.copy_requested.notify_one();
+        self.copy_requested.notify_waiters();
     }
 
     /// Waits for a request to copy restore points.

@@ -2,6 +2,7 @@
 //!
 //! Read [`world::World`] first; [`git::Repo`] is a developer's clone, [`http`] a visitor, [`cli`] an operator.
 
+pub mod bucket;
 pub mod cli;
 pub mod databases;
 pub mod disk;
@@ -19,6 +20,7 @@ pub mod postgres;
 pub mod processes;
 pub mod server;
 pub mod source;
+pub mod sshd;
 pub mod state;
 pub mod world;
 

@@ -121,16 +121,25 @@ pub(super) fn copies(copies: &[CopyView]) -> String {
     if copies.is_empty() { String::from("none") } else { copies.iter().map(one).collect::<Vec<_>>().join(", ") }
 }
 
-/// Renders the failure of a store; `None` if its last cycle found no defect.
+/// Renders the failures of a store; `None` if its last cycle found no defect.
 pub(super) fn failure(store: &StoreSummary) -> Option<String> {
     let url = &store.url;
-    let retry = store.retry.map(|at| format!("; next attempt {} UTC", moment(at))).unwrap_or_default();
+    let mut all = Vec::new();
     if let Some(why) = &store.failure {
-        return Some(format!("the copies to {url} failed: {}{retry}", sanitise_line(why)));
+        all.push(format!("the copies to {url} failed: {}", sanitise_line(why)));
     }
-    let first = store.defects.first()?;
-    let damaged = count(store.damaged, "copy");
-    Some(format!("{damaged} in {url} damaged or missing: {}{retry}", sanitise_line(first)))
+    match (store.damaged, store.defects.first()) {
+        (_, None) => {}
+        (0, Some(first)) => all.push(format!("the store {url} is damaged: {}", sanitise_line(first))),
+        (number, Some(first)) => {
+            all.push(format!("{} in {url} damaged or missing: {}", count(number, "copy"), sanitise_line(first)));
+        }
+    }
+    if let Some(point) = &store.rival {
+        all.push(format!("another server has copied {point} to the same repository in {url}; no copy is removed for 48 hours"));
+    }
+    let retry = store.retry.map(|at| format!("; next attempt {} UTC", moment(at))).unwrap_or_default();
+    (!all.is_empty()).then(|| all.join("; ") + &retry)
 }
 
 /// Renders a store as lines of a page.
