@@ -1,4 +1,5 @@
-//! The example `django-postgres` with each engine of databases: a failed migration brings database and uploads back. The build installs
+//! The example `django-postgres` with each engine of databases: a failed migration brings database and uploads back, and loses no note of a
+//! visitor who adds notes meanwhile. The build installs
 //! packages from PyPI, so these tests run only with `LARDER_TEST_THOROUGH`.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
@@ -6,7 +7,8 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use crate::harness::{
     Repo, World,
     databases::{MariaDb, Redis},
-    in_one_mode, installed,
+    http, in_one_mode, installed,
+    ledger::Writer,
     postgres::Postgres,
 };
 
@@ -72,6 +74,29 @@ fn survives(world: &World, databases: &str, lines: &str, content: &dyn Fn() -> S
     assert_eq!(content(), rows);
     assert_eq!(media(world), files);
     world.serves("shop", "first (ann)");
+    // The same push while a visitor adds notes: each note that the application has accepted is there afterwards.
+    let port = world.http_port();
+    let visitor = Writer::sending("note", move |line| add_note(port, line).unwrap_or(false));
+    visitor.goes_on();
+    repo.push().rejected_with("web.1 answered 500 to GET /health").says("Upgrade with a hold");
+    visitor.goes_on();
+    let acknowledged = visitor.stop();
+    let page = world.get("shop", "/").body;
+    let lost: Vec<_> = acknowledged.iter().filter(|line| !page.contains(&format!("{line} (visitor)"))).collect();
+    assert!(lost.is_empty(), "{} of {} accepted notes are lost: {lost:?}", lost.len(), acknowledged.len());
+    assert_eq!(media(world), files);
+    eprintln!("{} accepted notes, none lost", acknowledged.len());
+}
+
+/// Adds a note as a browser does, with the token of the form. Returns true if the application has accepted the note.
+fn add_note(port: u16, text: &str) -> Option<bool> {
+    let page = http::get(port, "shop.localhost", "/").ok()?;
+    let cookie = page.head.lines().find_map(|line| line.split_once("csrftoken=")?.1.split(';').next())?.to_owned();
+    let token = page.body.split_once("name=\"csrfmiddlewaretoken\" value=\"")?.1.split('"').next()?;
+    let body = format!("csrfmiddlewaretoken={token}&author=visitor&text={text}");
+    let head = "POST / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\nContent-Type: application/x-www-form-urlencoded";
+    let request = format!("{head}\r\nCookie: csrftoken={cookie}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    Some(http::request(port, &request).ok()?.status == 302)
 }
 
 fn django_with_postgres_survives_a_failed_migration(world: &World) {

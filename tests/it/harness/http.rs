@@ -17,7 +17,6 @@ use super::World;
 #[derive(Debug, Clone)]
 pub struct Response {
     pub status: u16,
-    #[allow(dead_code)] // Only the output of a failed test shows the field.
     pub head: String,
     pub body: String,
 }

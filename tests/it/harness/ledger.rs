@@ -296,8 +296,19 @@ pub struct Writer {
 impl Writer {
     /// Starts a client whose lines begin with `name`.
     pub fn start(world: &World, name: &str) -> Writer {
+        let port = world.http_port();
+        Writer::sending(name, move |line| {
+            let length = line.len();
+            let head = "POST / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close";
+            let request = format!("{head}\r\nContent-Length: {length}\r\n\r\n{line}");
+            http::request(port, &request).is_ok_and(|answer| answer.status == 200)
+        })
+    }
+
+    /// Starts a client that sends its lines with `send`, which returns true if the line was acknowledged.
+    pub fn sending(name: &str, send: impl Fn(&str) -> bool + Send + 'static) -> Writer {
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (stopped, counted, name, port) = (stop.clone(), count.clone(), name.to_owned(), world.http_port());
+        let (stopped, counted, name) = (stop.clone(), count.clone(), name.to_owned());
         let thread = std::thread::spawn(move || {
             let mut acknowledged = Vec::new();
             for number in 0.. {
@@ -305,10 +316,7 @@ impl Writer {
                     break;
                 }
                 let line = format!("{name}-{number}");
-                let length = line.len();
-                let head = "POST / HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close";
-                let request = format!("{head}\r\nContent-Length: {length}\r\n\r\n{line}");
-                if http::request(port, &request).is_ok_and(|answer| answer.status == 200) {
+                if send(&line) {
                     acknowledged.push(line);
                     counted.fetch_add(1, Relaxed);
                 }
