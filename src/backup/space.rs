@@ -13,6 +13,9 @@ use super::{
 /// The space that each entry needs besides the contents of files: a block of a directory, and the line of the index.
 const ENTRY_BYTES: u64 = 512;
 
+/// The files and directories of a restore point besides the contents of files.
+const CAPTURE_ENTRIES: u64 = 8;
+
 /// The file systems that clone files, so that a copy needs no space: btrfs, XFS and bcachefs (`statfs(2)`). If an XFS file system has no
 /// reflinks, a lack of space is noticed only during the copy.
 const CLONING: [u64; 3] = [0x9123_683e, 0x5846_5342, 0xca45_1a4e];
@@ -63,8 +66,8 @@ impl SpaceEstimate {
             files: found.files,
             capture: contents(found.copied_bytes).saturating_add(entries(found.entries)),
             copy: contents(found.allocated).saturating_add(entries(found.entries)),
-            // Unchanged files are hard links, which need no inode. Directories cannot be shared.
-            capture_entries: found.entries.saturating_sub(found.files).saturating_add(found.copied_files),
+            // Unchanged contents are shared. Directories and links are only in the index.
+            capture_entries: found.copied_files.saturating_add(CAPTURE_ENTRIES),
             free: free.f_bavail.saturating_mul(free.f_frsize),
             // Some file systems have no fixed number of inodes, and report zero.
             free_entries: if free.f_files == 0 { u64::MAX } else { free.f_favail },

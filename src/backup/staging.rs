@@ -272,7 +272,7 @@ pub(super) fn checked_dump(point: &Point, job: &DatabaseJob) -> Result<PathBuf, 
     let entries = point.entries()?;
     let entry = entries.iter().find(|entry| entry.path == path.as_bytes()).ok_or_else(|| damaged("is missing"))?;
     let Kind::File { size, digest, .. } = &entry.kind else { return Err(damaged("is not a file")) };
-    let stored = point.content(&path);
+    let stored = point.content(&path)?;
     let mut hasher = blake3::Hasher::new();
     let read = File::open(&stored).and_then(|file| io::copy(&mut BufReader::with_capacity(1 << 20, file), &mut hasher));
     let read = read.map_err(|e| BackupFailure::io(&format!("read {path} of {}", point.id()), &e))?;
@@ -287,7 +287,17 @@ pub(super) fn damaged_dumps(point: &Point) -> Result<Vec<Damage>, BackupFailure>
     let label: Option<PointLabel> = serde_json::from_value(point.manifest.label.clone()).ok();
     let mut damages = Vec::new();
     for info in label.map(|label| label.databases).unwrap_or_default() {
-        match databases::engine(info.engine).verify(&point.content(&info.path)) {
+        let stored = match point.content(&info.path) {
+            Ok(stored) => stored,
+            Err(PointError::Source { .. }) => {
+                damages.push(Damage { path: info.path, fault: Fault::Missing });
+                continue;
+            }
+            // The index is damaged, which the verification of the files reports.
+            Err(PointError::Malformed { .. } | PointError::Limit { .. } | PointError::Io { .. }) => return Ok(damages),
+            Err(other) => return Err(other.into()),
+        };
+        match databases::engine(info.engine).verify(&stored) {
             Err(failure) if failure.kind == FailureKind::Damaged => {
                 damages.push(Damage { path: info.path, fault: Fault::Unusable(failure.why) });
             }

@@ -303,7 +303,8 @@ fn drill_compares_the_restored_copy_and_leaves_only_the_data() {
     assert_eq!(fs::read_dir(place.at("restored")).unwrap().count(), 0);
     assert_eq!(fs::read_to_string(place.at("copy/closed/a")).unwrap(), "content");
     assert_eq!(fs::read_dir(place.at("copy")).unwrap().count(), 2);
-    let stored = place.at("points").join(&point.id).join("files/data/closed/a");
+    let store = larder_points::Store::open(&place.at("points")).unwrap();
+    let stored = store.point(&point.id).unwrap().content("data/closed/a").unwrap();
     fs::write(&stored, "Content").unwrap();
     assert_eq!(place.restore(&job).unwrap_err().kind, FailureKind::Damaged);
     assert_eq!(fs::read_dir(place.at("copy")).unwrap().count(), 0);

@@ -39,6 +39,11 @@ pub(crate) fn store(world: &World) -> PathBuf {
     world.environment("shop").join("archives/points")
 }
 
+/// Returns the path of a stored content.
+pub(crate) fn stored(world: &World, content: impl AsRef<[u8]>) -> PathBuf {
+    store(world).join(".contents").join(blake3::hash(content.as_ref()).to_string())
+}
+
 pub(crate) fn shop(world: &World) -> Repo<'_> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -67,7 +72,7 @@ pub(crate) struct Seen {
     mode: u32,
     owner: (u32, u32),
     modified: (i64, i64),
-    content: Vec<u8>,
+    pub(crate) content: Vec<u8>,
     /// The smallest path of the hard links to this file; `None` if the file has one link.
     same_as: Option<PathBuf>,
     attributes: Vec<(OsString, Vec<u8>)>,
@@ -179,9 +184,10 @@ fn restore_brings_back_every_file_with_owner_and_mode(world: &World) {
     let second = take(world);
     assert!(second["copied_bytes"].as_u64().unwrap() < 100, "{second}");
     assert!(second["shared_files"].as_u64().unwrap() >= 8, "{second}");
-    let link = |point: &str| fs::metadata(store(world).join(point).join("files/data/media/sparse")).unwrap().ino();
-    assert_eq!(link(id(&point)), link(id(&second)));
-    assert_ne!(link(id(&point)), fs::metadata(data(world).join("media/sparse")).unwrap().ino(), "never shared with live data");
+    let sparse = data(world).join("media/sparse");
+    let content = fs::metadata(stored(world, fs::read(&sparse).unwrap())).unwrap();
+    assert_ne!(content.ino(), fs::metadata(&sparse).unwrap().ino(), "never shared with live data");
+    assert_eq!(content.nlink(), 1);
     world.larder(&["backup", "diff", "shop", id(&point), id(&second)]).says("1 added").says("data/media/small");
 
     // Without `--yes`, a restore changes nothing.
@@ -256,7 +262,9 @@ fn sqlite_database_is_restored_with_rows_of_its_log(world: &World) {
     assert_eq!(sh(world, "python3 add.py; python3 add.py"), "1\n2");
     let point = take(world);
     // The restore point contains one consistent file without a log.
-    assert_eq!(names(&store(world).join(id(&point)).join("files/data")), [".larder-seed", "db.sqlite3", "media"]);
+    world.larder(&["backup", "restore", "shop", id(&point), "--into", "consistent"]).ok();
+    let copy = world.environment("shop").join("archives/restored/consistent/data");
+    assert_eq!(names(&copy), [".larder-seed", "db.sqlite3", "media"]);
     assert_eq!(sh(world, "python3 add.py; python3 add.py"), "3\n4");
     world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).ok();
     assert_eq!(sh(world, "python3 add.py"), "3");
@@ -265,8 +273,8 @@ fn sqlite_database_is_restored_with_rows_of_its_log(world: &World) {
 fn damaged_restore_point_is_shown_and_refused(world: &World) {
     shop(world);
     sh(world, "echo upload > media/upload; echo other > media/other");
-    let point = take(world);
-    let stored = store(world).join(id(&point)).join("files/data/media/upload");
+    take(world);
+    let stored = stored(world, "upload\n");
     let mut bytes = fs::read(&stored).unwrap();
     bytes[0] ^= 1;
     fs::write(&stored, bytes).unwrap();
@@ -408,7 +416,7 @@ fn restore_point_of_another_project_or_newer_format_is_refused(world: &World) {
     assert_eq!(names(&world.root().join("projects/blog/production/data")), Vec::<String>::new());
     let manifest = store(world).join(id(&point)).join("point.json");
     let text = fs::read_to_string(&manifest).unwrap();
-    fs::write(&manifest, text.replacen("\"version\": 1", "\"version\": 99", 1)).unwrap();
+    fs::write(&manifest, text.replacen("\"version\": 2", "\"version\": 99", 1)).unwrap();
     world.larder(&["backup", "list", "shop"]).says("unusable");
     world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).exits(3).says("version 99").says("hint: update larder");
 }
@@ -459,13 +467,13 @@ fn applications_cannot_reach_restore_points() {
     let Some(world) = World::system() else { return };
     shop(&world);
     sh(&world, "echo secret > media/file");
-    let point = take(&world);
+    take(&world);
     world.larder(&["project", "create", "blog", "--mode", "cooking"]).ok();
     let blog = Repo::new(&world, "blog");
     blog.write("Procfile", PROCFILE).write("larder.yml", "data: [media]\n");
     blog.page("blog");
     blog.push().accepted();
-    let stored = store(&world).join(id(&point)).join("files/data/media/file");
+    let stored = stored(&world, "secret\n");
     let stored = stored.display();
     for project in ["shop", "blog"] {
         let script = format!(

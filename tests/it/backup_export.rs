@@ -3,7 +3,7 @@
 use std::{fs, path::Path, process::Command};
 
 use crate::{
-    backup::{POPULATE, data, id, same, sh, shop, store, take, walk},
+    backup::{POPULATE, data, id, same, sh, shop, store, stored, take, walk},
     harness::{World, cli::Output, in_one_mode, state::names},
 };
 
@@ -64,8 +64,8 @@ fn exported_restore_point_opens_with_tar_and_keeps_metadata(world: &World) {
 fn export_of_damaged_restore_point_is_cut_off(world: &World) {
     shop(world);
     sh(world, "echo first > media/a; head -c 300000 /dev/urandom > media/b; echo last > media/c");
-    let point = take(world);
-    let stored = store(world).join(id(&point)).join("files/data/media/b");
+    take(world);
+    let stored = stored(world, fs::read(data(world).join("media/b")).unwrap());
     let mut bytes = fs::read(&stored).unwrap();
     bytes[150_000] ^= 1;
     fs::write(&stored, bytes).unwrap();

@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use crate::{
-    backup::{data, id, sh, store, take},
+    backup::{data, id, sh, stored, take},
     harness::{
         Repo, World,
         databases::{PASSWORD, Redis},
@@ -47,7 +47,7 @@ fn scripts_of_the_project_save_and_restore_data_that_larder_does_not_know(world:
     server.ask(0, &["SET", "index", "one"]);
     sh(world, "echo one > media/file");
     let point = take(world);
-    assert_eq!(fs::read_to_string(store(world).join(id(&point)).join("files/custom/index")).unwrap(), "one\n");
+    assert_eq!(fs::read_to_string(stored(world, "one\n")).unwrap(), "one\n");
     world.larder(&["backup", "verify", "shop"]).says("ok (");
     let file = || fs::read_to_string(data(world).join("media/file")).unwrap();
 

@@ -145,8 +145,7 @@ fn damaged_restore_point_is_announced_by_the_next_run() {
     let id = point["id"].as_str().unwrap();
     world.larder(&["backup", "verify", "shop"]).ok();
     assert_eq!(summary(&world)["newest"]["id"], id);
-    let stored = world.environment("shop").join("archives/points").join(id).join("files/data/media/upload");
-    damage(&stored);
+    damage(&crate::backup::stored(&world, fs::read(world.environment("shop").join("data/media/upload")).unwrap()));
     world.stop();
     forget_runs_since(&world, "2025-01-01T00:00:00Z");
     // The application changed the file meanwhile, so that the next restore point does not share the damaged file.

@@ -367,7 +367,7 @@ fn new_machine_restores_from_the_copies_alone(world: &World) {
     // The copy has the record of the seeded files. The start of the release removes this record, because the record names a deployment
     // of the old machine.
     let note = Path::new(".larder-seed");
-    assert!(before.contains_key(note) && crate::backup::store(&other).join(id(&point)).join("files/data").join(note).is_file());
+    assert!(before.contains_key(note) && crate::backup::stored(&other, &before[note].content).is_file());
     let comparable = |mut seen: std::collections::BTreeMap<PathBuf, crate::backup::Seen>| {
         seen.remove(note);
         seen.values_mut().for_each(crate::backup::Seen::forget_owner);

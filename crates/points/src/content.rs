@@ -49,7 +49,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Clones `from`, the file at `path`, to the empty file `to`. If a clone is not possible, calls `reserve`, and copies at most `size`
-    /// bytes.
+    /// bytes. `is_unchanged` returns true only if `from` is certain to have had the same content during the whole call.
     pub(crate) fn copy(
         &self,
         from: BorrowedFd<'_>,
@@ -57,11 +57,17 @@ impl<'a> Copier<'a> {
         size: u64,
         path: &[u8],
         reserve: impl FnOnce() -> Result<()>,
+        is_unchanged: impl FnOnce() -> Result<bool>,
     ) -> Result<Copied> {
         if size > 0 && self.can_clone.load(Ordering::Relaxed) {
             match ioctl_ficlone(to, from) {
                 Ok(()) => {
                     let size = stat_fd(to).map_err(|e| failed("look at the copy of", path, e))?.size;
+                    // The page cache often has the content of a file that was written recently, but never the content of a new clone.
+                    let (digest, read) = self.digest(from, size, path)?;
+                    if read == size && is_unchanged()? {
+                        return Ok(Copied { digest, size, is_clone: true });
+                    }
                     let digest = self.digest(to, size, path)?.0;
                     return Ok(Copied { digest, size, is_clone: true });
                 }

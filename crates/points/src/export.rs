@@ -36,7 +36,7 @@ impl Point {
         let damaged = || PointError::Damaged { id: self.id().to_owned(), count: 1, first: entry.shown() };
         let wrong = |e: Errno| PointError::io("read", OsStr::from_bytes(&entry.path), e);
         let Kind::File { size, digest, .. } = entry.kind else { return Err(damaged()) };
-        let file = match self.open_stored(&entry.path) {
+        let file = match self.open_stored(entry) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(damaged()),
             other => other.map_err(wrong)?,
         };

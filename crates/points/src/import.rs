@@ -10,16 +10,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{RenameFlags, fsync, ftruncate, renameat_with},
+    fs::ftruncate,
     io::{Errno, pwrite},
 };
 
 use crate::{
-    Digest, Entry, Kind, LimitKind, Manifest, Point, PointError, Result, Source,
-    capture::create_parents,
-    index, manifest, meta, step,
+    Digest, Entry, Kind, LimitKind, Manifest, Point, PointError, Result, Source, index, manifest,
+    publish::NewPoint,
+    step,
     store::{self, Space, Store},
-    sys,
 };
 
 /// The manifest and the index of a restore point, as they are stored and decoded.
@@ -81,67 +80,30 @@ impl Store {
     /// Stores a restore point. `content` is called for each regular file, in the order of the index. The import leaves at least `free_bytes`
     /// free. A failed import leaves no files behind; a killed import leaves a leftover that [`Store::sweep`] removes.
     pub fn import(&self, parts: &PointParts, free_bytes: u64, content: &mut Content<'_>) -> Result<()> {
-        let id = &parts.manifest.id;
-        let _lock = self.lock()?;
-        let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
-        if sys::stat_at(self.fd.as_fd(), OsStr::new(id)).is_ok() {
-            return Err(PointError::Exists { id: id.clone() });
-        }
-        let new = format!("{}{id}", store::NEW);
-        // This import holds the lock, so an existing directory is the leftover of a killed import or capture.
-        sys::remove_tree(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
-        sys::create_dir(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
-        let written = self.write_parts(&new, parts, free_bytes, content).and_then(|()| {
-            step();
-            // As for a capture, the files are durable before the final name exists.
-            self.sync_all()?;
-            step();
-            renameat_with(&self.fd, new.as_str(), &self.fd, id.as_str(), RenameFlags::NOREPLACE).map_err(wrong)?;
-            fsync(&self.fd).map_err(wrong)
-        });
-        if written.is_err() {
-            // The error of the import is returned. If this removal fails, a sweep repeats the removal.
-            let _ = sys::remove_tree(self.fd.as_fd(), OsStr::new(&new));
-        }
-        written
+        self.create_point(&parts.manifest.id, |new, _| self.write_parts(new, parts, free_bytes, content).map(|point| ((), point)))
     }
 
-    fn write_parts(&self, new: &str, parts: &PointParts, free_bytes: u64, content: &mut Content<'_>) -> Result<()> {
+    fn write_parts(&self, new: &str, parts: &PointParts, free_bytes: u64, content: &mut Content<'_>) -> Result<NewPoint> {
         let shown = self.path().join(new);
-        let wrong = |e: Errno| PointError::io("create", &shown, e);
-        let dir = sys::open_dir(self.fd.as_fd(), new.as_bytes(), true).map_err(wrong)?;
-        sys::create_dir(dir.as_fd(), OsStr::new(store::FILES)).map_err(wrong)?;
-        let files = sys::open_dir(dir.as_fd(), store::FILES.as_bytes(), true).map_err(wrong)?;
-        meta::drop_inherited(&files, &shown)?;
-        for record in &parts.manifest.sources {
-            create_parents(files.as_fd(), record.source.path.as_bytes(), 0o700)?;
-        }
+        let (dir, contents) = self.open_new(new)?;
         let space = Space::new(self.fd.as_fd(), free_bytes);
         for entry in &parts.entries {
-            let (parent, name) = sys::split(&entry.path);
+            let Kind::File { size, digest, .. } = entry.kind else { continue };
+            step();
             let failed = |e: Errno| PointError::io("store", OsStr::from_bytes(&entry.path), e);
-            match entry.kind {
-                Kind::Directory => {
-                    let parent = sys::open_dir(files.as_fd(), parent, true).map_err(failed)?;
-                    sys::create_dir(parent.as_fd(), name).map_err(failed)?;
-                }
-                Kind::File { size, digest, .. } => {
-                    step();
-                    let parent = sys::open_dir(files.as_fd(), parent, true).map_err(failed)?;
-                    let file = sys::create_file(parent.as_fd(), name).map_err(failed)?;
-                    let mut target =
-                        Target { file: file.as_fd(), entry, space: &space, at: 0, size, hasher: blake3::Hasher::new() };
-                    content(entry, &mut |bytes| target.write(bytes))?;
-                    target.finish(&parts.manifest.id, digest)?;
-                }
-                Kind::Symlink { .. } | Kind::HardLink { .. } => {}
-            }
+            let (name, file) = contents.create().map_err(failed)?;
+            let mut target = Target { file: file.as_fd(), entry, space: &space, at: 0, size, hasher: blake3::Hasher::new() };
+            content(entry, &mut |bytes| target.write(bytes))?;
+            target.finish(&parts.manifest.id, digest)?;
+            contents.keep(name, digest).map_err(failed)?;
         }
+        // The version is that of this store, also if the restore point comes from a store of an older version.
+        let manifest = Manifest { version: manifest::VERSION, ..parts.manifest.clone() }.encode()?;
         store::write_new(dir.as_fd(), store::INDEX, &parts.index_bytes, &shown)?;
-        store::write_new(dir.as_fd(), store::MANIFEST, &parts.manifest_bytes, &shown)?;
-        let line = store::checksum_line(Digest::of(&parts.manifest_bytes));
+        store::write_new(dir.as_fd(), store::MANIFEST, &manifest, &shown)?;
+        let line = store::checksum_line(Digest::of(&manifest));
         store::write_new(dir.as_fd(), store::CHECKSUMS, line.as_bytes(), &shown)?;
-        Ok(())
+        Ok(NewPoint { entries: parts.entries.clone(), dir, contents })
     }
 }
 

@@ -4,35 +4,41 @@
 //!
 //! ```text
 //! <store>/                  0700, owned by the user that runs this code
-//!   lock                    held by a capture and by a sweep
+//!   lock                    held by a capture, an import, a sweep and the end of a removal
+//!   .contents/<digest>      contents of regular files of all restore points, 0600
 //!   <id>/                   one complete restore point
 //!     point.json            manifest: time, label, sources, totals, digest of the index
 //!     checksums             digest of point.json; `b3sum --check` reads it
 //!     index                 one entry per file, directory or link, with metadata and digest; or the changes of `base`
 //!     base                  an earlier whole index, if `index` has changes
-//!     files/                contents of regular files below their paths, 0600
 //!     verified.json         result of the last verification; the only file that changes
+//!     files/                only in version 1: contents of regular files below their paths, 0600
 //!   .new-<id>/              a capture in progress, or a killed capture that the next sweep removes
 //!   .old-<id>/              a removal in progress, or a killed removal that the next sweep completes
 //!   .restore-<ticket>.json  state of a restore that replaces live files
 //! ```
 //!
-//! - *Metadata is in the index.* Owners, modes, times, extended attributes and symbolic links are in the index only. Files in the store are
-//!   0600 and belong to the user of the store. Two restore points therefore share a file by a hard link even if its owner changed between
-//!   them, and no other user can read the file. A stored file is never a hard link to a live file.
+//! - *Metadata is in the index.* Paths, owners, modes, times, extended attributes and symbolic links are in the index only. Files in the store
+//!   are 0600 and belong to the user of the store. Two restore points therefore share a content even if the name or the owner of its file
+//!   changed between them, and no other user can read the content. A stored file is never a hard link to a live file.
 //! - *No link is followed.* Live trees belong to applications, which may exchange directories for links at any moment. Every path is
 //!   resolved below an open directory with `openat2(RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS)`.
-//! - *Unchanged* means equal size, mtime, ctime, inode and device, and a ctime that was already past when the file was read. Such a file
-//!   is linked to the previous restore point without being opened. A file that was only touched is compared by digest.
-//! - *Power cuts.* A capture writes below `.new-<id>` without waiting for the disk, syncs the file system once, renames the directory, and
-//!   syncs the store. The rename cannot reach the disk before the files, because the rename follows the sync of the files. A restore syncs
+//! - *Unchanged* means equal size, mtime, ctime, inode and device, and a ctime that was already past when the file was read. The content of
+//!   such a file is shared with the previous restore point: the live file is not opened, and nothing is written. A file that was only touched
+//!   is compared by digest. A stored content is not examined when it is shared; only a content that is missing is stored again.
+//! - *Power cuts.* A capture writes below `.new-<id>` without waiting for the disk, moves the contents to `.contents`, syncs the file system
+//!   once, renames the directory, and syncs the store. The rename cannot reach the disk before the files, because the rename follows the sync
+//!   of the files. A content replaces an existing content only after this sync. A restore syncs
 //!   the complete new tree, then records the exchange of the trees, then exchanges them. After a crash, [`Store::restore`] or
 //!   [`Store::recover_restores`] continues from the record.
+//! - *Removal.* A content is removed when no index refers to it. If an index cannot be read, no content is removed until the restore point of
+//!   this index is removed.
 //! - *Verified* restore points were read back after the capture. A capture does not mark its restore point as verified.
 
 mod capture;
 mod changes;
 mod content;
+mod contents;
 mod diff;
 mod entry;
 mod error;
@@ -42,6 +48,7 @@ mod index;
 mod manifest;
 mod meta;
 mod pool;
+mod publish;
 mod restore;
 mod retention;
 mod source;

@@ -4,8 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Digest, Entry, Kind, PointError, Result, Skipped, SourceRecord, Time, source};
 
-/// The version that this program writes.
-pub(crate) const VERSION: u64 = 1;
+/// The version that this program writes. The manifests of versions 1 and 2 have the same fields; see [`FIRST_SHARED_VERSION`].
+///
+/// [`FIRST_SHARED_VERSION`]: crate::store::FIRST_SHARED_VERSION
+pub(crate) const VERSION: u64 = 2;
 
 /// The maximum size of a manifest that is read, in bytes.
 pub(crate) const MAX_BYTES: u64 = 16 << 20;

@@ -10,6 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::Mutex,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -29,11 +30,22 @@ pub(crate) const NEW: &str = ".new-";
 pub(crate) const OLD: &str = ".old-";
 const LOCK: &str = "lock";
 pub(crate) const FILES: &str = "files";
+pub(crate) const CONTENTS: &str = ".contents";
 pub(crate) const INDEX: &str = "index";
 pub(crate) const BASE: &str = "base";
 pub(crate) const MANIFEST: &str = "point.json";
 pub(crate) const CHECKSUMS: &str = "checksums";
 const VERIFIED: &str = "verified.json";
+
+/// The time for which an operation waits for the lock of the store. Removals hold the lock only while they remove contents.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// The time for which a removal waits for the lock of its restore point. A process that this process is just starting has copies of all locks
+/// until it executes its program.
+const POINT_WAIT: Duration = Duration::from_millis(100);
+
+/// The first version of the manifest whose restore points have their contents in `.contents`. The contents of version 1 are in `files`.
+pub(crate) const FIRST_SHARED_VERSION: u64 = 2;
 
 /// A directory with restore points, which only its owner may read.
 #[derive(Debug)]
@@ -95,17 +107,30 @@ impl Store {
 
     /// Opens a restore point. The restore point cannot be removed before the returned value is dropped.
     pub fn point(&self, id: &str) -> Result<Point> {
-        let missing = || PointError::NotFound { id: id.to_owned() };
-        check_name(id)?;
-        let fd = match sys::open_dir(self.fd.as_fd(), id.as_bytes(), true) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Err(missing()),
-            other => other.map_err(|e| PointError::io("open", self.path.join(id), e))?,
-        };
+        let fd = self.directory_of(id)?;
         match flock(&fd, FlockOperation::NonBlockingLockShared) {
             // A removal is in progress.
-            Err(Errno::AGAIN) => return Err(missing()),
+            Err(Errno::AGAIN) => return Err(PointError::NotFound { id: id.to_owned() }),
             other => other.map_err(|e| PointError::io("lock", self.path.join(id), e))?,
         }
+        self.read_point(id, fd)
+    }
+
+    /// Opens a restore point that can be removed at any time.
+    pub(crate) fn open_unlocked(&self, id: &str) -> Result<Point> {
+        self.read_point(id, self.directory_of(id)?)
+    }
+
+    fn directory_of(&self, id: &str) -> Result<OwnedFd> {
+        check_name(id)?;
+        match sys::open_dir(self.fd.as_fd(), id.as_bytes(), true) {
+            Err(Errno::NOENT | Errno::NOTDIR) => Err(PointError::NotFound { id: id.to_owned() }),
+            other => other.map_err(|e| PointError::io("open", self.path.join(id), e)),
+        }
+    }
+
+    fn read_point(&self, id: &str, fd: OwnedFd) -> Result<Point> {
+        let missing = || PointError::NotFound { id: id.to_owned() };
         let path = self.path.join(id);
         let bytes = match read(fd.as_fd(), MANIFEST, manifest::MAX_BYTES, &path) {
             Err(PointError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Err(missing()),
@@ -122,11 +147,17 @@ impl Store {
         let verified = read(fd.as_fd(), VERIFIED, 4096, &path).ok();
         let verified = verified.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let verified = verified.filter(|verified: &Verified| verified.point == digest);
-        Ok(Point { fd, path, manifest, digest, verified })
+        let contents = match sys::open_dir(self.fd.as_fd(), CONTENTS.as_bytes(), true) {
+            // Without the directory, a verification reports all files as missing.
+            Err(Errno::NOENT) => None,
+            other => Some(other.map_err(|e| PointError::io("open", self.path.join(CONTENTS), e))?),
+        };
+        Ok(Point { fd, path, contents, manifest, digest, verified })
     }
 
-    /// Removes a restore point. Returns [`PointError::Busy`] if the restore point is open. A kill leaves the complete restore
-    /// point, or a leftover that [`Store::sweep`] removes.
+    /// Removes a restore point, and the contents to which no other restore point refers. Returns [`PointError::Busy`] if the restore point is
+    /// open. A kill leaves the complete restore point, or a leftover that [`Store::sweep`] removes. The same leftover stays if a capture runs,
+    /// because the index of the new restore point does not exist yet.
     pub fn remove(&self, id: &str) -> Result<()> {
         check_name(id)?;
         let path = self.path.join(id);
@@ -135,7 +166,7 @@ impl Store {
             Err(Errno::NOENT) => return Err(PointError::NotFound { id: id.to_owned() }),
             other => other.map_err(wrong)?,
         };
-        lock_exclusively(&fd, &path)?;
+        lock_exclusively(&fd, &path, POINT_WAIT)?;
         let old = format!("{OLD}{id}");
         match renameat_with(&self.fd, id, &self.fd, old.as_str(), RenameFlags::NOREPLACE) {
             // The directory is the leftover of an earlier restore point with this id.
@@ -149,18 +180,29 @@ impl Store {
         // The new name is durable before the first file is removed, so that a half-removed restore point never has its old name.
         fsync(&self.fd).map_err(wrong)?;
         step();
+        let _lock = match self.lock() {
+            Err(PointError::Busy { .. }) => return Ok(()),
+            other => other?,
+        };
+        // The leftover goes last. Until then, it shows a sweep that contents remain to be removed.
+        self.collect()?;
+        step();
         sys::remove_tree(self.fd.as_fd(), OsStr::new(&old)).map_err(wrong)
     }
 
     /// Removes the leftovers of killed captures and removals. Returns the removed names, or [`PointError::Busy`] during a capture.
     pub fn sweep(&self) -> Result<Vec<String>> {
         let _lock = self.lock()?;
+        let mut names = self.names()?;
+        names.retain(|name| name.as_bytes().starts_with(NEW.as_bytes()) || name.as_bytes().starts_with(OLD.as_bytes()));
+        if !names.is_empty() {
+            self.collect()?;
+        }
         let mut swept = Vec::new();
-        for name in self.names()? {
-            if name.as_bytes().starts_with(NEW.as_bytes()) || name.as_bytes().starts_with(OLD.as_bytes()) {
-                sys::remove_tree(self.fd.as_fd(), &name).map_err(|e| PointError::io("remove", self.path.join(&name), e))?;
-                swept.push(name.to_string_lossy().into_owned());
-            }
+        for name in names {
+            step();
+            sys::remove_tree(self.fd.as_fd(), &name).map_err(|e| PointError::io("remove", self.path.join(&name), e))?;
+            swept.push(name.to_string_lossy().into_owned());
         }
         swept.sort_unstable();
         Ok(swept)
@@ -171,7 +213,7 @@ impl Store {
         let path = self.path.join(LOCK);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let lock = openat(&self.fd, LOCK, flags, Mode::from_raw_mode(0o600)).map_err(|e| PointError::io("open", &path, e))?;
-        lock_exclusively(&lock, &path)?;
+        lock_exclusively(&lock, &path, LOCK_WAIT)?;
         Ok(lock)
     }
 
@@ -193,10 +235,15 @@ impl Store {
     }
 }
 
-fn lock_exclusively(fd: &OwnedFd, path: &Path) -> Result<()> {
-    match flock(fd, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::AGAIN) => Err(PointError::Busy { path: path.to_owned() }),
-        other => other.map_err(|e| PointError::io("lock", path, e)),
+/// Acquires a lock. Waits at most the given time for another holder.
+fn lock_exclusively(fd: &OwnedFd, path: &Path, wait: Duration) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        match flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::AGAIN) if begun.elapsed() < wait => std::thread::sleep(Duration::from_millis(2)),
+            Err(Errno::AGAIN) => return Err(PointError::Busy { path: path.to_owned() }),
+            other => return other.map_err(|e| PointError::io("lock", path, e)),
+        }
     }
 }
 
@@ -205,6 +252,7 @@ fn lock_exclusively(fd: &OwnedFd, path: &Path) -> Result<()> {
 pub struct Point {
     pub(crate) fd: OwnedFd,
     path: PathBuf,
+    contents: Option<OwnedFd>,
     /// The manifest, whose digest was checked.
     pub manifest: Manifest,
     /// The digest of the manifest. The manifest contains the digest of the index, and the index contains the digests of all
@@ -226,9 +274,19 @@ impl Point {
         &self.path
     }
 
-    /// Returns the path of the stored content of the file at `path`. A file that shares its content by a hard link has no content of its own.
-    pub fn content(&self, path: &str) -> PathBuf {
-        self.path.join(FILES).join(path)
+    /// Returns the path of the stored content of the file at `path`, or an error if the index has no file at `path`.
+    pub fn content(&self, path: &str) -> Result<PathBuf> {
+        let entries = self.entries()?;
+        match index::find(&entries, path.as_bytes()).and_then(|entry| index::file_of(&entries, entry)) {
+            Some(Entry { kind: Kind::File { digest, .. }, .. }) if self.has_shared_contents() => {
+                Ok(self.path.with_file_name(CONTENTS).join(digest.to_string()))
+            }
+            Some(file) => Ok(self.path.join(FILES).join(OsStr::from_bytes(&file.path))),
+            None => {
+                let why = "the restore point has no file at this path";
+                Err(PointError::Source { source_path: path.to_owned(), why })
+            }
+        }
     }
 
     /// Returns true if the last verification read all files and found no damage.
@@ -288,14 +346,28 @@ impl Point {
         Ok((entries, whole, name))
     }
 
-    /// Opens the directory with the contents.
+    /// Returns true if the contents are in the directory of all contents, and false if they are in the directory `files`.
+    pub(crate) fn has_shared_contents(&self) -> bool {
+        self.manifest.version >= FIRST_SHARED_VERSION
+    }
+
+    /// Opens the directory `files` of a restore point of version 1.
     pub(crate) fn files(&self) -> Result<OwnedFd> {
         sys::open_dir(self.fd.as_fd(), FILES.as_bytes(), true).map_err(|e| PointError::io("open", self.path.join(FILES), e))
     }
 
-    /// Opens the stored content of the file at `path`, which is a path of the index.
-    pub(crate) fn open_stored(&self, path: &[u8]) -> rustix::io::Result<OwnedFd> {
-        let (parent, name) = sys::split(path);
+    /// Returns the directory of all contents, or `None` if it does not exist.
+    pub(crate) fn contents(&self) -> Option<BorrowedFd<'_>> {
+        self.contents.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Opens the stored content of `file`, which is a regular file of the index.
+    pub(crate) fn open_stored(&self, file: &Entry) -> rustix::io::Result<OwnedFd> {
+        if self.has_shared_contents() {
+            let Kind::File { digest, .. } = file.kind else { return Err(Errno::NOENT) };
+            return sys::open_file(self.contents().ok_or(Errno::NOENT)?, OsStr::new(&digest.to_string()));
+        }
+        let (parent, name) = sys::split(&file.path);
         let parent = sys::join(FILES.as_bytes(), parent);
         let parent = parent.strip_suffix(b"/").unwrap_or(&parent);
         sys::open_dir(self.fd.as_fd(), parent, true).and_then(|dir| sys::open_file(dir.as_fd(), name))

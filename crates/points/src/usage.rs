@@ -1,12 +1,12 @@
 //! The space that restore points use, where shared files count once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     ffi::OsStr,
     os::{fd::AsFd, unix::ffi::OsStrExt},
 };
 
-use crate::{Kind, Point, PointError, Result, sys};
+use crate::{Digest, Kind, Point, PointError, Result, store, store::CONTENTS, sys};
 
 /// The space of one restore point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +39,29 @@ impl Usage {
     }
 }
 
+fn digest_of(entry: &crate::Entry) -> Option<Digest> {
+    match entry.kind {
+        Kind::File { digest, .. } => Some(digest),
+        _ => None,
+    }
+}
+
+/// Returns `None` for a missing content, which a verification reports.
+fn stat_of_content(point: &Point, digest: Digest) -> Result<Option<sys::Stat>> {
+    let Some(contents) = point.contents() else { return Ok(None) };
+    match sys::stat_at(contents, OsStr::new(&digest.to_string())) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(rustix::io::Errno::NOENT) => Ok(None),
+        Err(other) => Err(PointError::io("look at", point.path().with_file_name(CONTENTS).join(digest.to_string()), other)),
+    }
+}
+
 /// Returns the space that restore points use.
 pub fn usage(points: &[&Point]) -> Result<Usage> {
     // The key is the device and the inode of a file. The value is the restore points that use the file, and its allocated bytes.
     let mut files: HashMap<(u64, u64), (Vec<u32>, u64)> = HashMap::new();
+    // Most contents belong to several restore points, and are looked up once.
+    let mut stored: HashMap<Digest, Option<sys::Stat>> = HashMap::new();
     let mut found = Vec::new();
     for (at, point) in points.iter().enumerate() {
         let at = u32::try_from(at).unwrap_or(u32::MAX);
@@ -54,17 +73,26 @@ pub fn usage(points: &[&Point]) -> Result<Usage> {
                 bytes = bytes.saturating_add(stat.allocated);
             }
         };
-        for name in [crate::store::INDEX, crate::store::MANIFEST, crate::store::CHECKSUMS, crate::store::BASE] {
+        for name in [store::INDEX, store::MANIFEST, store::CHECKSUMS, store::BASE] {
             match sys::stat_at(point.fd.as_fd(), OsStr::new(name)) {
                 Ok(stat) => add(stat),
                 // A restore point with a whole index has no `base`.
-                Err(rustix::io::Errno::NOENT) if name == crate::store::BASE => {}
+                Err(rustix::io::Errno::NOENT) if name == store::BASE => {}
                 Err(other) => return Err(PointError::io("look at", point.path().join(name), other)),
             }
         }
-        let top = point.files()?;
-        for entry in point.entries()? {
-            if matches!(entry.kind, Kind::File { .. } | Kind::Directory) {
+        let entries = point.entries()?;
+        if point.has_shared_contents() {
+            for digest in entries.iter().filter_map(digest_of) {
+                let stat = match stored.entry(digest) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(free) => *free.insert(stat_of_content(point, digest)?),
+                };
+                stat.into_iter().for_each(&mut add);
+            }
+        } else {
+            let top = point.files()?;
+            for entry in entries.iter().filter(|entry| matches!(entry.kind, Kind::File { .. } | Kind::Directory)) {
                 // The path cannot lead out of the store, because no other user can write to the store, and the store has no links.
                 match sys::stat_at(top.as_fd(), OsStr::from_bytes(&entry.path)) {
                     Ok(stat) => add(stat),

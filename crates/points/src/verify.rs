@@ -142,7 +142,7 @@ impl Point {
     fn fault(&self, entry: &Entry, copier: &Copier<'_>, from_disk: bool) -> Result<Option<Fault>> {
         let Kind::File { size: expected, digest, .. } = &entry.kind else { return Ok(None) };
         let unreadable = |e: Errno| Fault::Unreadable(std::io::Error::from(e).to_string());
-        let file = match self.open_stored(&entry.path) {
+        let file = match self.open_stored(entry) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Some(Fault::Missing)),
             // A lack of resources of this process does not mean that the file is damaged.
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM)) => {

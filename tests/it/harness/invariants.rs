@@ -376,7 +376,11 @@ fn point_differs(point: &Path) -> Result<(), String> {
     let entries = entries.map_err(|error| error.to_string())?;
     for entry in &entries {
         let Kind::File { size, digest, .. } = &entry.kind else { continue };
-        let bytes = fs::read(point.join("files").join(OsStr::from_bytes(&entry.path))).unwrap_or_default();
+        let stored = match manifest["version"].as_u64() {
+            Some(1) => point.join("files").join(OsStr::from_bytes(&entry.path)),
+            _ => point.with_file_name(".contents").join(digest.to_string()),
+        };
+        let bytes = fs::read(stored).unwrap_or_default();
         if bytes.len() as u64 != *size || *blake3::hash(&bytes).as_bytes() != digest.0 {
             return Err(format!("{} has {} bytes of other content (expected {size})", entry.shown(), bytes.len()));
         }

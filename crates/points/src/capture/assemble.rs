@@ -1,14 +1,8 @@
 //! The end of a capture: sorts the entries, and joins the several names (hard links) of one file.
 
-use std::{
-    collections::HashMap,
-    ffi::OsStr,
-    os::{fd::AsFd, unix::ffi::OsStrExt},
-};
+use std::{collections::HashMap, os::fd::AsFd};
 
-use rustix::fs::renameat;
-
-use super::file::{Capture, Dirs, InodeName};
+use super::file::{Capture, InodeName};
 use crate::{Entry, Kind, LimitKind, PointError, Result, entry::order, index, pool::lock, sys, walk::Found};
 
 impl Capture<'_> {
@@ -38,8 +32,6 @@ impl Capture<'_> {
                 links.insert(path, first.clone());
             }
             if first != holder {
-                let (from, to) = (OsStr::from_bytes(&holder), OsStr::from_bytes(&first));
-                renameat(self.files, from, self.files, to).map_err(|e| PointError::io("store", to, e))?;
                 renamed.insert(holder, first);
             }
         }
@@ -96,10 +88,7 @@ impl Capture<'_> {
                     continue;
                 }
             };
-            let stored =
-                sys::open_dir(self.files, parent, true).map_err(|e| PointError::io("store", OsStr::from_bytes(path), e))?;
-            let dirs = Dirs { live: live.as_fd(), stored, old: None };
-            if let Some(entry) = self.file(&dirs, &Found { path: path.clone(), stat })? {
+            if let Some(entry) = self.file(live.as_fd(), &Found { path: path.clone(), stat })? {
                 lock(&self.entries).push(entry);
                 return Ok(Some(path.clone()));
             }

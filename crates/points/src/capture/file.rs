@@ -14,14 +14,15 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, linkat, unlinkat},
+    fs::{AtFlags, FileType, linkat},
     io::Errno,
 };
 
 use super::CaptureOptions;
 use crate::{
-    Entry, Kind, PointError, Result, SkipReason, Stamp, Time, Xattr,
+    Digest, Entry, Kind, PointError, Result, SkipReason, Stamp, Time, Xattr,
     content::Copier,
+    contents::{NewContents, NewName, SharedContents},
     index, meta,
     pool::lock,
     step,
@@ -33,10 +34,10 @@ use crate::{
 /// The identity of an inode within one source: source, device and inode number. Hard links between two sources are not preserved.
 pub(super) type InodeName = (usize, u64, u64);
 
-/// The restore point with which files are shared.
+/// The restore point with which contents are shared.
 pub(super) struct Old {
     pub entries: Vec<Entry>,
-    pub files: OwnedFd,
+    pub shared: SharedContents,
     /// The whole index to which the new index can refer, and the name of its file.
     pub whole: (Vec<u8>, &'static str),
 }
@@ -45,13 +46,12 @@ pub(super) struct Capture<'a> {
     pub walk: &'a Walk<'a>,
     pub options: &'a CaptureOptions<'a>,
     pub begun: Time,
-    pub files: BorrowedFd<'a>,
+    pub new: NewContents,
     pub old: Option<&'a Old>,
     pub copier: Copier<'a>,
     pub space: Space<'a>,
     pub entries: Mutex<Vec<Entry>>,
-    /// The files with several names. The value is the name under which the content is stored, or `None` until the content is
-    /// stored.
+    /// The files with several names. The value is the name under which the file was captured, or `None` before the capture of the file.
     pub inodes: Mutex<HashMap<InodeName, Option<Vec<u8>>>>,
     /// The further names of files with several names.
     pub more_names: Mutex<Vec<(InodeName, Vec<u8>)>>,
@@ -59,30 +59,16 @@ pub(super) struct Capture<'a> {
     pub copied_bytes: AtomicU64,
 }
 
-/// The directories of one batch of files: live, stored, and in the previous restore point.
-pub(super) struct Dirs<'a> {
-    pub live: BorrowedFd<'a>,
-    pub stored: OwnedFd,
-    pub old: Option<OwnedFd>,
-}
-
-/// The outcome of one attempt to capture a file.
+/// The outcome of one attempt to capture a file, with the name of the new content, if there is one.
 pub(super) enum Attempt {
-    Done(Entry),
-    Changed(Entry),
+    Done(Entry, Option<NewName>),
+    Changed(Entry, NewName),
     Skipped,
 }
 
 impl Visit for Capture<'_> {
     fn directory(&self, path: &[u8], dir: BorrowedFd<'_>, stat: &Stat) -> Result<()> {
         let xattrs = self.xattrs(path, dir)?;
-        let (parent, name) = sys::split(path);
-        let created = sys::open_dir(self.files, parent, true).and_then(|parent| sys::create_dir(parent.as_fd(), name));
-        match created {
-            // If a directory changes while it is listed, the list can contain a name twice.
-            Ok(()) | Err(Errno::EXIST | Errno::NOTDIR) => {}
-            Err(other) => return Err(PointError::io("store", OsStr::from_bytes(path), other)),
-        }
         lock(&self.entries).push(entry(path, Kind::Directory, stat, xattrs));
         Ok(())
     }
@@ -98,18 +84,8 @@ impl Visit for Capture<'_> {
         if let Some(staged) = &self.options.staged {
             files.retain(|found| !staged.is_hidden(&found.path));
         }
-        let Some(first) = files.first() else { return Ok(()) };
-        let parent = sys::split(&first.path).0;
-        let stored = match sys::open_dir(self.files, parent, true) {
-            Err(error @ Errno::NOTDIR) => {
-                return files.iter().try_for_each(|found| self.walk.skip_or_fail("store", &found.path, error));
-            }
-            other => other.map_err(|e| PointError::io("store", OsStr::from_bytes(parent), e))?,
-        };
-        let old = self.old.and_then(|old| sys::open_dir(old.files.as_fd(), parent, true).ok());
-        let dirs = Dirs { live, stored, old };
         if is_unit {
-            let entries = self.unit(&dirs, &files)?;
+            let entries = self.unit(live, &files)?;
             lock(&self.entries).extend(entries);
             return Ok(());
         }
@@ -124,7 +100,7 @@ impl Visit for Capture<'_> {
                 }
                 inodes.insert(inode, None);
             }
-            let Some(entry) = self.file(&dirs, &found)? else { continue };
+            let Some(entry) = self.file(live, &found)? else { continue };
             if found.stat.links > 1 {
                 lock(&self.inodes).insert(inode, Some(found.path));
             }
@@ -137,12 +113,18 @@ impl Visit for Capture<'_> {
 
 impl Capture<'_> {
     /// Captures a file. Reads the file again, at most `retries` times, if it changed while it was read.
-    pub(super) fn file(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Option<Entry>> {
+    pub(super) fn file(&self, live: BorrowedFd<'_>, found: &Found) -> Result<Option<Entry>> {
         for attempt in 0.. {
-            match self.attempt(dirs, found)? {
-                Attempt::Changed(_) if attempt < self.options.retries => self.discard(dirs, found)?,
-                Attempt::Changed(entry) => return Ok(Some(torn(entry))),
-                Attempt::Done(entry) => return Ok(Some(entry)),
+            match self.attempt(live, found)? {
+                Attempt::Changed(_, new) if attempt < self.options.retries => self.discard(found, new)?,
+                Attempt::Changed(entry, new) => {
+                    self.keep(&entry, Some(new))?;
+                    return Ok(Some(torn(entry)));
+                }
+                Attempt::Done(entry, new) => {
+                    self.keep(&entry, new)?;
+                    return Ok(Some(entry));
+                }
                 Attempt::Skipped => return Ok(None),
             }
         }
@@ -150,46 +132,54 @@ impl Capture<'_> {
     }
 
     /// Captures a file and its side files. Reads all of them again, at most `retries` times, if one of them changed while they were read.
-    fn unit(&self, dirs: &Dirs<'_>, files: &[Found]) -> Result<Vec<Entry>> {
+    fn unit(&self, live: BorrowedFd<'_>, files: &[Found]) -> Result<Vec<Entry>> {
         for attempt in 0.. {
-            let mut entries = Vec::new();
+            let mut captured = Vec::new();
             let mut is_changed = false;
             for found in files {
-                match self.attempt(dirs, found)? {
-                    Attempt::Changed(entry) => {
+                match self.attempt(live, found)? {
+                    Attempt::Changed(entry, new) => {
                         is_changed = true;
-                        entries.push(entry);
+                        captured.push((entry, Some(new), found));
                     }
-                    Attempt::Done(entry) => entries.push(entry),
+                    Attempt::Done(entry, new) => captured.push((entry, new, found)),
                     Attempt::Skipped => {}
                 }
             }
-            for entry in &entries {
+            for (entry, ..) in &captured {
                 let Kind::File { stamp, .. } = &entry.kind else { continue };
-                let now = sys::stat_at(dirs.live, sys::split(&entry.path).1).ok();
+                let now = sys::stat_at(live, sys::split(&entry.path).1).ok();
                 is_changed |= now.is_none_or(|now| Stamp::of(&now, stamp.is_settled) != *stamp);
             }
-            if !is_changed {
-                return Ok(entries);
+            if is_changed && attempt < self.options.retries {
+                for (_, new, found) in captured {
+                    new.map_or(Ok(()), |new| self.discard(found, new))?;
+                }
+                continue;
             }
-            if attempt >= self.options.retries {
-                return Ok(entries.into_iter().map(torn).collect());
+            let mut entries = Vec::new();
+            for (entry, new, _) in captured {
+                self.keep(&entry, new)?;
+                entries.push(if is_changed { torn(entry) } else { entry });
             }
-            files.iter().try_for_each(|found| self.discard(dirs, found))?;
+            return Ok(entries);
         }
         Ok(Vec::new())
     }
 
-    fn discard(&self, dirs: &Dirs<'_>, found: &Found) -> Result<()> {
-        match unlinkat(&dirs.stored, found.name(), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(other) => Err(self.failed("discard the copy of", found, other)),
-        }
+    /// Keeps the new content of a captured file, if it has one.
+    pub(super) fn keep(&self, entry: &Entry, new: Option<NewName>) -> Result<()> {
+        let (Some(new), Kind::File { digest, .. }) = (new, &entry.kind) else { return Ok(()) };
+        self.new.keep(new, *digest).map_err(|e| PointError::io("store", OsStr::from_bytes(&entry.path), e))
+    }
+
+    fn discard(&self, found: &Found, new: NewName) -> Result<()> {
+        self.new.discard(new).map_err(|e| self.failed("discard the copy of", found, e))
     }
 
     /// Opens a live file. Returns `None` for a file that is left out: an unreadable file, or an entry that is no longer a regular file.
-    pub(super) fn open_live(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Option<(OwnedFd, Stat)>> {
-        let live = match sys::open_file(dirs.live, found.name()) {
+    pub(super) fn open_live(&self, dir: BorrowedFd<'_>, found: &Found) -> Result<Option<(OwnedFd, Stat)>> {
+        let live = match sys::open_file(dir, found.name()) {
             Ok(live) => live,
             Err(error) => {
                 self.walk.skip_or_fail("open", &found.path, error)?;
@@ -204,97 +194,101 @@ impl Capture<'_> {
         Ok(Some((live, stat)))
     }
 
-    fn attempt(&self, dirs: &Dirs<'_>, found: &Found) -> Result<Attempt> {
+    fn attempt(&self, dir: BorrowedFd<'_>, found: &Found) -> Result<Attempt> {
         if let Some((staged, name)) = self.replacement(&found.path) {
-            return self.replaced(dirs, found, staged, name);
+            return self.replaced(dir, found, staged, name);
         }
-        let known = self.old.and_then(|old| {
-            let entry = index::find(&old.entries, &found.path)?;
-            Some((entry, index::file_of(&old.entries, entry)?))
-        });
-        if let Some((_, file)) = known
-            && let Kind::File { stamp, is_torn: false, .. } = &file.kind
+        let known = self.known(found);
+        if let Some(file) = known
+            && let Kind::File { stamp, size, digest, is_torn: false } = &file.kind
             && stamp.is_current(&found.stat)
-            && self.share(dirs, found, file)?
+            && let Some(new) = self.share(found, *size, *digest)?
         {
             // The times, owner, mode and attributes are equal as well, because every change of these properties changes the ctime.
-            return Ok(Attempt::Done(Entry { path: found.path.clone(), ..file.clone() }));
+            return Ok(Attempt::Done(Entry { path: found.path.clone(), ..file.clone() }, new));
         }
-        let Some((live, stat)) = self.open_live(dirs, found)? else { return Ok(Attempt::Skipped) };
+        let Some((live, stat)) = self.open_live(dir, found)? else { return Ok(Attempt::Skipped) };
         let xattrs = self.xattrs(&found.path, live.as_fd())?;
         let stamp = Stamp::of(&stat, self.is_settled(&stat));
         let made = |size, digest| entry(&found.path, Kind::File { size, digest, is_torn: false, stamp }, &stat, xattrs.clone());
-        let is_still = |now: &Stat| Stamp::of(now, stamp.is_settled) == stamp;
-        let known = known.map(|(_, file)| file);
+        let is_still = || -> Result<bool> {
+            let now = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
+            Ok(Stamp::of(&now, stamp.is_settled) == stamp)
+        };
         // The size and the mtime are unchanged. Either only metadata has changed, or the last change was so close to the previous
         // capture that a further change may have the same ctime. The content is probably the same, and equal content needs no copy.
         if let Some(file) = known
             && let Kind::File { size, digest, is_torn: false, stamp: old } = &file.kind
             && (*size, old.mtime) == (stat.size, stat.mtime)
             && self.copier.digest(live.as_fd(), stat.size, &found.path)? == (*digest, *size)
-            && is_still(&sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?)
-            && self.share(dirs, found, file)?
+            && is_still()?
+            && let Some(new) = self.share(found, *size, *digest)?
         {
-            return Ok(Attempt::Done(made(*size, *digest)));
+            return Ok(Attempt::Done(made(*size, *digest), new));
         }
-        let stored = match sys::create_file(dirs.stored.as_fd(), found.name()) {
-            // The directory listed this name twice.
-            Err(Errno::EXIST) => return Ok(Attempt::Skipped),
-            other => other.map_err(|e| self.failed("store", found, e))?,
-        };
+        let (new, stored) = self.new.create().map_err(|e| self.failed("store", found, e))?;
         let reserve = || self.space.reserve(stat.allocated, &found.path);
-        let copied = self.copier.copy(live.as_fd(), stored.as_fd(), stat.size, &found.path, reserve)?;
-        let now = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
-        if !copied.is_clone && !is_still(&now) {
-            return Ok(Attempt::Changed(made(copied.size, copied.digest)));
+        // Between the stamp and the end of the call, a settled file cannot change without a new ctime.
+        let is_unchanged = || Ok(stamp.is_settled && is_still()?);
+        let copied = self.copier.copy(live.as_fd(), stored.as_fd(), stat.size, &found.path, reserve, is_unchanged)?;
+        if !copied.is_clone && !is_still()? {
+            return Ok(Attempt::Changed(made(copied.size, copied.digest), new));
         }
-        if let Some(file) = known
-            && let Kind::File { size, digest, .. } = &file.kind
-            && (*size, *digest) == (copied.size, copied.digest)
-        {
-            // The file was rewritten with the same content. If the stored file cannot be shared, the live file is copied once
-            // more.
-            self.discard(dirs, found)?;
-            if !self.share(dirs, found, file)? {
-                let stored = sys::create_file(dirs.stored.as_fd(), found.name()).map_err(|e| self.failed("store", found, e))?;
-                let again = self.copier.copy(live.as_fd(), stored.as_fd(), stat.size, &found.path, || Ok(()))?;
-                self.copied_bytes.fetch_add(again.size, Ordering::Relaxed);
-                let now = sys::stat_fd(&live).map_err(|e| self.failed("look at", found, e))?;
-                let entry = made(again.size, again.digest);
-                return Ok(if again.is_clone || is_still(&now) { Attempt::Done(entry) } else { Attempt::Changed(entry) });
-            }
-        } else {
-            self.copied_bytes.fetch_add(copied.size, Ordering::Relaxed);
+        // The file was moved, or written again with the same content.
+        if let Some(shared) = self.share(found, copied.size, copied.digest)? {
+            self.discard(found, new)?;
+            return Ok(Attempt::Done(made(copied.size, copied.digest), shared));
         }
-        Ok(Attempt::Done(made(copied.size, copied.digest)))
+        self.copied_bytes.fetch_add(copied.size, Ordering::Relaxed);
+        Ok(Attempt::Done(made(copied.size, copied.digest), Some(new)))
     }
 
-    /// Links the stored file of the previous restore point. Returns false if a copy is needed instead.
-    pub(super) fn share(&self, dirs: &Dirs<'_>, found: &Found, file: &Entry) -> Result<bool> {
-        let Some(old) = self.old else { return Ok(false) };
-        let linked = match &dirs.old {
-            Some(dir) if file.path == found.path => linkat(dir, found.name(), &dirs.stored, found.name(), AtFlags::empty()),
-            // The content of a hard link is stored under the name of its file.
-            _ => linkat(&old.files, OsStr::from_bytes(&file.path), &dirs.stored, found.name(), AtFlags::empty()),
+    /// Returns the file at the path of `found` in the previous restore point.
+    fn known(&self, found: &Found) -> Option<&Entry> {
+        let old = self.old?;
+        index::file_of(&old.entries, index::find(&old.entries, &found.path)?)
+    }
+
+    /// Shares a content with the previous restore point. Returns `None` if a copy is needed instead. Returns the name of a new content if the
+    /// content got a link in the directory of this capture.
+    pub(super) fn share(&self, found: &Found, size: u64, digest: Digest) -> Result<Option<Option<NewName>>> {
+        let Some(old) = self.old else { return Ok(None) };
+        let shared = match &old.shared {
+            SharedContents::Digests(digests) => digests.contains(&digest).then_some(None),
+            SharedContents::Files(files) => match self.known(found) {
+                Some(file) if matches!(file.kind, Kind::File { size: s, digest: d, is_torn: false, .. } if (s, d) == (size, digest)) => {
+                    self.link(found, files.as_fd(), file, size)?.map(Some)
+                }
+                _ => None,
+            },
         };
+        self.shared_files.fetch_add(u64::from(shared.is_some()), Ordering::Relaxed);
+        Ok(shared)
+    }
+
+    /// Links the stored content of a file of a restore point of version 1. Returns `None` if a copy is needed instead.
+    fn link(&self, found: &Found, files: BorrowedFd<'_>, file: &Entry, size: u64) -> Result<Option<NewName>> {
+        let new = self.new.name();
+        let name = new.to_string();
+        let (parent, old_name) = sys::split(&file.path);
+        let linked = sys::open_dir(files, parent, true)
+            .and_then(|parent| linkat(&parent, old_name, self.new.dir(), name.as_str(), AtFlags::empty()));
         match linked {
             Ok(()) => {}
             // EMLINK means that the file has too many names; ext4 allows 65,000. EPERM means that the file system or the owner does not
             // permit the hard link. The copy that follows handles the causes of the other errors.
-            Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::OPNOTSUPP | Errno::EXIST) => {
-                return Ok(false);
+            Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::OPNOTSUPP | Errno::LOOP) => {
+                return Ok(None);
             }
             Err(other) => return Err(self.failed("share", found, other)),
         }
-        let stat = sys::stat_at(dirs.stored.as_fd(), found.name()).map_err(|e| self.failed("look at the copy of", found, e))?;
-        let Kind::File { size, .. } = &file.kind else { return Ok(false) };
-        if stat.kind != FileType::RegularFile || stat.size != *size {
+        let stat = sys::stat_at(self.new.dir(), OsStr::new(&name)).map_err(|e| self.failed("look at the copy of", found, e))?;
+        if stat.kind != FileType::RegularFile || stat.size != size {
             // The stored file is damaged. A hard link would pass on the damage to the new restore point.
-            self.discard(dirs, found)?;
-            return Ok(false);
+            self.discard(found, new)?;
+            return Ok(None);
         }
-        self.shared_files.fetch_add(1, Ordering::Relaxed);
-        Ok(true)
+        Ok(Some(new))
     }
 
     /// Returns true if every later change of the file is certain to give the file a new ctime. For this, the ctime must be older than

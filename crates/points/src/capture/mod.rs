@@ -1,5 +1,5 @@
-//! The capture of a restore point: the walk over the sources. Each file is a hard link to the stored file of the previous restore
-//! point, a clone, or a copy.
+//! The capture of a restore point: the walk over the sources. The content of each file is shared with the previous restore point, cloned or
+//! copied.
 
 mod assemble;
 mod attach;
@@ -14,21 +14,24 @@ use std::{
     },
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64},
     },
 };
 
 use rustix::{
-    fs::{AtFlags, Mode, RenameFlags, fsync, linkat, mkdirat, renameat_with, syncfs},
+    fs::{AtFlags, Mode, linkat, mkdirat, syncfs},
     io::Errno,
 };
 
 use self::file::{Capture, Old};
 pub use self::staged::Staged;
 use crate::{
-    Digest, Entry, Limits, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Time, Totals, changes,
+    Digest, Entry, Kind, Limits, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Time, Totals, changes,
     content::Copier,
-    index, manifest, meta, source, step,
+    contents::SharedContents,
+    index, manifest,
+    publish::NewPoint,
+    source, step,
     store::{self, Space},
     sys,
     walk::{Counts, Walk},
@@ -110,37 +113,8 @@ impl Store {
         previous: Option<&Point>,
         options: &CaptureOptions<'_>,
     ) -> Result<Captured> {
-        store::check_name(id)?;
         source::check(sources)?;
-        let _lock = self.lock()?;
-        let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
-        if sys::stat_at(self.fd.as_fd(), OsStr::new(id)).is_ok() {
-            return Err(PointError::Exists { id: id.to_owned() });
-        }
-        let new = format!("{}{id}", store::NEW);
-        // This capture holds the lock, so an existing directory is the leftover of a killed capture.
-        sys::remove_tree(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
-        sys::create_dir(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
-        step();
-        let written = self.write(&new, id, label, base, sources, previous, options).and_then(|captured| {
-            step();
-            // The files become durable before the final name exists. A power failure therefore leaves the complete restore point, or
-            // a leftover that a sweep removes.
-            self.sync_all()?;
-            step();
-            match renameat_with(&self.fd, new.as_str(), &self.fd, id, RenameFlags::NOREPLACE) {
-                Err(Errno::EXIST) => return Err(PointError::Exists { id: id.to_owned() }),
-                other => other.map_err(wrong)?,
-            }
-            step();
-            fsync(&self.fd).map_err(wrong)?;
-            Ok(captured)
-        });
-        if written.is_err() {
-            // The error of the capture is returned. If this removal fails, a sweep repeats the removal.
-            let _ = sys::remove_tree(self.fd.as_fd(), OsStr::new(&new));
-        }
-        written
+        self.create_point(id, |new, contents| self.write(new, id, label, base, contents, sources, previous, options))
     }
 
     #[expect(clippy::too_many_arguments, reason = "only the function above calls this function")]
@@ -150,19 +124,13 @@ impl Store {
         id: &str,
         label: &serde_json::Value,
         base: BorrowedFd<'_>,
+        contents: BorrowedFd<'_>,
         sources: &[Source],
         previous: Option<&Point>,
         options: &CaptureOptions<'_>,
-    ) -> Result<Captured> {
+    ) -> Result<(Captured, NewPoint)> {
         let shown = self.path().join(new);
-        let wrong = |e: Errno| PointError::io("create", &shown, e);
-        let dir = sys::open_dir(self.fd.as_fd(), new.as_bytes(), true).map_err(wrong)?;
-        sys::create_dir(dir.as_fd(), OsStr::new(store::FILES)).map_err(wrong)?;
-        let files = sys::open_dir(dir.as_fd(), store::FILES.as_bytes(), true).map_err(wrong)?;
-        meta::drop_inherited(&files, &shown)?;
-        for source in sources {
-            create_parents(files.as_fd(), source.path.as_bytes(), 0o700)?;
-        }
+        let (dir, new_contents) = self.open_new(new)?;
         // The time is taken before the sync. A page that is written after the sync is dirty, and the next write to a dirty page can leave
         // the ctime of the file unchanged. The file of such a page has a ctime after `begun`, so the file does not count as settled.
         let begun = Time::now();
@@ -186,7 +154,8 @@ impl Store {
         let old = match previous {
             Some(point) => {
                 let (entries, whole, name) = point.index()?;
-                Some(Old { entries, files: point.files()?, whole: (whole, name) })
+                let shared = self.shared_contents(point, &entries, contents)?;
+                Some(Old { entries, shared, whole: (whole, name) })
             }
             None => None,
         };
@@ -194,7 +163,7 @@ impl Store {
             walk: &walk,
             options,
             begun,
-            files: files.as_fd(),
+            new: new_contents,
             old: old.as_ref(),
             copier: Copier::new(options.clone, options.cancel),
             space: Space::new(self.fd.as_fd(), options.limits.free_bytes),
@@ -208,8 +177,8 @@ impl Store {
         if let Some(staged) = &options.staged {
             capture.add_staged(staged)?;
         }
-        let (shared_files, copied_bytes) = (&capture.shared_files, &capture.copied_bytes);
         let entries = capture.assemble()?;
+        let Capture { shared_files, copied_bytes, new: new_contents, .. } = capture;
         let (skipped_count, missed, skipped) = walk.counts.skipped();
         let index = match changed_index(&entries, id, old.as_ref(), previous, dir.as_fd())? {
             Some(changes) => changes,
@@ -224,8 +193,8 @@ impl Store {
             label: label.clone(),
             sources: sources.iter().map(record).collect(),
             totals: Totals {
-                shared_files: shared_files.load(Ordering::Relaxed),
-                copied_bytes: copied_bytes.load(Ordering::Relaxed),
+                shared_files: shared_files.into_inner(),
+                copied_bytes: copied_bytes.into_inner(),
                 skipped: skipped_count,
                 ..Totals::of(&entries)
             },
@@ -241,7 +210,20 @@ impl Store {
         store::write_new(dir.as_fd(), store::INDEX, &index, &shown)?;
         store::write_new(dir.as_fd(), store::MANIFEST, &bytes, &shown)?;
         store::write_new(dir.as_fd(), store::CHECKSUMS, store::checksum_line(digest).as_bytes(), &shown)?;
-        Ok(Captured { manifest, digest, missed })
+        Ok((Captured { manifest, digest, missed }, NewPoint { entries, dir, contents: new_contents }))
+    }
+
+    /// Returns the contents of a restore point that exist. The contents themselves are not examined.
+    fn shared_contents(&self, point: &Point, entries: &[Entry], contents: BorrowedFd<'_>) -> Result<SharedContents> {
+        if !point.has_shared_contents() {
+            return Ok(SharedContents::Files(point.files()?));
+        }
+        let listed = self.listed_contents(contents)?;
+        let digest = |entry: &Entry| match entry.kind {
+            Kind::File { digest, .. } => Some(digest),
+            _ => None,
+        };
+        Ok(SharedContents::Digests(entries.iter().filter_map(digest).filter(|digest| listed.contains(digest)).collect()))
     }
 }
 

@@ -16,9 +16,10 @@ use rustix::{
     io::Errno,
 };
 
-use super::file::{Attempt, Capture, Dirs, entry};
+use super::file::{Attempt, Capture, entry};
 use crate::{
-    Digest, Entry, Kind, PointError, Result, Stamp, index,
+    Digest, Entry, Kind, PointError, Result, Stamp,
+    contents::NewName,
     pool::lock,
     sys::{self, Stat},
     walk::Found,
@@ -55,38 +56,43 @@ impl Capture<'_> {
     }
 
     /// Captures the metadata of a live file with the content of a staged file.
-    pub(super) fn replaced(&self, dirs: &Dirs<'_>, found: &Found, staged: &super::Staged<'_>, name: &str) -> Result<Attempt> {
-        let Some((live, stat)) = self.open_live(dirs, found)? else { return Ok(Attempt::Skipped) };
+    pub(super) fn replaced(
+        &self,
+        live: BorrowedFd<'_>,
+        found: &Found,
+        staged: &super::Staged<'_>,
+        name: &str,
+    ) -> Result<Attempt> {
+        let Some((live, stat)) = self.open_live(live, found)? else { return Ok(Attempt::Skipped) };
         let xattrs = self.xattrs(&found.path, live.as_fd())?;
-        let (size, digest) = self.adopt(dirs, found, staged, name)?;
-        Ok(Attempt::Done(entry(&found.path, content(size, digest, &stat), &stat, xattrs)))
+        let (size, digest, new) = self.adopt(found, staged, name)?;
+        Ok(Attempt::Done(entry(&found.path, content(size, digest, &stat), &stat, xattrs), new))
     }
 
-    /// Stores the staged file `name` at the path of `found`. Returns its size and its digest.
-    fn adopt(&self, dirs: &Dirs<'_>, found: &Found, staged: &super::Staged<'_>, name: &str) -> Result<(u64, Digest)> {
+    /// Stores the staged file `name` as the content of `found`. Returns its size, its digest and its new name, or no name if the content is
+    /// shared.
+    fn adopt(&self, found: &Found, staged: &super::Staged<'_>, name: &str) -> Result<(u64, Digest, Option<NewName>)> {
         let wrong = |doing, e| PointError::io(doing, OsStr::new(name), e);
         let file = sys::open_file(staged.dir, OsStr::new(name)).map_err(|e| wrong("open the staged file", e))?;
         let stat = sys::stat_fd(&file).map_err(|e| wrong("look at the staged file", e))?;
         fchmod(&file, Mode::from_raw_mode(0o600)).map_err(|e| wrong("set the mode of the staged file", e))?;
         let (digest, size) = self.copier.digest(file.as_fd(), stat.size, &found.path)?;
-        let known = self.old.and_then(|old| index::file_of(&old.entries, index::find(&old.entries, &found.path)?));
-        if let Some(old) = known
-            && matches!(&old.kind, Kind::File { size: old, digest: of_old, is_torn: false, .. } if (*old, *of_old) == (size, digest))
-            && self.share(dirs, found, old)?
-        {
-            return Ok((size, digest));
+        if let Some(new) = self.share(found, size, digest)? {
+            return Ok((size, digest, new));
         }
-        match linkat(staged.dir, OsStr::new(name), &dirs.stored, found.name(), AtFlags::empty()) {
+        let new = self.new.name();
+        let to = new.to_string();
+        match linkat(staged.dir, OsStr::new(name), self.new.dir(), to.as_str(), AtFlags::empty()) {
             Ok(()) => {}
             Err(Errno::XDEV | Errno::PERM | Errno::OPNOTSUPP) => {
-                let stored = sys::create_file(dirs.stored.as_fd(), found.name()).map_err(|e| self.failed("store", found, e))?;
+                let stored = sys::create_file(self.new.dir(), OsStr::new(&to)).map_err(|e| self.failed("store", found, e))?;
                 let reserve = || self.space.reserve(stat.allocated, &found.path);
-                self.copier.copy(file.as_fd(), stored.as_fd(), stat.size, &found.path, reserve)?;
+                self.copier.copy(file.as_fd(), stored.as_fd(), stat.size, &found.path, reserve, || Ok(true))?;
             }
             Err(error) => return Err(self.failed("store", found, error)),
         }
         self.copied_bytes.fetch_add(size, Ordering::Relaxed);
-        Ok((size, digest))
+        Ok((size, digest, Some(new)))
     }
 
     /// Adds the source that consists of staged files, and checks that each replaced file was found.
@@ -98,23 +104,19 @@ impl Capture<'_> {
             }
         }
         let Some(source) = &staged.source else { return Ok(()) };
-        let wrong = |e| PointError::io("store", source.as_str(), e);
-        let (parent, name) = sys::split(source.as_bytes());
-        let parent = sys::open_dir(self.files, parent, true).map_err(wrong)?;
-        sys::create_dir(parent.as_fd(), name).map_err(wrong)?;
-        let stored = sys::open_dir(self.files, source.as_bytes(), true).map_err(wrong)?;
-        let stat = sys::stat_fd(&stored).map_err(wrong)?;
-        lock(&self.entries).push(entry(source.as_bytes(), Kind::Directory, &stat, Vec::new()));
-        let old = self.old.and_then(|old| sys::open_dir(old.files.as_fd(), source.as_bytes(), true).ok());
-        let dirs = Dirs { live: staged.dir, stored, old };
+        let stat = sys::stat_fd(staged.dir).map_err(|e| PointError::io("look at the directory of", source.as_str(), e))?;
+        let mut directory = entry(source.as_bytes(), Kind::Directory, &stat, Vec::new());
+        directory.mode = 0o700;
+        lock(&self.entries).push(directory);
         for name in &staged.added {
             let path = sys::join(source.as_bytes(), name.as_bytes());
             let stat = sys::stat_at(staged.dir, OsStr::new(name))
                 .map_err(|e| PointError::io("look at the staged file", OsStr::from_bytes(&path), e))?;
             let found = Found { path, stat };
-            let (size, digest) = self.adopt(&dirs, &found, staged, name)?;
+            let (size, digest, new) = self.adopt(&found, staged, name)?;
             let mut added: Entry = entry(&found.path, content(size, digest, &found.stat), &found.stat, Vec::new());
             added.mode = 0o600;
+            self.keep(&added, new)?;
             lock(&self.entries).push(added);
         }
         Ok(())

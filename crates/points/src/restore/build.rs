@@ -35,7 +35,6 @@ use crate::{
 pub(super) struct Builder<'a> {
     point: &'a Point,
     pub entries: &'a [Entry],
-    files: OwnedFd,
     pub options: &'a RestoreOptions<'a>,
     copier: Copier<'a>,
     space: Space<'a>,
@@ -78,7 +77,6 @@ impl<'a> Builder<'a> {
         Ok(Builder {
             point,
             entries,
-            files: point.files()?,
             options,
             copier: Copier::new(options.clone, options.cancel),
             space: Space::new(target, options.limits.free_bytes),
@@ -193,9 +191,7 @@ impl<'a> Builder<'a> {
     /// Restores a file from the content that is stored for `file`, with the metadata of `entry`.
     pub(super) fn file(&self, dir: BorrowedFd<'_>, name: &OsStr, entry: &Entry, file: &Entry) -> Result<()> {
         let Kind::File { size, digest, .. } = &file.kind else { return Err(failed("create", entry, Errno::INVAL)) };
-        let (parent, stored_name) = sys::split(&file.path);
-        let opened = sys::open_dir(self.files.as_fd(), parent, true).and_then(|dir| sys::open_file(dir.as_fd(), stored_name));
-        let stored = match opened {
+        let stored = match self.point.open_stored(file) {
             Ok(stored) => stored,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return self.damage(entry),
             Err(other) => return Err(failed("open the stored content of", entry, other)),
@@ -205,9 +201,9 @@ impl<'a> Builder<'a> {
             return self.damage(entry);
         }
         let new = sys::create_file(dir, name).map_err(|e| failed("create", entry, e))?;
-        let copied = self
-            .copier
-            .copy(stored.as_fd(), new.as_fd(), stat.size, &entry.path, || self.space.reserve(stat.allocated, &entry.path));
+        let reserve = || self.space.reserve(stat.allocated, &entry.path);
+        // Nothing writes to a stored file.
+        let copied = self.copier.copy(stored.as_fd(), new.as_fd(), stat.size, &entry.path, reserve, || Ok(true));
         match copied {
             Ok(copied) if (copied.size, copied.digest) == (*size, *digest) => {}
             Ok(_) => self.damage(entry)?,

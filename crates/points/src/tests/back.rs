@@ -80,7 +80,7 @@ fn put_back_of_a_damaged_point_changes_nothing() {
         nodes
     };
     let changed = files(&scene);
-    fs::write(scene.store.path().join("one/files/data/1/1"), "damaged 1").unwrap();
+    fs::write(scene.stored("one", "data/1/1"), "damaged 1").unwrap();
     assert!(matches!(put_back(&scene, "one"), Err(crate::PointError::Damaged { .. })));
     assert_eq!(files(&scene), changed);
 }

@@ -57,11 +57,14 @@ fn tree_with_every_kind_of_file_is_restored_exactly() {
     scene.restore_into("one", "kept").unwrap();
     let restored = fs::metadata(scene.dir.path().join("kept/uploads/sparse")).unwrap();
     assert!(restored.blocks() * 512 < 1 << 20, "the restored file has {} blocks", restored.blocks());
-    let stored = fs::metadata(scene.store.path().join("one/files/uploads/sparse")).unwrap();
+    let stored = fs::metadata(scene.stored("one", "uploads/sparse")).unwrap();
     assert!(stored.blocks() * 512 < 1 << 20 && stored.mode() & 0o7777 == 0o600);
     assert!(has_xattrs, "this file system has no extended attributes: they were not tested");
     // Links are only in the index, so no link can lead a reader of the store to another directory.
-    assert!(!scene.store.path().join("one/files/uploads/shadow").is_symlink());
+    assert!(fs::read_dir(scene.store.path().join(".contents")).unwrap().all(|file| file.unwrap().file_type().unwrap().is_file()));
+    let mut names: Vec<_> = fs::read_dir(scene.store.path().join("one")).unwrap().map(|file| file.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["checksums", "index", "point.json"]);
 }
 
 #[test]
@@ -125,7 +128,7 @@ fn unchanged_files_are_shared_between_points_and_never_with_live_files() {
     assert_eq!((two.manifest.totals.shared_files, two.manifest.totals.files), (298, 299));
     assert_eq!(two.manifest.totals.copied_bytes, 9);
     let inode = |path: PathBuf| fs::metadata(path).unwrap().ino();
-    let stored = |id: &str, path: &str| inode(scene.store.path().join(id).join("files").join(path));
+    let stored = |id: &str, path: &str| inode(scene.stored(id, path));
     assert_eq!(stored("one", "uploads/2/2"), stored("two", "uploads/2/2"));
     assert_eq!(stored("one", "uploads/4/4"), stored("two", "uploads/4/4"), "only the mode changed");
     assert_ne!(stored("one", "uploads/3/3"), stored("two", "uploads/3/3"));
@@ -143,7 +146,7 @@ fn file_rewritten_at_once_with_equal_size_counts_as_changed() {
         scene.capture(&format!("p{round}"), &uploads(), previous.as_deref()).unwrap();
     }
     for round in 0..20 {
-        let stored = fs::read_to_string(scene.store.path().join(format!("p{round}/files/uploads/f"))).unwrap();
+        let stored = fs::read_to_string(scene.stored(&format!("p{round}"), "uploads/f")).unwrap();
         assert_eq!(stored, format!("{round:04}"));
     }
 }
@@ -291,7 +294,8 @@ fn cancelled_capture_leaves_no_files() {
     let cancel = AtomicBool::new(true);
     let options = CaptureOptions { cancel: Some(&cancel), ..options() };
     assert!(matches!(capture(&scene.store, &scene.base, "one", &uploads(), None, &options), Err(PointError::Cancelled)));
-    assert!(scene.store.names().unwrap().iter().all(|name| name == "lock"));
+    assert!(scene.store.names().unwrap().iter().all(|name| name == "lock" || name == ".contents"));
+    assert_eq!(scene.contents().len(), 0);
 }
 
 #[test]
@@ -335,13 +339,16 @@ fn one_changed_bit_is_found_and_recorded() {
     assert!(scene.store.point("one").unwrap().is_verified());
 
     let flip = |path: &str| {
-        let path = scene.store.path().join("one").join(path);
+        let path = match path {
+            "index" | "point.json" => scene.store.path().join("one").join(path),
+            path => scene.stored("one", path),
+        };
         let mut bytes = fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         File::options().write(true).open(&path).unwrap().write_all_at(&bytes, 0).unwrap();
     };
-    flip("files/uploads/7");
+    flip("uploads/7");
     let report = verify().unwrap();
     assert_eq!((report.damaged, report.damages[0].path.as_str()), (1, "uploads/7"));
     let point = scene.store.point("one").unwrap();
@@ -350,15 +357,18 @@ fn one_changed_bit_is_found_and_recorded() {
     assert!(matches!(scene.restore("one", "t", None), Err(PointError::Damaged { .. })));
     assert!(matches!(scene.restore_into("one", "into"), Err(PointError::Damaged { .. })));
     assert_eq!(fs::read_dir(&scene.base).unwrap().count(), 1, "leftovers beside the live files");
-    // The damage does not spread to the next restore point.
-    scene.capture("two", &uploads(), Some("one")).unwrap();
-    assert_eq!(scene.store.point("two").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
     // With `force`, the restore succeeds and reports the damaged file.
     let parent = File::open(scene.dir.path()).unwrap();
     let options = RestoreOptions { force: true, ..restore_options() };
     let report = scene.store.point("one").unwrap().restore_into(parent.as_fd(), OsStr::new("forced"), &options).unwrap();
     assert_eq!(report.damaged, ["uploads/7"]);
-    flip("files/uploads/7");
+    // The damage does not spread to the next restore point, which writes the content again.
+    scene.capture("two", &uploads(), Some("one")).unwrap();
+    assert_eq!(scene.store.point("two").unwrap().verify(&VerifyOptions::default()).unwrap().damaged, 0);
+    assert_eq!(verify().unwrap().damaged, 0, "the new content repairs the older restore point");
+    let report = scene.store.point("one").unwrap().restore_into(parent.as_fd(), OsStr::new("repaired"), &restore_options());
+    assert_eq!(report.unwrap().files, 40);
+    scene.store.remove("two").unwrap();
 
     flip("index");
     assert_eq!(verify().unwrap().damages[0].path, "index");
@@ -368,8 +378,8 @@ fn one_changed_bit_is_found_and_recorded() {
     flip("point.json");
     assert!(matches!(verify(), Err(PointError::Malformed { .. })));
     flip("point.json");
-    fs::remove_file(scene.store.path().join("one/files/uploads/9")).unwrap();
-    File::options().append(true).open(scene.store.path().join("one/files/uploads/8")).unwrap().write_all(b"x").unwrap();
+    fs::remove_file(scene.stored("one", "uploads/9")).unwrap();
+    File::options().append(true).open(scene.stored("one", "uploads/8")).unwrap().write_all(b"x").unwrap();
     assert_eq!(verify().unwrap().damaged, 2);
 }
 
@@ -434,16 +444,19 @@ fn staged_content_replaces_a_live_file_and_adds_a_source() {
     let names: Vec<_> = restored.keys().map(|path| path.to_str().unwrap()).collect();
     assert_eq!(names, ["data", "data/db", "data/other", "databases", "databases/main.dump"]);
     assert_eq!(restored[std::path::Path::new("data/db")].mode & 0o7777, 0o640);
-    assert_eq!(fs::read_to_string(scene.store.point("first").unwrap().content("data/db")).unwrap(), "consistent");
+    assert_eq!(fs::read_to_string(scene.store.point("first").unwrap().content("data/db").unwrap()).unwrap(), "consistent");
     // The live file is unchanged, but its staged content has changed.
     take("second", "later", Some("first"));
-    assert_eq!(fs::read_to_string(scene.store.point("second").unwrap().content("data/db")).unwrap(), "later");
+    assert_eq!(fs::read_to_string(scene.store.point("second").unwrap().content("data/db").unwrap()).unwrap(), "later");
     let third = take("third", "later", Some("second"));
     assert_eq!((third.manifest.totals.shared_files, third.manifest.totals.copied_bytes), (3, 0));
     // Without staged content, the live content is captured again.
     let fourth = capture(&scene.store, &scene.base, "fourth", &[Source::directory("data")], Some("third"), &options());
     assert_eq!(fourth.unwrap().manifest.totals.files, 3);
-    assert_eq!(fs::read_to_string(scene.store.point("fourth").unwrap().content("data/db")).unwrap(), "torn live content");
+    assert_eq!(
+        fs::read_to_string(scene.store.point("fourth").unwrap().content("data/db").unwrap()).unwrap(),
+        "torn live content"
+    );
     // One source of several can be restored.
     let parent = fs::File::open(scene.dir.path()).unwrap();
     let only = crate::RestoreOptions { only: Some("databases"), ..super::restore_options() };

@@ -114,13 +114,13 @@ fn forged_manifest_is_refused() {
         ("\"is_present\": true", "\"is_present\": false"),
         ("\"id\": \"one\"", "\"id\": \"two\""),
         ("\"index_bytes\": 1", "\"index_bytes\": 9999999999"),
-        ("\"version\": 1", "\"version\": 0"),
+        ("\"version\": 2", "\"version\": 0"),
         ("{", "["),
     ] {
         let error = forge(from, to);
         assert!(matches!(error, PointError::Malformed { .. }), "{to}: {error}");
     }
-    let newer = forge("\"version\": 1", "\"version\": 2, \"unknown\": []");
+    let newer = forge("\"version\": 2", "\"version\": 3, \"unknown\": []");
     assert!(matches!(newer, PointError::Version { .. }), "{newer}");
 }
 

@@ -8,10 +8,11 @@ mod look;
 mod model;
 mod races;
 mod restore;
+mod shared;
 mod space;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs::{self, File},
     os::{
@@ -26,7 +27,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::{CaptureOptions, Captured, Limits, RestoreOptions, RestoreReport, Result, Source, Store};
+use crate::{CaptureOptions, Captured, Kind, Limits, RestoreOptions, RestoreReport, Result, Source, Store};
 
 /// A temporary directory with a store, and with live files in `base`.
 pub struct Scene {
@@ -80,6 +81,33 @@ impl Scene {
         let parent = File::open(self.dir.path()).unwrap();
         crate::sys::remove_tree(parent.as_fd(), OsStr::new(&name)).unwrap();
         restored
+    }
+
+    /// Returns the path of a stored content.
+    pub fn stored(&self, id: &str, path: &str) -> PathBuf {
+        self.store.point(id).unwrap().content(path).unwrap()
+    }
+
+    /// Returns the names of all stored contents.
+    pub fn contents(&self) -> BTreeSet<String> {
+        let names = fs::read_dir(self.store.path().join(".contents")).into_iter().flatten();
+        names.map(|name| name.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// Asserts that the store has exactly the contents to which its restore points refer.
+    #[track_caller]
+    pub fn has_only_used_contents(&self) {
+        let mut used = BTreeSet::new();
+        for id in self.store.list().unwrap() {
+            let point = self.store.point(&id).unwrap();
+            if point.has_shared_contents() {
+                used.extend(point.entries().unwrap().iter().filter_map(|entry| match entry.kind {
+                    Kind::File { digest, .. } => Some(digest.to_string()),
+                    _ => None,
+                }));
+            }
+        }
+        assert_eq!(self.contents(), used);
     }
 
     /// Waits until the ctime of each new file is older than the margin of `is_settled`.

@@ -131,3 +131,158 @@ proptest! {
         }
     }
 }
+
+/// An action on the store. With `kill`, a process of its own executes the action and is killed at this step, if the action has so many steps.
+#[derive(Debug, Clone)]
+enum Action {
+    Edit(Vec<Edit>),
+    Take {
+        previous: usize,
+        kill: Option<u64>,
+    },
+    Remove {
+        at: usize,
+        kill: Option<u64>,
+    },
+    Sweep {
+        kill: Option<u64>,
+    },
+    Restore {
+        at: usize,
+    },
+    Verify {
+        at: usize,
+    },
+    /// Turns a restore point into the form of version 1.
+    MakeOld {
+        at: usize,
+    },
+}
+
+fn actions() -> impl Strategy<Value = Vec<Action>> {
+    let kill = || prop::option::of(1_u64..40);
+    let action = prop_oneof![
+        3 => edits().prop_map(Action::Edit),
+        4 => (0_usize..4, kill()).prop_map(|(previous, kill)| Action::Take { previous, kill }),
+        3 => (0_usize..4, kill()).prop_map(|(at, kill)| Action::Remove { at, kill }),
+        1 => kill().prop_map(|kill| Action::Sweep { kill }),
+        1 => (0_usize..4).prop_map(|at| Action::Restore { at }),
+        1 => (0_usize..4).prop_map(|at| Action::Verify { at }),
+        1 => (0_usize..4).prop_map(|at| Action::MakeOld { at }),
+    ];
+    prop::collection::vec(action, 4..24)
+}
+
+/// Executes an action: `take ID [PREVIOUS]`, `remove ID` or `sweep`.
+fn act(base: &Path, store: &Store, words: &[&str]) -> Result<()> {
+    let sources = [Source::directory("uploads")];
+    let options = CaptureOptions { threads: 1, ..options() };
+    match words {
+        ["take", id, previous @ ..] => {
+            let captured = capture(store, base, id, &sources, previous.first().copied(), &options)?;
+            assert!(captured.is_exact(), "{captured:?}");
+            Ok(())
+        }
+        ["remove", id] => store.remove(id),
+        _ => store.sweep().map(drop),
+    }
+}
+
+#[test]
+#[ignore = "a child of the test below"]
+fn child_acts() {
+    let dir = PathBuf::from(std::env::var_os("POINTS_DIR").unwrap());
+    let act_of = std::env::var("POINTS_ACT").unwrap();
+    let store = Store::create(&dir.join("store")).unwrap();
+    act(&dir.join("base"), &store, &act_of.split(' ').collect::<Vec<_>>()).unwrap();
+}
+
+/// Executes an action in this process, or in a process that is killed. Returns true if the action was finished.
+fn perform(scene: &Scene, words: &[&str], kill: Option<u64>) -> bool {
+    let Some(kill) = kill else {
+        act(&scene.base, &scene.store, words).unwrap();
+        return true;
+    };
+    let mut command = child("tests::model::child_acts", scene.dir.path());
+    let status = command.env("POINTS_ACT", words.join(" ")).env("POINTS_KILL_AT", kill.to_string()).status().unwrap();
+    assert!(status.success() || std::os::unix::process::ExitStatusExt::signal(&status) == Some(9), "{words:?}: {status}");
+    status.success()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn store_agrees_with_its_model_after_random_actions_and_kills(actions in actions()) {
+        let scene = Scene::new();
+        fs::create_dir(scene.path("uploads")).unwrap();
+        // The model: the trees of all restore points, and the names that were removed.
+        let mut points: BTreeMap<String, BTreeMap<PathBuf, Node>> = BTreeMap::new();
+        let mut next = 0;
+        for action in &actions {
+            let nth = |at: usize| points.keys().nth(at % points.len().max(1)).cloned();
+            let mut is_swept = false;
+            match action {
+                Action::Edit(edits) => {
+                    for edit in edits {
+                        let _ = apply(&scene, edit);
+                    }
+                    let _ = fs::create_dir(scene.path("uploads"));
+                }
+                Action::Take { previous, kill } => {
+                    next += 1;
+                    let id = format!("p{next:03}");
+                    let previous = nth(*previous);
+                    let words: Vec<&str> = ["take", &id].into_iter().chain(previous.as_deref()).collect();
+                    let live = tree(&scene.base);
+                    let is_done = perform(&scene, &words, *kill);
+                    let exists = scene.store.list().unwrap().contains(&id);
+                    prop_assert!(exists || !is_done);
+                    if exists {
+                        points.insert(id, live);
+                    }
+                }
+                Action::Remove { at, kill } => {
+                    let Some(id) = nth(*at) else { continue };
+                    let is_done = perform(&scene, &["remove", &id], *kill);
+                    let exists = scene.store.list().unwrap().contains(&id);
+                    prop_assert!(!exists || !is_done);
+                    if !exists {
+                        points.remove(&id);
+                    }
+                }
+                Action::Sweep { kill } => is_swept = perform(&scene, &["sweep"], *kill),
+                Action::Restore { at } => {
+                    let Some(id) = nth(*at) else { continue };
+                    // Each restore has its own ticket.
+                    next += 1;
+                    scene.restore(&id, &format!("t{next}"), None).unwrap();
+                    prop_assert_eq!(&tree(&scene.base), &points[&id]);
+                }
+                Action::Verify { at } => {
+                    let Some(id) = nth(*at) else { continue };
+                    let report = scene.store.point(&id).unwrap().verify(&crate::VerifyOptions::default()).unwrap();
+                    prop_assert_eq!(report.damages, []);
+                }
+                Action::MakeOld { at } => {
+                    let Some(id) = nth(*at) else { continue };
+                    if scene.store.point(&id).unwrap().has_shared_contents() {
+                        super::shared::turn_into_version_1(&scene, &id);
+                        scene.store.collect().unwrap();
+                    }
+                }
+            }
+            prop_assert_eq!(scene.store.list().unwrap(), points.keys().cloned().collect::<Vec<_>>());
+            if is_swept {
+                scene.has_only_used_contents();
+            }
+        }
+        scene.store.sweep().unwrap();
+        scene.has_only_used_contents();
+        for (id, expected) in &points {
+            let report = scene.store.point(id).unwrap().verify(&crate::VerifyOptions::default()).unwrap();
+            prop_assert_eq!(report.damages, []);
+            prop_assert_eq!(&scene.restored(id), expected);
+        }
+    }
+}

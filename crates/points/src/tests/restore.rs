@@ -128,7 +128,7 @@ fn restored_file_is_not_linked_to_the_store() {
     let scene = filled();
     scene.restore("one", "t", None).unwrap();
     fs::write(scene.path("uploads/1"), "overwritten").unwrap();
-    assert_eq!(fs::read_to_string(scene.store.path().join("one/files/uploads/1")).unwrap(), "upload 1");
+    assert_eq!(fs::read_to_string(scene.stored("one", "uploads/1")).unwrap(), "upload 1");
 }
 
 #[test]

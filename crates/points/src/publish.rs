@@ -1,0 +1,97 @@
+//! The creation of a restore point by a capture or an import: the restore point is complete and durable before it gets its name.
+
+use std::{
+    ffi::OsStr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{AtFlags, RenameFlags, fsync, renameat_with, unlinkat},
+    io::Errno,
+};
+
+use crate::{
+    Entry, PointError, Result, Store,
+    contents::NewContents,
+    meta, step,
+    store::{self, CONTENTS, NEW},
+    sys,
+};
+
+/// A restore point whose files are written, but neither durable nor visible.
+pub(crate) struct NewPoint {
+    pub entries: Vec<Entry>,
+    /// The directory of the restore point, with its index and manifest.
+    pub dir: OwnedFd,
+    pub contents: NewContents,
+}
+
+impl Store {
+    /// Creates the restore point `id`. `write` gets the name of the new directory and the directory of all contents. A failed creation leaves no
+    /// files behind, and a killed creation leaves a leftover that [`Store::sweep`] removes.
+    pub(crate) fn create_point<T>(
+        &self,
+        id: &str,
+        write: impl FnOnce(&str, BorrowedFd<'_>) -> Result<(T, NewPoint)>,
+    ) -> Result<T> {
+        store::check_name(id)?;
+        let _lock = self.lock()?;
+        let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
+        if sys::stat_at(self.fd.as_fd(), OsStr::new(id)).is_ok() {
+            return Err(PointError::Exists { id: id.to_owned() });
+        }
+        let new = format!("{NEW}{id}");
+        // This creation holds the lock, so an existing directory is the leftover of a killed creation.
+        if sys::stat_at(self.fd.as_fd(), OsStr::new(&new)).is_ok() {
+            self.collect()?;
+            sys::remove_tree(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
+        }
+        let contents = self.contents()?;
+        sys::create_dir(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
+        step();
+        let mut is_placed = false;
+        let created = write(&new, contents.as_fd()).and_then(|(result, point)| {
+            step();
+            is_placed = true;
+            self.publish(&new, id, contents.as_fd(), &point).map(|()| result)
+        });
+        if created.is_err() {
+            // The error of the creation is returned. If a part of this removal fails, a sweep repeats the removal.
+            let _ = (if is_placed { self.collect() } else { Ok(()) })
+                .and_then(|()| sys::remove_tree(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong));
+        }
+        created
+    }
+
+    /// Makes a restore point durable, and gives the restore point its name.
+    fn publish(&self, new: &str, id: &str, contents: BorrowedFd<'_>, point: &NewPoint) -> Result<()> {
+        let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
+        let shown = self.path().join(CONTENTS);
+        let existing = point.contents.place(contents, &point.entries, &shown)?;
+        step();
+        // The files become durable before the final name exists. A power failure therefore leaves the complete restore point, or a
+        // leftover that a sweep removes.
+        self.sync_all()?;
+        step();
+        point.contents.replace(contents, &existing, &shown)?;
+        unlinkat(&point.dir, store::FILES, AtFlags::REMOVEDIR).map_err(wrong)?;
+        step();
+        match renameat_with(&self.fd, new, &self.fd, id, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => return Err(PointError::Exists { id: id.to_owned() }),
+            other => other.map_err(wrong)?,
+        }
+        step();
+        fsync(&self.fd).map_err(wrong)
+    }
+
+    /// Opens the new directory of a restore point, and creates the directory of its new contents.
+    pub(crate) fn open_new(&self, new: &str) -> Result<(OwnedFd, NewContents)> {
+        let shown = self.path().join(new);
+        let wrong = |e: Errno| PointError::io("create", &shown, e);
+        let dir = sys::open_dir(self.fd.as_fd(), new.as_bytes(), true).map_err(wrong)?;
+        sys::create_dir(dir.as_fd(), OsStr::new(store::FILES)).map_err(wrong)?;
+        let files = sys::open_dir(dir.as_fd(), store::FILES.as_bytes(), true).map_err(wrong)?;
+        meta::drop_inherited(&files, &shown)?;
+        Ok((dir, NewContents::new(files)))
+    }
+}
