@@ -12,7 +12,7 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::{
-        Mutex,
+        Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -154,10 +154,7 @@ impl Store {
             match self.open_unlocked(&id) {
                 Ok(point) if point.manifest.version < FIRST_SHARED_VERSION => {}
                 Ok(point) => match point.entries() {
-                    Ok(entries) => used.extend(entries.iter().filter_map(|entry| match entry.kind {
-                        Kind::File { digest, .. } => Some(digest),
-                        _ => None,
-                    })),
+                    Ok(entries) => used.extend(digests(&entries)),
                     Err(_) => return Ok(()),
                 },
                 // The restore point was removed meanwhile, or the directory was never a restore point.
@@ -183,11 +180,20 @@ impl Store {
     }
 }
 
+/// Returns the digests of all files.
+pub(crate) fn digests(entries: &[Entry]) -> impl Iterator<Item = Digest> {
+    entries.iter().filter_map(|entry| match entry.kind {
+        Kind::File { digest, .. } => Some(digest),
+        _ => None,
+    })
+}
+
 /// The contents of a restore point that a capture can share.
 #[derive(Debug)]
 pub(crate) enum SharedContents {
-    /// The digests in the index of the restore point whose contents exist.
-    Digests(HashSet<Digest>),
+    /// The names of all contents, and the digests in the index of the restore point, which are needed only if a new content has one of the
+    /// names.
+    Listed { names: HashSet<Digest>, indexed: OnceLock<HashSet<Digest>> },
     /// The directory `files` of a restore point of version 1, whose contents have the paths of their files.
     Files(OwnedFd),
 }

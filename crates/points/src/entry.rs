@@ -131,8 +131,11 @@ impl Entry {
 
 /// Compares paths so that a directory is followed by everything below it: `a`, `a/b`, `a-b`.
 pub(crate) fn order(a: &[u8], b: &[u8]) -> Ordering {
-    let rank = |c: &u8| if *c == b'/' { 0 } else { *c };
-    a.iter().map(rank).cmp(b.iter().map(rank))
+    let rank = |c: u8| if c == b'/' { 0 } else { c };
+    match a.iter().zip(b).find(|(a, b)| a != b) {
+        Some((a, b)) => rank(*a).cmp(&rank(*b)),
+        None => a.len().cmp(&b.len()),
+    }
 }
 
 /// Returns the fault, if any, of a path that must be relative and stay below its directory.

@@ -161,6 +161,25 @@ pub(crate) fn file_of<'a>(entries: &'a [Entry], entry: &'a Entry) -> Option<&'a 
     }
 }
 
+/// Finds entries by paths that are usually looked up in the order of the index.
+#[derive(Debug, Default)]
+pub(crate) struct Finder {
+    /// The position after the last entry that was found.
+    next: usize,
+}
+
+impl Finder {
+    /// Returns the entry with a path.
+    pub(crate) fn find<'a>(&mut self, entries: &'a [Entry], path: &[u8]) -> Option<&'a Entry> {
+        let at = match entries.get(self.next) {
+            Some(entry) if entry.path == path => self.next,
+            _ => entries.binary_search_by(|entry| order(&entry.path, path)).ok()?,
+        };
+        self.next = at + 1;
+        entries.get(at)
+    }
+}
+
 /// Returns the entry with a path.
 pub(crate) fn find<'a>(entries: &'a [Entry], path: &[u8]) -> Option<&'a Entry> {
     entries.binary_search_by(|entry| order(&entry.path, path)).ok().and_then(|at| entries.get(at))

@@ -21,7 +21,9 @@ use rustix::{
 };
 
 use crate::{
-    Digest, Entry, Kind, LimitKind, Manifest, PointError, Result, Source, Verified, changes, index, manifest,
+    Digest, Entry, Kind, LimitKind, Manifest, PointError, Result, Source, Verified,
+    changes::{self, BaseIndex, ReadIndex},
+    index, manifest,
     meta::{self, Apply},
     pool, step, sys,
 };
@@ -312,12 +314,11 @@ impl Point {
 
     /// Reads the index and checks it against the manifest.
     pub fn entries(&self) -> Result<Vec<Entry>> {
-        self.index().map(|(entries, ..)| entries)
+        self.index().map(|index| index.entries)
     }
 
-    /// Reads the index and checks it against the manifest. Also returns the bytes of the whole index to which the index of a later restore
-    /// point can refer, and the name of the file with these bytes.
-    pub(crate) fn index(&self) -> Result<(Vec<Entry>, Vec<u8>, &'static str)> {
+    /// Reads the index and checks it against the manifest. Also returns what the index of a later restore point needs.
+    pub(crate) fn index(&self) -> Result<ReadIndex> {
         let wrong = |why| PointError::Malformed { what: "the index", id: self.id().to_owned(), why };
         if self.manifest.index_bytes > index::MAX_BYTES {
             return Err(wrong(format!("it has {} bytes (limit {})", self.manifest.index_bytes, index::MAX_BYTES)));
@@ -328,8 +329,11 @@ impl Point {
             return Err(wrong(format!("its digest is {digest} (expected {})", self.manifest.index_digest)));
         }
         let sources: Vec<Source> = self.manifest.sources.iter().map(|record| record.source.clone()).collect();
-        let (entries, whole, name) = match changes::base_of(&bytes, self.id())? {
-            None => (index::decode(&bytes, self.id(), &sources)?, bytes, INDEX),
+        let index = match changes::base_of(&bytes, self.id())? {
+            None => {
+                let base = BaseIndex { digest, bytes: bytes.len() as u64 };
+                ReadIndex::whole(index::decode(&bytes, self.id(), &sources)?, base, INDEX)
+            }
             Some(base) => {
                 if base.bytes > index::MAX_BYTES {
                     return Err(wrong(format!("its base has {} bytes (limit {})", base.bytes, index::MAX_BYTES)));
@@ -339,11 +343,11 @@ impl Point {
                 if digest != base.digest {
                     return Err(wrong(format!("the digest of its base is {digest} (expected {})", base.digest)));
                 }
-                (changes::decode(&bytes, &whole, self.id(), &sources)?, whole, BASE)
+                changes::read(&bytes, &whole, self.id(), &sources)?
             }
         };
-        self.manifest.check_entries(&entries)?;
-        Ok((entries, whole, name))
+        self.manifest.check_entries(&index.entries)?;
+        Ok(index)
     }
 
     /// Returns true if the contents are in the directory of all contents, and false if they are in the directory `files`.

@@ -162,6 +162,14 @@ pub(crate) fn each_name<E: From<Errno>>(
     dir: BorrowedFd<'_>,
     mut each: impl FnMut(&[u8]) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
+    each_inode(dir, |name, _| each(name))
+}
+
+/// Calls `each` with the names and inode numbers in a directory, like [`each_name`].
+pub(crate) fn each_inode<E: From<Errno>>(
+    dir: BorrowedFd<'_>,
+    mut each: impl FnMut(&[u8], u64) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
     seek(dir, SeekFrom::Start(0))?;
     let mut buffer = Vec::with_capacity(32 << 10);
     let mut names = RawDir::new(dir, buffer.spare_capacity_mut());
@@ -169,7 +177,7 @@ pub(crate) fn each_name<E: From<Errno>>(
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            each(name)?;
+            each(name, entry.ino())?;
         }
     }
     Ok(())

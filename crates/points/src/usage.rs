@@ -6,7 +6,7 @@ use std::{
     os::{fd::AsFd, unix::ffi::OsStrExt},
 };
 
-use crate::{Digest, Kind, Point, PointError, Result, store, store::CONTENTS, sys};
+use crate::{Digest, Kind, Point, PointError, Result, contents::digests, store, store::CONTENTS, sys};
 
 /// The space of one restore point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,13 +36,6 @@ impl Usage {
     pub fn bytes_of(&self, ids: &[&str]) -> u64 {
         let is_given = |at: &u32| self.points.get(*at as usize).is_some_and(|point| ids.contains(&point.id.as_str()));
         self.sets.iter().filter(|(set, _)| set.iter().any(is_given)).map(|(_, bytes)| bytes).sum()
-    }
-}
-
-fn digest_of(entry: &crate::Entry) -> Option<Digest> {
-    match entry.kind {
-        Kind::File { digest, .. } => Some(digest),
-        _ => None,
     }
 }
 
@@ -83,7 +76,10 @@ pub fn usage(points: &[&Point]) -> Result<Usage> {
         }
         let entries = point.entries()?;
         if point.has_shared_contents() {
-            for digest in entries.iter().filter_map(digest_of) {
+            if let Some(contents) = point.contents() {
+                add(sys::stat_fd(contents).map_err(|e| PointError::io("look at", point.path().with_file_name(CONTENTS), e))?);
+            }
+            for digest in digests(&entries) {
                 let stat = match stored.entry(digest) {
                     Entry::Occupied(known) => *known.get(),
                     Entry::Vacant(free) => *free.insert(stat_of_content(point, digest)?),

@@ -258,22 +258,25 @@ impl Walk<'_> {
         let stat = sys::stat_fd(&dir).map_err(wrong)?;
         visit.directory(path, dir.as_fd(), &stat)?;
         let mut names = Vec::new();
-        let flush = |names: Vec<Vec<u8>>| tasks.push(Task::Batch { source, parent: path.to_vec(), names });
-        sys::each_name(dir.as_fd(), |name| -> std::result::Result<(), Failure> {
+        sys::each_inode(dir.as_fd(), |name, inode| -> std::result::Result<(), Failure> {
             self.count(path, name)?;
-            names.push(name.to_vec());
-            if names.len() == BATCH {
-                flush(std::mem::take(&mut names));
-            }
+            names.push((inode, name.to_vec()));
             Ok(())
         })
         .map_err(|failure| match failure {
             Failure::Os(error) => wrong(error),
             Failure::Point(error) => error,
         })?;
-        if !names.is_empty() {
-            // The last names need no task of their own: the directory is open already, and most directories have few names.
-            self.names(tasks, visit, source, path, dir.as_fd(), names)?;
+        // Inodes with consecutive numbers are often in one block of the disk.
+        names.sort_unstable_by_key(|(inode, _)| *inode);
+        let mut names = names.into_iter().map(|(_, name)| name).peekable();
+        // The first names need no task of their own: the directory is open already, and most directories have few names.
+        let first: Vec<_> = names.by_ref().take(BATCH).collect();
+        while names.peek().is_some() {
+            tasks.push(Task::Batch { source, parent: path.to_vec(), names: names.by_ref().take(BATCH).collect() });
+        }
+        if !first.is_empty() {
+            self.names(tasks, visit, source, path, dir.as_fd(), first)?;
         }
         Ok(())
     }

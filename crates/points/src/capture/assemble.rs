@@ -42,7 +42,8 @@ impl Capture<'_> {
             }
         }
         let order_entries = |entries: &mut Vec<Entry>| {
-            entries.sort_unstable_by(|a, b| order(&a.path, &b.path));
+            // This sort is fast because the entries of each batch are sorted already.
+            entries.sort_by(|a, b| order(&a.path, &b.path));
             entries.dedup_by(|a, b| a.path == b.path);
         };
         order_entries(&mut entries);
@@ -52,8 +53,10 @@ impl Capture<'_> {
                 more.push(Entry { path: path.clone(), kind: Kind::HardLink { to: 0 }, ..file.clone() });
             }
         }
-        entries.append(&mut more);
-        order_entries(&mut entries);
+        if !more.is_empty() {
+            entries.append(&mut more);
+            order_entries(&mut entries);
+        }
         if u32::try_from(entries.len()).is_err() {
             let (what, seen, limit) = (LimitKind::Entries, entries.len() as u64, u32::MAX.into());
             return Err(PointError::Limit { what, seen, limit, path: "the index".into() });
@@ -88,7 +91,9 @@ impl Capture<'_> {
                     continue;
                 }
             };
-            if let Some(entry) = self.file(live.as_fd(), &Found { path: path.clone(), stat })? {
+            let found = Found { path: path.clone(), stat };
+            let known = self.known(&mut index::Finder::default(), &found);
+            if let Some(entry) = self.file(live.as_fd(), &found, known)? {
                 lock(&self.entries).push(entry);
                 return Ok(Some(path.clone()));
             }

@@ -21,9 +21,11 @@ use rustix::{
 use super::CaptureOptions;
 use crate::{
     Digest, Entry, Kind, PointError, Result, SkipReason, Stamp, Time, Xattr,
+    changes::ReadIndex,
     content::Copier,
-    contents::{NewContents, NewName, SharedContents},
-    index, meta,
+    contents::{NewContents, NewName, SharedContents, digests},
+    index::{self, Finder},
+    meta,
     pool::lock,
     step,
     store::Space,
@@ -36,10 +38,8 @@ pub(super) type InodeName = (usize, u64, u64);
 
 /// The restore point with which contents are shared.
 pub(super) struct Old {
-    pub entries: Vec<Entry>,
+    pub index: ReadIndex,
     pub shared: SharedContents,
-    /// The whole index to which the new index can refer, and the name of its file.
-    pub whole: (Vec<u8>, &'static str),
 }
 
 pub(super) struct Capture<'a> {
@@ -89,6 +89,9 @@ impl Visit for Capture<'_> {
             lock(&self.entries).extend(entries);
             return Ok(());
         }
+        // In the order of the index, most entries are found without a search.
+        files.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        let mut finder = Finder::default();
         let mut entries = Vec::with_capacity(files.len());
         for found in files {
             let inode = (source, found.stat.dev, found.stat.ino);
@@ -100,7 +103,8 @@ impl Visit for Capture<'_> {
                 }
                 inodes.insert(inode, None);
             }
-            let Some(entry) = self.file(live, &found)? else { continue };
+            let known = self.known(&mut finder, &found);
+            let Some(entry) = self.file(live, &found, known)? else { continue };
             if found.stat.links > 1 {
                 lock(&self.inodes).insert(inode, Some(found.path));
             }
@@ -113,9 +117,9 @@ impl Visit for Capture<'_> {
 
 impl Capture<'_> {
     /// Captures a file. Reads the file again, at most `retries` times, if it changed while it was read.
-    pub(super) fn file(&self, live: BorrowedFd<'_>, found: &Found) -> Result<Option<Entry>> {
+    pub(super) fn file(&self, live: BorrowedFd<'_>, found: &Found, known: Option<&Entry>) -> Result<Option<Entry>> {
         for attempt in 0.. {
-            match self.attempt(live, found)? {
+            match self.attempt(live, found, known)? {
                 Attempt::Changed(_, new) if attempt < self.options.retries => self.discard(found, new)?,
                 Attempt::Changed(entry, new) => {
                     self.keep(&entry, Some(new))?;
@@ -137,7 +141,7 @@ impl Capture<'_> {
             let mut captured = Vec::new();
             let mut is_changed = false;
             for found in files {
-                match self.attempt(live, found)? {
+                match self.attempt(live, found, self.known(&mut Finder::default(), found))? {
                     Attempt::Changed(entry, new) => {
                         is_changed = true;
                         captured.push((entry, Some(new), found));
@@ -194,18 +198,20 @@ impl Capture<'_> {
         Ok(Some((live, stat)))
     }
 
-    fn attempt(&self, dir: BorrowedFd<'_>, found: &Found) -> Result<Attempt> {
+    /// Captures a file. `known` is the file at the same path in the previous restore point.
+    fn attempt(&self, dir: BorrowedFd<'_>, found: &Found, known: Option<&Entry>) -> Result<Attempt> {
         if let Some((staged, name)) = self.replacement(&found.path) {
             return self.replaced(dir, found, staged, name);
         }
-        let known = self.known(found);
         if let Some(file) = known
             && let Kind::File { stamp, size, digest, is_torn: false } = &file.kind
             && stamp.is_current(&found.stat)
-            && let Some(new) = self.share(found, *size, *digest)?
+            && let Some(new) = self.share(found, known, *size, *digest)?
         {
             // The times, owner, mode and attributes are equal as well, because every change of these properties changes the ctime.
-            return Ok(Attempt::Done(Entry { path: found.path.clone(), ..file.clone() }, new));
+            let mut entry = file.clone();
+            entry.path.clone_from(&found.path);
+            return Ok(Attempt::Done(entry, new));
         }
         let Some((live, stat)) = self.open_live(dir, found)? else { return Ok(Attempt::Skipped) };
         let xattrs = self.xattrs(&found.path, live.as_fd())?;
@@ -222,7 +228,7 @@ impl Capture<'_> {
             && (*size, old.mtime) == (stat.size, stat.mtime)
             && self.copier.digest(live.as_fd(), stat.size, &found.path)? == (*digest, *size)
             && is_still()?
-            && let Some(new) = self.share(found, *size, *digest)?
+            && let Some(new) = self.share(found, known, *size, *digest)?
         {
             return Ok(Attempt::Done(made(*size, *digest), new));
         }
@@ -235,7 +241,7 @@ impl Capture<'_> {
             return Ok(Attempt::Changed(made(copied.size, copied.digest), new));
         }
         // The file was moved, or written again with the same content.
-        if let Some(shared) = self.share(found, copied.size, copied.digest)? {
+        if let Some(shared) = self.share(found, known, copied.size, copied.digest)? {
             self.discard(found, new)?;
             return Ok(Attempt::Done(made(copied.size, copied.digest), shared));
         }
@@ -244,22 +250,30 @@ impl Capture<'_> {
     }
 
     /// Returns the file at the path of `found` in the previous restore point.
-    fn known(&self, found: &Found) -> Option<&Entry> {
-        let old = self.old?;
-        index::file_of(&old.entries, index::find(&old.entries, &found.path)?)
+    pub(super) fn known(&self, finder: &mut Finder, found: &Found) -> Option<&Entry> {
+        let entries = &self.old?.index.entries;
+        index::file_of(entries, finder.find(entries, &found.path)?)
     }
 
     /// Shares a content with the previous restore point. Returns `None` if a copy is needed instead. Returns the name of a new content if the
     /// content got a link in the directory of this capture.
-    pub(super) fn share(&self, found: &Found, size: u64, digest: Digest) -> Result<Option<Option<NewName>>> {
+    pub(super) fn share(
+        &self,
+        found: &Found,
+        known: Option<&Entry>,
+        size: u64,
+        digest: Digest,
+    ) -> Result<Option<Option<NewName>>> {
         let Some(old) = self.old else { return Ok(None) };
+        let same = known.filter(|file| matches!(file.kind, Kind::File { size: s, digest: d, .. } if (s, d) == (size, digest)));
         let shared = match &old.shared {
-            SharedContents::Digests(digests) => digests.contains(&digest).then_some(None),
-            SharedContents::Files(files) => match self.known(found) {
-                Some(file) if matches!(file.kind, Kind::File { size: s, digest: d, is_torn: false, .. } if (s, d) == (size, digest)) => {
-                    self.link(found, files.as_fd(), file, size)?.map(Some)
-                }
-                _ => None,
+            SharedContents::Listed { names, indexed } => {
+                let is_indexed = || indexed.get_or_init(|| digests(&old.index.entries).collect()).contains(&digest);
+                (names.contains(&digest) && (same.is_some() || is_indexed())).then_some(None)
+            }
+            SharedContents::Files(files) => match same {
+                Some(file) => self.link(found, files.as_fd(), file, size)?.map(Some),
+                None => None,
             },
         };
         self.shared_files.fetch_add(u64::from(shared.is_some()), Ordering::Relaxed);

@@ -12,10 +12,12 @@ use std::{
         fd::{AsFd, BorrowedFd},
         unix::ffi::OsStrExt,
     },
+    panic::resume_unwind,
     sync::{
-        Mutex,
+        Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64},
     },
+    thread,
 };
 
 use rustix::{
@@ -26,7 +28,7 @@ use rustix::{
 use self::file::{Capture, Old};
 pub use self::staged::Staged;
 use crate::{
-    Digest, Entry, Kind, Limits, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Time, Totals, changes,
+    Digest, Entry, Limits, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Time, Totals, changes,
     content::Copier,
     contents::SharedContents,
     index, manifest,
@@ -153,9 +155,12 @@ impl Store {
         let previous = previous.filter(|point| point.verified.is_none_or(|verified| verified.damaged == 0));
         let old = match previous {
             Some(point) => {
-                let (entries, whole, name) = point.index()?;
-                let shared = self.shared_contents(point, &entries, contents)?;
-                Some(Old { entries, shared, whole: (whole, name) })
+                // The names of the contents are read meanwhile.
+                let (index, shared) = thread::scope(|scope| {
+                    let shared = scope.spawn(|| self.shared_contents(point, contents));
+                    (point.index(), shared.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                });
+                Some(Old { index: index?, shared: shared? })
             }
             None => None,
         };
@@ -180,7 +185,7 @@ impl Store {
         let entries = capture.assemble()?;
         let Capture { shared_files, copied_bytes, new: new_contents, .. } = capture;
         let (skipped_count, missed, skipped) = walk.counts.skipped();
-        let index = match changed_index(&entries, id, old.as_ref(), previous, dir.as_fd())? {
+        let index = match changed_index(&entries, old.as_ref(), previous, dir.as_fd())? {
             Some(changes) => changes,
             None => index::encode(&entries)?,
         };
@@ -213,33 +218,22 @@ impl Store {
         Ok((Captured { manifest, digest, missed }, NewPoint { entries, dir, contents: new_contents }))
     }
 
-    /// Returns the contents of a restore point that exist. The contents themselves are not examined.
-    fn shared_contents(&self, point: &Point, entries: &[Entry], contents: BorrowedFd<'_>) -> Result<SharedContents> {
-        if !point.has_shared_contents() {
-            return Ok(SharedContents::Files(point.files()?));
+    /// Returns the contents that can be shared with a restore point. The contents themselves are not examined.
+    fn shared_contents(&self, point: &Point, contents: BorrowedFd<'_>) -> Result<SharedContents> {
+        if point.has_shared_contents() {
+            Ok(SharedContents::Listed { names: self.listed_contents(contents)?, indexed: OnceLock::new() })
+        } else {
+            Ok(SharedContents::Files(point.files()?))
         }
-        let listed = self.listed_contents(contents)?;
-        let digest = |entry: &Entry| match entry.kind {
-            Kind::File { digest, .. } => Some(digest),
-            _ => None,
-        };
-        Ok(SharedContents::Digests(entries.iter().filter_map(digest).filter(|digest| listed.contains(digest)).collect()))
     }
 }
 
 /// Returns the index as changes of the previous index, and links the base of the changes into the new restore point `dir`. Returns `None` if
 /// the index must be written as a whole.
-fn changed_index(
-    entries: &[Entry],
-    id: &str,
-    old: Option<&Old>,
-    previous: Option<&Point>,
-    dir: BorrowedFd<'_>,
-) -> Result<Option<Vec<u8>>> {
+fn changed_index(entries: &[Entry], old: Option<&Old>, previous: Option<&Point>, dir: BorrowedFd<'_>) -> Result<Option<Vec<u8>>> {
     let (Some(old), Some(previous)) = (old, previous) else { return Ok(None) };
-    let (base, name) = &old.whole;
-    let Some(changes) = changes::encode(base, entries, id)? else { return Ok(None) };
-    match linkat(&previous.fd, *name, dir, store::BASE, AtFlags::empty()) {
+    let Some(changes) = changes::encode(&old.index, entries)? else { return Ok(None) };
+    match linkat(&previous.fd, old.index.base_name, dir, store::BASE, AtFlags::empty()) {
         Ok(()) => Ok(Some(changes)),
         Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::OPNOTSUPP) => Ok(None),
         Err(other) => Err(PointError::io("share the index of", previous.path(), other)),

@@ -20,6 +20,7 @@ use super::file::{Attempt, Capture, entry};
 use crate::{
     Digest, Entry, Kind, PointError, Result, Stamp,
     contents::NewName,
+    index::Finder,
     pool::lock,
     sys::{self, Stat},
     walk::Found,
@@ -77,7 +78,8 @@ impl Capture<'_> {
         let stat = sys::stat_fd(&file).map_err(|e| wrong("look at the staged file", e))?;
         fchmod(&file, Mode::from_raw_mode(0o600)).map_err(|e| wrong("set the mode of the staged file", e))?;
         let (digest, size) = self.copier.digest(file.as_fd(), stat.size, &found.path)?;
-        if let Some(new) = self.share(found, size, digest)? {
+        let known = self.known(&mut Finder::default(), found);
+        if let Some(new) = self.share(found, known, size, digest)? {
             return Ok((size, digest, new));
         }
         let new = self.new.name();

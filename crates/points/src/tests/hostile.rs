@@ -128,6 +128,38 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
+    fn indexes_of_random_changes_are_read_exactly(
+        rounds in prop::collection::vec(prop::collection::vec((0_u16..260, 0_u64..4), 0..12), 1..6),
+    ) {
+        let sources = [Source::directory("up")];
+        let of = |sizes: &std::collections::BTreeMap<u16, u64>| -> Vec<Entry> {
+            let sized = |(name, size): (&u16, &u64)| {
+                let mut entry = file(format!("up/{name:03}").as_bytes());
+                if let Kind::File { size: of_file, .. } = &mut entry.kind {
+                    *of_file = *size;
+                }
+                entry
+            };
+            [directory(b"up")].into_iter().chain(sizes.iter().map(sized)).collect()
+        };
+        let mut sizes: std::collections::BTreeMap<u16, u64> = (0..250).map(|name| (name, 1)).collect();
+        let whole = encode_index(&of(&sizes)).unwrap();
+        let base = crate::changes::BaseIndex { digest: Digest::of(&whole), bytes: whole.len() as u64 };
+        let mut old = crate::changes::ReadIndex::whole(of(&sizes), base, crate::store::INDEX);
+        for round in rounds {
+            for (name, size) in round {
+                if size == 0 { sizes.remove(&name); } else { sizes.insert(name, size); }
+            }
+            let entries = of(&sizes);
+            // All changes together are a small part of the base.
+            let bytes = crate::changes::encode(&old, &entries).unwrap().unwrap();
+            old = crate::changes::read(&bytes, &whole, "x", &sources).unwrap();
+            prop_assert_eq!(&old.entries, &entries);
+            prop_assert_eq!(old.base, base);
+        }
+    }
+
+    #[test]
     fn decoding_of_changed_bytes_never_panics(at in 0_usize..400, byte in any::<u8>(), cut in 0_usize..400) {
         let entries = [file(b"db"), directory(b"up"), entry(b"up/l", Kind::Symlink { target: b"t".to_vec() })];
         let mut bytes = encode_index(&entries).unwrap();

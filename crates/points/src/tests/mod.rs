@@ -3,6 +3,7 @@
 mod back;
 mod capture;
 mod hostile;
+mod import;
 mod kill;
 mod look;
 mod model;
