@@ -297,9 +297,16 @@ fn one_cycle_shows_every_flipped_bit_and_a_failing_drill() {
     repo.push().accepted();
     world.stop();
     let stored = world.environment("shop").join("archives/points");
-    for (id, file) in points.iter().zip(["files/data/uploads/one", "index", "files/databases/main.dump"]) {
-        damage(&stored.join(id).join(file));
-    }
+    damage(&stored.join(".contents").join(blake3::hash(b"version 0").to_string()));
+    // The index of a restore point contains the digest of its dump.
+    let index = fs::read(stored.join(&points[2]).join("index")).unwrap();
+    let contents = fs::read_dir(stored.join(".contents")).unwrap().map(|content| content.unwrap().path());
+    let mut dumps = contents.filter(|content| {
+        let bytes = fs::read(content).unwrap();
+        bytes.starts_with(b"PGDMP") && index.windows(32).any(|part| part == blake3::hash(&bytes).as_bytes())
+    });
+    damage(&dumps.next().unwrap());
+    damage(&stored.join(&points[1]).join("index"));
     fs::write(data(&world).join("uploads/one"), "as captured by the run").unwrap();
     forget_runs_since(&world, "2025-01-01T00:00:00Z");
     let news = news(&world);

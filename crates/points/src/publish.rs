@@ -36,10 +36,21 @@ impl Store {
     ) -> Result<T> {
         store::check_name(id)?;
         let _lock = self.lock()?;
-        let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
         if sys::stat_at(self.fd.as_fd(), OsStr::new(id)).is_ok() {
             return Err(PointError::Exists { id: id.to_owned() });
         }
+        self.write_point(id, RenameFlags::NOREPLACE, write)
+    }
+
+    /// Writes the restore point `id`, and exchanges it with the existing restore point if `how` is [`RenameFlags::EXCHANGE`]. The caller holds
+    /// the lock.
+    pub(crate) fn write_point<T>(
+        &self,
+        id: &str,
+        how: RenameFlags,
+        write: impl FnOnce(&str, BorrowedFd<'_>) -> Result<(T, NewPoint)>,
+    ) -> Result<T> {
+        let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
         let new = format!("{NEW}{id}");
         // This creation holds the lock, so an existing directory is the leftover of a killed creation.
         if sys::stat_at(self.fd.as_fd(), OsStr::new(&new)).is_ok() {
@@ -53,7 +64,7 @@ impl Store {
         let created = write(&new, contents.as_fd()).and_then(|(result, point)| {
             step();
             is_placed = true;
-            self.publish(&new, id, contents.as_fd(), &point).map(|()| result)
+            self.publish(&new, id, how, contents.as_fd(), &point).map(|()| result)
         });
         if created.is_err() {
             // The error of the creation is returned. If a part of this removal fails, a sweep repeats the removal.
@@ -64,7 +75,7 @@ impl Store {
     }
 
     /// Makes a restore point durable, and gives the restore point its name.
-    fn publish(&self, new: &str, id: &str, contents: BorrowedFd<'_>, point: &NewPoint) -> Result<()> {
+    fn publish(&self, new: &str, id: &str, how: RenameFlags, contents: BorrowedFd<'_>, point: &NewPoint) -> Result<()> {
         let wrong = |e: Errno| PointError::io("create", self.path().join(id), e);
         let shown = self.path().join(CONTENTS);
         let existing = point.contents.place(contents, &point.entries, &shown)?;
@@ -76,7 +87,7 @@ impl Store {
         point.contents.replace(contents, &existing, &shown)?;
         unlinkat(&point.dir, store::FILES, AtFlags::REMOVEDIR).map_err(wrong)?;
         step();
-        match renameat_with(&self.fd, new, &self.fd, id, RenameFlags::NOREPLACE) {
+        match renameat_with(&self.fd, new, &self.fd, id, how) {
             Err(Errno::EXIST) => return Err(PointError::Exists { id: id.to_owned() }),
             other => other.map_err(wrong)?,
         }

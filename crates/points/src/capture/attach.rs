@@ -10,14 +10,14 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, FlockOperation, Mode, RenameFlags, fchmod, flock, fsync, linkat, renameat_with},
+    fs::{AtFlags, FlockOperation, Mode, RenameFlags, fchmod, flock, linkat},
     io::Errno,
 };
 
 use super::{Staged, file::entry, staged::content};
 use crate::{
-    Digest, Entry, Kind, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Totals, content::Copier, entry::order,
-    index, source, step, store, sys,
+    Digest, Entry, Kind, Manifest, Point, PointError, Result, Source, SourceRecord, Store, Totals, content::Copier,
+    contents::NewContents, entry::order, index, manifest, publish::NewPoint, source, step, store, sys,
 };
 
 impl Store {
@@ -30,45 +30,33 @@ impl Store {
             Err(Errno::AGAIN) => return Err(PointError::Busy { path: point.path().to_owned() }),
             other => other.map_err(|e| PointError::io("lock", point.path(), e))?,
         }
-        let new = format!("{}{id}", store::NEW);
-        let wrong = |e: Errno| PointError::io("create", self.path().join(&new), e);
-        sys::remove_tree(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
-        sys::create_dir(self.fd.as_fd(), OsStr::new(&new)).map_err(wrong)?;
+        let attached = self.write_point(id, RenameFlags::EXCHANGE, |new, _| self.write_attached(new, &point, label, staged))?;
         step();
-        let attached = self.write_attached(&new, &point, label, staged).and_then(|manifest| {
-            step();
-            self.sync_all()?;
-            step();
-            renameat_with(&self.fd, new.as_str(), &self.fd, id, RenameFlags::EXCHANGE).map_err(wrong)?;
-            step();
-            fsync(&self.fd).map_err(wrong)?;
-            Ok(manifest)
-        });
-        step();
-        // The directory is the replaced restore point, or an unfinished one. If this removal fails, a sweep repeats the removal.
-        let _ = sys::remove_tree(self.fd.as_fd(), OsStr::new(&new));
-        attached
+        // The directory is the replaced restore point, whose contents also belong to the new restore point. If this removal fails, a sweep
+        // repeats the removal.
+        let _ = sys::remove_tree(self.fd.as_fd(), OsStr::new(&format!("{}{id}", store::NEW)));
+        Ok(attached)
     }
 
-    fn write_attached(&self, new: &str, point: &Point, label: &serde_json::Value, staged: &Staged<'_>) -> Result<Manifest> {
+    fn write_attached(
+        &self,
+        new: &str,
+        point: &Point,
+        label: &serde_json::Value,
+        staged: &Staged<'_>,
+    ) -> Result<(Manifest, NewPoint)> {
         let shown = self.path().join(new);
-        let wrong = |e: Errno| PointError::io("create", &shown, e);
-        let dir = sys::open_dir(self.fd.as_fd(), new.as_bytes(), true).map_err(wrong)?;
-        sys::create_dir(dir.as_fd(), OsStr::new(store::FILES)).map_err(wrong)?;
-        let files = sys::open_dir(dir.as_fd(), store::FILES.as_bytes(), true).map_err(wrong)?;
+        let (dir, contents) = self.open_new(new)?;
         let before = point.entries()?;
         let mut entries = before.clone();
-        let old = point.files()?;
-        for source in &point.manifest.sources {
-            super::create_parents(files.as_fd(), source.source.path.as_bytes(), 0o700)?;
-        }
-        for entry in &entries {
-            share(old.as_fd(), files.as_fd(), entry)?;
+        if !point.has_shared_contents() {
+            let old = point.files()?;
+            entries.iter().try_for_each(|entry| share(old.as_fd(), &contents, entry))?;
         }
         let mut sources = point.manifest.sources.clone();
         let mut totals = point.manifest.totals;
         if let Some(added) = &staged.source {
-            let (mut more, bytes) = add(files.as_fd(), added, staged)?;
+            let (mut more, bytes) = add(&contents, added, staged)?;
             entries.append(&mut more);
             entries.sort_unstable_by(|a, b| order(&a.path, &b.path));
             totals.copied_bytes = totals.copied_bytes.saturating_add(bytes);
@@ -78,6 +66,7 @@ impl Store {
         let entries = renumbered(&before, entries);
         let index = index::encode(&entries)?;
         let manifest = Manifest {
+            version: manifest::VERSION,
             label: label.clone(),
             sources,
             totals: Totals {
@@ -96,7 +85,7 @@ impl Store {
         store::write_new(dir.as_fd(), store::INDEX, &index, &shown)?;
         store::write_new(dir.as_fd(), store::MANIFEST, &bytes, &shown)?;
         store::write_new(dir.as_fd(), store::CHECKSUMS, store::checksum_line(Digest::of(&bytes)).as_bytes(), &shown)?;
-        Ok(manifest)
+        Ok((manifest, NewPoint { entries, dir, contents }))
     }
 }
 
@@ -119,36 +108,23 @@ fn renumbered(before: &[Entry], mut entries: Vec<Entry>) -> Vec<Entry> {
     entries
 }
 
-/// Creates the directory of an entry, or links the stored content of an entry, from `old` to `files`.
-fn share(old: BorrowedFd<'_>, files: BorrowedFd<'_>, entry: &Entry) -> Result<()> {
+/// Links the stored content of a file of a restore point of version 1.
+fn share(old: BorrowedFd<'_>, contents: &NewContents, entry: &Entry) -> Result<()> {
+    let Kind::File { digest, .. } = entry.kind else { return Ok(()) };
     let wrong = |e: Errno| PointError::io("share", OsStr::from_bytes(&entry.path), e);
     let (parent, name) = sys::split(&entry.path);
-    match entry.kind {
-        Kind::Directory => {
-            let parent = sys::open_dir(files, parent, true).map_err(wrong)?;
-            match sys::create_dir(parent.as_fd(), name) {
-                Ok(()) | Err(Errno::EXIST) => Ok(()),
-                Err(other) => Err(wrong(other)),
-            }
-        }
-        Kind::File { .. } => {
-            let (from, to) = (sys::open_dir(old, parent, true), sys::open_dir(files, parent, true));
-            linkat(from.map_err(wrong)?, name, to.map_err(wrong)?, name, AtFlags::empty()).map_err(wrong)
-        }
-        Kind::Symlink { .. } | Kind::HardLink { .. } => Ok(()),
-    }
+    let from = sys::open_dir(old, parent, true).map_err(wrong)?;
+    let new = contents.name();
+    linkat(from, name, contents.dir(), new.to_string(), AtFlags::empty()).map_err(wrong)?;
+    contents.keep(new, digest).map_err(wrong)
 }
 
-/// Links the staged files into the directory `source` of the stored files. Returns the entries and the size of the files.
-fn add(files: BorrowedFd<'_>, source: &str, staged: &Staged<'_>) -> Result<(Vec<Entry>, u64)> {
-    let wrong = |e: Errno| PointError::io("store", source, e);
-    super::create_parents(files, source.as_bytes(), 0o700)?;
-    let (parent, name) = sys::split(source.as_bytes());
-    let parent = sys::open_dir(files, parent, true).map_err(wrong)?;
-    sys::create_dir(parent.as_fd(), name).map_err(wrong)?;
-    let stored = sys::open_dir(files, source.as_bytes(), true).map_err(wrong)?;
-    let stat = sys::stat_fd(&stored).map_err(wrong)?;
-    let mut entries = vec![entry(source.as_bytes(), Kind::Directory, &stat, Vec::new())];
+/// Adds the staged files to the new contents. Returns the entries of the directory `source`, and the size of the files.
+fn add(contents: &NewContents, source: &str, staged: &Staged<'_>) -> Result<(Vec<Entry>, u64)> {
+    let stat = sys::stat_fd(staged.dir).map_err(|e| PointError::io("look at the directory of", source, e))?;
+    let mut directory = entry(source.as_bytes(), Kind::Directory, &stat, Vec::new());
+    directory.mode = 0o700;
+    let mut entries = vec![directory];
     let mut bytes: u64 = 0;
     for name in &staged.added {
         let path = sys::join(source.as_bytes(), name.as_bytes());
@@ -157,7 +133,9 @@ fn add(files: BorrowedFd<'_>, source: &str, staged: &Staged<'_>) -> Result<(Vec<
         let stat = sys::stat_fd(&file).map_err(wrong)?;
         fchmod(&file, Mode::from_raw_mode(0o600)).map_err(wrong)?;
         let (digest, size) = Copier::new(false, None).digest(file.as_fd(), stat.size, &path)?;
-        linkat(staged.dir, name.as_str(), &stored, name.as_str(), AtFlags::empty()).map_err(wrong)?;
+        let new = contents.name();
+        linkat(staged.dir, name.as_str(), contents.dir(), new.to_string(), AtFlags::empty()).map_err(wrong)?;
+        contents.keep(new, digest).map_err(wrong)?;
         let mut added = entry(&path, content(size, digest, &stat), &stat, Vec::new());
         added.mode = 0o600;
         entries.push(added);

@@ -300,7 +300,7 @@ fn attached_file_is_part_of_the_point_and_other_files_stay() {
     attach(scene.dir.path(), &scene.store);
     let mut point = scene.store.point("one").unwrap();
     assert_eq!(point.manifest.label["complete"], true);
-    assert_eq!(fs::read_to_string(point.content("databases/main.dump")).unwrap(), "dump");
+    assert_eq!(fs::read_to_string(point.content("databases/main.dump").unwrap()).unwrap(), "dump");
     assert_eq!(point.verify(&VerifyOptions::default()).unwrap().damages, []);
     drop(point);
     let mut after = scene.restored("one");
@@ -316,9 +316,26 @@ fn attach_killed_at_each_step_leaves_the_old_or_the_new_point() {
         assert_eq!(scene.store.list().unwrap(), ["one"]);
         let mut point = scene.store.point("one").unwrap();
         let is_complete = point.manifest.label["complete"] == true;
-        assert_eq!(point.content("databases/main.dump").exists(), is_complete);
+        assert_eq!(point.content("databases/main.dump").is_ok(), is_complete);
         assert_eq!(point.verify(&VerifyOptions::default()).unwrap().damages, []);
         drop(point);
+        scene.has_only_used_contents();
+        attach_again(scene, is_complete);
+        scene.has_only_used_contents();
+    });
+    assert!(kills >= 5, "{kills}");
+}
+
+#[test]
+fn attach_to_a_point_of_version_1_killed_at_each_step_leaves_the_old_or_the_new_point() {
+    let kills = each_kill_of("child_attaches", with_version_1, |scene| {
+        scene.store.sweep().unwrap();
+        let mut point = scene.store.point("one").unwrap();
+        let is_complete = point.manifest.label["complete"] == true;
+        assert_eq!(point.manifest.version, if is_complete { 2 } else { 1 });
+        assert_eq!(point.verify(&VerifyOptions::default()).unwrap().damages, []);
+        drop(point);
+        scene.has_only_used_contents();
         attach_again(scene, is_complete);
     });
     assert!(kills >= 5, "{kills}");
@@ -328,6 +345,6 @@ fn attach_killed_at_each_step_leaves_the_old_or_the_new_point() {
 fn attach_again(scene: &Scene, is_complete: bool) {
     if !is_complete {
         attach(scene.dir.path(), &scene.store);
-        assert!(scene.store.point("one").unwrap().content("databases/main.dump").exists());
+        assert!(scene.store.point("one").unwrap().content("databases/main.dump").unwrap().exists());
     }
 }
