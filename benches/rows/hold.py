@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 
 from lib.servers import Larder
 from lib.table import OURS, Row
@@ -54,7 +55,7 @@ class Postgres:
         if not found:
             raise Unavailable("postgres is missing (Debian: postgresql)")
         self.bin = f"{found[-1].path}/bin"
-        data = place / "pg"
+        self.data = data = place / f"pg-{self.port}"
         data.mkdir(mode=0o700)
         self.drop = []
         if os.geteuid() == 0:
@@ -62,22 +63,32 @@ class Postgres:
             self.drop = ["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--"]
         world.run([*self.drop, f"{self.bin}/initdb", "--username=postgres", "--auth=trust", "-D", data])
         (data / "pg_hba.conf").write_text("host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
-        options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "max_wal_size=4GB"]
+        options = ["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=", "-c", "max_wal_size=1GB", "-c", "wal_level=minimal", "-c", "max_wal_senders=0"]
         self.process = world.spawn([*self.drop, f"{self.bin}/postgres", "-D", data, "-p", self.port, *options], f"postgres-{self.port}")
         world.wait_for_port(self.port, self.process)
+        end = time.monotonic() + 60
+        while self.ask("select 1").returncode != 0:  # The server listens before it accepts sessions.
+            if time.monotonic() > end:
+                raise Unavailable("PostgreSQL does not accept sessions")
+            time.sleep(0.05)
         self.sql("postgres", "create role shop login createdb password 'bench'")
         self.sql("postgres", "create database shop owner shop")
         self.url = f"postgres://shop:bench@127.0.0.1:{self.port}/shop"
 
-    def sql(self, database, statement):
+    def ask(self, statement, database="postgres", check=False):
         command = [f"{self.bin}/psql", "-X", "-q", "-A", "-t", "-h", "127.0.0.1", "-p", self.port, "-U", "postgres", "-d", database]
-        return self.world.run([*command, "-c", statement], timeout=3600).stdout.strip()
+        return self.world.run([*command, "-c", statement], check=check, timeout=3600)
+
+    def sql(self, database, statement):
+        return self.ask(statement, database, check=True).stdout.strip()
 
     def fill(self, megabytes):
-        """Writes rows of 960 hexadecimal digits, which are neither compressed nor stored in a second table."""
-        rows = megabytes * 1000
-        self.sql("shop", "create table t as select g as id, (select string_agg(md5(g::text || n::text), '') from "
-                 f"generate_series(1, 30) n) as body from generate_series(1, {rows}) g; alter table t owner to shop; checkpoint")
+        """Writes rows of 960 hexadecimal digits, which PostgreSQL neither compresses nor stores in a second table. The rows of databases of
+        more than 1 GB are repetitions, so that their dumps need little disk space."""
+        body = "repeat(md5(g::text), 30)" if megabytes > 1000 else "(select string_agg(md5(g::text || n::text), '') from generate_series(1, 30) n)"
+        self.sql("shop", f"create table t as select g as id, {body} as body from generate_series(1, {megabytes * 1000}) g")
+        self.sql("shop", "alter table t owner to shop")
+        self.sql("shop", "checkpoint")
 
     def stop(self):
         self.world.stop(self.process)
@@ -97,7 +108,7 @@ class Case:
 
     def push(self, upgrade):
         self.count += 1
-        (self.work / "larder.yml").write_text(f"{self.recipe}hold: 10m\n{upgrade}")
+        (self.work / "larder.yml").write_text(f"{self.recipe}hold: 5m\n{upgrade}")
         (self.work / "index.html").write_text(f"version {self.count}\n")
         self.world.git("add", "--all", cwd=self.work)
         self.world.git("commit", "--quiet", "-m", f"version {self.count}", cwd=self.work)
@@ -120,6 +131,7 @@ def measure(world, args, progress):
         try:
             place = mounted(world, kind) if kind else world.path("hold")
             name = f"{kind or 'hold'}/larder"
+            world.path("logs", kind or "hold")
             server = Larder(world, args.larder, name)
         except Unavailable as why:
             rows.append(Row(f"hold, {kind}", absent={"all": str(why)}))
@@ -128,6 +140,7 @@ def measure(world, args, progress):
             try:
                 rows += one(world, args, progress, kind, place, server, case)
             except Unavailable as why:
+                progress(str(why))
                 rows.append(Row(f"hold, {case}" + (f", {kind}" if kind else ""), absent={"all": str(why)}))
         world.stop(server.process)
         if kind:
@@ -173,5 +186,5 @@ def one(world, args, progress, kind, place, server, case):
         progress(f"{title}: push {index + 1} of {min(args.runs, PUSHES)}")
     if postgres:
         postgres.stop()
-        shutil.rmtree(place / "pg", ignore_errors=True)
+        shutil.rmtree(postgres.data, ignore_errors=True)
     return [held, part]
