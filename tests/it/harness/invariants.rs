@@ -58,6 +58,10 @@ impl World {
     }
 
     /// Returns the broken invariants. The numbers in the code are those of `ARCHITECTURE.md`.
+    ///
+    /// The state on the disk does not show some invariants: whether a failed deployment has restored the data (the tests compare the data before
+    /// and after), whether a request was dropped (the tests send requests meanwhile), and whether code of a project reaches other projects
+    /// (`hostile.rs`). The limits of queues and buffers have tests of their own.
     fn broken(&self, project: &str, fits: &dyn Fn(&[String], &[String]) -> bool) -> Findings {
         let top = self.environment(project);
         let mut found = Vec::new();
@@ -78,6 +82,10 @@ impl World {
         if archives != all("releases", ".manifest.json") || !fits(&trees, &archives) {
             found.push(format!("trees and archives differ: {trees:?}, {:?}", names(&top.join("releases"))));
         }
+        for other in trees.iter().filter(|tree| archives.contains(tree) && manifest(&top, tree).is_ok()) {
+            found.extend(tree_differs(&top, other)); // 6
+        }
+        found.extend(manifests_differ(&top)); // 6
         found.extend(self.journals(project).iter().filter_map(|journal| ends_wrongly(journal))); // 3
         found.extend(points_differ(&top)); // 15
         found.extend(self.leftovers(&top));
@@ -169,6 +177,13 @@ impl World {
                 found.push(format!("{directory} is not empty: {left:?}"));
             }
         }
+        for deployment in names(&top.join("deployments")) {
+            if top.join("deployments").join(&deployment).join("reserve").exists() {
+                found.push(format!("the deployment {deployment} holds disk space after its end"));
+            }
+        }
+        let locks = files_below(&top.join("../git")).into_iter().filter(|path| path.extension().is_some_and(|end| end == "lock"));
+        found.extend(locks.map(|lock| format!("a lock of git is left: {}", lock.display())));
         if top.join("data-copy.note").exists() {
             found.push(String::from("the note of a copy of the data is left"));
         }
@@ -259,7 +274,24 @@ fn manifest(top: &Path, release: &str) -> Result<Value, String> {
     serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The live tree has exactly the entries of its manifest, with the same contents, modes and targets, and its archive exists.
+/// A release has the same manifest in all environments of its project, so all of them run the same bytes.
+fn manifests_differ(top: &Path) -> Findings {
+    let mut found = Vec::new();
+    let own = top.join("releases");
+    for environment in
+        names(&top.join("..")).into_iter().filter(|name| Some(name.as_str()) != top.file_name().and_then(OsStr::to_str))
+    {
+        let other = top.join("..").join(&environment).join("releases");
+        for name in names(&other).into_iter().filter(|name| name.ends_with(".manifest.json") && own.join(name).exists()) {
+            if fs::read(own.join(&name)).ok() != fs::read(other.join(&name)).ok() {
+                found.push(format!("{name} differs between {} and {environment}", top.display()));
+            }
+        }
+    }
+    found
+}
+
+/// A tree has exactly the entries of its manifest, with the same contents, modes and targets, and its archive exists.
 fn tree_differs(top: &Path, release: &str) -> Findings {
     let manifest = match manifest(top, release) {
         Ok(manifest) => manifest,
