@@ -78,6 +78,9 @@ const CALLS: [&str; 44] = [
 const WRITING: [&str; 4] = ["ENOSPC", "EIO", "EROFS", "KILL"];
 const OTHER: [&str; 3] = ["EIO", "EMFILE", "KILL"];
 
+/// The line of a child that is ready for its job.
+const READY: &str = "the child is ready for its job";
+
 /// The exit code of a child whose job is refused.
 const REFUSED: i32 = 3;
 
@@ -261,12 +264,15 @@ fn child_runs_a_job() {
     let job = Job::ALL.into_iter().find(|job| format!("{job:?}") == wanted).unwrap();
     let directory = std::env::var_os("FAULTS_DIR").unwrap();
     let places = Places { directory: directory.into(), _owned: None };
-    // The parent attaches strace before it writes the line.
+    // The parent attaches strace after it has read this line, and before it writes a line. A fault during the start of the program would not be
+    // a fault of the job.
+    println!("{READY}");
     std::io::stdin().read_line(&mut String::new()).unwrap();
     match job.run(&places) {
         Ok(()) => std::process::exit(0),
         Err(failure) => {
-            eprintln!("refused: {failure}");
+            // A sticky fault of `write` also concerns this line, for which `eprintln` would panic.
+            let _ = writeln!(std::io::stderr(), "refused: {failure}");
             std::process::exit(REFUSED);
         }
     }
@@ -285,10 +291,16 @@ fn traced(strace: &Path, job: Job, places: &Places, arguments: &[String], trace:
         .env("FAULTS_JOB", format!("{job:?}"))
         .env("FAULTS_DIR", &places.directory)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains(READY) {
+        line.clear();
+        assert_ne!(output.read_line(&mut line).unwrap(), 0, "the child does not start");
+    }
     let mut tracer = Command::new(strace)
         .args(["-f", "-o"])
         .arg(trace)
@@ -307,9 +319,10 @@ fn traced(strace: &Path, job: Job, places: &Places, arguments: &[String], trace:
     }
     let _ = child.stdin.take().unwrap().write_all(b"\n");
     let drained = std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+    let printed = std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
     let end = ended(child);
     let _ = tracer.wait();
-    let _ = drained.join();
+    let _ = (drained.join(), printed.join());
     end
 }
 
