@@ -57,6 +57,7 @@ mod promotion;
 mod pulling;
 mod push;
 mod queue;
+mod random_runs;
 mod recipe;
 mod recovery;
 mod refs;
