@@ -33,6 +33,7 @@ pub fn main(root: Root, args: ServeArgs) -> Result<ExitCode, CommandError> {
     // The default limit depends on the memory of the machine, so the keeper computes the limit.
     keeper.build_memory = config.builds.memory.map(ByteSize::bytes);
     keeper.build_processes = u64::from(config.builds.pids);
+    keeper.units = (config.services.program(), config.services.units.clone());
     keeper.lib = embedded_files();
     keeper::run(keeper).map_err(|error| {
         let command = CommandError::new(kind(&error), chain(&error));

@@ -23,6 +23,7 @@ mod reader;
 mod recipe;
 mod sections;
 mod server;
+mod services;
 mod settings;
 mod space;
 mod upgrade;

@@ -24,6 +24,7 @@ use super::{
     quantity::{ByteSize, TimeSpan},
     reader::ConfigReader,
     sections::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, PushLimits, SshConfig, SshProfile},
+    services::{SERVICES_KEYS, ServicesConfig},
     space::{SPACE_KEYS, SpaceConfig},
     value::{Domain, VariableName, host_path},
     yaml::{self, FileLimits, Node},
@@ -63,6 +64,8 @@ pub struct ServerConfig {
     pub backup: BackupConfig,
     /// Limits of the disk space of projects.
     pub space: SpaceConfig,
+    /// The units of systemd that deployments in place may stop and start.
+    pub services: ServicesConfig,
     /// The database servers on which `larder db create` creates databases.
     pub databases: DatabaseServers,
     /// Configuration variables for all projects. A project's own value takes precedence.
@@ -95,6 +98,7 @@ impl Default for ServerConfig {
             log: LogConfig { max_bytes: ByteSize::mebibytes(10), keep: 5 },
             backup: BackupConfig::default(),
             space: SpaceConfig::default(),
+            services: ServicesConfig::default(),
             databases: DatabaseServers::default(),
             env: IndexMap::new(),
         }
@@ -207,6 +211,15 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
         || keys::render(SPACE_KEYS),
         |reader, node, key, config| {
             keys::read_section(reader, node, key, "{limit: 20G, enlarge: auto, ceiling: 50G}", SPACE_KEYS, &mut config.space)
+        },
+    ),
+    KeyRow::custom(
+        "services",
+        "Units of systemd that deployments with `strategy: in-place` may stop and start.",
+        Says("none"),
+        || keys::render(SERVICES_KEYS),
+        |reader, node, key, config| {
+            keys::read_section(reader, node, key, "{units: {shop: [shop-index.service]}}", SERVICES_KEYS, &mut config.services)
         },
     ),
     KeyRow::custom(

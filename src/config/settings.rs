@@ -21,7 +21,7 @@ use super::{
     upgrade::{self, UPGRADE_KEYS, UpgradeSettings},
     value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
 };
-use crate::model::{DatabaseName, Phase, ProcessType, StopSignal, Strategy};
+use crate::model::{DatabaseName, Phase, ProcessType, StopSignal, Strategy, UnitName};
 
 /// The settings of one environment. Journals store the settings, so a new field must have a serde default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +56,9 @@ pub struct Settings {
     pub timeouts: IndexMap<Phase, TimeSpan>,
     /// The strategy of the recipe, which takes precedence over the environment's strategy; `None` if the recipe sets no strategy.
     pub strategy: Option<Strategy>,
+    /// The units of systemd that a deployment in place stops and starts.
+    #[serde(default)]
+    pub services: Vec<UnitName>,
     /// Further host names of the environment.
     pub domains: Vec<Domain>,
     /// The way to stop processes that do not set `stop` themselves.
@@ -102,6 +105,7 @@ impl Default for Settings {
             health: Health { check: HealthCheck::Tcp, timeout: TimeSpan::seconds(60), interval: TimeSpan::seconds(1) },
             timeouts: Phase::ALL.into_iter().map(|phase| (phase, default_timeout(phase))).collect(),
             strategy: None,
+            services: Vec::new(),
             domains: Vec::new(),
             stop: Stop { signal: StopSignal::Term, grace: TimeSpan::seconds(10) },
             drain: TimeSpan::seconds(30),
@@ -300,6 +304,19 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         |reader, node, key, draft| {
             const STRATEGIES: [(&str, Strategy); 2] = [("blue-green", Strategy::BlueGreen), ("in-place", Strategy::InPlace)];
             draft.settings.strategy = reader.choice(node, key, &STRATEGIES).or(draft.settings.strategy);
+        },
+    ),
+    KeyRow::value(
+        "services",
+        "The units of systemd that a deployment in place stops before it changes anything, and starts with the new release. The server file must allow each unit. The processes of the project always stop.",
+        Says("none"),
+        "\n- shop-index.service",
+        |reader, node, key, draft| {
+            draft.settings.services = reader.items(node, key, "[shop-index.service]", |reader, node| {
+                reader.value(node, key, "a unit such as shop-index.service", |text| {
+                    text.parse::<UnitName>().map_err(|error| error.to_string())
+                })
+            });
         },
     ),
     KeyRow::value("domains", "Further host names.", Unstated, "\n- shop.example.com", |reader, node, key, draft| {

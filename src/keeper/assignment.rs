@@ -14,7 +14,7 @@ use super::{
     registry::NameRegistry,
     users::{SystemUser, Users},
 };
-use crate::model::{Area, EnvId, Launch, ReleaseId, Role, Slot};
+use crate::model::{Area, EnvId, Launch, ProjectName, ReleaseId, Role, Slot, UnitName};
 
 /// A directory of a worker and the `LARDER_*` variable that holds its path.
 #[derive(Debug, Clone)]
@@ -38,6 +38,8 @@ pub struct Assignment {
     /// True if the worker runs code of the project, which needs the host's language runtimes and settings.
     pub own_code: bool,
     directories: Vec<RoleDirectory>,
+    /// The name of the unit of systemd that the process stops or starts.
+    pub unit: Option<OsString>,
 }
 
 fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
@@ -46,7 +48,7 @@ fn need<T>(value: Option<T>, what: &str) -> Result<T, String> {
 
 impl Assignment {
     fn new(user: SystemUser) -> Assignment {
-        Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories: Vec::new() }
+        Assignment { user, layer: None, tree: None, read_only_app: false, own_code: false, directories: Vec::new(), unit: None }
     }
 
     fn reads(mut self, variable: &'static str, target: &'static str, path: PathBuf) -> Assignment {
@@ -60,7 +62,12 @@ impl Assignment {
     }
 
     /// Returns the assignment of a launch request, or the reason why the request is refused.
-    pub fn of(launch: &Launch, registry: &NameRegistry, users: &Users) -> Result<Assignment, String> {
+    pub fn of(
+        launch: &Launch,
+        registry: &NameRegistry,
+        users: &Users,
+        units: &[(ProjectName, UnitName)],
+    ) -> Result<Assignment, String> {
         let root = relative();
         if launch.role == Role::Git {
             let project = root.project(registry.project(launch.project)?);
@@ -144,6 +151,13 @@ impl Assignment {
                 .writes("LARDER_RESTORING", "/restoring", paths.restoring())
                 .writes("LARDER_CUSTOM", "/custom", paths.custom())
                 .writes("LARDER_DATA_COPY", "/copy", paths.data_copy()),
+            Role::Unit(request) => {
+                let is_unit = |(of, unit): &&(ProjectName, UnitName)| of == project_name && unit.number() == request.unit;
+                let unit = units.iter().find(is_unit).filter(|_| users.system());
+                let unit =
+                    unit.ok_or("the running keeper does not allow this unit; restart larder after a change of `services:`")?;
+                Assignment { unit: Some(unit.1.as_str().into()), ..Assignment::new(SystemUser::Keeper) }
+            }
             // The users are in the order of `MeasuredUser`. Each of them can enter only its own directories.
             Role::Measure(user) => {
                 let user = need([SystemUser::Git, build, unpack, run].get(user as usize).copied(), "a user")?;

@@ -6,6 +6,8 @@ use larder_sandbox::{NumberConflict, UnsafeDirectory};
 
 pub use larder_sandbox::EmbeddedFile;
 
+use crate::model::{ProjectName, UnitName};
+
 /// The configuration of a keeper.
 #[derive(Debug, Clone, Default)]
 pub struct KeeperConfig {
@@ -42,6 +44,8 @@ pub struct KeeperConfig {
     pub namespaces: bool,
     /// False if `/app` is a copy of its tree, even on a machine that allows overlays.
     pub overlays: bool,
+    /// The program that stops and starts units of systemd, and the units of each project.
+    pub units: (PathBuf, Vec<(ProjectName, UnitName)>),
     /// The size of `/tmp` and of `/var/tmp` of a process, in bytes. Files in these directories count towards the memory limit.
     pub temporary: u64,
 }

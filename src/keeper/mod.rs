@@ -28,7 +28,6 @@ use larder_sandbox::{collect_children, enter_namespace, first_closed_ancestor, k
 use rustix::{
     fs::Mode,
     process::{Resource, Rlimit, getrlimit, setrlimit},
-    thread::CapabilitySet,
 };
 
 pub use config::{EmbeddedFile, KeeperConfig, KeeperError};
@@ -90,23 +89,7 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
         );
     }
     if users.system() {
-        keep_capabilities(CAPABILITIES).map_err(|error| KeeperError::Setup(format!("drop capabilities: {error}")))?;
+        keep_capabilities().map_err(|error| KeeperError::Setup(format!("drop capabilities: {error}")))?;
     }
     supervisor::Supervisor::new(config, users, directories, listeners, base)?.run()
 }
-
-/// The capabilities of root that the keeper needs for users, mounts and limits. The keeper drops the capabilities that concern the
-/// network, other processes' memory, modules, clocks and hardware.
-const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::DAC_READ_SEARCH)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID)
-    .union(CapabilitySet::SETPCAP)
-    .union(CapabilitySet::SETFCAP)
-    .union(CapabilitySet::MKNOD)
-    .union(CapabilitySet::SYS_ADMIN)
-    .union(CapabilitySet::SYS_RESOURCE);

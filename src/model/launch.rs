@@ -52,6 +52,9 @@ pub enum Role {
     Restore,
     /// A worker that counts the space of one user's files in an environment, as this user. The files are read-only.
     Measure(MeasuredUser),
+    /// The operator's `systemctl`, which stops or starts a unit. The command runs as root without capabilities, outside of every view. The
+    /// keeper takes the program and the name of the unit from the server file, and the job is not read.
+    Unit(UnitRequest),
 }
 
 impl Role {
@@ -85,6 +88,7 @@ impl Role {
             Role::Dump => "dump",
             Role::Restore => "restore",
             Role::Measure(_) => "measure",
+            Role::Unit(_) => "unit",
         }
     }
 
@@ -105,6 +109,17 @@ pub enum MeasuredUser {
     Unpack,
     /// The run user.
     Run,
+}
+
+/// A request to stop or start a unit of systemd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct UnitRequest {
+    /// [`UnitName::number`] of a unit that the server file allows for the project.
+    ///
+    /// [`UnitName::number`]: super::UnitName::number
+    pub unit: u64,
+    /// True to start the unit, false to stop the unit.
+    pub start: bool,
 }
 
 /// A part of an environment's directory whose files belong to one user.

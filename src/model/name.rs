@@ -9,6 +9,8 @@ use super::checked_text;
 const MAX_LABEL: usize = 31;
 /// The maximum length of a user name, in bytes.
 const MAX_USER_NAME: usize = 31;
+/// The maximum length of the name of a unit, in bytes.
+const MAX_UNIT_NAME: usize = 200;
 /// The maximum length of a process type, in bytes.
 const MAX_PROCESS_TYPE: usize = 63;
 /// The maximum length of a branch name, in bytes.
@@ -79,6 +81,17 @@ name!(
 );
 
 name!(
+    /// The name of a unit of systemd, such as `shop-index.service`.
+    UnitName,
+    "unit name",
+    "use up to 200 letters, digits and the characters :_.@- with a suffix .service, .socket, .timer, .path or .target, starting with a letter or a digit",
+    |text| (1..=MAX_UNIT_NAME).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || b":_.@-".contains(&c))
+        && [".service", ".socket", ".timer", ".path", ".target"].iter().any(|suffix| text.strip_suffix(suffix).is_some_and(|stem| !stem.is_empty()))
+);
+
+name!(
     /// The name of a user, who is a person or a machine with access rights.
     UserName,
     "user name",
@@ -120,6 +133,14 @@ impl BranchName {
     /// Returns the full ref, `refs/heads/<name>`.
     pub fn full_ref(&self) -> String {
         format!("refs/heads/{}", self.0)
+    }
+}
+
+impl UnitName {
+    /// Returns the number of the unit in requests to the keeper, which contain no names. The keeper finds the unit in its own list.
+    pub fn number(&self) -> u64 {
+        let digest = blake3::hash(self.0.as_bytes());
+        digest.as_bytes().iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 }
 

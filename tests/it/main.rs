@@ -37,6 +37,7 @@ mod hostile;
 mod in_place;
 mod in_place_attacks;
 mod in_place_kills;
+mod in_place_units;
 mod journals;
 mod keeper;
 mod keeper_bounds;

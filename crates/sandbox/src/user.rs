@@ -29,9 +29,25 @@ impl UnixUser {
     }
 }
 
-/// Drops every capability of this process except those in `needed`.
-pub fn keep_capabilities(needed: CapabilitySet) -> io::Result<()> {
-    let kept = capabilities(None)?.permitted & needed;
+/// The capabilities of root that a supervisor needs for users, mounts and limits.
+const SUPERVISOR_CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::KILL)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::SETFCAP)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_RESOURCE);
+
+/// Drops every capability of this process that a supervisor does not need: those that concern the network, other processes' memory, modules,
+/// clocks and hardware.
+pub fn keep_capabilities() -> io::Result<()> {
+    let kept = capabilities(None)?.permitted & SUPERVISOR_CAPABILITIES;
     Ok(set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?)
 }
 

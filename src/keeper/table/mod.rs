@@ -158,7 +158,7 @@ impl ProcessTable {
         let started = if self.entries.len() >= MAX_PROCESSES {
             Err(format!("the limit of {MAX_PROCESSES} processes is reached"))
         } else {
-            Assignment::of(&launch, &self.registry, &self.users)
+            Assignment::of(&launch, &self.registry, &self.users, &self.config.units.1)
                 .and_then(|assignment| ProcessEntry::requested(seq, launch, assignment, given, descriptors, &self.users))
                 .and_then(|entry| self.begin(entry))
         };

@@ -50,7 +50,7 @@ impl ProcessTable {
         }
         let mut writable = true;
         let mut view = None;
-        if let Ok(base) = &self.base {
+        if let (Ok(base), None) = (&self.base, &assignment.unit) {
             let mut app = None;
             if let (Some(layer), true) = (&assignment.layer, self.uses_overlay(launch)) {
                 let (id, path, whole) = self
@@ -137,6 +137,11 @@ impl ProcessTable {
             ("LARDER_BIN", binary.into()),
             ("LARDER_EXTRA", entry.extra.len().to_string().into()),
         ];
+        if let (Some(unit), Role::Unit(request)) = (&entry.assignment.unit, entry.launch.role) {
+            let action = if request.start { "start" } else { "stop" };
+            all.push(("LARDER_UNIT_COMMAND".into(), self.config.units.0.clone().into()));
+            all.extend([("LARDER_UNIT_ACTION".into(), action.into()), ("LARDER_UNIT".into(), unit.clone())]);
+        }
         if entry.launch.role.packs() {
             all.push((LARGE_PAGES.0.into(), LARGE_PAGES.1.into()));
         }

@@ -6,6 +6,7 @@ use crate::{
     model::{Blame, Origin, Phase},
     pipeline::{
         context::Deployment,
+        phases::deploy::units,
         step::{Failure, Step, Work},
     },
     space::SpaceNeeds,
@@ -36,6 +37,7 @@ impl Step for Checks {
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
+            units::check(deployment)?;
             let path = deployment.paths.path();
             let free = files::free_space(path).map_err(|error| Failure::host(&error))?;
             let reserve = deployment.services.config.limits.disk_reserve.bytes();

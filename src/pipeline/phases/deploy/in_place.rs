@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{boot, hold, slot, upgrade};
+use super::{boot, hold, slot, units, upgrade};
 use crate::{
     model::{Phase, Slot},
     pipeline::{
@@ -54,10 +54,11 @@ impl Step for StopOld {
                 let occupant = in_place.and_then(|_| table.get(Slot::InPlace).occupant().cloned());
                 deployment.facts.replaced = Some(Replaced { occupant, began: previous.as_ref().map(|_| Timestamp::now()) });
             }
-            let Some(previous) = previous else { return Ok(()) };
+            let Some(previous) = previous else { return units::stop(deployment).await };
             deployment.transcript.title(&format!("Replacing {} in place; visitors get the maintenance page", previous.number));
             hold::hold(deployment);
             let limit = deployment.previous_settings().drain().get();
+            units::stop(deployment).await?;
             hold::stop_writers(deployment, &previous, limit).await
         })
     }
@@ -69,6 +70,7 @@ impl Step for StopOld {
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let restored = hold::restore_writers(deployment).await;
+            units::start_again(deployment).await;
             if restored.is_ok()
                 && let Some(held) = hold::release(deployment, false)
             {
@@ -100,10 +102,16 @@ impl Step for StartNew {
     }
 
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(async { boot::start_web(deployment).await.map(drop) })
+        Box::pin(async {
+            boot::start_web(deployment).await?;
+            units::start(deployment).await
+        })
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
-        Box::pin(boot::stop_reverted(deployment))
+        Box::pin(async {
+            units::stop(deployment).await?;
+            boot::stop_reverted(deployment).await
+        })
     }
 }

@@ -9,5 +9,6 @@ pub mod install;
 pub mod processes;
 pub mod slot;
 pub mod switch;
+pub mod units;
 pub mod upgrade;
 pub mod workspace;
