@@ -135,6 +135,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     pipeline.limit_projects(Arc::new(control.clone()));
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
+    let environments = register(&services, control.registrations(), environments).await?;
     follow_processes(&services, &pipeline, &environments).await?;
     pipeline.await_all(&environments);
     let proxy = services.proxy.clone();
@@ -255,6 +256,26 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], address.port())) } else { address }
 }
 
+/// Registers all environments. Returns the environments that can be used: without those of a project whose own file system cannot be
+/// mounted, so that a damaged file system stops only its project.
+async fn register(
+    services: &Arc<Services>,
+    registrations: Vec<Registration>,
+    mut environments: Vec<Environment>,
+) -> Result<Vec<Environment>, ServerError> {
+    for registration in registrations {
+        let (project, has_storage) = (registration.project.0, registration.storage.is_some());
+        match services.launcher.register(registration).await {
+            Err(error) if has_storage => {
+                tracing::error!(project = project.0, error = chain(&error), "cannot use the file system of a project");
+                environments.retain(|environment| environment.project_id != project);
+            }
+            other => other.map_err(ServerError::Keeper)?,
+        }
+    }
+    Ok(environments)
+}
+
 /// Takes over the processes of the previous server, and handles their exits.
 async fn follow_processes(
     services: &Arc<Services>,
@@ -262,13 +283,6 @@ async fn follow_processes(
     environments: &[Environment],
 ) -> Result<(), ServerError> {
     let mut events = services.launcher.events();
-    for environment in environments {
-        let registration = Registration {
-            project: (environment.project_id, environment.project.clone()),
-            environment: Some((environment.id, environment.name.clone())),
-        };
-        services.launcher.register(registration).await.map_err(ServerError::Keeper)?;
-    }
     let logs = |label: &Label| {
         let environment = environments.iter().find(|environment| environment.id == label.environment)?;
         Some(services.root.environment(&environment.project, &environment.name).log())

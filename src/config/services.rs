@@ -64,21 +64,25 @@ pub(super) const SERVICES_KEYS: &[KeyRow<ServicesConfig>] = &[
         "units",
         "The units that `services:` in the recipe of a project may list. Restart larder after a change.",
         Says("none"),
-        "\n  shop: [shop-index.service]",
+        "\nshop: [shop-index.service]",
         |reader, node, key, services| services.units = read_units(reader, node, key),
     ),
 ];
+
+/// Reads the units of a recipe.
+pub(super) fn read_services(reader: &mut ConfigReader<'_>, node: &Node, key: &str) -> Vec<UnitName> {
+    reader.items(node, key, "[shop-index.service]", |reader, node| {
+        let parse = |text: &str| text.parse::<UnitName>().map_err(|error| error.to_string());
+        reader.value(node, key, "a unit such as shop-index.service", parse)
+    })
+}
 
 fn read_units(reader: &mut ConfigReader<'_>, node: &Node, key: &str) -> Vec<(ProjectName, UnitName)> {
     let mut units = Vec::new();
     for (name, at, list) in reader.pairs(node, key, "a mapping such as {shop: [shop-index.service]}") {
         let project =
             reader.value(at, key, "the name of a project", |_| name.parse::<ProjectName>().map_err(|error| error.to_string()));
-        let listed = reader.items(list, &format!("{key}.{name}"), "[shop-index.service]", |reader, node| {
-            reader.value(node, key, "a unit such as shop-index.service", |text| {
-                text.parse::<UnitName>().map_err(|error| error.to_string())
-            })
-        });
+        let listed = read_services(reader, list, &format!("{key}.{name}"));
         if let Some(project) = project {
             units.extend(listed.into_iter().map(|unit| (project.clone(), unit)));
         }

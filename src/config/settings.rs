@@ -18,6 +18,7 @@ use super::{
     policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
+    services,
     upgrade::{self, UPGRADE_KEYS, UpgradeSettings},
     value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
 };
@@ -311,13 +312,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         "The units of systemd that a deployment in place stops before it changes anything, and starts with the new release. The server file must allow each unit. The processes of the project always stop.",
         Says("none"),
         "\n- shop-index.service",
-        |reader, node, key, draft| {
-            draft.settings.services = reader.items(node, key, "[shop-index.service]", |reader, node| {
-                reader.value(node, key, "a unit such as shop-index.service", |text| {
-                    text.parse::<UnitName>().map_err(|error| error.to_string())
-                })
-            });
-        },
+        |reader, node, key, draft| draft.settings.services = services::read_services(reader, node, key),
     ),
     KeyRow::value("domains", "Further host names.", Unstated, "\n- shop.example.com", |reader, node, key, draft| {
         draft.settings.domains = reader.items(node, key, "[shop.example.com, www.example.com]", |reader, node| {

@@ -8,6 +8,8 @@ use super::{
     quantity::ByteSize,
 };
 
+use crate::model::StorageKind;
+
 /// The limits of the disk space of projects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpaceConfig {
@@ -17,13 +19,15 @@ pub struct SpaceConfig {
     pub enlarge: bool,
     /// The maximum to which a limit is raised automatically.
     pub ceiling: Option<ByteSize>,
+    /// The kind of file system that each new project gets for itself; `None` for the file system of larder's root.
+    pub storage: Option<StorageKind>,
     /// The size of the file that holds disk space for larder; `None` without such a file.
     pub ballast: Option<ByteSize>,
 }
 
 impl Default for SpaceConfig {
     fn default() -> SpaceConfig {
-        SpaceConfig { limit: None, enlarge: false, ceiling: None, ballast: Some(ByteSize::mebibytes(640)) }
+        SpaceConfig { limit: None, enlarge: false, ceiling: None, storage: None, ballast: Some(ByteSize::mebibytes(640)) }
     }
 }
 
@@ -51,6 +55,16 @@ pub(super) const SPACE_KEYS: &[KeyRow<SpaceConfig>] = &[
         Says("no automatic change"),
         "50G",
         |reader, node, key, space| space.ceiling = reader.size(node, key),
+    ),
+    KeyRow::value(
+        "storage",
+        "shared, or ext4 or xfs: each new project gets a file system of its own in a file of the size `limit`. Existing projects stay where they are.",
+        Is("shared"),
+        "ext4",
+        |reader, node, key, space| {
+            let kinds = [("shared", None), ("ext4", Some(StorageKind::Ext4)), ("xfs", Some(StorageKind::Xfs))];
+            space.storage = reader.choice(node, key, &kinds).unwrap_or_default();
+        },
     ),
     KeyRow::value(
         "ballast",

@@ -71,6 +71,7 @@ fn server_reference_shows_the_defaults() {
     (config.backup.keep.bytes, config.backup.drill) = (None, None);
     config.promote = PromotionPolicy::default();
     config.space = SpaceConfig::default();
+    assert_eq!(std::mem::take(&mut config.services).units.len(), 1);
     assert_eq!(config.backup.offsite.drain(..).count(), 1);
     assert!(config.databases.postgres.take().is_some() && config.databases.mariadb.take().is_some());
     assert_eq!(config, ServerConfig::default());

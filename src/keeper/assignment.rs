@@ -10,11 +10,12 @@ use std::{
 use larder_sandbox::{BindMount, BindSource, OverlaySpec};
 
 use super::{
+    config::ProjectUnit,
     directories::relative,
     registry::NameRegistry,
     users::{SystemUser, Users},
 };
-use crate::model::{Area, EnvId, Launch, ProjectName, ReleaseId, Role, Slot, UnitName};
+use crate::model::{Area, EnvId, Launch, ReleaseId, Role, Slot};
 
 /// A directory of a worker and the `LARDER_*` variable that holds its path.
 #[derive(Debug, Clone)]
@@ -62,12 +63,7 @@ impl Assignment {
     }
 
     /// Returns the assignment of a launch request, or the reason why the request is refused.
-    pub fn of(
-        launch: &Launch,
-        registry: &NameRegistry,
-        users: &Users,
-        units: &[(ProjectName, UnitName)],
-    ) -> Result<Assignment, String> {
+    pub fn of(launch: &Launch, registry: &NameRegistry, users: &Users, units: &[ProjectUnit]) -> Result<Assignment, String> {
         let root = relative();
         if launch.role == Role::Git {
             let project = root.project(registry.project(launch.project)?);
@@ -152,7 +148,7 @@ impl Assignment {
                 .writes("LARDER_CUSTOM", "/custom", paths.custom())
                 .writes("LARDER_DATA_COPY", "/copy", paths.data_copy()),
             Role::Unit(request) => {
-                let is_unit = |(of, unit): &&(ProjectName, UnitName)| of == project_name && unit.number() == request.unit;
+                let is_unit = |(of, unit): &&ProjectUnit| of == project_name && unit.number() == request.unit;
                 let unit = units.iter().find(is_unit).filter(|_| users.system());
                 let unit =
                     unit.ok_or("the running keeper does not allow this unit; restart larder after a change of `services:`")?;
@@ -174,8 +170,8 @@ impl Assignment {
     }
 
     /// Returns the assignment of a worker that deletes `user`'s files in a discarded directory.
-    pub fn cleanup(name: &str, user: SystemUser) -> Assignment {
-        Assignment::new(user).writes("LARDER_AREA", "/area", Path::new("trash").join(name))
+    pub fn cleanup(path: &Path, user: SystemUser) -> Assignment {
+        Assignment::new(user).writes("LARDER_AREA", "/area", path.to_owned())
     }
 
     /// Returns the mounts of the worker. `app` is the mounted overlay. If `app` is `None`, the scratch layer is mounted at `/app`.

@@ -8,6 +8,9 @@ pub use larder_sandbox::EmbeddedFile;
 
 use crate::model::{ProjectName, UnitName};
 
+/// A unit of systemd that a project may stop and start.
+pub type ProjectUnit = (ProjectName, UnitName);
+
 /// The configuration of a keeper.
 #[derive(Debug, Clone, Default)]
 pub struct KeeperConfig {
@@ -45,7 +48,7 @@ pub struct KeeperConfig {
     /// False if `/app` is a copy of its tree, even on a machine that allows overlays.
     pub overlays: bool,
     /// The program that stops and starts units of systemd, and the units of each project.
-    pub units: (PathBuf, Vec<(ProjectName, UnitName)>),
+    pub units: (PathBuf, Vec<ProjectUnit>),
     /// The size of `/tmp` and of `/var/tmp` of a process, in bytes. Files in these directories count towards the memory limit.
     pub temporary: u64,
 }

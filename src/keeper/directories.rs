@@ -1,18 +1,29 @@
 //! The directories below the root, with their owners. All operations in directories of other users are operations of [`RootDirectory`], so
 //! the keeper follows no symlink and never walks through the tree of another user.
 
-use std::{fs, io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use larder_sandbox::{Moved, RootDirectory, UnixUser, replaceable_ancestors, unpack};
+use larder_sandbox::{
+    DiscardedDirectory, RootDirectory, Trash, UnixUser, VolumeKind, VolumeSpec, ensure_volume, is_volume, remove_volume,
+    replaceable_ancestors,
+};
 
 use super::{
-    config::{EmbeddedFile, KeeperError},
+    config::KeeperError,
     users::{SystemUser, Users},
 };
 use crate::{
     host::{launch::Registration, root::Root},
-    model::{EnvId, Slot},
+    model::{EnvId, ProjectId, ProjectName, Slot, StorageKind},
 };
+
+/// Returns the image of a project's own file system.
+fn volume(project: ProjectId) -> PathBuf {
+    Path::new("keeper/volumes").join(project.0.to_string())
+}
 
 /// Returns larder's paths, relative to the root.
 pub fn relative() -> Root {
@@ -25,17 +36,7 @@ pub struct Directories {
     /// The root directory.
     pub root: RootDirectory,
     users: Users,
-    /// The number in the name of the last discarded directory.
-    discarded: u64,
-}
-
-/// A discarded directory, which the owners of its files delete.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Discarded {
-    /// The name of the directory in `trash/`.
-    pub name: String,
-    /// The environment whose users own the files; `EnvId(0)` for the directory of a project.
-    pub env: EnvId,
+    trash: Trash,
 }
 
 impl Directories {
@@ -50,7 +51,7 @@ impl Directories {
                 tracing::warn!(path = %above.display(), owner, "users who can write to this directory can replace larder's root");
             }
         }
-        let directories = Directories { root, users, discarded: 0 };
+        let directories = Directories { root, users, trash: Trash::default() };
         directories.make_root().map_err(in_root)?;
         Ok(directories)
     }
@@ -73,11 +74,6 @@ impl Directories {
         self.root.make("hooks", UnixUser { uid: server.uid, gid: git.gid }, 0o2750)
     }
 
-    /// Unpacks the files that are embedded in the binary. The caller must hold the root's lock.
-    pub fn unpack_lib(&self, lib: &[EmbeddedFile]) -> io::Result<()> {
-        unpack(&self.root.path().join(relative().lib()), lib)
-    }
-
     /// Creates a directory with its owner and mode ([`RootDirectory::make`]).
     pub fn make(&self, path: impl AsRef<Path>, user: SystemUser, mode: u32) -> io::Result<()> {
         self.root.make(path, self.users.numbers(user), mode)
@@ -86,6 +82,27 @@ impl Directories {
     /// Creates the directories of a scratch layer ([`RootDirectory::make_scratch`]).
     pub fn make_scratch(&self, path: &Path, user: SystemUser) -> io::Result<()> {
         self.root.make_scratch(path, self.users.numbers(user))
+    }
+
+    /// Mounts the file system of a project over the project's directory, and enlarges it to its size. Returns the discarded directories in
+    /// a file system that was not mounted before.
+    pub fn mount(&self, registration: &Registration) -> io::Result<Vec<DiscardedDirectory>> {
+        let ((id, name), Some((kind, bytes))) = (&registration.project, registration.storage) else { return Ok(Vec::new()) };
+        if !self.users.system() {
+            return Err(io::Error::other("cannot mount the file system of a project without root"));
+        }
+        let (image, target) = (volume(*id), relative().project(name));
+        let kind = if kind == StorageKind::Ext4 { VolumeKind::Ext4 } else { VolumeKind::Xfs };
+        let mounted = is_volume(&self.root, &target);
+        self.make("keeper/volumes", SystemUser::Keeper, 0o700)?;
+        self.make(&target, SystemUser::Keeper, 0o755)?;
+        ensure_volume(&self.root, &VolumeSpec { image: &image, target: &target, kind, bytes })?;
+        if mounted { Ok(Vec::new()) } else { Trash::all(&self.root, Some(&target)) }
+    }
+
+    /// Unmounts and deletes the file system of a project, if the project has one.
+    pub fn remove_volume(&self, id: ProjectId, name: &ProjectName) -> io::Result<()> {
+        remove_volume(&self.root, &volume(id), &relative().project(name))
     }
 
     /// Creates the directories of a project and an environment.
@@ -120,41 +137,21 @@ impl Directories {
     }
 
     /// Moves a directory to the trash by one rename. Returns `None` if the directory does not exist.
-    pub fn discard(&mut self, path: &Path, env: EnvId) -> io::Result<Option<Discarded>> {
-        loop {
-            self.discarded += 1;
-            let name = format!("{}.{}", env.0, self.discarded);
-            match self.root.move_into(path, "trash", &name)? {
-                Moved::Done => return Ok(Some(Discarded { name, env })),
-                Moved::Missing => return Ok(None),
-                Moved::NameTaken => {}
-            }
-        }
-    }
-
-    /// Returns all directories in the trash.
-    pub fn all_discarded(&self) -> io::Result<Vec<Discarded>> {
-        let mut all = Vec::new();
-        for entry in fs::read_dir(self.root.path().join("trash"))? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            if let Some(env) = name.split_once('.').and_then(|(env, _)| env.parse().ok()) {
-                all.push(Discarded { name, env: EnvId(env) });
-            }
-        }
-        Ok(all)
+    pub fn discard(&mut self, path: &Path, env: EnvId) -> io::Result<Option<DiscardedDirectory>> {
+        self.trash.discard(&self.root, path, env.0)
     }
 
     /// Removes a discarded directory, and the keeper's own scratch directories in it, after workers have deleted the files. The keeper
     /// removes only empty directories that the keeper has created.
-    pub fn remove_discarded(&self, discarded: &Discarded) -> io::Result<()> {
-        let path = Path::new("trash").join(&discarded.name);
-        self.root.remove_scratch(&path);
+    pub fn remove_discarded(&self, discarded: &DiscardedDirectory) -> io::Result<()> {
+        let path = &discarded.path;
+        self.root.remove_scratch(path);
         for scratch in ["build", "slots/blue", "slots/green", "slots/in-place"] {
             self.root.remove_scratch(&path.join(scratch));
         }
         for name in ["slots/blue", "slots/green", "slots/in-place", "slots", "build", "git"] {
             let _ = self.root.remove_empty(&path.join(name));
         }
-        self.root.remove_empty(&path)
+        self.root.remove_empty(path)
     }
 }

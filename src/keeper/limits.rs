@@ -1,6 +1,6 @@
 //! The limits of workers by their class. No limit exceeds the limit that the operator has set.
 
-use larder_sandbox::ResourceLimits;
+use larder_sandbox::{ResourceLimits, half_of_memory};
 
 use super::config::KeeperConfig;
 use crate::model::LimitClass;
@@ -12,7 +12,7 @@ pub fn limits_of(class: LimitClass, config: &KeeperConfig) -> ResourceLimits {
     let usual = ResourceLimits { memory: None, processes: 256, weight: 100, file: None, background: false };
     match class {
         LimitClass::Build { memory } => {
-            let most = config.build_memory.unwrap_or_else(|| half_of_ram().clamp(256 * MIB, 2048 * MIB));
+            let most = config.build_memory.unwrap_or_else(|| half_of_memory().clamp(256 * MIB, 2048 * MIB));
             let memory = Some(memory.map_or(most, |asked| asked.min(most)));
             ResourceLimits { memory, processes: config.build_processes, weight: 30, file: Some(4096 * MIB), background: true }
         }
@@ -22,11 +22,6 @@ pub fn limits_of(class: LimitClass, config: &KeeperConfig) -> ResourceLimits {
         }
         LimitClass::Service => ResourceLimits { memory: Some(1024 * MIB), ..usual },
     }
-}
-
-fn half_of_ram() -> u64 {
-    let info = rustix::system::sysinfo();
-    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) / 2
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ mod views;
 
 use std::{path::Path, process::ExitCode};
 
-use larder_sandbox::{collect_children, enter_namespace, first_closed_ancestor, keep_capabilities, listen};
+use larder_sandbox::{collect_children, enter_namespace, first_closed_ancestor, keep_capabilities, listen, unpack};
 use rustix::{
     fs::Mode,
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -62,7 +62,7 @@ pub fn run(config: KeeperConfig) -> Result<ExitCode, KeeperError> {
     let locked = directories.root.lock(Path::new("keeper/lock")).map_err(in_root)?;
     let _lock = locked.ok_or_else(|| KeeperError::Taken(config.root.clone()))?;
     // The files are unpacked only under the lock, because another keeper may use its hooks and buildpacks.
-    directories.unpack_lib(&config.lib).map_err(in_root)?;
+    unpack(&config.root.join(directories::relative().lib()), &config.lib).map_err(in_root)?;
     users.save(&config.root).map_err(in_root)?;
     let nofile = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: nofile.maximum, maximum: nofile.maximum });

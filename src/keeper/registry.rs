@@ -133,6 +133,7 @@ mod tests {
         Registration {
             project: (ProjectId(project), name.parse().unwrap()),
             environment: Some((EnvId(env), environment.parse().unwrap())),
+            storage: None,
         }
     }
 

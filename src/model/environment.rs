@@ -41,6 +41,27 @@ pub struct Project {
     /// The maximum disk space of the project in bytes; absent if the limit of the server file applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub space_limit: Option<u64>,
+    /// The file system of the project's own; absent if the project's directory is on the file system of larder's root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<StorageKind>,
+}
+
+/// The kind of a project's own file system, which is in a file of fixed size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageKind {
+    Ext4,
+    Xfs,
+}
+
+impl StorageKind {
+    /// Returns the name of the file system.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StorageKind::Ext4 => "ext4",
+            StorageKind::Xfs => "xfs",
+        }
+    }
 }
 
 /// A place on this server where a project runs.

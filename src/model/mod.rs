@@ -22,7 +22,7 @@ mod words;
 
 pub(crate) use checked::{checked_text, text_form};
 pub use database::DatabaseEngine;
-pub use environment::{Environment, Live, Project, Remote, Strategy};
+pub use environment::{Environment, Live, Project, Remote, StorageKind, Strategy};
 pub use event::{Blame, Event, Fault, Outcome, Record, StepStatus};
 pub use health::{HealthRecord, PassedCheck, Period, ProcessRestart};
 pub use id::{CommitId, DeploymentId, EnvId, PointId, ProjectId, ReleaseId, ReleaseNumber, UserNumbers};

@@ -36,6 +36,9 @@ pub trait StartCheck: Send + Sync {
 
 /// The limits of the disk space of projects.
 pub trait ProjectLimits: Send + Sync {
+    /// Returns true if the project has a file system of its own.
+    fn has_storage(&self, project: ProjectId) -> bool;
+
     /// Returns the limit of a project in bytes; `None` without a limit.
     fn limit(&self, project: ProjectId) -> Option<u64>;
 

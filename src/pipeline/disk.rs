@@ -94,6 +94,26 @@ impl Pipeline {
             .hint(format!("or ask an administrator to run `larder project enlarge {name} {size}M`")))
     }
 
+    /// Enlarges the project's own file system by at least `missing` bytes if the server file says `enlarge: auto` and the ceiling allows it.
+    /// Returns a note for the pusher.
+    pub(super) async fn enlarge(&self, environment: Environment, missing: u64) -> Result<Option<String>, Failure> {
+        let (project, name, config) = (environment.project_id, environment.project.as_str(), &self.services().config.space);
+        let Some(limits) = self.0.limits.get().filter(|limits| limits.has_storage(project)) else { return Ok(None) };
+        let Some((limit, ceiling)) = limits.limit(project).zip(config.ceiling.filter(|_| config.enlarge)) else {
+            return Ok(None);
+        };
+        let (wanted, ceiling) = (limit.saturating_add(missing), ceiling.bytes());
+        if wanted > ceiling {
+            return Ok(None);
+        }
+        let raised = space::with_reserve(wanted).min(ceiling);
+        let failed = |error: String| Failure::internal(format!("cannot enlarge the file system of {name}: {error}"));
+        limits.raise(project, raised).await.map_err(failed)?;
+        let (from, to, most) = (shown(limit), shown(raised), shown(ceiling));
+        tracing::info!(project = name, from = limit, to = raised, "file system enlarged for a deployment");
+        Ok(Some(format!("The file system of {name} is enlarged from {from} to {to} (ceiling {most})")))
+    }
+
     /// Returns the daily totals.
     pub fn disk_history(&self) -> Result<DiskHistory, String> {
         DiskHistory::read(&self.services().root.disk_history())

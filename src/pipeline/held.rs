@@ -233,6 +233,15 @@ impl LiveApp for LiveHandle {
         Box::pin(self.pipeline.admit(self.queue.environment(), needs))
     }
 
+    fn has_storage(&self) -> bool {
+        let project = self.queue.environment().project_id;
+        self.pipeline.0.limits.get().is_some_and(|limits| limits.has_storage(project))
+    }
+
+    fn enlarge(&self, missing: u64) -> BoxFuture<'_, Result<Option<String>, Failure>> {
+        Box::pin(self.pipeline.enlarge(self.queue.environment(), missing))
+    }
+
     fn earlier(&self) -> EarlierRuns {
         let environment = self.queue.environment();
         let (_, history) = self.queue.snapshot();

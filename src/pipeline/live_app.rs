@@ -208,6 +208,12 @@ pub trait LiveApp: Send + Sync {
     /// is for the pusher.
     fn admit<'a>(&'a self, needs: &'a SpaceNeeds) -> BoxFuture<'a, Result<Option<String>, Failure>>;
 
+    /// Returns true if the project has a file system of its own.
+    fn has_storage(&self) -> bool;
+
+    /// Enlarges the project's own file system by at least `missing` bytes if the server file allows it; the returned note is for the pusher.
+    fn enlarge(&self, missing: u64) -> BoxFuture<'_, Result<Option<String>, Failure>>;
+
     /// Returns the durations of earlier deployments.
     fn earlier(&self) -> EarlierRuns;
 }

@@ -24,6 +24,11 @@ impl SpaceNeeds {
         self.parts.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 
+    /// Returns the bytes that are missing in the free space of the disk, of which `reserve` bytes must stay free.
+    pub fn missing(&self, free: FreeSpace, reserve: u64) -> u64 {
+        self.bytes().saturating_add(reserve).saturating_sub(free.bytes)
+    }
+
     /// Returns the reason why the deployment does not fit into the free space of the disk, of which `reserve` bytes must stay free.
     pub fn lack(&self, free: FreeSpace, reserve: u64, min_inodes: u64) -> Option<String> {
         let usable = free.bytes.saturating_sub(reserve);

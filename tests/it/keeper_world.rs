@@ -259,7 +259,11 @@ pub fn meet(listener: &UnixListener) -> (Launcher, UnixStream, i32) {
 }
 
 pub fn registration(project: ProjectId, name: &str, env: EnvId, environment: &str) -> Registration {
-    Registration { project: (project, name.parse().unwrap()), environment: Some((env, environment.parse().unwrap())) }
+    Registration {
+        project: (project, name.parse().unwrap()),
+        environment: Some((env, environment.parse().unwrap())),
+        storage: None,
+    }
 }
 
 pub fn keep(label: &[u8], stop: StopSignal) -> Supervision {

@@ -73,6 +73,7 @@ mod serving;
 mod shared;
 mod slots;
 mod space;
+mod storage;
 mod streams;
 mod syscall_faults;
 mod unwind;

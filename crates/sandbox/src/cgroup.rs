@@ -266,6 +266,12 @@ fn enable(group: &Path, controllers: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns half of the memory of this machine, in bytes.
+pub fn half_of_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit)) / 2
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -195,8 +195,8 @@ impl RootDirectory {
     }
 
     /// Moves a directory to `name` in the directory `into` by one rename.
-    pub fn move_into(&self, path: &Path, into: &str, name: &str) -> io::Result<Moved> {
-        self.move_to(path, &Path::new(into).join(name))
+    pub fn move_into(&self, path: &Path, into: impl AsRef<Path>, name: &str) -> io::Result<Moved> {
+        self.move_to(path, &into.as_ref().join(name))
     }
 
     /// Moves the directory `path` to the path `to`, like [`RootDirectory::move_into`].

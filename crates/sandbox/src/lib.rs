@@ -8,6 +8,7 @@
 //! - [`view`](RootView): the root directory of a process, made of read-only parts of the host and of the process's own directories.
 //! - [`overlay`](Overlays): overlay file systems, each with a lower tree and a scratch layer. Processes with the same tree and the same
 //!   layer share one overlay.
+//! - [`volume`](VolumeSpec): file systems in image files, which limit the space of a directory.
 //! - [`cgroup`](CgroupHierarchy): limits of memory, processes and processor time.
 //! - [`restart`](RestartSchedule): computes the times of restarts and kills. The caller restarts and kills.
 //! - [`directory`](RootDirectory): operations below an open directory, which follow no symlink and do not leave the directory.
@@ -27,11 +28,13 @@ mod probe;
 mod process;
 mod restart;
 mod sys;
+mod trash;
 mod user;
 mod view;
+mod volume;
 mod wait;
 
-pub use cgroup::{CgroupHierarchy, CgroupVersion, ControlGroup, ResourceLimits};
+pub use cgroup::{CgroupHierarchy, CgroupVersion, ControlGroup, ResourceLimits, half_of_memory};
 pub use cgroup_warmer::CgroupWarmer;
 pub use directory::{Moved, RootDirectory, ScratchDirectories, UnsafeDirectory, replaceable_ancestors};
 pub use embedded::{EmbeddedFile, unpack};
@@ -44,6 +47,8 @@ pub use probe::first_closed_ancestor;
 pub use process::{ChildProcess, ChildSpec, Received};
 pub use restart::{Backoff, RestartSchedule};
 pub use sys::collect_children;
+pub use trash::{DiscardedDirectory, Trash};
 pub use user::{UnixUser, hand_over_pipe, keep_capabilities};
 pub use view::{BaseSpec, BaseView, BindMount, BindSource, RootView, SkippedDirectory, user_database};
+pub use volume::{VolumeKind, VolumeSpec, ensure_volume, is_volume, remove_volume};
 pub use wait::{Readiness, SignalReceiver};

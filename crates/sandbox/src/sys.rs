@@ -181,3 +181,81 @@ pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
     // SAFETY: the call is unsafe because threads share descriptors and memory; this process has one thread.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
+
+/// The structure `loop_config` of the kernel (linux/loop.h).
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo,
+    reserved: [u64; 8],
+}
+
+/// The structure `loop_info64` of the kernel (linux/loop.h).
+#[repr(C)]
+struct LoopInfo {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    sizelimit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// The structure `xfs_growfs_data` of the kernel (fs/xfs/libxfs/xfs_fs.h).
+#[repr(C)]
+struct GrowXfs {
+    blocks: u64,
+    percent: u32,
+}
+
+const LOOP_CTL_GET_FREE: u64 = 0x4C82;
+const LOOP_SET_CAPACITY: u64 = 0x4C07;
+const LOOP_CONFIGURE: u64 = 0x4C0A;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+/// `_IOW('f', 16, __u64)`.
+const EXT4_IOC_RESIZE_FS: u64 = 0x4008_6610;
+/// `_IOW('X', 110, struct xfs_growfs_data)`.
+const XFS_IOC_FSGROWFSDATA: u64 = 0x4010_586e;
+
+/// Returns the number of a free loop device. `control` is `/dev/loop-control`.
+pub fn free_loop_device(control: BorrowedFd<'_>) -> io::Result<c_long> {
+    // SAFETY: the request has no argument.
+    check(unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _) }.into())
+}
+
+/// Makes a loop device show the file `image`. The kernel frees the device after its last use.
+pub fn configure_loop_device(device: BorrowedFd<'_>, image: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: all fields of the structure are numbers, for which zero is a valid value.
+    let mut config: LoopConfig = unsafe { std::mem::zeroed() };
+    config.fd = image.as_raw_fd() as u32;
+    config.info.flags = LO_FLAGS_AUTOCLEAR;
+    // SAFETY: the structure has the layout that the kernel reads, and outlives the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) }.into()).map(drop)
+}
+
+/// Makes a loop device show the new size of its file.
+pub fn update_loop_capacity(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the request has no argument.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_CAPACITY as _) }.into()).map(drop)
+}
+
+/// Enlarges a mounted ext4 file system to `blocks` blocks. A file system of this size stays unchanged.
+pub fn grow_ext4(mounted: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    // SAFETY: the number outlives the call.
+    check(unsafe { libc::ioctl(mounted.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) }.into()).map(drop)
+}
+
+/// Enlarges a mounted XFS file system to `blocks` blocks of the file system. A file system of this size stays unchanged.
+pub fn grow_xfs(mounted: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
+    let data = GrowXfs { blocks, percent: 25 };
+    // SAFETY: the structure has the layout that the kernel reads, and outlives the call.
+    check(unsafe { libc::ioctl(mounted.as_raw_fd(), XFS_IOC_FSGROWFSDATA as _, &raw const data) }.into()).map(drop)
+}

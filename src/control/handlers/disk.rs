@@ -11,7 +11,7 @@ use crate::{
         state::Control,
     },
     host::files,
-    model::{Access, Project, ProjectName},
+    model::{Access, Project, ProjectName, StorageKind},
     space::{Forecast, Measured, SpaceKind},
 };
 
@@ -51,6 +51,12 @@ pub struct ProjectDisk {
     pub bytes: u64,
     /// The maximum of `bytes`; absent without a limit.
     pub limit: Option<u64>,
+    /// The enforcement of the limit: `accounting`, or `ext4` or `xfs` for a file system of the project's own.
+    pub method: &'static str,
+    /// The size of the project's own file system, in bytes; absent without such a file system.
+    pub total: Option<u64>,
+    /// The free bytes of the project's own file system.
+    pub free: Option<u64>,
     /// The environments.
     pub environments: Vec<EnvironmentDisk>,
 }
@@ -120,7 +126,10 @@ pub(super) async fn project_disk(control: &Control, project: Project) -> Result<
     }
     let limit = limit_of(control, &project);
     let bytes = environments.iter().map(|environment| environment.bytes).sum();
-    Ok(ProjectDisk { project: project.name, bytes, limit, environments })
+    let own = project.storage.and_then(|_| files::disk_size(&control.root().project(&project.name)).ok());
+    let method = project.storage.map_or(ACCOUNTING, StorageKind::as_str);
+    let (total, free) = (own.as_ref().map(|size| size.total), own.as_ref().map(|size| size.free));
+    Ok(ProjectDisk { project: project.name, bytes, limit, method, total, free, environments })
 }
 
 /// Returns the limit of a project: its own limit, or else the limit of the server file.

@@ -11,8 +11,9 @@ use crate::{
         request::{Context, Reply, Request},
         state::Control,
     },
-    model::{Access, Project, ProjectId, ProjectName},
-    pipeline::ProjectLimits,
+    host::launch::Registration,
+    model::{Access, Environment, Project, ProjectId, ProjectName},
+    pipeline::{ProjectLimits, chain},
     space::{shown, with_reserve},
 };
 
@@ -63,6 +64,7 @@ impl Request for ProjectEnlarge {
             return Err(refused(why).hint(format!("lower the limit with `larder project trim {} {}`", self.project, self.size)));
         }
         ensure_holds(&self.project, "enlarge", size, used)?;
+        resize(control, &project, size).await?;
         set(control, project.id, size).await?;
         Ok(ProjectLimit { project: self.project, used, limit: size, before }.into())
     }
@@ -78,6 +80,14 @@ impl Request for ProjectTrim {
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectLimit>, CommandError> {
         let (project, used) = used(control, &self.project).await?;
+        if let Some(kind) = project.storage {
+            let why = format!(
+                "cannot trim {}: its {} file system cannot become smaller while it is mounted",
+                self.project,
+                kind.as_str()
+            );
+            return Err(refused(why).hint("create another project, and push there"));
+        }
         let before = limit_of(control, &project);
         let size = self.size.map_or_else(|| with_reserve(used), ByteSize::bytes);
         if let Some(before) = before.filter(|before| size > *before) {
@@ -107,6 +117,32 @@ async fn used(control: &Control, name: &ProjectName) -> Result<(Project, u64), C
     Ok((project, used))
 }
 
+impl Control {
+    /// Returns the registrations of all environments.
+    pub fn registrations(&self) -> Vec<Registration> {
+        let projects = self.registry().projects.clone();
+        let all = projects.iter().flat_map(|project| project.environments.iter().map(move |environment| (project, environment)));
+        all.map(|(project, environment)| registration(self, project, Some(environment))).collect()
+    }
+}
+
+/// Returns the names of a project for the keeper, with the size of its own file system.
+pub(super) fn registration(control: &Control, project: &Project, environment: Option<&Environment>) -> Registration {
+    Registration {
+        project: (project.id, project.name.clone()),
+        environment: environment.map(|environment| (environment.id, environment.name.clone())),
+        storage: project.storage.zip(limit_of(control, project)),
+    }
+}
+
+/// Enlarges the file system of a project, if the project has one.
+async fn resize(control: &Control, project: &Project, size: u64) -> Result<(), CommandError> {
+    let Some(kind) = project.storage else { return Ok(()) };
+    let resized = Registration { storage: Some((kind, size)), ..registration(control, project, None) };
+    let enlarged = control.pipeline().services().launcher.register(resized).await;
+    enlarged.map_err(|error| refused(format!("cannot enlarge {}: {}", project.name, chain(&error))))
+}
+
 async fn set(control: &Control, project: ProjectId, limit: u64) -> Result<(), CommandError> {
     let change = |registry: &mut crate::control::registry::Registry| {
         let known = registry.projects.iter_mut().find(|known| known.id == project);
@@ -122,7 +158,17 @@ impl ProjectLimits for Control {
         limit_of(self, &known?)
     }
 
+    fn has_storage(&self, project: ProjectId) -> bool {
+        self.registry().projects.iter().any(|known| known.id == project && known.storage.is_some())
+    }
+
     fn raise(&self, project: ProjectId, to: u64) -> BoxFuture<'_, Result<(), String>> {
-        Box::pin(async move { set(self, project, to).await.map_err(|error| error.to_string()) })
+        Box::pin(async move {
+            let known = self.registry().projects.iter().find(|known| known.id == project).cloned();
+            if let Some(known) = known {
+                resize(self, &known, to).await.map_err(|error| error.to_string())?;
+            }
+            set(self, project, to).await.map_err(|error| error.to_string())
+        })
     }
 }

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::deployments::of_pipeline;
+use super::{deployments::of_pipeline, limits::registration};
 use crate::{
+    config::ByteSize,
     control::{
         error::{CommandError, no_project, refused, usage},
         registry::Registry,
@@ -11,7 +12,6 @@ use crate::{
         state::Control,
     },
     git::{CommitSpec, Expected, GitError, GitFailure, MoveRef},
-    host::launch::Registration,
     model::{Access, BranchName, CommitId, Environment, EnvironmentName, Live, Mode, Project, ProjectName, Strategy},
     pipeline::{LastScan, chain},
 };
@@ -74,7 +74,10 @@ impl Request for ProjectCreate {
 /// Adds the environment to the registry, which assigns its numbers.
 async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, CommandError> {
     let root = control.root();
-    let domain = control.pipeline().services().config.domain.as_str();
+    let config = &control.pipeline().services().config;
+    let (domain, space) = (config.domain.as_str(), config.space);
+    // A file system needs a size.
+    let storage = space.storage.filter(|_| space.limit.is_some());
     let enter = |registry: &mut Registry| {
         let id = registry.next_environment();
         let known = registry.project(&spec.project).map(|project| project.id);
@@ -84,7 +87,8 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
                 id: project_id,
                 name: spec.project.clone(),
                 environments: Vec::new(),
-                space_limit: None,
+                space_limit: storage.and(space.limit.map(ByteSize::bytes)),
+                storage,
             });
         }
         let project = registry.projects.iter_mut().find(|project| project.id == project_id);
@@ -222,10 +226,7 @@ async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId
     let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
     let services = control.pipeline().services();
     let Some(environment) = project.environments.last() else { return Ok(None) };
-    let registration = Registration {
-        project: (project.id, project.name.clone()),
-        environment: Some((environment.id, environment.name.clone())),
-    };
+    let registration = registration(control, project, Some(environment));
     services.launcher.register(registration).await.map_err(|error| internal(&error))?;
     // A clone checks out the branch of the default environment, not of the environment that was created last.
     let head = project.environments.iter().find(|one| one.default).unwrap_or(environment).branch.clone();
@@ -400,8 +401,13 @@ mod tests {
             ..Environment::of_shop("production", "main")
         };
         let shop = environment(1, "shop", &["www.example.com", "blog.localhost"]);
-        let project =
-            Project { id: shop.project_id, name: shop.project.clone(), environments: vec![shop.clone()], space_limit: None };
+        let project = Project {
+            id: shop.project_id,
+            name: shop.project.clone(),
+            environments: vec![shop.clone()],
+            space_limit: None,
+            storage: None,
+        };
         let registry = Registry { projects: vec![project], ..Registry::default() };
         let taken = |new: Environment| ensure_hosts_are_free(&registry, &new, "localhost").map_err(|error| error.to_string());
         assert!(taken(environment(2, "wiki", &["wiki.example.com"])).is_ok());

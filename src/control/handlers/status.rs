@@ -72,12 +72,15 @@ impl Request for Status {
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<StatusReport>, CommandError> {
         let services = control.pipeline().services();
         let capabilities = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
-        let environments: Vec<_> = control.visible(caller).into_iter().flat_map(|project| project.environments).collect();
+        let projects = control.visible(caller);
+        let own = projects.iter().filter_map(|project| Some(format!("{} ({})", project.name, project.storage?.as_str())));
+        let own: Vec<_> = own.collect();
+        let environments: Vec<_> = projects.into_iter().flat_map(|project| project.environments).collect();
         control.pipeline().refresh_drift(&environments).await;
         let report = StatusReport {
             version: env!("CARGO_PKG_VERSION"),
             mode: String::from(if capabilities.system { "system" } else { "rootless" }),
-            protection: protection(&capabilities),
+            protection: protection(&capabilities, &own),
             host_key: control.keys().fingerprint.clone(),
             disk_free: files::free_space(control.root().path()).map_or(0, |free| free.bytes),
             environments: environments.iter().map(|environment| environment_status(control, environment)).collect(),
@@ -136,7 +139,7 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
 }
 
 /// Describes the isolation of projects on this machine.
-fn protection(capabilities: &Capabilities) -> Vec<String> {
+fn protection(capabilities: &Capabilities, own: &[String]) -> Vec<String> {
     let users = if capabilities.system {
         "every environment has its own users"
     } else {
@@ -157,6 +160,12 @@ fn protection(capabilities: &Capabilities) -> Vec<String> {
         Cgroups::V1 => "cgroups (v1) limit memory and processes",
         Cgroups::None => "no cgroups: memory is limited for each process of a build, and is not limited for applications",
     };
-    let space = "limits of disk space are checked before each deployment (accounting)";
-    vec![users.to_owned(), sandbox, layers, limits.to_owned(), space.to_owned()]
+    let space = match own {
+        [] => String::from("limits of disk space are checked before each deployment (accounting)"),
+        own => format!(
+            "limits of disk space are checked before each deployment (accounting); {} have a file system of their own",
+            own.join(", ")
+        ),
+    };
+    vec![users.to_owned(), sandbox, layers, limits.to_owned(), space]
 }

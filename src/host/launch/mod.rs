@@ -19,7 +19,7 @@ pub use client::Launcher;
 pub use inherited::take as take_inherited;
 pub use job::{WorkerInput, check_sealed, read_job, write_report};
 pub use keeper_end::{KeeperEnd, RequestReceived};
-pub use types::{Capabilities, Cgroups, LaunchError, Registration, Stdio, SupervisedProcess};
+pub use types::{Capabilities, Cgroups, LaunchError, Registration, Stdio, SupervisedProcess, signal_of};
 pub use wire::{MAX_GRACE, ProcessEvent};
 
 /// The name and the value of the environment variable with which glibc allocates memory in large pages. The keeper sets this variable for

@@ -4,7 +4,9 @@ use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{EnvId, EnvironmentName, Launch, ProcessId, ProjectId, ProjectName, UserNumbers};
+use rustix::process::Signal;
+
+use crate::model::{EnvId, EnvironmentName, Launch, ProcessId, ProjectId, ProjectName, StopSignal, StorageKind, UserNumbers};
 
 /// A failed request to the keeper.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,8 @@ pub struct Registration {
     pub project: (ProjectId, ProjectName),
     /// The environment's number and name. With `None`, the keeper creates only the repository directory of the project.
     pub environment: Option<(EnvId, EnvironmentName)>,
+    /// The kind and the size in bytes of the project's own file system, if the project has one.
+    pub storage: Option<(StorageKind, u64)>,
 }
 
 /// The isolation and the limits that the keeper can enforce on this machine.
@@ -103,4 +107,17 @@ pub enum Cgroups {
     /// limit: their runtimes reserve more memory than they use, and would exceed such a limit. The number of processes is limited for each
     /// user.
     None,
+}
+
+/// Returns the signal that a recipe names.
+pub fn signal_of(stop: StopSignal) -> Signal {
+    match stop {
+        StopSignal::Term => Signal::TERM,
+        StopSignal::Int => Signal::INT,
+        StopSignal::Quit => Signal::QUIT,
+        StopSignal::Hup => Signal::HUP,
+        StopSignal::Usr1 => Signal::USR1,
+        StopSignal::Usr2 => Signal::USR2,
+        StopSignal::Winch => Signal::WINCH,
+    }
 }

@@ -6,12 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use larder_sandbox::DiscardedDirectory;
+
 use super::{
-    super::{
-        assignment::area_path,
-        directories::{Discarded, relative},
-        users::SystemUser,
-    },
+    super::{assignment::area_path, directories::relative, users::SystemUser},
     ProcessTable,
     entry::ProcessEntry,
 };
@@ -37,6 +35,7 @@ impl ProcessTable {
             }
         }
         self.registry.add(registration)?;
+        self.discarded.extend(self.directories.mount(registration).map_err(text)?);
         self.directories.register(registration).map_err(text)
     }
 
@@ -131,6 +130,9 @@ impl ProcessTable {
             self.stop(id, Duration::ZERO)?;
         }
         self.tick();
+        if environment.is_none() {
+            self.directories.remove_volume(project, &name).map_err(text)?;
+        }
         let root = relative();
         for env in envs {
             let (_, project, name) = self.registry.environment(env)?;
@@ -145,17 +147,17 @@ impl ProcessTable {
 
     /// Removes a discarded directory if the directory is empty. Otherwise starts a worker as the next of `cleanup_users`; the worker deletes
     /// the files of this user in the directory.
-    pub(super) fn cleanup(&mut self, discarded: Discarded, cleanup_users: VecDeque<SystemUser>) {
+    pub(super) fn cleanup(&mut self, discarded: DiscardedDirectory, cleanup_users: VecDeque<SystemUser>) {
         if self.directories.remove_discarded(&discarded).is_ok() {
             return;
         }
-        let name = discarded.name.clone();
+        let path = discarded.path.clone();
         let Ok(null) = self.null.try_clone() else { return };
         let Some(entry) = ProcessEntry::cleanup(discarded, cleanup_users, null) else {
-            return tracing::warn!(name, "cannot delete a discarded directory; the next start of larder tries again");
+            return tracing::warn!(path = %path.display(), "cannot delete a discarded directory; the next start of larder tries again");
         };
         if let Err(why) = self.begin(entry) {
-            tracing::warn!(name, why, "cannot delete a discarded directory");
+            tracing::warn!(path = %path.display(), why, "cannot delete a discarded directory");
         }
     }
 }

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use super::{Notice, ProcessTable, entry::ProcessEntry};
 use crate::{
     host::launch::ProcessEvent,
-    model::{Exit, ProcessId},
+    model::{EnvId, Exit, ProcessId},
 };
 
 /// The time without a request after which discarded directories are deleted. Deleting slows down other work on the disk.
@@ -55,7 +55,7 @@ impl ProcessTable {
         if self.cleanup_due().is_some_and(|at| at <= now)
             && let Some(discarded) = self.discarded.pop_front()
         {
-            let users = self.users.cleanup_users(discarded.env).into();
+            let users = self.users.cleanup_users(EnvId(discarded.owner)).into();
             self.cleanup(discarded, users);
         }
     }

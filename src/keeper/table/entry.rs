@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use larder_sandbox::{Backoff, ChildProcess, ControlGroup, OverlayId, ProcessEnd, RestartSchedule, hand_over_pipe};
+use larder_sandbox::{
+    Backoff, ChildProcess, ControlGroup, DiscardedDirectory, OverlayId, ProcessEnd, RestartSchedule, hand_over_pipe,
+};
 use rustix::{
     pipe::{PipeFlags, fcntl_setpipe_size, pipe_with},
     process::Signal,
@@ -14,12 +16,11 @@ use rustix::{
 
 use super::super::{
     assignment::Assignment,
-    directories::Discarded,
     users::{SystemUser, Users},
 };
 use crate::{
-    host::launch::{check_sealed, wire::Given},
-    model::{Area, Launch, LimitClass, ProjectId, Role, StopSignal, Supervision},
+    host::launch::{check_sealed, signal_of, wire::Given},
+    model::{Area, EnvId, Launch, LimitClass, ProjectId, Role, StopSignal, Supervision},
 };
 
 /// The size of the pipe that holds a supervised process's output while no server reads it, in bytes.
@@ -49,7 +50,7 @@ pub struct ProcessEntry {
     /// True if the process was killed after its server had exited, so that the exit of the process is not reported.
     pub orphaned: bool,
     /// For a cleanup that the keeper starts itself: the directory to delete, and the users whose cleanups follow.
-    pub cleanup: Option<(Discarded, VecDeque<SystemUser>)>,
+    pub cleanup: Option<(DiscardedDirectory, VecDeque<SystemUser>)>,
 }
 
 /// A running process.
@@ -130,12 +131,16 @@ impl ProcessEntry {
     }
 
     /// Creates the entry of a worker that deletes a directory as the first user in `cleanup_users`. The worker gets `null` as its job.
-    pub fn cleanup(discarded: Discarded, mut cleanup_users: VecDeque<SystemUser>, null: OwnedFd) -> Option<ProcessEntry> {
-        let assignment = Assignment::cleanup(&discarded.name, cleanup_users.pop_front()?);
+    pub fn cleanup(
+        discarded: DiscardedDirectory,
+        mut cleanup_users: VecDeque<SystemUser>,
+        null: OwnedFd,
+    ) -> Option<ProcessEntry> {
+        let assignment = Assignment::cleanup(&discarded.path, cleanup_users.pop_front()?);
         let launch = Launch {
             role: Role::Sweep(Area::Tree),
             project: ProjectId(0),
-            environment: Some(discarded.env),
+            environment: Some(EnvId(discarded.owner)),
             release: None,
             slot: None,
             limits: LimitClass::Build { memory: None },
@@ -170,14 +175,6 @@ impl ProcessEntry {
             Supervision::Keep { stop, .. } => stop,
             Supervision::Once => StopSignal::Term,
         };
-        match stop {
-            StopSignal::Term => Signal::TERM,
-            StopSignal::Int => Signal::INT,
-            StopSignal::Quit => Signal::QUIT,
-            StopSignal::Hup => Signal::HUP,
-            StopSignal::Usr1 => Signal::USR1,
-            StopSignal::Usr2 => Signal::USR2,
-            StopSignal::Winch => Signal::WINCH,
-        }
+        signal_of(stop)
     }
 }

@@ -16,13 +16,15 @@ use std::{
     time::Instant,
 };
 
-use larder_sandbox::{BaseView, CgroupHierarchy, CgroupVersion, CgroupWarmer, GuardEvent, Overlays, Received};
+use larder_sandbox::{
+    BaseView, CgroupHierarchy, CgroupVersion, CgroupWarmer, DiscardedDirectory, GuardEvent, Overlays, Received, Trash,
+};
 use rustix::fs::{Mode, OFlags, open};
 
 use super::{
     assignment::Assignment,
     config::{KeeperConfig, KeeperError},
-    directories::{Directories, Discarded},
+    directories::Directories,
     limits::limits_of,
     registry::NameRegistry,
     users::{SystemUser, Users},
@@ -69,7 +71,7 @@ pub struct ProcessTable {
     pub null: OwnedFd,
     entries: BTreeMap<ProcessId, ProcessEntry>,
     last: u64,
-    discarded: VecDeque<Discarded>,
+    discarded: VecDeque<DiscardedDirectory>,
     /// The time of the last request to launch a process or to reset an area.
     requested: Instant,
     notices: VecDeque<Notice>,
@@ -86,7 +88,7 @@ impl ProcessTable {
         let in_root = |source| KeeperError::Root { path: config.root.clone(), source };
         let registry = NameRegistry::open(&config.root.join("keeper")).map_err(in_root)?;
         users.check_unshared(registry.last_environment())?;
-        let discarded = directories.all_discarded().map_err(in_root)?.into();
+        let discarded = Trash::all(&directories.root, None).map_err(in_root)?.into();
         let name = blake3::hash(config.root.as_os_str().as_encoded_bytes()).to_hex();
         let name = format!("larder-{}", name.get(..12).unwrap_or_default());
         let mut groups = CgroupHierarchy::find(&name, "larder-keeper");

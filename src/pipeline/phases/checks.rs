@@ -15,6 +15,9 @@ use crate::{
 /// The minimum number of free inodes for a deployment.
 const MIN_INODES: u64 = 10_000;
 
+/// The space that must stay free in a project's own file system, in bytes. A restore point needs the same reserve.
+const STORAGE_RESERVE: u64 = 64 << 20;
+
 /// The step that checks the disk before large files are written.
 pub struct Checks;
 
@@ -39,8 +42,21 @@ impl Step for Checks {
         Box::pin(async {
             units::check(deployment)?;
             let path = deployment.paths.path();
-            let free = files::free_space(path).map_err(|error| Failure::host(&error))?;
-            let reserve = deployment.services.config.limits.disk_reserve.bytes();
+            let mut free = files::free_space(path).map_err(|error| Failure::host(&error))?;
+            let mut reserve = deployment.services.config.limits.disk_reserve.bytes();
+            let needs = needs(deployment).await?;
+            let live_app = &deployment.memory.live_app;
+            if live_app.has_storage() {
+                // The reserve for larder and for other projects is on another file system.
+                reserve = reserve.min(STORAGE_RESERVE);
+                let missing = needs.missing(free, reserve);
+                if missing > 0
+                    && let Some(note) = live_app.enlarge(missing).await?
+                {
+                    deployment.transcript.title(&note);
+                    free = files::free_space(path).map_err(|error| Failure::host(&error))?;
+                }
+            }
             let full = |why: String| Failure { blame: Blame::Host, ..Failure::pusher(why) };
             let hint = "ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`";
             if free.bytes < reserve {
@@ -53,7 +69,6 @@ impl Step for Checks {
             if free.inodes < MIN_INODES {
                 return Err(full(format!("the server's disk has {} free inodes (expected at least {MIN_INODES})", free.inodes)));
             }
-            let needs = needs(deployment).await?;
             if let Some(why) = needs.lack(free, reserve, MIN_INODES) {
                 return Err(full(why).hint(hint));
             }

@@ -62,6 +62,14 @@ impl Command for DiskArgs {
             text::size(report.used),
             text::size(report.free)
         ));
+        for project in report.projects.iter().filter(|project| project.total.is_some()) {
+            let size = |bytes: Option<u64>| text::size(bytes.unwrap_or_default());
+            let (total, free) = (size(project.total), size(project.free));
+            page.push_str(&format!(
+                "{} has its own file system ({}) with {total}, of which {free} are free\n",
+                project.project, project.method
+            ));
+        }
         page.push_str(&forecast(&report.forecast));
         Shown::Page(page)
     }
