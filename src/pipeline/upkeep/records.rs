@@ -20,6 +20,9 @@ use crate::{
     model::{EnvId, Environment},
 };
 
+/// The locks of the cycles of copies, by environment and store.
+type CycleLocks = HashMap<(EnvId, String), Arc<tokio::sync::Mutex<()>>>;
+
 /// The scheduled work of all environments.
 pub struct Upkeep {
     records: Mutex<HashMap<EnvId, Result<BackupState, String>>>,
@@ -29,7 +32,7 @@ pub struct Upkeep {
     permits: Arc<Semaphore>,
     offsite: Mutex<HashMap<EnvId, Result<OffsiteState, String>>>,
     /// The locks of the cycles of off-site copies.
-    cycles: Mutex<HashMap<(EnvId, String), Arc<tokio::sync::Mutex<()>>>>,
+    cycles: Mutex<CycleLocks>,
     copy_requested: Notify,
 }
 
