@@ -201,7 +201,7 @@ impl Durations {
         methods.push(MethodEstimate {
             what: String::from(MethodEstimate::FILES),
             method: if clones { CaptureMethod::Reflink } else { CaptureMethod::Copy },
-            bytes: early.map_or(0, |early| early.counts.bytes),
+            bytes: early.map_or(0, |early| early.counts.bytes.saturating_sub(early.counts.dump_bytes)),
             estimate_ms: millis(files),
             measured,
             why: String::new(),
