@@ -224,9 +224,9 @@ impl ContentReader {
 
     fn next_block(&mut self) -> io::Result<()> {
         if self.socket.is_none() {
-            let mut socket = self.point.take()?;
-            socket.write_all(&self.number.to_le_bytes())?;
-            self.socket = Some(socket);
+            // After a failed write, the socket is still stored here. The drop of this reader then wakes the other readers, which would
+            // otherwise wait for the socket for ever.
+            self.socket.insert(self.point.take()?).write_all(&self.number.to_le_bytes())?;
         }
         let Some(socket) = &mut self.socket else { return Ok(()) };
         let block = read_block(socket)?;
@@ -261,5 +261,45 @@ impl Drop for ContentReader {
             self.point.state.fail(String::from("the content of a file was not read to its end"));
             self.point.give(None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::fd::AsFd, thread};
+
+    use larder_points::{CaptureOptions, Source, SourceKind};
+
+    use super::*;
+
+    #[test]
+    fn lost_connection_ends_all_readers() {
+        let top = tempfile::tempdir().unwrap();
+        fs::create_dir_all(top.path().join("base/data")).unwrap();
+        let store = Store::create(&top.path().join("store")).unwrap();
+        let base = File::open(top.path().join("base")).unwrap();
+        let source = Source { path: String::from("data"), kind: SourceKind::Directory };
+        store.capture("one", &serde_json::json!({}), base.as_fd(), &[source], None, &CaptureOptions::default()).unwrap();
+        let parts = PointParts::of(&store.point("one").unwrap()).unwrap();
+        let (socket, peer) = UnixStream::pair().unwrap();
+        // The buffer of the socket is full, so the first reader waits in its write, and holds the socket meanwhile.
+        socket.set_nonblocking(true).unwrap();
+        while (&socket).write(&[0; 4096]).is_ok() {}
+        while (&socket).write(&[0]).is_ok() {}
+        socket.set_nonblocking(false).unwrap();
+        let point =
+            Arc::new(RemotePoint { parts, state: Arc::default(), socket: Mutex::new(Some(socket)), is_free: Condvar::new() });
+        let read = |number| {
+            let point = point.clone();
+            thread::spawn(move || ContentReader::new(point, number).read_to_end(&mut Vec::new()).is_err())
+        };
+        let first = read(1);
+        while point.socket.lock().is_some() {
+            thread::yield_now();
+        }
+        let second = read(2);
+        drop(peer);
+        assert!(first.join().unwrap());
+        assert!(second.join().unwrap());
     }
 }
