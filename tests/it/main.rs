@@ -34,6 +34,7 @@ mod harness;
 mod held_clients;
 mod hold;
 mod hostile;
+mod hostile_data;
 mod in_place;
 mod in_place_attacks;
 mod in_place_kills;
