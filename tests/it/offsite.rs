@@ -20,6 +20,7 @@ use crate::{
 
 in_one_mode!(
     restic_checks_and_restores_the_copies,
+    restic_restores_each_kept_copy_after_a_prune_and_a_killed_copy,
     store_that_loses_bytes_is_found_by_the_next_check,
     lost_repository_is_reported_and_written_again,
     new_machine_restores_from_the_copies_alone,
@@ -165,6 +166,71 @@ fn flip(file: &Path) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(file, bytes).unwrap();
+}
+
+fn restic_restores_each_kept_copy_after_a_prune_and_a_killed_copy(world: &World) {
+    if installed("restic").is_none() {
+        return;
+    }
+    shop(world);
+    sh(world, POPULATE);
+    let _ = rustix::fs::setxattr(data(world).join("media/script"), "user.colour", b"blue", rustix::fs::XattrFlags::empty());
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(data(world).join("media/deep/er/file"), Some(12_345), Some(23_456)).unwrap();
+    }
+    let store = directory(world, "store");
+    let repository = store.join("shop/production");
+    configure_with(world, store.to_str().unwrap(), "verify: 0", "keep: {last: 2, daily: 0, weekly: 0, monthly: 0}");
+    let mut states = Vec::new();
+    for change in
+        ["true", "echo second > media/upload; rm media/hard; truncate -s 5M media/sparse; ln media/upload media/another"]
+    {
+        sh(world, change);
+        states.push((walk(&data(world)), take(world)));
+        until("the restore point was copied", || copy(world)["failure"].is_null());
+    }
+    // The worker inherits the limit of the server, and is killed when it writes this byte of a file. The files of the server are smaller.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let byte = u64::from(500_000 + now.subsec_nanos() % 3_000_000);
+    let server = rustix::process::Pid::from_raw(world.with(|server| server.role()).unwrap());
+    let limit = |current| {
+        let limit = rustix::process::Rlimit { current, maximum: None };
+        rustix::process::prlimit(server, rustix::process::Resource::Fsize, limit).unwrap();
+    };
+    limit(Some(byte));
+    sh(world, "head -c 4000000 /dev/urandom > media/large; ln -s gone media/deep/dangling; chmod 640 media/script");
+    states.push((walk(&data(world)), take(world)));
+    let killed = copy(world);
+    limit(None);
+    assert!(killed["failure"].is_string(), "byte {byte}: {killed}");
+    restic(world, &repository, &["check"]).ok();
+    until("the copy was repeated", || copy(world)["failure"].is_null());
+    let report = copy(world);
+    // The oldest copy is removed, because no rule selects it.
+    assert_eq!((&report["copies"], &report["verified"]), (&Value::from(2), &Value::from(2)), "byte {byte}: {report}");
+    restic(world, &repository, &["check", "--read-data"]).ok();
+    let snapshots = restic(world, &repository, &["snapshots", "--json"]).json();
+    assert_eq!(snapshots.as_array().unwrap().len(), 2, "{snapshots}");
+    for snapshot in snapshots.as_array().unwrap() {
+        let tags = snapshot["tags"].to_string();
+        let (files, _) = states.iter().find(|(_, point)| tags.contains(id(point))).unwrap();
+        let to = world.directory().join(format!("by-restic-{}", snapshot["short_id"].as_str().unwrap()));
+        restic(world, &repository, &["restore", snapshot["id"].as_str().unwrap(), "--target", to.to_str().unwrap()]).ok();
+        same(&walk(&to.join("data")), files);
+    }
+    // larder brings the same files back, with their holes.
+    let (files, point) = states.pop().unwrap();
+    world.larder(&["backup", "remove", "shop", id(&point)]).ok();
+    world.larder(&["backup", "import", "shop", id(&point)]).ok();
+    world.larder(&["backup", "restore", "shop", id(&point), "--into", "imported"]).ok();
+    let imported = world.environment("shop").join("archives/restored/imported/data");
+    let forget = |mut seen: std::collections::BTreeMap<PathBuf, crate::backup::Seen>| {
+        seen.values_mut().for_each(crate::backup::Seen::forget_owner);
+        seen
+    };
+    same(&forget(walk(&imported)), &forget(files));
+    let sparse = fs::metadata(imported.join("media/sparse")).unwrap();
+    assert!(sparse.blocks() * 512 < sparse.len() / 2, "{} blocks of {} bytes", sparse.blocks(), sparse.len());
 }
 
 fn store_that_loses_bytes_is_found_by_the_next_check(world: &World) {
