@@ -241,7 +241,7 @@ impl<'w> Model<'w> {
         until("the release answers", || self.world.get("shop", "/").status == 200);
         let page = self.world.get("shop", "/").body;
         let version =
-            page.split_whitespace().filter_map(|word| word.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok()).last();
+            page.split_whitespace().rev().find_map(|word| word.trim_matches(|c: char| !c.is_ascii_digit()).parse().ok());
         let media = data(self.world).join("media");
         let read =
             |name: String| fs::read_to_string(media.join(name)).unwrap_or_else(|error| panic!("{error}")).trim().to_owned();
