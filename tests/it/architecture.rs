@@ -12,7 +12,7 @@ use crate::harness::source::{Imports, Source, paths, sources, top};
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
 const KEPT: [(&str, &[&str]); 20] = [
     ("git2", &["git"]),
-    ("russh", &["surface/ssh", "remote/ssh", "server.rs"]),
+    ("russh", &["surface/ssh", "remote/ssh", "server.rs", "backup/offsite/ssh.rs"]),
     ("object_store", &["remote", "backup/offsite"]),
     ("rustic_core", &["backup/offsite"]),
     ("reqwest", &["remote"]),
@@ -42,9 +42,12 @@ const DURABLE_ELSEWHERE: [(&str, &str); 40] = [
     ("crates/archive/src/confined.rs", "syncs the file system of a descriptor for a directory that is not addressed by path"),
     ("crates/points/src/store.rs", "a pure crate; all its files are below descriptors, never addressed by path"),
     ("crates/points/src/sys.rs", "a pure crate: moves entries out of the way before a removal"),
-    ("crates/points/src/capture/assemble.rs", "a pure crate: names entries of a capture, which is synced as a whole"),
-    ("crates/points/src/capture/attach.rs", "a pure crate: adds a file to a capture below descriptors"),
-    ("crates/points/src/import.rs", "a pure crate: syncs an imported restore point before the rename that publishes it"),
+    ("crates/points/src/contents.rs", "a pure crate: replaces contents below descriptors after they are durable"),
+    ("crates/points/src/publish.rs", "a pure crate: syncs a restore point before the rename that publishes it"),
+    (
+        "crates/sandbox/src/volume.rs",
+        "the keeper imports no other module; an image is synced before the rename that publishes it",
+    ),
     ("crates/points/src/capture/mod.rs", "a pure crate: syncs a capture before the rename that publishes the capture"),
     ("crates/points/src/restore/back.rs", "a pure crate: syncs the stage before the first live file is replaced"),
     ("crates/points/src/restore/mod.rs", "a pure crate: syncs the restored tree before its final name"),

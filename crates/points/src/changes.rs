@@ -7,7 +7,10 @@
 
 use std::collections::HashSet;
 
-use crate::{Digest, Entry, PointError, Result, entry::order, index, source::Source, store::BASE};
+use crate::{Digest, Entry, PointError, Result, entry::order, index, source::Source};
+
+/// The name of the file with the whole index to which the index of a restore point refers.
+pub(crate) const BASE: &str = "base";
 
 const MAGIC: &[u8; 20] = b"larder points delta\n";
 

@@ -22,7 +22,7 @@ use rustix::{
 
 use crate::{
     Digest, Entry, Kind, LimitKind, Manifest, PointError, Result, Source, Verified,
-    changes::{self, BaseIndex, ReadIndex},
+    changes::{self, BASE, BaseIndex, ReadIndex},
     index, manifest,
     meta::{self, Apply},
     pool, step, sys,
@@ -34,7 +34,6 @@ const LOCK: &str = "lock";
 pub(crate) const FILES: &str = "files";
 pub(crate) const CONTENTS: &str = ".contents";
 pub(crate) const INDEX: &str = "index";
-pub(crate) const BASE: &str = "base";
 pub(crate) const MANIFEST: &str = "point.json";
 pub(crate) const CHECKSUMS: &str = "checksums";
 const VERIFIED: &str = "verified.json";

@@ -6,7 +6,7 @@ use std::{
     os::{fd::AsFd, unix::ffi::OsStrExt},
 };
 
-use crate::{Digest, Kind, Point, PointError, Result, contents::digests, store, store::CONTENTS, sys};
+use crate::{Digest, Kind, Point, PointError, Result, changes, contents::digests, store, store::CONTENTS, sys};
 
 /// The space of one restore point.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,11 +66,11 @@ pub fn usage(points: &[&Point]) -> Result<Usage> {
                 bytes = bytes.saturating_add(stat.allocated);
             }
         };
-        for name in [store::INDEX, store::MANIFEST, store::CHECKSUMS, store::BASE] {
+        for name in [store::INDEX, store::MANIFEST, store::CHECKSUMS, changes::BASE] {
             match sys::stat_at(point.fd.as_fd(), OsStr::new(name)) {
                 Ok(stat) => add(stat),
                 // A restore point with a whole index has no `base`.
-                Err(rustix::io::Errno::NOENT) if name == store::BASE => {}
+                Err(rustix::io::Errno::NOENT) if name == changes::BASE => {}
                 Err(other) => return Err(PointError::io("look at", point.path().join(name), other)),
             }
         }

@@ -233,7 +233,7 @@ impl Store {
 fn changed_index(entries: &[Entry], old: Option<&Old>, previous: Option<&Point>, dir: BorrowedFd<'_>) -> Result<Option<Vec<u8>>> {
     let (Some(old), Some(previous)) = (old, previous) else { return Ok(None) };
     let Some(changes) = changes::encode(&old.index, entries)? else { return Ok(None) };
-    match linkat(&previous.fd, old.index.base_name, dir, store::BASE, AtFlags::empty()) {
+    match linkat(&previous.fd, old.index.base_name, dir, changes::BASE, AtFlags::empty()) {
         Ok(()) => Ok(Some(changes)),
         Err(Errno::MLINK | Errno::PERM | Errno::ACCESS | Errno::NOENT | Errno::OPNOTSUPP) => Ok(None),
         Err(other) => Err(PointError::io("share the index of", previous.path(), other)),
