@@ -76,6 +76,20 @@ fn failure(doing: &str, path: &Path, error: &rusqlite::Error) -> BackupFailure {
     failure
 }
 
+/// Returns the failure of a copy of the live file `path`. No restore point is involved, so the remedy differs from that of a damaged dump.
+fn live_failure(doing: &str, path: &Path, error: &rusqlite::Error) -> BackupFailure {
+    match failure(doing, path, error) {
+        damaged if damaged.kind == FailureKind::Damaged => BackupFailure {
+            kind: FailureKind::Refused,
+            hint: Some(String::from(
+                "repair the file with `.recover` of the program sqlite3, or restore an earlier restore point",
+            )),
+            ..damaged
+        },
+        other => other,
+    }
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -131,7 +145,7 @@ fn recovered(live: &Path, into: &Path) -> io::Result<bool> {
 fn read_copy(live: &Path, into: &Path) -> Result<(), BackupFailure> {
     let opened = open(into, OpenFlags::SQLITE_OPEN_READ_WRITE);
     let read = opened.and_then(|copy| copy.query_row("select count(*) from sqlite_schema", [], |_| Ok(())));
-    read.map_err(|e| failure("recover the copy of", live, &e))
+    read.map_err(|e| live_failure("recover the copy of", live, &e))
 }
 
 /// Syncs a complete copy, and describes the copy.
@@ -178,7 +192,7 @@ impl Engine for Sqlite {
             let is_closed = matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly));
             if !is_closed || !recovered(live, into).map_err(|e| io_failure(&e))? {
                 discard(into).map_err(|e| io_failure(&e))?;
-                return Err(failure("copy", live, &error));
+                return Err(live_failure("copy", live, &error));
             }
             read_copy(live, into)?;
         }
