@@ -84,7 +84,7 @@ fn delta_that_cannot_be_installed_is_discarded(world: &World) {
     let page = top.join("deploy").join(fs::read_link(top.join("deploy/current")).unwrap()).join("index.html");
     let mut text = fs::read(&page).unwrap();
     text.reverse();
-    fs::write(&page, text).unwrap();
+    fs::write(&page, &text).unwrap();
     let before = names(&pair.releases());
     let said = pair.pull();
     said.exits(1).says("The release came as a delta, which is removed; the next attempt fetches the whole archive.");
@@ -94,6 +94,8 @@ fn delta_that_cannot_be_installed_is_discarded(world: &World) {
     after.retain(|name| name != ".no-deltas");
     assert_eq!(after, before, "something of the delta stays");
     assert_eq!(world.outcomes("shop").pop().flatten().as_deref(), Some("rolled_back"));
+    text.reverse();
+    fs::write(&page, text).unwrap();
 
     // The next attempt fetches the whole archive.
     let delta = fs::metadata(pair.delta()).unwrap().len();
