@@ -193,7 +193,7 @@ mod tests {
         let key = Key { fingerprint: String::from("SHA256:x"), line: "x".repeat(MAX_BYTES as usize) };
         let user = User { name: "alice".parse().unwrap(), admin: true, keys: vec![key], access: BTreeMap::new() };
         let large = Registry { users: vec![user], ..Registry::default() };
-        assert!(large.save(&path).unwrap_err().to_string().contains("at most 16777216 are allowed"));
+        assert!(large.save(&path).unwrap_err().to_string().contains("expected at most 16777216"));
         assert!(!path.exists());
     }
 }
