@@ -126,7 +126,9 @@ fn hostile_file_of_sqlite_is_refused_or_restored_as_data(world: &World) {
         } else {
             refused += 1;
             assert!(
-                taken.stderr.contains("SQLite file app.sqlite3") && !taken.stderr.contains("choose another"),
+                taken.stderr.contains("the SQLite ")
+                    && taken.stderr.contains("app.sqlite3")
+                    && !taken.stderr.contains("choose another"),
                 "{name}: {taken}"
             );
             assert_eq!(points(), known, "{name}: a refused capture left a restore point");
