@@ -14,7 +14,8 @@ use crate::model::Phase;
 pub struct BuildSettings {
     /// Variables that are set only for the build.
     pub env: IndexMap<VariableName, String>,
-    /// The memory limit of the recipe. [`Settings::on_server`] sets a missing limit, and lowers a limit above the server's limit.
+    /// The memory limit of the recipe. [`Settings::on_server`](super::Settings::on_server) sets a missing limit, and lowers a limit above
+    /// the server's limit.
     pub memory: Option<ByteSize>,
     /// True if buildpacks keep their cache between builds.
     pub cache: bool,
