@@ -210,7 +210,12 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
         Says("no limit"),
         || keys::render(SPACE_KEYS),
         |reader, node, key, config| {
-            keys::read_section(reader, node, key, "{limit: 20G, enlarge: auto, ceiling: 50G}", SPACE_KEYS, &mut config.space)
+            keys::read_section(reader, node, key, "{limit: 20G, enlarge: auto, ceiling: 50G}", SPACE_KEYS, &mut config.space);
+            if config.space.storage.is_some() && config.space.limit.is_none() {
+                let problem = format!("{key}.storage is set, but {key}.limit is not");
+                reader.problem(node, problem).hint =
+                    Some(format!("set {key}.limit, the size of the file system of each new project"));
+            }
         },
     ),
     KeyRow::custom(

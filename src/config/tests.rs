@@ -502,3 +502,14 @@ fn upgrade_replaces_the_release_command_and_merges_key_by_key() {
     assert_eq!((merged.upgrade.paths.as_slice(), merged.upgrade.safety), (&["migrations/**".to_owned()][..], Safety::Hold));
     assert_eq!(merged.hold(), TimeSpan::seconds(5));
 }
+
+#[test]
+fn file_systems_of_projects_need_a_size() {
+    for kind in ["ext4", "xfs"] {
+        let problems = ServerConfig::parse("", format!("space: {{storage: {kind}}}\n").as_bytes()).unwrap_err();
+        let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+        assert!(problem.to_string().contains("space.storage is set, but space.limit is not"), "{problem}");
+        assert!(ServerConfig::parse("", format!("space: {{storage: {kind}, limit: 400M}}\n").as_bytes()).is_ok());
+    }
+    assert!(ServerConfig::parse("", b"space: {storage: shared}\n").is_ok());
+}
