@@ -11,8 +11,8 @@ use crate::{
     harness::{Repo, World, cli::Output, disk::Disk, until},
 };
 
-/// The size of a disk in MiB: the program, a few releases, and the space that must stay free.
-const SIZE: u64 = 420;
+/// The size of a disk in MiB besides the program: a few releases, and the space that must stay free.
+const SIZE: u64 = 340;
 
 const UPGRADE: &str =
     "upgrade: |\n  for i in $(seq 20); do echo new > media/new-$i; done; rm -f media/1; head -c 3000000 /dev/zero > media/log\n";
@@ -36,7 +36,7 @@ struct Attempt<'a> {
 }
 
 fn full_at_each_step(plan: Plan, kind: &str, fill: fn(&Disk), chosen: Option<&[&str]>) {
-    let Some(disk) = Disk::new(kind, SIZE) else { return };
+    let Some(disk) = Disk::for_world(kind, SIZE) else { return };
     let world = World::on_disk(&disk);
     if plan == Plan::Final {
         crate::promotion::pair(&world);

@@ -268,7 +268,7 @@ fn many_small_files_are_restored_exactly(world: &World) {
 /// A database of ten times the usable space is refused with both figures before anything is stopped or written.
 #[test]
 fn database_larger_than_the_free_space_is_refused_with_the_figures() {
-    let Some(disk) = Disk::new("ext4", 420) else { return };
+    let Some(disk) = Disk::for_world("ext4", 340) else { return };
     let world = World::on_disk(&disk);
     if installed("python3").is_none() {
         return world.end();

@@ -189,7 +189,7 @@ fn upgrade_that_hangs_ends_at_its_time_limit(world: &World) {
 /// the archive are small, because they are compressed.
 #[test]
 fn disk_that_fills_up_during_the_sync_brings_the_old_release_back() {
-    let Some(disk) = Disk::new("ext4", 700) else { return };
+    let Some(disk) = Disk::for_world("ext4", 620) else { return };
     let world = World::on_disk(&disk);
     world.project("shop");
     let clone = tempfile::tempdir().unwrap();

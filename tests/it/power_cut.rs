@@ -31,7 +31,7 @@ fn power_is_cut_at_random_instants(kind: &str) {
         installed("xfs_io");
         return;
     }
-    let Some(disk) = Disk::new(kind, 700) else { return };
+    let Some(disk) = Disk::for_world(kind, 620) else { return };
     let seed = std::env::var("LARDER_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(11);
     let mut state = seed;
     let world = World::on_disk(&disk);

@@ -343,7 +343,7 @@ fn random_kill_leaves_code_and_data_of_one_version() {
 #[test]
 fn random_operations_agree_with_the_model() {
     // Without a disk of its own, no disk becomes full.
-    let disk = Disk::new("ext4", 500);
+    let disk = Disk::for_world("ext4", 420);
     let cases = number("LARDER_TEST_CASES").unwrap_or(if is_thorough() { 20 } else { 1 });
     let seed = seed();
     eprintln!("{cases} runs of the model, LARDER_TEST_SEED={seed}");

@@ -13,6 +13,12 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// Creates a file system for a world: `mib` MiB besides the space for the program under test, whose size depends on its debug
+    /// information. See [`Disk::new`].
+    pub fn for_world(kind: &str, mib: u64) -> Option<Disk> {
+        Disk::new(kind, mib + super::world::program_size().div_ceil(1 << 20))
+    }
+
     /// Creates a file system of a kind, `ext4` or `xfs`, with `mib` MiB. Without root or the tools, prints `SKIPPED:` and returns `None`.
     pub fn new(kind: &str, mib: u64) -> Option<Disk> {
         if !rustix::process::geteuid().is_root() {

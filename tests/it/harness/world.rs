@@ -26,6 +26,11 @@ use super::{
 /// The program under test.
 const LARDER: &str = env!("CARGO_BIN_EXE_larder");
 
+/// Returns the size of the program under test in bytes.
+pub fn program_size() -> u64 {
+    fs::metadata(LARDER).unwrap().len()
+}
+
 /// The maximum number of worlds at the same time. Each world has 50 ports below the kernel's ephemeral range.
 const WORLDS: u32 = 400;
 
