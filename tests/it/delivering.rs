@@ -1,4 +1,5 @@
-//! Deliveries, which have no build: every step of the plan fails once and runs twice, and the server is killed once at every event.
+//! Deliveries, which have no build: every step of the plan fails once and runs twice, and the server is killed once at every event. By
+//! default, the kills happen at the events of the whole deployment and of `gather`; with `LARDER_TEST_THOROUGH`, at every event.
 
 use crate::{
     harness::{Repo, World, faults::Attempt, in_each_mode, in_one_mode, output::golden, state::names, until},
@@ -14,7 +15,7 @@ const RECIPE: &str = "data:\n  - media\nsmoke:\n  - /\n";
 const PROCFILE: &str = "release: echo released >> media/count\nworker: sleep 1000\n";
 
 #[test]
-fn server_killed_at_every_event_of_a_delivery_recovers() {
+fn server_killed_at_events_of_a_delivery_recovers() {
     at_every_event(Victim::Server, Course::Delivering);
 }
 

@@ -124,7 +124,8 @@ pub fn at_every_event(victim: Victim, course: Course) {
         all.extend(events);
         died.extend(marks);
     }
-    assert!(all.len() > 75, "{all:?}");
+    let least = if course == Course::Delivering && !thorough() { 20 } else { 75 };
+    assert!(all.len() > least, "{all:?}");
     let missed: Vec<_> = all.difference(&died).collect();
     assert!(missed.is_empty(), "no kill happened at {missed:?}");
 }
@@ -174,7 +175,12 @@ fn dies_at_events(share: usize, victim: Victim, course: Course) -> (Vec<String>,
         fs::write(marks.join("stop"), "").unwrap();
     }
     let steps = world.steps("shop");
-    let events: Vec<_> = events(&steps).into_iter().skip(share).step_by(SHARES).collect();
+    let interrupted = match course {
+        // The steps after `gather` are the same as in a deployment with a build, which has a test of its own.
+        Course::Delivering if !thorough() => steps.iter().filter(|step| step.starts_with("gather.")).cloned().collect(),
+        _ => steps.clone(),
+    };
+    let events: Vec<_> = events(&interrupted).into_iter().skip(share).step_by(SHARES).collect();
     // Without a hold, the step `deploy.switch` is the commit point. The kill after `deploy.boot` therefore makes every share unwind a
     // deployment completely, and the kill after `deploy.switch` makes every share finish a deployment.
     let turns = [String::from("journal.succeeded.deploy.boot"), String::from("journal.succeeded.deploy.switch")];
