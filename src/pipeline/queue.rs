@@ -16,7 +16,10 @@ use super::{
     spare::{RenewedTree, SpareTree},
     transcript::Transcript,
 };
-use crate::model::{BranchName, CommitId, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId, Trigger};
+use crate::{
+    git::source::RecipeFiles,
+    model::{BranchName, CommitId, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId, Trigger},
+};
 
 /// A request to deploy.
 #[derive(Debug, Clone)]
@@ -35,6 +38,9 @@ pub struct DeployRequest {
     pub tags: Vec<(String, CommitId)>,
     /// The release that becomes live.
     pub goal: Goal,
+    /// The recipe of the commit, as the hook of the push has read it; `None` if it was not read. The recipe is read again, with all checks,
+    /// by the deployment.
+    pub recipe: Option<RecipeFiles>,
     /// The phases of a dry run; empty if the release shall go live.
     pub dry_run: Vec<Phase>,
     /// The id of the restore point whose data goes live together with the release; `None` if the data stays as it is.

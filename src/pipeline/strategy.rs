@@ -8,7 +8,7 @@ use super::{
     util::chain,
 };
 use crate::{
-    git::source::{SourceJob, SourceLimits},
+    git::source::{RecipeFiles, SourceJob, SourceLimits},
     model::{Environment, Strategy},
 };
 
@@ -41,6 +41,9 @@ impl Pipeline {
     }
 
     async fn strategy_in_commit(&self, environment: &Environment, request: &DeployRequest) -> Option<Strategy> {
+        if let Some(recipe) = &request.recipe {
+            return strategy_in(environment, recipe.clone());
+        }
         let job = SourceJob {
             commit: request.commit.clone(),
             limits: SourceLimits::default(),
@@ -52,6 +55,10 @@ impl Pipeline {
         let source = self.services().repositories.source(environment.project_id, environment.id, job).await;
         let files =
             source.inspect_err(|error| tracing::debug!(error = chain(error), "cannot read a recipe in advance")).ok()?.files;
-        intake::load_recipe(files).ok()?.settings(&environment.name).strategy
+        strategy_in(environment, files)
     }
+}
+
+fn strategy_in(environment: &Environment, recipe: RecipeFiles) -> Option<Strategy> {
+    intake::load_recipe(recipe).ok()?.settings(&environment.name).strategy
 }

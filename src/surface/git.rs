@@ -21,6 +21,7 @@ use crate::{
     git::{
         PushCommands, ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
+        source::RecipeFiles,
     },
     host::{files, launch::Stdio},
     model::{Access, CommitId, Project, ProjectName, Trigger},
@@ -55,6 +56,14 @@ struct Early {
     objections: BTreeMap<String, PushRejection>,
     /// True if the objects of the push were deleted, so that no ref can be accepted any more.
     discarded: bool,
+    /// The recipes of the pushed commits, as far as pre-receive has read them.
+    recipes: Vec<(CommitId, RecipeFiles)>,
+}
+
+impl Early {
+    fn recipe_of(&self, commit: &CommitId) -> Option<RecipeFiles> {
+        self.recipes.iter().find(|(known, _)| known == commit).map(|(_, files)| files.clone())
+    }
 }
 
 /// All pushes in flight; cheap to clone.
@@ -211,6 +220,7 @@ impl Pushes {
         // its refs.
         early.discarded = accepted == 0;
         early.objections = objections;
+        early.recipes.clone_from(&request.recipes);
         early.discarded
     }
 
@@ -321,6 +331,7 @@ impl Pushes {
                     }
                 };
                 let tags = coming(session);
+                let recipe = session.ticket.early.lock().recipe_of(&commit);
                 let request = DeployRequest {
                     trigger,
                     environment: *environment,
@@ -329,6 +340,7 @@ impl Pushes {
                     seen: Some(seen),
                     tags,
                     goal,
+                    recipe,
                     dry_run: Vec::new(),
                     data: None,
                 };

@@ -323,6 +323,7 @@ fn send_recipe(
     put: &mut impl FnMut(ClientFrame) -> Result<(), HookError>,
 ) -> Result<(), HookError> {
     let mut files = files.clone();
+    put(ClientFrame::RecipeOf(commit.clone()))?;
     for file in RecipeFile::ALL {
         let Some(content) = file.of(&mut files).take() else { continue };
         let empty = content.is_empty().then_some(&[][..]);

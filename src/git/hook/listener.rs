@@ -163,6 +163,12 @@ async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<
                     ));
                 }
             }
+            ClientFrame::RecipeOf(commit) => {
+                request.recipes.push((commit, RecipeFiles::default()));
+                if request.recipes.len() > MAX_RECIPE_COMMITS {
+                    return Err(format!("the push has the recipes of more than {MAX_RECIPE_COMMITS} commits"));
+                }
+            }
             ClientFrame::Recipe { commit, file, part } => add_recipe(&mut request, commit, file, part)?,
             ClientFrame::Go => {
                 redeemed.keep();
@@ -180,13 +186,8 @@ fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, par
         [larder_yml, procfile, app_json, buildpacks].map(|content| content.as_ref().map_or(0, Vec::len))
     });
     let bytes = sizes.sum::<usize>().saturating_add(part.len());
-    if request.recipes.iter().all(|(known, _)| *known != commit) {
-        request.recipes.push((commit.clone(), RecipeFiles::default()));
-    }
-    if bytes > MAX_RECIPE_BYTES || request.recipes.len() > MAX_RECIPE_COMMITS {
-        return Err(format!(
-            "the recipes of the push are too large (expected at most {MAX_RECIPE_BYTES} bytes of {MAX_RECIPE_COMMITS} commits)"
-        ));
+    if bytes > MAX_RECIPE_BYTES {
+        return Err(format!("the recipes of the push are too large (expected at most {MAX_RECIPE_BYTES} bytes)"));
     }
     if let Some((_, files)) = request.recipes.iter_mut().find(|(known, _)| *known == commit) {
         file.of(files).get_or_insert_default().extend(part);

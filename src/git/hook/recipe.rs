@@ -18,8 +18,9 @@ use crate::{
 /// read the recipe.
 const MAX_ROOT: usize = 1 << 20;
 
-/// Returns the recipes of at most [`MAX_RECIPE_COMMITS`] pushed branches, together at most [`MAX_RECIPE_BYTES`]. A recipe that cannot be
-/// read, or that exceeds the rest of this size, is left out. The export reads all recipes again, and reports why a recipe cannot be read.
+/// Returns the recipes of at most [`MAX_RECIPE_COMMITS`] pushed branches, together at most [`MAX_RECIPE_BYTES`]. The recipe of a commit
+/// without the files of a recipe is empty. A recipe that cannot be read, or that exceeds the rest of this size, is left out. The export
+/// reads all recipes again, and reports why a recipe cannot be read.
 pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChange]) -> Vec<(CommitId, RecipeFiles)> {
     let mut found: Vec<(CommitId, RecipeFiles)> = Vec::new();
     let branches = refs.iter().filter(|change| change.refname.starts_with("refs/heads/") && !change.new.is_zero());
@@ -32,7 +33,7 @@ pub(super) fn read(repository: &Path, quarantine: Option<&str>, refs: &[RefChang
         if found.iter().any(|(commit, _)| *commit == change.new) {
             continue;
         }
-        let Some((files, bytes)) = of_commit(&opened, &change.new).filter(|(_, bytes)| (1..=left).contains(bytes)) else {
+        let Some((files, bytes)) = of_commit(&opened, &change.new).filter(|(_, bytes)| *bytes <= left) else {
             continue;
         };
         left = left.saturating_sub(bytes);
@@ -92,8 +93,10 @@ mod tests {
         let found = read(&world.repository(), None, &[branch(&commit), branch(&commit), tag]);
         let expected = RecipeFiles { larder_yml: Some(b"a: 1\n".to_vec()), ..RecipeFiles::default() };
         assert_eq!(found, [(commit, expected)]);
+        let plain = world.commit(&[("index.html", false, b"hello\n")]);
+        assert_eq!(read(&world.repository(), None, &[branch(&plain)]), [(plain, RecipeFiles::default())]);
         let link = world.blob(b"/etc/passwd");
         let commit = world.commit_tree(&world.tree_object(&[("120000", b"larder.yml", &link)]));
-        assert_eq!(read(&world.repository(), None, &[branch(&commit)]), []);
+        assert_eq!(read(&world.repository(), None, &[branch(&commit)]), [(commit, RecipeFiles::default())]);
     }
 }

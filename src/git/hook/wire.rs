@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::{git::source::RecipeFiles, model::CommitId};
 
 /// The version of the messages between hook and server. The server refuses a hook with another version.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The maximum size of a frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 /// The maximum number of refs in a push.
@@ -148,6 +148,8 @@ pub(super) enum ClientFrame {
     BadNames(usize),
     /// A push option.
     Option(String),
+    /// A commit whose recipe was read. The frames [`ClientFrame::Recipe`] with the content of its files follow.
+    RecipeOf(CommitId),
     /// The next part of a recipe file.
     Recipe { commit: CommitId, file: RecipeFile, part: Vec<u8> },
     /// The end of the request.
