@@ -8,6 +8,7 @@
 mod app_json;
 mod backup;
 mod build;
+mod client;
 mod database;
 mod database_servers;
 mod error;
@@ -37,6 +38,7 @@ pub use crate::model::{StopSignal, Strategy};
 pub use app_json::AppJson;
 pub use backup::{BackupConfig, BackupKeep, Schedule};
 pub use build::{BuildSettings, RequiredVariable};
+pub use client::{ClientEntry, ENVIRONMENTS_FILE, EnvironmentRef};
 pub use database::{DatabaseLocation, DatabaseSpec};
 pub use database_servers::DatabaseServers;
 pub use error::ConfigError;

@@ -103,7 +103,7 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
             for c in rest.by_ref() {
                 match c {
                     '0'..='9' | ';' | ':' if parameters.len() < MAX_PARAMETERS => parameters.push(c),
-                    'm' => return shown(&parameters),
+                    'm' => return visible_colour(&parameters),
                     // A sequence that is not an SGR sequence is skipped up to its final byte (ECMA-48).
                     _ => {
                         if !('\u{40}'..='\u{7e}').contains(&c) {
@@ -134,7 +134,10 @@ fn escape_sequence(rest: &mut std::str::Chars<'_>) -> Option<String> {
 
 /// Returns SGR parameters without the parameter 8, which hides text. Returns `None` if no parameter is left. In an extended colour, such
 /// as `38;5;8`, the number 8 is a part of the colour and is kept.
-fn shown(parameters: &str) -> Option<String> {
+pub fn visible_colour(parameters: &str) -> Option<String> {
+    if parameters.len() > MAX_PARAMETERS || !parameters.bytes().all(|c| c.is_ascii_digit() || matches!(c, b';' | b':')) {
+        return None;
+    }
     let number = |parameter: &str| parameter.trim_start_matches('0').to_owned();
     let mut kept = Vec::new();
     let mut rest = parameters.split(';');

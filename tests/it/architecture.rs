@@ -91,7 +91,7 @@ const DURABLE_ELSEWHERE: [(&str, &str); 40] = [
     ("src/remote/store.rs", "tells the client of a directory remote to sync its files"),
     ("src/runtime/data.rs", "seeds data in the sandbox as the project's user, with one sync of the file system"),
     ("src/runtime/logs.rs", "rotates logs of processes, which are not durable"),
-    ("src/surface/cli/client.rs", "writes a download on the client's machine"),
+    ("src/surface/cli/client/output.rs", "writes a download on the client's machine"),
     ("src/workers/sweep.rs", "moves entries out of deep directories in the trash before their removal"),
     ("src/host/files", "the module itself"),
 ];

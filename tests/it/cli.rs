@@ -216,7 +216,7 @@ fn remote_option_uses_the_server_of_a_git_remote(world: &World) {
     larder(&["-r", "prod", "run", "shop", "--", "sh", "-c", "exit 9"]).exits(9);
     larder(&["-r", "prod", "releases", "nowhere"]).exits(4).says("no project nowhere");
     larder(&["-r", "nowhere", "whoami"]).exits(4).says("git remote -v");
-    larder(&["-r", "elsewhere", "whoami"]).exits(5).says("expected an ssh address");
+    larder(&["-r", "elsewhere", "whoami"]).exits(5).says("is not an ssh address");
     // The local program writes the file of an export.
     world.larder(&["backup", "take", "shop"]).ok();
     larder(&["-r", "prod", "backup", "export", "shop", "latest", "--output", "x.tar.zst"]).ok();

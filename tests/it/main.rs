@@ -10,6 +10,8 @@ mod backup_hooks;
 mod backup_schedule;
 mod badinput;
 mod cli;
+mod client;
+mod client_hostile;
 mod clients;
 mod contributing;
 mod copies;

@@ -25,6 +25,15 @@ pub(super) trait Command: Sized {
     }
 }
 
+/// The use that a command makes of its caller's terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TerminalUse {
+    /// The command only writes.
+    None,
+    /// The command asks for a confirmation.
+    Question,
+}
+
 /// The view of a command's request.
 pub(super) type ViewOf<C> = <<C as Command>::Request as Request>::View;
 

@@ -4,13 +4,13 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand, builder::TypedValueParser as _};
 
-use super::{commands::Verb, quickstart};
+use super::{command::TerminalUse, commands::Verb, quickstart};
 
 /// Push-to-deploy: staging cooks, the larder keeps, production serves
 ///
 /// larder is a git server that builds each push, keeps the result as a release, runs the release, and rejects the push if the release is
-/// not healthy. Try `larder quickstart`. The same commands work on the server, over ssh (`ssh -p PORT larder@HOST status`) and by git
-/// remote (`larder -r prod status`).
+/// not healthy. Try `larder quickstart`. The same commands work on the server, over ssh (`ssh -p PORT larder@HOST status`) and from a
+/// laptop (`larder -r prod status`).
 #[derive(Debug, Parser)]
 #[command(name = "larder", version, propagate_version = true, disable_help_subcommand = false, infer_subcommands = false)]
 pub struct Cli {
@@ -24,8 +24,8 @@ pub struct Cli {
         help = "Directory of the server [default: /srv/larder]"
     )]
     pub root: Option<PathBuf>,
-    /// Run the command over ssh, on the server of this git remote
-    #[arg(long, short = 'r', global = true, help_heading = "Everywhere", value_name = "REMOTE")]
+    /// Run the command over ssh, on the server of this environment, git remote or address
+    #[arg(long, short = 'r', global = true, help_heading = "Everywhere", value_name = "NAME")]
     pub remote: Option<String>,
     /// Print JSON instead of text
     #[arg(long, global = true, help_heading = "Everywhere")]
@@ -55,9 +55,12 @@ impl CliCommand {
         }
     }
 
-    /// Returns true if the command may ask for a confirmation on a terminal.
-    pub(super) fn may_ask(&self) -> bool {
-        matches!(self, CliCommand::Verb(verb) if verb.may_ask())
+    /// Returns the use that the command makes of a terminal.
+    pub(super) fn terminal(&self) -> TerminalUse {
+        match self {
+            CliCommand::Verb(verb) if verb.may_ask() => TerminalUse::Question,
+            _ => TerminalUse::None,
+        }
     }
 }
 
@@ -107,7 +110,7 @@ pub fn parse(words: &[String]) -> Result<Cli, clap::Error> {
 }
 
 /// Converts `project:create shop` into `project create shop`.
-fn split_colons(words: &[String]) -> Vec<String> {
+pub(super) fn split_colons(words: &[String]) -> Vec<String> {
     let nouns: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
     let mut split = Vec::with_capacity(words.len());
     let mut verb_seen = false;

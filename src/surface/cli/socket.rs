@@ -198,9 +198,17 @@ pub enum CallError {
     TooLong(usize),
 }
 
-/// Sends a command to the server at `path`. Returns the exit status.
-pub fn call(path: &Path, words: Vec<String>, descriptors: [BorrowedFd<'_>; 3]) -> Result<u8, CallError> {
-    let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+/// Connects to the server at `path`.
+pub fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    std::os::unix::net::UnixStream::connect(path)
+}
+
+/// Sends a command to a connected server. Returns the exit status.
+pub fn call(
+    mut stream: std::os::unix::net::UnixStream,
+    words: Vec<String>,
+    descriptors: [BorrowedFd<'_>; 3],
+) -> Result<u8, CallError> {
     let message = serde_json::to_vec(&Call { words }).map_err(io::Error::other)?;
     let length = u32::try_from(message.len()).ok().filter(|length| *length as usize <= MAX_MESSAGE);
     let prefix = length.ok_or(CallError::TooLong(message.len()))?.to_be_bytes();

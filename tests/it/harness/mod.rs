@@ -11,6 +11,7 @@ pub mod files;
 pub mod git;
 pub mod http;
 pub mod invariants;
+pub mod laptop;
 pub mod layout;
 pub mod ledger;
 pub mod link;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use self::{
     git::{Push, Repo},
+    laptop::Laptop,
     machine::Machine,
     world::World,
 };

@@ -1,0 +1,56 @@
+//! The client: finds the server that carries out a command, and sends the words of the command there.
+//!
+//! On the server itself, the words go through the control socket. From other machines, they go through the user's own `ssh`. The function to
+//! read first is [`run`]; `target` finds the server, and `ssh` builds the command line of `ssh`.
+
+mod output;
+mod server;
+mod sources;
+mod ssh;
+mod target;
+mod terminal;
+mod words;
+
+use std::{io, os::fd::AsFd};
+
+use self::{
+    output::OutputFile,
+    server::Server,
+    ssh::SshCall,
+    words::{inline_key_files, with_environment, without_output, without_remote},
+};
+use super::grammar::Cli;
+use crate::{control::CommandError, host::root::Root};
+
+/// Sends `words` to the server that carries out the command. Returns the exit status.
+pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandError> {
+    let words = inline_key_files(words)?;
+    let output = cli.command.output();
+    let file = output.map(OutputFile::create).transpose()?;
+    let sent = if output.is_some() { without_output(words) } else { words };
+    let code = match server::find(cli, root)? {
+        Server::Local(connection) => {
+            let stdout = io::stdout();
+            let descriptor = file.as_ref().map_or_else(|| stdout.as_fd(), |output| output.file.as_fd());
+            server::ask(root, connection, sent, descriptor)?
+        }
+        Server::Remote(target) => {
+            target.announce();
+            let words = without_remote(&sent);
+            let words = match target.environment() {
+                Some(environment) => with_environment(words, &environment),
+                None => words,
+            };
+            let call = SshCall { url: &target.url, words: &words, terminal: cli.command.terminal() };
+            match &file {
+                None => call.run()?,
+                Some(output) => call.run_into(output.file.try_clone().map_err(|error| output.failed(&error))?)?,
+            }
+        }
+    };
+    match file {
+        Some(output) if code == 0 => output.keep()?,
+        _ => {}
+    }
+    Ok(code)
+}

@@ -1,0 +1,95 @@
+//! The command line of the user's own `ssh`. The user's keys, agent, configuration and `known_hosts` apply.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    process::{Child, Command, Stdio},
+};
+
+use super::{super::command::TerminalUse, terminal};
+use crate::{
+    control::{CommandError, ErrorKind},
+    model::SshUrl,
+};
+
+/// A command for a server that `ssh` reaches.
+pub(super) struct SshCall<'a> {
+    pub url: &'a SshUrl,
+    pub words: &'a [String],
+    pub terminal: TerminalUse,
+}
+
+impl SshCall<'_> {
+    /// Runs the command with the standard descriptors of this process. Returns the exit status of `ssh`, which is that of the command, or
+    /// 255 if `ssh` does not reach the server. If no filter is needed, `ssh` replaces this process.
+    pub(super) fn run(&self) -> Result<u8, CommandError> {
+        let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let terminal = if has_terminal { self.terminal } else { TerminalUse::None };
+        let mut ssh = self.command(terminal != TerminalUse::None)?;
+        let filters = [io::stdout().is_terminal(), io::stderr().is_terminal()];
+        if filters == [false, false] {
+            return Err(cannot_start(&ssh.exec()));
+        }
+        let [stdout, stderr] = filters.map(|is_filtered| if is_filtered { Stdio::piped() } else { Stdio::inherit() });
+        let mut child = ssh.stdout(stdout).stderr(stderr).spawn().map_err(|error| cannot_start(&error))?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        // An error of a copy means that the terminal is gone.
+        let errors = std::thread::spawn(move || stderr.map(|from| terminal::copy(from, io::stderr())));
+        let _ = stdout.map(|from| terminal::copy(from, io::stdout()));
+        let _ = errors.join();
+        exit_status(&mut child)
+    }
+
+    /// Runs the command with a file as its standard output. Returns the exit status of `ssh`.
+    pub(super) fn run_into(&self, file: File) -> Result<u8, CommandError> {
+        let mut child = self.command(false)?.stdout(file).spawn().map_err(|error| cannot_start(&error))?;
+        exit_status(&mut child)
+    }
+
+    /// Returns the command line. No shell on this machine reads the words, and larder's server splits them without a shell.
+    fn command(&self, with_terminal: bool) -> Result<Command, CommandError> {
+        let quoted = shlex::try_join(self.words.iter().map(String::as_str))
+            .map_err(|_| CommandError::new(ErrorKind::Usage, "cannot send the command: a word contains a NUL byte"))?;
+        let mut ssh = Command::new("ssh");
+        if let Some(port) = self.url.port() {
+            ssh.arg("-p").arg(port.to_string());
+        }
+        ssh.arg(if with_terminal { "-t" } else { "-T" });
+        // A server of larder needs neither the agent nor a display nor a forwarded port, and a host that a repository names must not get them.
+        ssh.args(["-a", "-x", "-o", "ClearAllForwardings=yes"]);
+        ssh.arg("--").arg(self.url.destination()).arg(quoted);
+        Ok(ssh)
+    }
+}
+
+fn exit_status(child: &mut Child) -> Result<u8, CommandError> {
+    let status = child.wait().map_err(|error| CommandError::internal(&error))?;
+    let code = status.code().or(status.signal().map(|signal| signal.saturating_add(128))).unwrap_or(1);
+    Ok(u8::try_from(code).unwrap_or(1))
+}
+
+/// Returns the error of an `ssh` that could not be started.
+fn cannot_start(error: &io::Error) -> CommandError {
+    CommandError::new(ErrorKind::Internal, format!("cannot start ssh: {error}")).hint("install the OpenSSH client")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_one_quoted_argument_after_the_host() {
+        let words = ["run", "shop", "--", "printf", "<%s>", "two  words", "it's", "$HOME", "-oProxyCommand=x"].map(str::to_owned);
+        let url = "ssh://larder@host:2222/shop".parse().unwrap();
+        let ssh = SshCall { url: &url, words: &words, terminal: TerminalUse::None }.command(false).unwrap();
+        let arguments: Vec<_> = ssh.get_args().map(|word| word.to_str().unwrap()).collect();
+        let (options, rest) = arguments.split_at(arguments.iter().position(|word| *word == "--").unwrap());
+        assert_eq!(options, ["-p", "2222", "-T", "-a", "-x", "-o", "ClearAllForwardings=yes"]);
+        assert_eq!(rest[1], "larder@host");
+        assert_eq!(shlex::split(rest[2]).unwrap(), words);
+        assert_eq!(rest.len(), 3);
+        let words = [String::from("a\0b")];
+        assert!(SshCall { url: &url, words: &words, terminal: TerminalUse::None }.command(false).is_err());
+    }
+}
