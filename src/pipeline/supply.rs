@@ -110,7 +110,7 @@ pub enum SupplyError {
         titles: Vec<String>,
     },
     /// The environment has no such remote.
-    #[error("{environment} has no remote {remote}")]
+    #[error("cannot find the remote {remote}: {environment} has no such remote")]
     NoRemote {
         /// The environment, as `project/environment`.
         environment: String,

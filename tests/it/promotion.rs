@@ -309,7 +309,10 @@ fn unusable_remote_ends_pull_and_promote_with_status_3_or_4(world: &World) {
     pair(world);
     let repo = Repo::site(world, "shop", "version one");
     staging(&repo).accepted();
-    world.larder(&["pull", "shop/production", "--from", "nowhere"]).exits(4).says("shop/production has no remote nowhere");
+    world
+        .larder(&["pull", "shop/production", "--from", "nowhere"])
+        .exits(4)
+        .says("cannot find the remote nowhere: shop/production has no such remote");
     world.larder(&["promote", "shop/staging", "--to", "nowhere"]).exits(4);
     let signing = world.larder(&["key", "show", "--json"]).json()["signing"].as_str().unwrap().to_owned();
     // The directory of a remote disappears.

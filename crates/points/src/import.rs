@@ -92,9 +92,10 @@ impl Store {
             step();
             let failed = |e: Errno| PointError::io("store", OsStr::from_bytes(&entry.path), e);
             let (name, file) = contents.create().map_err(failed)?;
-            let mut target = Target { file: file.as_fd(), entry, space: &space, at: 0, size, hasher: blake3::Hasher::new() };
+            let id = parts.manifest.id.as_str();
+            let mut target = Target { id, file: file.as_fd(), entry, space: &space, at: 0, size, hasher: blake3::Hasher::new() };
             content(entry, &mut |bytes| target.write(bytes))?;
-            target.finish(&parts.manifest.id, digest)?;
+            target.finish(digest)?;
             contents.keep(name, digest).map_err(failed)?;
         }
         // The version is that of this store, also if the restore point comes from a store of an older version.
@@ -109,6 +110,8 @@ impl Store {
 
 /// A file that is being written.
 struct Target<'a> {
+    /// The id of the restore point.
+    id: &'a str,
     file: BorrowedFd<'a>,
     entry: &'a Entry,
     space: &'a Space<'a>,
@@ -122,7 +125,7 @@ impl Target<'_> {
         let failed = |e: Errno| PointError::io("store", OsStr::from_bytes(&self.entry.path), e);
         let end = self.at.saturating_add(bytes.len() as u64);
         if end > self.size {
-            return Err(self.damaged(&self.entry.shown()));
+            return Err(self.damaged());
         }
         self.hasher.update(bytes);
         // Zeros become holes. If the captured file had allocated blocks of zeros, the imported file only uses less space.
@@ -143,14 +146,14 @@ impl Target<'_> {
         Ok(())
     }
 
-    fn finish(self, id: &str, digest: Digest) -> Result<()> {
+    fn finish(self, digest: Digest) -> Result<()> {
         if self.at != self.size || Digest(self.hasher.finalize().into()) != digest {
-            return Err(self.damaged(id));
+            return Err(self.damaged());
         }
         ftruncate(self.file, self.size).map_err(|e| PointError::io("store", OsStr::from_bytes(&self.entry.path), e))
     }
 
-    fn damaged(&self, id: &str) -> PointError {
-        PointError::Damaged { id: id.to_owned(), count: 1, first: self.entry.shown() }
+    fn damaged(&self) -> PointError {
+        PointError::Damaged { id: self.id.to_owned(), count: 1, first: self.entry.shown() }
     }
 }

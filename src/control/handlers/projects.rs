@@ -101,7 +101,9 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
         // The undo of a failed creation deletes the directory, so the directory must not exist before.
         if directory.symlink_metadata().is_ok() {
             return Err(refused(format!(
-                "{} exists already and does not belong to a project of this server",
+                "cannot create {}/{}: {} exists already and does not belong to a project of this server",
+                spec.project,
+                spec.environment,
                 directory.display()
             ))
             .hint("move the directory away, or delete it, and try again"));
@@ -168,20 +170,29 @@ async fn take_back(control: &Control, project: &Project, error: CommandError) ->
 fn ensure_available(spec: &ProjectCreate) -> Result<(), CommandError> {
     match (spec.mode, spec.strategy) {
         (Mode::Cooking | Mode::Final, Strategy::BlueGreen | Strategy::InPlace) => Ok(()),
-        (mode, _) => Err(usage(format!("the mode {mode} is not available in this version (expected cooking or final)"))),
+        (mode, _) => Err(usage(format!(
+            "cannot create {}/{}: the mode {mode} is not available in this version (expected cooking or final)",
+            spec.project, spec.environment
+        ))),
     }
 }
 
 fn ensure_no_clash(project: &Project, spec: &ProjectCreate) -> Result<(), CommandError> {
     for environment in &project.environments {
         if environment.name == spec.environment {
-            return Err(refused(format!("{} exists already", environment.title())).hint(
+            return Err(refused(format!("cannot create {}: the environment exists already", environment.title())).hint(
                 "create a further environment with `--env NAME`, or show the existing one with `larder project info PROJECT`",
             ));
         }
         if environment.branch == spec.branch {
-            return Err(refused(format!("{} deploys the branch {} already", environment.title(), spec.branch))
-                .hint("choose another branch with --branch: a deploy branch names the live commit of one environment"));
+            return Err(refused(format!(
+                "cannot create {}/{}: {} deploys the branch {} already",
+                spec.project,
+                spec.environment,
+                environment.title(),
+                spec.branch
+            ))
+            .hint("choose another branch with --branch: a deploy branch names the live commit of one environment"));
         }
     }
     Ok(())
@@ -193,7 +204,7 @@ fn ensure_hosts_are_free(registry: &Registry, new: &Environment, domain: &str) -
     let others = registry.projects.iter().flat_map(|project| &project.environments).filter(|other| other.id != new.id);
     for other in others {
         if let Some(taken) = other.hosts(domain).into_iter().find(|host| hosts.contains(host)) {
-            return Err(refused(format!("the host name {taken} belongs to another environment"))
+            return Err(refused(format!("cannot create {}: the host name {taken} belongs to another environment", new.title()))
                 .hint("choose another name or another --domain; `larder project list` shows the host names that you may see"));
         }
     }

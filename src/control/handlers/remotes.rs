@@ -86,8 +86,12 @@ impl Request for RemoteAdd {
         let environment = control.environment(&target)?;
         let address: Address = remote.url.parse().map_err(|error| usage(format!("{error}")))?;
         if environment.remotes.iter().any(|known| known.name == remote.name) {
-            return Err(refused(format!("{} has a remote {} already", environment.title(), remote.name))
-                .hint(format!("remove the existing remote first with `larder remote remove {target} {}`", remote.name)));
+            return Err(refused(format!(
+                "cannot add the remote {}: {} has a remote of this name",
+                remote.name,
+                environment.title()
+            ))
+            .hint(format!("remove the existing remote first with `larder remote remove {target} {}`", remote.name)));
         }
         remote.url = address.to_string();
         remote.host_key = remote.host_key.as_deref().map(ssh::host_key).transpose().map_err(|error| {
@@ -95,26 +99,39 @@ impl Request for RemoteAdd {
         })?;
         let is_server = matches!(address, Address::Ssh { .. });
         match (is_server, &remote.host_key) {
-            (false, Some(_)) => return Err(usage("--host-key is only for a larder server (ssh://...)")),
+            (false, Some(_)) => {
+                return Err(usage(format!(
+                    "cannot use --host-key with {}: only a larder server (ssh://...) has a host key",
+                    remote.url
+                )));
+            }
             (true, _) if remote.publish => {
-                return Err(usage(
-                    "--publish is for directories and buckets; releases are not published to a larder server, which pulls them",
-                ));
+                return Err(usage(format!(
+                    "cannot use --publish with {}: a larder server pulls releases itself (expected a directory or a bucket)",
+                    remote.url
+                )));
             }
             (true, None) => return Err(introduce(control, &target, &environment, &remote).await),
             (true, Some(_)) if remote.trust.is_empty() => {
                 return Err(introduce(control, &target, &environment, &remote).await);
             }
             (false, None) if remote.trust.is_empty() && !remote.publish => {
-                return Err(usage("this remote would have no effect: it has neither a trusted key nor --publish")
-                    .hint("give --trust KEY to pull deliverables that this key has signed, or --publish to publish"));
+                return Err(usage(format!(
+                    "cannot add the remote {}: a remote with neither a trusted key nor --publish has no effect",
+                    remote.name
+                ))
+                .hint("give --trust KEY to pull deliverables that this key has signed, or --publish to publish"));
             }
             _ => {}
         }
         let place = open(control, &environment, &remote)?;
         let add = |known: &mut Environment| {
             if known.remotes.len() >= MAX_REMOTES {
-                return Err(refused(format!("{} has {MAX_REMOTES} remotes already", known.title())));
+                return Err(refused(format!(
+                    "cannot add the remote {}: {} has {MAX_REMOTES} remotes (limit {MAX_REMOTES})",
+                    remote.name,
+                    known.title()
+                )));
             }
             known.remotes.retain(|other| other.name != remote.name);
             known.remotes.push(remote.clone());
@@ -163,15 +180,20 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
             Ok(place) => place,
             Err(error) => return error,
         };
-        match place.list().await {
+        let listed = place.list().await;
+        place.leave().await;
+        match listed {
             Err(RemoteError::Unpinned { line, .. }) => seen.host_key = Some(line),
             Err(error) => return of_remote(&error),
             // This case cannot occur, because the client sends no command to a server without a pinned key.
-            Ok(_) => return CommandError::new(ErrorKind::Internal, "a server answered without a pinned host key"),
+            Ok(_) => {
+                let why = format!("cannot check the host key of {}: the server answered without a pinned host key", remote.url);
+                return CommandError::new(ErrorKind::Internal, why);
+            }
         }
     }
     let line = seen.host_key.clone().unwrap_or_default();
-    let mut error = refused(format!("{} is not trusted yet; nothing was changed", remote.url));
+    let mut error = refused(format!("cannot add the remote {}: {} is not trusted yet", remote.name, remote.url));
     if remote.host_key.is_none() {
         error = error.hint(format!("check the host key of the server: {}", ssh::fingerprint(&line)));
     }
@@ -203,7 +225,8 @@ async fn introduce(control: &Control, target: &Target, environment: &Environment
 /// Asks a server for its signing key.
 async fn signing_key(place: &DeliverableStore) -> Result<Option<PublicKey>, RemoteError> {
     let words = ["key", "show", "--json"].map(str::to_owned);
-    let answer = place.exec(&words).await?.output("keys", MAX_KEYS_BYTES).await;
+    let asked = async { place.exec(&words).await?.output("keys", MAX_KEYS_BYTES).await };
+    let answer = asked.await;
     place.leave().await;
     match answer {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().and_then(|value| first_key(&value))),
@@ -264,7 +287,7 @@ impl Request for RemoteRemove {
 fn named<'a>(environment: &'a Environment, name: &RemoteName) -> Result<&'a Remote, CommandError> {
     let known = || environment.remotes.iter().map(|remote| remote.name.to_string()).collect::<Vec<_>>().join(", ");
     environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(|| {
-        let error = not_found(format!("{} has no remote {name}", environment.title()));
+        let error = not_found(format!("cannot find the remote {name}: {} has no such remote", environment.title()));
         if environment.remotes.is_empty() { error } else { error.hint(format!("name a remote of this environment: {}", known())) }
     })
 }

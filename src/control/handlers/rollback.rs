@@ -190,7 +190,7 @@ fn start(
     if !upgrades.is_empty() {
         let ran: Vec<_> =
             upgrades.iter().map(|upgrade| format!("{} ({})", upgrade.number, sanitise_line(&upgrade.command))).collect();
-        ticket.transcript.error(&format!("release commands ran since {}, and none is reverted: {}", made.number, ran.join(", ")));
+        ticket.transcript.error(&format!("upgrades ran since {}, and none is reverted: {}", made.number, ran.join(", ")));
     }
     Ok(Reply::Stream(Stream::deployment(ticket)))
 }

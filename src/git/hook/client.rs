@@ -32,21 +32,21 @@ const QUARANTINE: &str = "GIT_QUARANTINE_PATH";
 /// The reason why a hook refuses a push without an answer from the server.
 #[derive(Debug, thiserror::Error)]
 enum HookError {
-    #[error("{0} is not set: this repository accepts pushes only through its larder server")]
+    #[error("cannot accept the push: {0} is not set; this repository accepts pushes only through its larder server")]
     NoEnvironment(&'static str),
-    #[error("{0} is not a push token (expected 32 hexadecimal digits)")]
+    #[error("cannot accept the push: {0} is not a push token (expected 32 hexadecimal digits)")]
     BadToken(&'static str),
     #[error("cannot connect to the larder server at {path}: {source}; check that `larder serve` is running")]
     Unreachable { path: PathBuf, source: io::Error },
     #[error(
-        "the connection to the larder server failed before its verdict; run `larder deploy PROJECT --follow` to see the outcome"
+        "cannot read the verdict: the connection to the larder server failed; run `larder deploy PROJECT --follow` to see the outcome"
     )]
     Gone(#[source] io::Error),
     #[error("cannot read git's request: {0}")]
     Git(String),
-    #[error("the push changes more than {MAX_REFS} refs; push them in smaller groups")]
+    #[error("cannot accept the push: the push changes more than {MAX_REFS} refs; push them in smaller groups")]
     TooManyRefs,
-    #[error("the push has more than {MAX_OPTIONS} options, or an option of more than {MAX_OPTION} bytes")]
+    #[error("cannot accept the push: the push has more than {MAX_OPTIONS} options, or an option of more than {MAX_OPTION} bytes")]
     TooManyOptions,
 }
 

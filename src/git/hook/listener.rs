@@ -147,11 +147,13 @@ async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<
         match receive(from).await.map_err(failed)? {
             ClientFrame::Refs(refs) => {
                 if let Some(bad) = refs.iter().find(|change| !is_refname(&change.refname)) {
-                    return Err(format!("{:?} is not the name of a ref", sanitise_reason(&bad.refname)));
+                    return Err(format!("cannot accept the push: {:?} is not the name of a ref", sanitise_reason(&bad.refname)));
                 }
                 request.refs.extend(refs);
                 if request.refs.len() > MAX_REFS {
-                    return Err(format!("the push changes more than {MAX_REFS} refs; push them in smaller groups"));
+                    return Err(format!(
+                        "cannot accept the push: the push changes more than {MAX_REFS} refs; push them in smaller groups"
+                    ));
                 }
             }
             ClientFrame::BadNames(count) => request.bad_names = count,
@@ -159,7 +161,7 @@ async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<
                 request.options.push(option);
                 if request.options.len() > MAX_OPTIONS || request.options.iter().any(|option| option.len() > MAX_OPTION) {
                     return Err(format!(
-                        "the push has more than {MAX_OPTIONS} options, or an option of more than {MAX_OPTION} bytes"
+                        "cannot accept the push: the push has more than {MAX_OPTIONS} options, or an option of more than {MAX_OPTION} bytes"
                     ));
                 }
             }

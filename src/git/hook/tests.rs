@@ -205,7 +205,7 @@ async fn server_that_closes_the_connection_refuses_the_push() {
     let (code, seen) = done.await.unwrap();
     assert_eq!(code, 1);
     assert!(
-        seen.contains("[remote rejected] main -> main (the connection to the larder server failed before its verdict"),
+        seen.contains("[remote rejected] main -> main (cannot read the verdict: the connection to the larder server failed"),
         "{seen}"
     );
     assert_eq!(push.refs(), "");

@@ -145,11 +145,11 @@ impl SshConnection {
             Ok(info) if keys::accepts_signature(algorithm) => info,
             Ok(info) => {
                 let fingerprint = info.fingerprint_sha256;
-                tracing::info!(%peer, "refused {fingerprint}: signatures of kind {:?} are not safe; update the client", algorithm.as_str());
+                tracing::info!(%peer, "cannot accept the key {fingerprint}: signatures of kind {:?} are not safe; update the client", algorithm.as_str());
                 return None;
             }
             Err(error) => {
-                tracing::info!(%peer, "refused a key: {error}");
+                tracing::info!(%peer, "cannot accept a key: {error}");
                 return None;
             }
         };
@@ -160,11 +160,11 @@ impl SshConnection {
             Some(_) => {
                 let expected = self.config.logins.join(" or ");
                 let login: String = login.escape_default().take(80).collect();
-                tracing::info!(%peer, "refused {kind} {fingerprint}: the key is known, but the login is {login}; use {expected}");
+                tracing::info!(%peer, "cannot accept the {kind} key {fingerprint}: the login is {login} (expected {expected})");
                 None
             }
             None => {
-                tracing::info!(%peer, "refused {kind} {fingerprint}: the key is not known; add it with `larder key add`");
+                tracing::info!(%peer, "cannot accept the {kind} key {fingerprint}: the key is not known; add the key with `larder key add`");
                 None
             }
         }

@@ -16,7 +16,8 @@ use crate::{
 
 /// Pulls a release from a remote. If the repository lacks the commit, pulls the commit as well.
 pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<Manifest, Failure> {
-    let gone = || Failure::blameless(format!("the remote {name} was removed in the meantime"));
+    let gone =
+        || Failure::blameless(format!("cannot pull {}: the remote {name} was removed in the meantime", deployment.spec.release));
     let remote = deployment.environment.remotes.iter().find(|remote| remote.name == *name).ok_or_else(gone)?;
     let place = deployment.services.places.open(remote, &deployment.environment.project).map_err(unreached)?;
     let brought = async {
@@ -27,7 +28,7 @@ pub(super) async fn bring(deployment: &Deployment, name: &RemoteName) -> Result<
             false => pull(deployment, &place, &remote.trust).await,
             true => match pull(deployment, &place.clone().with_deltas(), &remote.trust).await {
                 Err(error) if error.is_of_a_delta() => {
-                    deployment.transcript.detail(&format!("No delta ({error}); pulling the whole archive."));
+                    deployment.transcript.detail(&format!("cannot use a delta: {error}; pulling the whole archive"));
                     pull(deployment, &place, &remote.trust).await
                 }
                 other => other,
@@ -81,7 +82,7 @@ async fn pull(deployment: &Deployment, place: &remote::DeliverableStore, trust: 
     let spec = &deployment.spec;
     let offers = place.list().await?;
     let offer = offers.into_iter().find(|offer| offer.release == spec.release);
-    let gone = || Failure::blameless(format!("{} no longer offers {}", place.title(), spec.release));
+    let gone = || Failure::blameless(format!("cannot pull {}: {} no longer offers the release", spec.release, place.title()));
     let offer = offer.ok_or_else(|| PullError::Other(gone()))?;
     let transcript = deployment.transcript.clone();
     let progress = remote::tenths(move |line| transcript.detail(line));
@@ -137,7 +138,7 @@ async fn commit(deployment: &Deployment, place: &remote::DeliverableStore) -> Re
     }
     if !place.is_server() {
         return Err(Failure::blameless(format!(
-            "the repository on this server does not have the commit {}",
+            "cannot deploy the commit {}: the repository on this server does not have the commit",
             spec.commit.short()
         ))
         .hint(format!(

@@ -54,7 +54,7 @@ impl Command for RollbackArgs {
         let RollbackPreview { environment, live, release, commit, .. } = preview;
         let mut text = format!("{environment} would go back from {live} to {release} ({})\n", commit.short());
         if !preview.upgrades.is_empty() {
-            text.push_str("release commands ran since, and a rollback does not run them backwards:\n");
+            text.push_str("upgrades ran since, and a rollback does not revert them:\n");
             for upgrade in &preview.upgrades {
                 let end = if upgrade.went_live { "" } else { ", in a failed deployment" };
                 let (at, command) = (moment(upgrade.at), &upgrade.command);
