@@ -14,6 +14,7 @@ use super::{
     reader::ConfigReader,
     yaml::Node,
 };
+use crate::model::{ServerAddress, bucket_and_prefix, has_dots};
 
 /// The maximum number of stores.
 const MAX_STORES: usize = 8;
@@ -89,10 +90,6 @@ impl FromStr for OffsiteAddress {
     }
 }
 
-fn has_dots(path: &str) -> bool {
-    path.split('/').any(|part| part == "." || part == "..")
-}
-
 fn directory(path: &str) -> Result<OffsiteAddress, String> {
     let path = path.trim_end_matches('/');
     if !path.starts_with('/') || has_dots(path) {
@@ -103,56 +100,20 @@ fn directory(path: &str) -> Result<OffsiteAddress, String> {
 
 fn sftp(rest: &str) -> Result<OffsiteAddress, String> {
     let (authority, path) = rest.split_once('/').ok_or("the address has no path")?;
-    let (login, host) = authority.rsplit_once('@').ok_or("the address has no user name")?;
-    let is_word = |text: &str| {
-        let is_good = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-        !text.is_empty() && !text.starts_with('-') && text.bytes().all(is_good)
-    };
-    if !is_word(login) {
-        return Err(String::from(
-            "the user name has other characters than A-Z a-z 0-9 . _ -; a password is not part of an address",
-        ));
-    }
-    let (host, port) = match host.strip_prefix('[') {
-        Some(v6) => {
-            let (host, port) = v6.split_once(']').ok_or("a closing bracket is missing")?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| String::from("the text in brackets is not an IPv6 address"))?;
-            (host, port)
-        }
-        None => {
-            let (host, port) = host.split_at_checked(host.find(':').unwrap_or(host.len())).unwrap_or((host, ""));
-            if !is_word(host) {
-                return Err(String::from("the host has other characters than A-Z a-z 0-9 . _ -"));
-            }
-            (host, port)
-        }
-    };
-    let port = match port.strip_prefix(':') {
-        None if port.is_empty() => 22,
-        Some(digits) => digits.parse().ok().filter(|port| *port > 0).ok_or("the port is not a number from 1 to 65535")?,
-        None => return Err(String::from("other text follows the host")),
-    };
+    let ServerAddress { login, host, port } = ServerAddress::parse(authority)?;
+    let login = login.ok_or("the address has no user name")?;
     let path = path.trim_end_matches('/');
     if path.is_empty() || has_dots(path) {
         return Err(String::from("the path is empty, or contains . or .."));
     }
     // As in other programs, `sftp://HOST//srv` names the absolute path /srv, and `sftp://HOST/srv` is relative to the home directory.
-    Ok(OffsiteAddress::Sftp { login: login.to_owned(), host: host.to_owned(), port, path: path.to_owned() })
+    Ok(OffsiteAddress::Sftp { login, host, port, path: path.to_owned() })
 }
 
 fn bucket(endpoint: Option<String>, rest: &str) -> Result<OffsiteAddress, String> {
-    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    let is_good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b".-".contains(&c);
-    if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(is_good) {
-        return Err(String::from("the name of a bucket must have 3 to 63 lower-case letters, digits, dots and dashes"));
-    }
-    let prefix = prefix.trim_matches('/');
-    let is_part = |part: &str| {
-        let is_good = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-        !part.is_empty() && part != "." && part != ".." && part.bytes().all(is_good)
-    };
-    if !prefix.is_empty() && !prefix.split('/').all(is_part) {
-        return Err(String::from("the parts of the prefix have other characters than A-Z a-z 0-9 . _ -, or are empty"));
+    let (bucket, prefix) = bucket_and_prefix(rest)?;
+    if !prefix.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-/".contains(&c)) {
+        return Err(String::from("the parts of the prefix have other characters than A-Z a-z 0-9 . _ -"));
     }
     Ok(OffsiteAddress::Bucket { endpoint, bucket: bucket.to_owned(), prefix: prefix.to_owned() })
 }

@@ -2,6 +2,7 @@
 //!
 //! The types check each value during its creation or parsing, so other modules do not check the value again.
 
+mod address;
 mod checked;
 mod database;
 mod environment;
@@ -21,6 +22,7 @@ mod tag;
 mod text;
 mod words;
 
+pub use address::{ServerAddress, bucket_and_prefix, has_dots};
 pub(crate) use checked::{checked_text, text_form};
 pub use database::DatabaseEngine;
 pub use environment::{Environment, Live, Project, Remote, StorageKind, Strategy};

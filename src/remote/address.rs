@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::model::{EnvironmentName, ProjectName};
+use crate::model::{EnvironmentName, ProjectName, ServerAddress, bucket_and_prefix, has_dots};
 
 /// The maximum length of an address, in bytes.
 const MAX_LENGTH: usize = 1000;
@@ -63,8 +63,7 @@ fn parse(text: &str) -> Result<Address, String> {
         "ssh" => ssh(rest),
         "file" => {
             let path = rest.strip_prefix("localhost").unwrap_or(rest);
-            let plain = path.starts_with('/') && path.split('/').all(|part| part != "." && part != "..");
-            if plain {
+            if path.starts_with('/') && !has_dots(path) {
                 Ok(Address::Directory(path.to_owned()))
             } else {
                 Err(String::from("the path of the directory is not absolute, or contains . or .."))
@@ -78,15 +77,7 @@ fn parse(text: &str) -> Result<Address, String> {
             Ok(Address::Web(text.trim_end_matches('/').to_owned()))
         }
         "s3" => {
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            let good = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b".-".contains(&c);
-            if !(3..=63).contains(&bucket.len()) || !bucket.bytes().all(good) {
-                return Err(String::from("the name of a bucket must have 3 to 63 lower-case letters, digits, dots and dashes"));
-            }
-            let prefix = prefix.trim_matches('/');
-            if prefix.split('/').any(|part| part == "." || part == ".." || (part.is_empty() && !prefix.is_empty())) {
-                return Err(String::from("the prefix contains an empty part, . or .."));
-            }
+            let (bucket, prefix) = bucket_and_prefix(rest)?;
             Ok(Address::Bucket { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
         }
         other => Err(format!("it has the unknown scheme {other}")),
@@ -95,31 +86,8 @@ fn parse(text: &str) -> Result<Address, String> {
 
 fn ssh(rest: &str) -> Result<Address, String> {
     let (authority, path) = rest.split_once('/').ok_or("it names no project")?;
-    let (login, host) = authority.rsplit_once('@').unwrap_or(("larder", authority));
-    let word = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c));
-    if !word(login) || login.starts_with('-') {
-        return Err(format!("{login:?} is not a user name"));
-    }
-    let (host, port) = match host.strip_prefix('[') {
-        Some(v6) => {
-            let (host, port) = v6.split_once(']').ok_or("a closing bracket is missing")?;
-            host.parse::<std::net::Ipv6Addr>().map_err(|_| String::from("the text in brackets is not an IPv6 address"))?;
-            (host, port)
-        }
-        None => {
-            let at = host.find(':').unwrap_or(host.len());
-            let (host, port) = host.split_at_checked(at).unwrap_or((host, ""));
-            if !word(host) || host.starts_with('-') {
-                return Err(format!("{host:?} is not a host"));
-            }
-            (host, port)
-        }
-    };
-    let port = match port.strip_prefix(':') {
-        None if port.is_empty() => 22,
-        Some(digits) => digits.parse().ok().filter(|port| *port > 0).ok_or_else(|| format!("{digits:?} is not a port"))?,
-        None => return Err(format!("{port:?} is not a port")),
-    };
+    let ServerAddress { login, host, port } = ServerAddress::parse(authority)?;
+    let login = login.unwrap_or_else(|| String::from("larder"));
     let path = path.strip_suffix('/').unwrap_or(path);
     let (project, environment) = match path.split_once('/') {
         Some((project, environment)) => (project, Some(environment)),
@@ -127,7 +95,7 @@ fn ssh(rest: &str) -> Result<Address, String> {
     };
     let project = project.strip_suffix(".git").unwrap_or(project).parse().map_err(|error| format!("{error}"))?;
     let environment = environment.map(str::parse).transpose().map_err(|error| format!("{error}"))?;
-    Ok(Address::Ssh { login: login.to_owned(), host: host.to_owned(), port, project, environment })
+    Ok(Address::Ssh { login, host, port, project, environment })
 }
 
 impl fmt::Display for Address {
