@@ -32,7 +32,7 @@ pub use self::{
     export::work as export_work,
     offsite::{
         OFFSITE_WORKER, OffsiteCheck, OffsiteJob, OffsitePoint, OffsiteReport, OffsiteRetention, OffsiteStore, offsite,
-        offsite_copy, offsite_fetch, offsite_main, open_secret, receive_work, serve_work,
+        offsite_copy, offsite_fetch, offsite_main, open_secret, receive_work, select_copies, serve_work,
     },
     restore::{RestorePaths, work as restore_work},
     retention::{PointDecision, ProtectedReleases, RetentionPlan},

@@ -2,18 +2,17 @@
 
 use croner::{Cron, parser::CronParser};
 use jiff::{Timestamp, tz::TimeZone};
-use serde::{Deserialize, Serialize};
 
 use super::{
     error::shown,
+    keep::{self, BackupKeep, KEEP_KEYS, number, set},
     keys::{
-        Fallback::{Is, Says},
+        self,
+        Fallback::{Is, Says, Unstated},
         KeyRow,
     },
     offsite::{self, OffsiteConfig},
     quantity::{Age, ByteSize, TimeSpan},
-    reader::ConfigReader,
-    yaml::Node,
 };
 
 /// The maximum length of a schedule or of the name of a time zone, in bytes.
@@ -40,25 +39,6 @@ pub struct BackupConfig {
     pub offsite: Vec<OffsiteConfig>,
 }
 
-/// The rules by which restore points are removed. A restore point stays if at least one rule selects this restore point, unless the limit
-/// `bytes` is exceeded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackupKeep {
-    /// The number of newest restore points.
-    pub last: u32,
-    /// The number of days of which the newest restore point stays. Days without a restore point do not count.
-    pub daily: u32,
-    /// The number of weeks of which the newest restore point stays. Weeks without a restore point do not count.
-    pub weekly: u32,
-    /// The number of months of which the newest restore point stays. Months without a restore point do not count.
-    pub monthly: u32,
-    /// The number of years of which the newest restore point stays. Years without a restore point do not count.
-    pub yearly: u32,
-    /// The maximum disk usage of all restore points of one environment. Above this limit, the oldest restore points are removed, even if a
-    /// rule selects them.
-    pub bytes: Option<ByteSize>,
-}
-
 impl Default for BackupConfig {
     fn default() -> BackupConfig {
         BackupConfig {
@@ -68,7 +48,7 @@ impl Default for BackupConfig {
             parallel: 1,
             reverify: ByteSize::mebibytes(10 << 10),
             drill: None,
-            keep: BackupKeep { last: 3, daily: 7, weekly: 4, monthly: 6, yearly: 0, bytes: None },
+            keep: BackupKeep::default(),
             offsite: Vec::new(),
         }
     }
@@ -172,11 +152,12 @@ pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
         "30d",
         |reader, node, key, backup| backup.drill = reader.age(node, key),
     ),
-    KeyRow::section(
+    KeyRow::custom(
         "keep",
         "The restore points that stay after each successful run; the others are removed. A restore point stays if at least one of these rules selects it and `bytes` is not exceeded. Days, weeks, months and years are in UTC. The newest restore point that was read back, and the last restore points of the live release, of its two predecessors and of pinned releases always stay. Restore points that are not read back yet, or that are damaged, are not removed and do not count.",
-        "{daily: 7, weekly: 4}",
-        KEEP_KEYS,
+        Unstated,
+        || keys::render(KEEP_KEYS),
+        |reader, node, key, backup| keep::read_keep(reader, node, key, &mut backup.keep),
     ),
     KeyRow::custom(
         "offsite",
@@ -187,38 +168,6 @@ pub(super) const BACKUP_KEYS: &[KeyRow<BackupConfig>] = &[
     ),
 ];
 
-const KEEP_KEYS: &[KeyRow<BackupConfig>] = &[
-    KeyRow::value("last", "The number of newest restore points.", Is("3"), "3", |reader, node, key, backup| {
-        set(&mut backup.keep.last, number(reader, node, key, 0, MAX_KEPT));
-    }),
-    KeyRow::value(
-        "daily",
-        "The number of days, weeks, months and years of which the newest restore point stays.",
-        Is("7"),
-        "7",
-        |reader, node, key, backup| set(&mut backup.keep.daily, number(reader, node, key, 0, MAX_KEPT)),
-    ),
-    KeyRow::value("weekly", "", Is("4"), "4", |reader, node, key, backup| {
-        set(&mut backup.keep.weekly, number(reader, node, key, 0, MAX_KEPT));
-    }),
-    KeyRow::value("monthly", "", Is("6"), "6", |reader, node, key, backup| {
-        set(&mut backup.keep.monthly, number(reader, node, key, 0, MAX_KEPT));
-    }),
-    KeyRow::value("yearly", "", Is("0"), "0", |reader, node, key, backup| {
-        set(&mut backup.keep.yearly, number(reader, node, key, 0, MAX_KEPT));
-    }),
-    KeyRow::value(
-        "bytes",
-        "The maximum disk usage of all restore points of one environment, where shared files count once. The oldest restore points are removed first.",
-        Says("no limit"),
-        "50G",
-        |reader, node, key, backup| backup.keep.bytes = reader.size(node, key),
-    ),
-];
-
-/// The maximum number of restore points that one rule selects.
-const MAX_KEPT: u64 = 10_000;
-
 /// Finds a time zone by its name. UTC is found even if the machine has no database of time zones.
 fn time_zone(text: &str) -> Result<TimeZone, String> {
     if text == "UTC" {
@@ -227,16 +176,6 @@ fn time_zone(text: &str) -> Result<TimeZone, String> {
     let is_name = text.len() <= MAX_TEXT && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"/_+-".contains(&c));
     let found = if is_name { TimeZone::get(text).ok() } else { None };
     found.ok_or_else(|| format!("{} is not a time zone of this machine", shown(text)))
-}
-
-fn set<T>(target: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *target = value;
-    }
-}
-
-fn number<T: TryFrom<u64>>(reader: &mut ConfigReader, node: &Node, key: &str, from: u64, to: u64) -> Option<T> {
-    reader.number(node, key, from, to).and_then(|number| T::try_from(number).ok())
 }
 
 #[cfg(test)]

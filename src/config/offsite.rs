@@ -5,6 +5,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    keep::{self, BackupKeep},
     keys::{
         self,
         Fallback::{Is, Says, Unstated},
@@ -33,6 +34,9 @@ pub struct OffsiteConfig {
     pub credentials_file: Option<PathBuf>,
     /// The bytes of older copies that are read back within 24 hours, for each environment.
     pub verify: ByteSize,
+    /// The rules by which copies are removed; `None` for the rules of `backup.keep`, with which the store also has each restore point of this
+    /// machine.
+    pub keep: Option<BackupKeep>,
 }
 
 /// The address of a store of copies.
@@ -143,6 +147,7 @@ struct Draft {
     password_file: Option<PathBuf>,
     credentials_file: Option<PathBuf>,
     verify: ByteSize,
+    keep: Option<BackupKeep>,
 }
 
 const STORE_KEYS: &[KeyRow<Draft>] = &[
@@ -181,6 +186,13 @@ const STORE_KEYS: &[KeyRow<Draft>] = &[
             }
         },
     ),
+    KeyRow::value(
+        "keep",
+        "The restore points of which the store has a copy, by the rules of backup.keep without bytes. A restore point that no rule selects is not copied, and its copy is removed. The newest restore point is always copied.",
+        Says("the rules of backup.keep, and each restore point that is kept on this machine"),
+        "{daily: 30, yearly: 5}",
+        |reader, node, key, draft| draft.keep = Some(keep::read_copies(reader, node, key)),
+    ),
 ];
 
 fn file(reader: &mut ConfigReader, node: &Node, key: &str) -> Option<PathBuf> {
@@ -206,7 +218,8 @@ pub(super) fn read_stores(reader: &mut ConfigReader, node: &Node, key: &str) -> 
     const EXAMPLE: &str = "{url: /mnt/backup, password_file: /etc/larder/offsite.password}";
     let mut stores: Vec<OffsiteConfig> = Vec::new();
     for item in reader.list_up_to(node, key, &format!("[{EXAMPLE}]"), MAX_STORES) {
-        let mut draft = Draft { url: None, password_file: None, credentials_file: None, verify: ByteSize::mebibytes(1 << 10) };
+        let mut draft =
+            Draft { url: None, password_file: None, credentials_file: None, verify: ByteSize::mebibytes(1 << 10), keep: None };
         let mapping = Mapping { name: key, prefix: key, example: EXAMPLE };
         keys::read(reader, item, &mapping, STORE_KEYS, &mut draft);
         let named = |name: &str| reader_has(item, name);
@@ -226,8 +239,8 @@ pub(super) fn read_stores(reader: &mut ConfigReader, node: &Node, key: &str) -> 
             reader.problem(item, format!("{key} has two stores with the same url"));
             continue;
         }
-        let (credentials_file, verify) = (draft.credentials_file, draft.verify);
-        stores.push(OffsiteConfig { url, password_file, credentials_file, verify });
+        let Draft { credentials_file, verify, keep, .. } = draft;
+        stores.push(OffsiteConfig { url, password_file, credentials_file, verify, keep });
     }
     stores
 }
@@ -277,6 +290,8 @@ mod tests {
             "[{url: /a}]",
             "[{password_file: /p}]",
             "[{url: /a, password_file: /p, verify: much}]",
+            "[{url: /a, password_file: /p, keep: {bytes: 5G}}]",
+            "[{url: /a, password_file: /p, keep: 3}]",
             "[{url: /a, password_file: /p, password: hunter2}]",
             "[{url: /a, password_file: /p}, {url: 'file:///a', password_file: /q}]",
             "{url: /a, password_file: /p}",

@@ -72,7 +72,8 @@ fn server_reference_shows_the_defaults() {
     config.promote = PromotionPolicy::default();
     config.space = SpaceConfig::default();
     assert_eq!(std::mem::take(&mut config.services).units.len(), 1);
-    assert_eq!(config.backup.offsite.drain(..).count(), 1);
+    let stores: Vec<_> = config.backup.offsite.drain(..).collect();
+    assert_eq!((stores.len(), stores[0].keep), (1, Some(BackupKeep { daily: 30, yearly: 5, ..BackupKeep::default() })));
     assert!(config.databases.postgres.take().is_some() && config.databases.mariadb.take().is_some());
     assert_eq!(config, ServerConfig::default());
 }
@@ -89,7 +90,8 @@ fn defaults_in_tables_equal_the_defaults_in_code() {
         seen += 1;
     }
     let backup = keys::rows(super::backup::BACKUP_KEYS, "backup.");
-    for (key, fallback) in keys::rows(server::KEYS, "").into_iter().chain(backup) {
+    let keep = keys::rows(super::keep::KEEP_KEYS, "backup.keep.");
+    for (key, fallback) in keys::rows(server::KEYS, "").into_iter().chain(backup).chain(keep) {
         let Fallback::Is(value) = fallback else { continue };
         assert_eq!(ServerConfig::parse("", document(&key, value).as_bytes()).unwrap(), ServerConfig::default(), "{key}: {value}");
         seen += 1;

@@ -21,6 +21,7 @@ use crate::{
 in_one_mode!(
     restic_checks_and_restores_the_copies,
     restic_restores_each_kept_copy_after_a_prune,
+    store_has_the_copies_that_its_own_rules_select,
     store_that_loses_bytes_is_found_by_the_next_check,
     lost_repository_is_reported_and_written_again,
     new_machine_restores_from_the_copies_alone,
@@ -158,6 +159,39 @@ fn restic_checks_and_restores_the_copies(world: &World) {
     }
     let found = Command::new("grep").args(["-rl", PASSWORD]).arg(world.root()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+}
+
+fn store_has_the_copies_that_its_own_rules_select(world: &World) {
+    shop(world);
+    let url = directory(world, "store").display().to_string();
+    let rules = |last: u32| format!("verify: 0, keep: {{last: {last}, daily: 0, weekly: 0, monthly: 0}}");
+    let here = "keep: {last: 3, daily: 0, weekly: 0, monthly: 0}";
+    configure_with(world, &url, &rules(1), here);
+    let points: Vec<Value> = ["one", "two", "three"]
+        .iter()
+        .map(|text| {
+            sh(world, &format!("echo {text} > media/upload"));
+            take(world)
+        })
+        .collect();
+    let copies = || {
+        until("the restore points were copied", || copy(world)["failure"].is_null());
+        let list = world.larder(&["--json", "backup", "list", "shop"]).json();
+        let all = list["points"].as_array().unwrap().iter();
+        all.filter(|point| !point["offsite"].as_array().unwrap().is_empty()).map(|point| id(point).to_owned()).collect::<Vec<_>>()
+    };
+    // The store has less history than this machine.
+    assert_eq!(copies(), [id(&points[2])]);
+    // The store has more history than this machine.
+    configure_with(world, &url, &rules(2), here);
+    assert_eq!(copies(), [id(&points[2]), id(&points[1])]);
+    world.larder(&["backup", "remove", "shop", id(&points[1])]).ok();
+    let report = copy(world);
+    assert_eq!((&report["copies"], &report["verified"]), (&Value::from(2), &Value::from(2)), "{report}");
+    sh(world, "echo four > media/upload");
+    let newest = take(world);
+    assert_eq!(copies(), [id(&newest), id(&points[2])]);
+    assert_eq!(copy(world)["copies"], 2);
 }
 
 /// Changes one bit of a file.

@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     exchange::{receive as receive_work, serve as serve_work},
+    retain::select_copies,
     server::{OFFSITE_WORKER, offsite, offsite_copy, offsite_fetch, open_secret},
     worker::main as offsite_main,
 };

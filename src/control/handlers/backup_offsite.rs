@@ -207,6 +207,7 @@ impl Request for BackupImport {
                     password_file: source.password_file,
                     credentials_file: source.credentials_file,
                     verify: ByteSize::mebibytes(0),
+                    keep: None,
                 }
             }
             None => pipeline.services().config.backup.offsite.first().cloned().ok_or_else(|| {

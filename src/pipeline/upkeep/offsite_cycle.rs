@@ -124,7 +124,7 @@ impl Pipeline {
     ) -> Result<CycleResult, PointsError> {
         let writer = self.offsite_record(environment).map(|state| state.writer).map_err(PointsError::refused)?;
         let store = backup::open_secret(config, environment, &writer).map_err(BackupError::from)?;
-        let local = self.copyable(environment).await?;
+        let mut local = self.copyable(environment).await?;
         if before.is_repairable {
             let replaceable = local.iter().map(|info| info.id.clone()).collect();
             backup::offsite(&store, &OffsiteJob::Repair { damaged: before.damaged_files.clone(), replaceable }).await?;
@@ -133,6 +133,12 @@ impl Pipeline {
         if local.is_empty() && present.is_empty() && before.copies.is_empty() {
             return Ok(CycleResult { found: OffsiteCheck::default(), is_repairable: false, rival: None });
         }
+        let wanted = config.keep.as_ref().map(|keep| {
+            let here = local.iter().filter_map(|info| Some((info.id.clone(), info.taken?)));
+            backup::select_copies(keep, here.chain(present.iter().map(|point| (point.id.clone(), point.taken))))
+        });
+        let is_wanted = |id: &String| wanted.as_ref().is_none_or(|wanted| wanted.contains(id));
+        local.retain(|info| is_wanted(&info.id));
         let known: BTreeSet<String> = present.iter().map(|point| point.id.clone()).collect();
         // The oldest restore point first, so that each copy finds the content of the previous one.
         for info in local.iter().rev().filter(|info| !known.contains(&info.id)) {
@@ -153,11 +159,12 @@ impl Pipeline {
             fault::in_upkeep("copied");
         }
         let rival = rival(&present, &writer, Timestamp::now());
-        let local: BTreeSet<String> = self.copyable(environment).await?.into_iter().map(|info| info.id).collect();
-        // While two servers use one repository, neither removes the copies of the other. What the schedule keeps here stays in the store.
-        let retention = rival
-            .is_none()
-            .then(|| OffsiteRetention { keep: self.services().config.backup.keep, protected: local.iter().cloned().collect() });
+        let local: BTreeSet<String> =
+            self.copyable(environment).await?.into_iter().map(|info| info.id).filter(&is_wanted).collect();
+        // While two servers use one repository, neither removes the copies of the other. Without rules of the store, each restore point that is
+        // kept on this machine stays in the store.
+        let keep = config.keep.unwrap_or(self.services().config.backup.keep);
+        let retention = rival.is_none().then(|| OffsiteRetention { keep, protected: local.iter().cloned().collect() });
         let found = self.check_store(environment, config, &store, &present, &local, retention).await?;
         let is_local = |ids: &[String]| ids.iter().any(|id| local.contains(id));
         let is_repairable = !found.is_sound || is_local(&found.damaged_points) || is_local(&found.missing_points);
