@@ -11,7 +11,7 @@ use crate::{
         Repo, World,
         databases::{MariaDb, Redis},
         in_one_mode, installed,
-        ledger::{APPLICATION, Database, RECIPE, Sqlite, Writer, data, files, lines},
+        ledger::{Database, RECIPE, Sqlite, Writer, application, data, files, lines},
         postgres::Postgres,
         processes,
         state::names,
@@ -36,7 +36,7 @@ const PROCFILE: &str = "web: exec python3 app.py $PORT\n";
 fn shop<'w>(world: &'w World, database: &dyn Database) -> Repo<'w> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    repo.write("Procfile", PROCFILE).write("app.py", APPLICATION).write("version", "version one\n");
+    repo.write("Procfile", PROCFILE).write("app.py", application()).write("version", "version one\n");
     repo.program(".larder/drill", "#!/bin/sh\nexec python3 app.py drill\n");
     repo.write("larder.yml", format!("{RECIPE}env: {{DATABASE_URL: \"{}\"}}\n", database.url()));
     repo.commit("version one");
@@ -182,7 +182,7 @@ fn drill_of_a_created_postgres_database_needs_no_further_rights(world: &World) {
     world.project("shop");
     world.larder(&["db", "create", "shop", "postgres"]).ok();
     let repo = Repo::new(world, "shop");
-    repo.write("Procfile", PROCFILE).write("app.py", APPLICATION).write("version", "version one\n").write("larder.yml", RECIPE);
+    repo.write("Procfile", PROCFILE).write("app.py", application()).write("version", "version one\n").write("larder.yml", RECIPE);
     repo.program(".larder/drill", "#!/bin/sh\nexec python3 app.py drill\n");
     repo.commit("version one");
     repo.push().accepted();

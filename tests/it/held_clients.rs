@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Repo, World, http, in_one_mode, installed, until};
+use crate::harness::{Repo, World, http, in_one_mode, installed, python::application, until};
 
 in_one_mode!(
     websocket_is_quiet_during_a_hold_and_ends_with_a_close_frame,
@@ -19,20 +19,12 @@ in_one_mode!(
 
 /// An application that upgrades to a WebSocket, and that records the order and the number of concurrent requests to `/turn/N`.
 const APPLICATION: &str = r#"
-import base64, hashlib, http.server, os, sys, threading, time
+import base64, hashlib, os, threading, time
 
 LOCK = threading.Lock()
 now = most = 0
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def answer(self, status, text):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
+class Handler(Base):
     def do_GET(self):
         if self.path == "/socket":
             key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -59,17 +51,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer(200, open("version").read())
 
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.body()
         self.answer(200, "received")
 
-    def log_message(self, *arguments):
-        pass
-
-class Server(http.server.ThreadingHTTPServer):
-    request_queue_size = 512
-    daemon_threads = True
-
-Server(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+serve(Handler)
 "#;
 
 /// An upgrade that waits until the file `go` appears in the data.
@@ -83,7 +68,9 @@ fn shop(world: &World) -> Option<Repo<'_>> {
     installed("python3")?;
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", APPLICATION).write("version", "version one\n");
+    repo.write("Procfile", "web: exec python3 app.py $PORT\n")
+        .write("app.py", application(APPLICATION))
+        .write("version", "version one\n");
     repo.write("larder.yml", "data: [store/]\n");
     repo.commit("version one");
     repo.push().accepted();

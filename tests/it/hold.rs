@@ -7,7 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::harness::{Repo, World, in_each_mode, in_one_mode, ledger::Writer, postgres::Postgres, state::names, until};
+use crate::harness::{
+    Repo, World, in_each_mode, in_one_mode, ledger::Writer, postgres::Postgres, python::application, state::names, until,
+};
 
 in_each_mode!(failed_upgrade_restores_the_data_and_loses_no_acknowledged_write);
 in_one_mode!(
@@ -22,34 +24,24 @@ in_one_mode!(
 
 /// An application that acknowledges a write after the write is in `store/ledger`, and answers 500 to `/health` if `broken` exists.
 const APPLICATION: &str = r#"
-import http.server, os, sys, threading
+import os, threading
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(Base):
     lock = threading.Lock()
-
-    def answer(self, status, text):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
 
     def do_GET(self):
         broken = self.path == "/health" and os.path.exists("broken")
         self.answer(500 if broken else 200, open("version").read())
 
     def do_POST(self):
-        text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        text = self.body()
         with self.lock, open("store/ledger", "a") as ledger:
             ledger.write(text + "\n")
             ledger.flush()
             os.fsync(ledger.fileno())
         self.answer(200, "kept")
 
-    def log_message(self, *arguments):
-        pass
-
-http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+serve(Handler)
 "#;
 
 /// An upgrade that damages everything in the data.
@@ -65,7 +57,7 @@ fn shop<'w>(world: &'w World, recipe: &str) -> Repo<'w> {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: exec python3 app.py $PORT\nworker: exec sleep 1000\n");
-    repo.write("app.py", APPLICATION).write("version", "version one\n");
+    repo.write("app.py", application(APPLICATION)).write("version", "version one\n");
     repo.write("larder.yml", format!("data: [store/]\nhealth: {{path: /health, timeout: 6s, interval: 50ms}}\n{recipe}"));
     repo.commit("version one");
     repo.push().accepted();

@@ -15,7 +15,7 @@ use crate::harness::{
     Repo, World,
     databases::{MariaDb, Redis},
     in_one_mode, installed,
-    ledger::{APPLICATION, Database, RECIPE, Sqlite, Writer, data, files, lines},
+    ledger::{Database, RECIPE, Sqlite, Writer, application, data, files, lines},
     postgres::Postgres,
     processes, until,
 };
@@ -97,7 +97,7 @@ fn kill(world: &World, target: Target) {
 fn keeps_everything(world: &World, database: &dyn Database, strategy: &str, kills: u32) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", APPLICATION).write("version", "version one\n");
+    repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", application()).write("version", "version one\n");
     let recipe = format!("{strategy}{RECIPE}env: {{DATABASE_URL: \"{}\"}}\n", database.url());
     repo.write("larder.yml", &recipe);
     repo.commit("version one");
@@ -216,7 +216,7 @@ fn upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write(world:
     database.sql("postgres", "alter role shop createdb");
     world.project("shop");
     let repo = Repo::new(world, "shop");
-    repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", APPLICATION).write("version", "version one\n");
+    repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", application()).write("version", "version one\n");
     let recipe = format!("{RECIPE}hold: 20s\nenv: {{DATABASE_URL: \"{}\"}}\n", Database::url(&database));
     repo.write("larder.yml", &recipe);
     repo.commit("version one");

@@ -21,9 +21,13 @@ use super::{
     until,
 };
 
-/// An application for all engines. It acknowledges a write after the write is in the database and in a file.
-pub const APPLICATION: &str = r#"
-import http.server, os, socket, sqlite3, subprocess, sys, threading, time, urllib.parse, urllib.request
+/// Returns an application for all engines. It acknowledges a write after the write is in the database and in a file.
+pub fn application() -> String {
+    super::python::application(APPLICATION)
+}
+
+const APPLICATION: &str = r#"
+import os, socket, sqlite3, subprocess, threading, time, urllib.parse, urllib.request
 
 URL = urllib.parse.urlsplit(os.environ["DATABASE_URL"])
 DATA = os.environ["LARDER_DATA"]
@@ -126,15 +130,7 @@ def drill():
     while os.path.exists("drill-hangs"):
         time.sleep(0.1)
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def answer(self, status, text):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
+class Handler(Base):
     def do_GET(self):
         if self.path == "/state":
             return self.answer(200, state())
@@ -143,13 +139,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         try:
-            write(self.rfile.read(int(self.headers["Content-Length"])).decode())
+            write(self.body())
         except Exception as error:
             return self.answer(500, str(error))
         self.answer(200, "kept")
-
-    def log_message(self, *arguments):
-        pass
 
 if sys.argv[1] == "create":
     create()
@@ -160,7 +153,7 @@ elif sys.argv[1] == "mild":
 elif sys.argv[1] == "drill":
     drill()
 else:
-    http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+    serve(Handler)
 "#;
 
 /// The recipe without the line of the upgrade.

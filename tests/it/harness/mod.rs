@@ -19,6 +19,7 @@ pub mod machine;
 pub mod output;
 pub mod postgres;
 pub mod processes;
+pub mod python;
 pub mod server;
 pub mod source;
 pub mod sshd;
