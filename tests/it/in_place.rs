@@ -9,11 +9,18 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::harness::{Repo, World, faults, http, in_each_mode, in_one_mode, output::golden, processes, state::names, until};
+use crate::{
+    harness::{
+        Repo, World, cli::Output, faults, http, in_each_mode, in_one_mode, output::golden, processes, state::names, until,
+    },
+    promotion::{pair, production, staging},
+    recovery::thorough,
+};
 
 in_each_mode!(release_replaces_the_old_release_in_its_directory, failed_release_goes_back_with_its_data);
 in_one_mode!(
     failure_at_any_step_in_place_leaves_nothing,
+    failure_at_any_step_of_a_delivery_in_place_leaves_nothing,
     deployment_in_place_with_every_step_run_twice_goes_live,
     environment_changes_its_strategy_in_both_directions,
     sync_leaves_exactly_the_manifest_after_changes_of_the_application,
@@ -126,23 +133,36 @@ fn failed_release_goes_back_with_its_data(world: &World) {
     world.is_consistent("shop");
 }
 
-fn failure_at_any_step_in_place_leaves_nothing(world: &World) {
-    let repo = shop(world, "");
-    world.larder(&["run", "shop", "--", "sh", "-ec", "echo kept > store/kept; echo handmade > handmade"]).ok();
-    let names = faults::around(&world.steps("shop"));
-    world.restart(&[("FAILPOINTS", &faults::once(&names))]);
+/// The upgrade of the release that fails.
+const DAMAGE: &str = "upgrade: echo damaged > store/kept\n";
+
+/// Makes one attempt for each of `points`, which are active in the server, and asserts that each failure leaves nothing. `stays` is the predicate
+/// for the names in `releases/` that a failed attempt may leave. Returns the failed step and the reverted steps of each attempt.
+fn fails_once_at_each(
+    world: &World,
+    repo: &Repo<'_>,
+    points: &[String],
+    ask: &dyn Fn() -> Output,
+    stays: &dyn Fn(&str) -> bool,
+) -> String {
+    let keep = "echo kept > store/kept; echo handmade > handmade";
+    world.larder(&["run", "shop", "--", "sh", "-ec", keep]).ok();
+    world.restart(&[("FAILPOINTS", &faults::once(points))]);
     world.serves("shop", "version one");
-    let (before, stored, live) = (world.snapshot("shop"), data(world), repo.live());
-    repo.write("larder.yml", format!("{IN_PLACE}upgrade: echo damaged > store/kept\n")).page("version two");
+    let state = || {
+        let mut found = world.snapshot("shop");
+        found.files.retain(|name, _| !name.strip_prefix("releases/").is_some_and(stays));
+        // The old release is started again, so its processes differ.
+        found.without_processes()
+    };
+    let (before, stored, live) = (state(), data(world), repo.live());
     let mut unwinds = String::new();
-    for name in &names {
-        let push = repo.push();
-        let phase = name.trim_start_matches("step.").split('.').next().unwrap();
-        push.rejected_with(&format!("{phase}: stopped by a failpoint")).rejected_with("v1 still live");
-        // The old release was started again, so its processes differ.
-        assert_eq!(world.snapshot("shop").without_processes(), before.clone().without_processes(), "{name}");
+    for name in points {
+        let answer = ask();
+        answer.exits(1).says("stopped by a failpoint").says("still live");
+        assert_eq!(state(), before, "{name}");
         assert_eq!(repo.live(), live, "{name}");
-        let committed = push.0.to_string().contains("the data is not restored");
+        let committed = answer.to_string().contains("the data is not restored");
         if !committed {
             assert_eq!(data(world), stored, "{name}");
         }
@@ -153,10 +173,47 @@ fn failure_at_any_step_in_place_leaves_nothing(world: &World) {
         }
         unwinds.push_str(&faults::unwind(world));
     }
+    unwinds
+}
+
+fn failure_at_any_step_in_place_leaves_nothing(world: &World) {
+    let repo = shop(world, "");
+    let points = faults::around(&world.steps("shop"));
+    repo.write("larder.yml", format!("{IN_PLACE}{DAMAGE}")).page("version two");
+    let unwinds = fails_once_at_each(world, &repo, &points, &|| repo.push().0, &|_| false);
     golden("unwinds of cooking in place", &unwinds);
     repo.push().accepted();
     world.serves("shop", "version two");
     world.is_consistent("shop");
+}
+
+/// By default, the deployment fails only after each step of the phase `deploy`, and the order of the unwinds is not compared.
+fn failure_at_any_step_of_a_delivery_in_place_leaves_nothing(world: &World) {
+    pair(world);
+    let repo = Repo::site(world, "shop", "version one");
+    repo.write("larder.yml", IN_PLACE).page("version one");
+    staging(&repo).accepted();
+    production(&repo).accepted();
+    repo.write("larder.yml", format!("{IN_PLACE}{DAMAGE}")).page("version two");
+    staging(&repo).accepted();
+    world.serves("shop", "version one");
+    let steps = world.steps("shop");
+    assert_eq!(steps, world.last_plan("shop"));
+    let mut points = faults::around(&steps);
+    if !thorough() {
+        points.retain(|point| point.starts_with("step.deploy.") && point.ends_with(".late"));
+    }
+    // The fetched release stays in the store, because it is complete and verified.
+    let release = fs::read_link(world.root().join("projects/shop/staging/deploy/current")).unwrap().display().to_string();
+    let ask = || world.larder(&["pull", "shop"]);
+    let unwinds = fails_once_at_each(world, &repo, &points, &ask, &|name| name.starts_with(&release));
+    if thorough() {
+        golden("unwinds of final in place", &unwinds);
+    }
+    world.larder(&["pull", "shop"]).ok();
+    world.serves("shop", "version two");
+    assert_eq!(fs::read_to_string(world.environment("shop").join("data/store/kept")).unwrap(), "damaged\n");
+    world.is_consistent_with_a_store("shop");
 }
 
 fn deployment_in_place_with_every_step_run_twice_goes_live(world: &World) {

@@ -153,6 +153,9 @@ fn goes_live(repo: &Repo<'_>, world: &World, marks: &std::path::Path, points: &s
         assert_ne!(push.0.status, 0, "the push was accepted, but its commit is not live: {}", push.0);
         if dying.deaths() == died {
             push.rejected_with("stopped by a failpoint");
+        } else if victim == Victim::Server {
+            // A restart ends the keeper's backoff, which grows with every kill.
+            world.restart(&[("FAILPOINTS", points)]);
         }
         world.serves("shop", &format!("version {}", version - 1));
         let after = everything(world);

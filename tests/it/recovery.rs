@@ -287,12 +287,16 @@ impl DyingServer<'_, '_> {
         // The kill may also happen after the verdict, while observers are told.
         until("observers are told, or the server was killed", || self.deaths() > before || all_announced(self.world, "shop"));
         if self.deaths() > before {
-            until("a server is ready again and stays", || {
-                let died = self.deaths();
-                let ready = self.world.with(|server| server.ready()) > ready;
-                let recovered = ready && self.world.larder(&["status"]).status == 0 && self.world.has_ended("shop");
-                recovered && all_announced(self.world, "shop") && self.deaths() == died
-            });
+            // The pauses of the keeper grow with each kill, so the time limit is for each recovery.
+            let mut died = 0;
+            while self.deaths() > died {
+                died = self.deaths();
+                until("a server is ready again and stays, or is killed again", || {
+                    let ready = self.world.with(|server| server.ready()) > ready;
+                    let recovered = ready && self.world.larder(&["status"]).status == 0 && self.world.has_ended("shop");
+                    self.deaths() > died || (recovered && all_announced(self.world, "shop"))
+                });
+            }
         }
         push
     }

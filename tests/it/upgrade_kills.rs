@@ -27,6 +27,8 @@ in_one_mode!(
     failed_upgrade_with_redis_loses_nothing_despite_kills,
     failed_upgrade_in_place_with_postgres_restores_database_and_files,
     failed_upgrade_in_place_with_sqlite_restores_database_and_files,
+    failed_upgrade_in_place_with_mariadb_restores_database_and_files,
+    failed_upgrade_in_place_with_redis_restores_database_and_files,
     upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write,
 );
 
@@ -208,6 +210,16 @@ fn failed_upgrade_in_place_with_sqlite_restores_database_and_files(world: &World
     if installed("python3").is_some() {
         keeps_everything(world, &Sqlite(data(world).join("app.sqlite3")), IN_PLACE, kills(0));
     }
+}
+
+fn failed_upgrade_in_place_with_mariadb_restores_database_and_files(world: &World) {
+    let (Some(_), Some(database)) = (installed("python3"), MariaDb::start(world)) else { return };
+    keeps_everything(world, &database, IN_PLACE, kills(0));
+}
+
+fn failed_upgrade_in_place_with_redis_restores_database_and_files(world: &World) {
+    let (Some(_), Some(database)) = (installed("python3"), Redis::start(world, "")) else { return };
+    keeps_everything(world, &database, IN_PLACE, kills(0));
 }
 
 /// The recorded copy of the database took a minute, so the estimate is above the limit.
