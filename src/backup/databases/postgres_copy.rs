@@ -4,11 +4,16 @@
 //! connected to the database meanwhile. One transaction gives the database another name, and the copy the name of the database. A kill leaves
 //! the old or the returned database. A copy has the rights, the comment and the connection limit of its database after the return.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use super::{
     DatabaseAt, DatabaseJob, Engine, ServerCopies,
     postgres::{Postgres, failed, major_of, psql, query},
+    tool::Tool,
 };
 use crate::backup::{BackupFailure, FailureKind};
 
@@ -24,6 +29,12 @@ const MAX_NAME: usize = 63;
 /// Ends the sessions of the role itself on a database.
 const END_SESSIONS: &str = "select count(pg_terminate_backend(pid)) from pg_stat_activity
     where datname = {name} and pid <> pg_backend_pid() and usename = current_user;";
+
+/// The time limit for the end of the sessions of a killed worker. The server ends a session in the middle of a copy within moments.
+const ENDING: Duration = Duration::from_secs(60);
+
+/// The pause between two looks at the sessions of a killed worker.
+const POLL: Duration = Duration::from_millis(50);
 
 /// Returns a name as an identifier of SQL.
 fn identifier(name: &str) -> String {
@@ -73,6 +84,26 @@ fn drop_database(admin: &DatabaseJob, name: &str) -> Result<(), BackupFailure> {
     // `drop database … with (force)` needs PostgreSQL 13.
     let sessions = END_SESSIONS.replace("{name}", &literal(name));
     query(admin, &format!("{sessions}\ndrop database if exists {};\n", identifier(name))).map(drop)
+}
+
+/// Ends the sessions of killed workers that create or rename `copy`, and waits until the server has ended them. The server may still commit the
+/// last statement of such a session, so the databases of the server are certain only after the end of the session.
+fn end_sessions_of(admin: &DatabaseJob, copy: &str) -> Result<(), BackupFailure> {
+    let condition = format!("application_name = {} and usename = current_user and pid <> pg_backend_pid()", literal(copy));
+    query(admin, &format!("select count(pg_terminate_backend(pid)) from pg_stat_activity where {condition};\n"))?;
+    let begun = Instant::now();
+    while query(admin, &format!("select count(*) from pg_stat_activity where {condition};\n"))? != ["0"] {
+        if begun.elapsed() > ENDING {
+            return Err(admin.refused(format!("a session of a killed worker still uses the copy {copy}")));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Returns `psql` with the name of a copy as the name of its session, so that a later worker can end the session of a killed worker.
+fn psql_of(admin: &DatabaseJob, copy: &str) -> Result<Tool, BackupFailure> {
+    Ok(psql(admin)?.env("PGAPPNAME", copy))
 }
 
 impl ServerCopies for Postgres {
@@ -146,8 +177,7 @@ impl ServerCopies for Postgres {
         let is_new = version.first().is_some_and(|version| major_of(version) >= 15);
         let strategy = if is_new { " strategy file_copy" } else { "" };
         let create = format!("create database {} template {}{strategy};\n", identifier(copy), identifier(&name));
-        // The name of the session is that of the copy, so that `discard` can end the session of a killed worker.
-        psql(&admin)?.env("PGAPPNAME", copy).output(create.as_bytes())?.map_err(|error| failed(job, "copy", &error))?;
+        psql_of(&admin, copy)?.output(create.as_bytes())?.map_err(|error| failed(job, "copy", &error))?;
         let size = query(&admin, &format!("select pg_database_size({});", literal(copy)))?;
         Ok(size.first().and_then(|bytes| bytes.parse().ok()).unwrap_or(0))
     }
@@ -155,6 +185,7 @@ impl ServerCopies for Postgres {
     fn put_back(&self, job: &DatabaseJob, copy: &str, scratch: &Path) -> Result<(), BackupFailure> {
         let (admin, name) = (maintenance(job)?, name_of(job)?);
         let replaced = format!("{copy}{REPLACED}");
+        end_sessions_of(&admin, copy)?;
         match exist(&admin, [&name, copy, &replaced])? {
             // An earlier call has exchanged the databases.
             [true, false, true] => return Ok(()),
@@ -192,13 +223,7 @@ impl ServerCopies for Postgres {
 
     fn discard(&self, job: &DatabaseJob, copy: &str) -> Result<(), BackupFailure> {
         let admin = maintenance(job)?;
-        // A session of a killed worker possibly still copies.
-        let session = literal(copy);
-        let end = format!(
-            "select count(pg_terminate_backend(pid)) from pg_stat_activity \
-             where application_name = {session} and usename = current_user and pid <> pg_backend_pid();\n"
-        );
-        query(&admin, &end)?;
+        end_sessions_of(&admin, copy)?;
         drop_database(&admin, copy)?;
         drop_database(&admin, &format!("{copy}{REPLACED}"))
     }
@@ -229,7 +254,7 @@ fn exchange(admin: &DatabaseJob, job: &DatabaseJob, (name, copy, replaced): (&st
         of_old = identifier(replaced),
         of_copy = identifier(copy),
     );
-    psql(admin)?.output(script.as_bytes())?.map(drop).map_err(|error| failed(job, "put back", &error))
+    psql_of(admin, copy)?.output(script.as_bytes())?.map(drop).map_err(|error| failed(job, "put back", &error))
 }
 
 #[cfg(test)]
