@@ -36,7 +36,7 @@ pub use self::{
     },
     restore::{RestorePaths, work as restore_work},
     retention::{PointDecision, ProtectedReleases, RetentionPlan},
-    server::{BackupContext, dump, export, restore, restore_again, stream},
+    server::{BackupContext, describe, dump, export, restore, restore_again, stream},
     space::{SpaceEstimate, clones_files},
     staging::is_separate,
 };

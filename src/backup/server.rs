@@ -33,6 +33,18 @@ pub async fn dump(context: &BackupContext, job: &DumpJob) -> Result<DumpReport, 
     run(context, Role::Dump, &DumpWork::Job(job.clone()), limit_of(job), Stdio::default()).await
 }
 
+/// Describes a restore point. Runs the job once more if the worker is killed, because a restore that is under way needs the description.
+pub async fn describe(context: &BackupContext, point: String) -> Result<DumpReport, BackupError> {
+    let job = DumpJob::Show { point };
+    match dump(context, &job).await {
+        Err(BackupError::Died { role, exit }) => {
+            tracing::warn!(role, %exit, "a worker was killed; its job is repeated");
+            dump(context, &job).await
+        }
+        other => other,
+    }
+}
+
 /// Runs a job of the dump worker that uses a descriptor.
 pub(super) async fn dump_with(context: &BackupContext, job: &DumpJob, with: OwnedFd) -> Result<DumpReport, BackupError> {
     let stdio = Stdio { extra: vec![with], ..Stdio::default() };
@@ -104,7 +116,20 @@ fn launch(context: &BackupContext, role: Role) -> Launch {
     }
 }
 
-async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
+/// Returns true if the failpoint `worker.JOB` is active, for example `worker.PutBack`, so that the worker of this job is killed. With
+/// `return(FILE)`, the failpoint kills one worker after each creation of the file.
+fn is_killed(job: &impl std::fmt::Debug) -> bool {
+    if fail::has_failpoints() {
+        // The name of a job precedes its fields: `Job(Quietly(Complete { point: …`.
+        let text = format!("{job:?}");
+        let name = text.split([' ', '{']).next().and_then(|words| words.rsplit('(').next()).unwrap_or_default();
+        fail::fail_point!(&format!("worker.{name}"), |file| file.is_none_or(|file| std::fs::remove_file(file).is_ok()));
+        let _ = name;
+    }
+    false
+}
+
+async fn run<J: serde::Serialize + std::fmt::Debug, R: serde::de::DeserializeOwned>(
     context: &BackupContext,
     role: Role,
     job: &J,
@@ -114,6 +139,10 @@ async fn run<J: serde::Serialize, R: serde::de::DeserializeOwned>(
     let name = role.as_str();
     let failed = |source| BackupError::Launch { role: name, source };
     let mut child = context.launcher.launch(launch(context, role), job, stdio).await.map_err(failed)?;
+    if is_killed(job) {
+        child.kill().await.map_err(failed)?;
+        return Err(BackupError::Died { role: name, exit: child.wait().await.map_err(failed)? });
+    }
     let ended = async {
         let report: Option<Result<R, BackupFailure>> = child.report(MAX_REPORT).await.map_err(failed)?;
         // The worker holds locks of the store until it exits, so the report alone does not complete the job.

@@ -152,7 +152,7 @@ impl LiveApp for LiveHandle {
                     custom = self.restore_custom(point.clone(), previous.release, previous.slot).await;
                     custom.clone()
                 };
-                let served = pipeline.start_previous(queue, previous, restore).await;
+                let served = Box::pin(pipeline.start_previous(queue, previous, restore)).await;
                 return custom.map(|()| served);
             }
             // The databases of the previous release are restored, not those of the release that the links on the disk name: the
@@ -166,11 +166,11 @@ impl LiveApp for LiveHandle {
             // After a kill or a failure, the undo of the deployment repeats the replacement of all databases and files.
             let mut replace = async || {
                 for database in &databases {
-                    let replaced = pipeline.replace_database(&environment, point.clone(), database).await;
+                    let replaced = Box::pin(pipeline.replace_database(&environment, point.clone(), database)).await;
                     replaced.map_err(|error| failure(&error.into()))?;
                     fault::in_restore("database");
                 }
-                let put_back = pipeline.put_back(&environment, &paths, &mut record, &databases).await;
+                let put_back = Box::pin(pipeline.put_back(&environment, &paths, &mut record, &databases)).await;
                 put_back.map_err(|error| failure(&error))?;
                 match &previous {
                     Some(previous) => self.restore_custom(point.clone(), previous.release, previous.slot).await,
@@ -183,7 +183,7 @@ impl LiveApp for LiveHandle {
             };
             let served = match &previous {
                 None => exchange().await,
-                Some(previous) => pipeline.start_previous(queue, previous, exchange).await,
+                Some(previous) => Box::pin(pipeline.start_previous(queue, previous, exchange)).await,
             };
             // A release that is scaled to zero has no process to start, so the start did not restore the data.
             let idle = pipeline.services().runtime.instances(environment.id, None).is_empty();

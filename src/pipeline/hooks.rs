@@ -51,7 +51,7 @@ impl Pipeline {
     pub(super) async fn back_up_custom(&self, environment: &Environment, live: &Live) -> Result<bool, PointsError> {
         let Some(hook) = self.hook(environment, live.release, live.slot, BACKUP)? else { return Ok(false) };
         backup::restore(&self.backup(environment), &RestoreJob::ClearCustom).await?;
-        let ran = self.run_hook(environment, &hook, BACKUP).await;
+        let ran = Box::pin(self.run_hook(environment, &hook, BACKUP)).await;
         if ran.is_err() {
             self.clear_custom(environment).await;
         }
@@ -119,8 +119,9 @@ impl Pipeline {
     ) -> Result<(), PointsError> {
         let Some(hook) = hook else { return Ok(()) };
         let job = RestoreJob::Custom { point: point.to_owned(), owner: owner(environment) };
-        backup::restore(&self.backup(environment), &job).await?;
-        let ran = self.run_hook(environment, hook, RESTORE).await;
+        Box::pin(backup::restore_again(&self.backup(environment), &job)).await?;
+        // The future of a restore is large, and the undo of a deployment polls it with a deep stack.
+        let ran = Box::pin(self.run_hook(environment, hook, RESTORE)).await;
         self.clear_custom(environment).await;
         ran
     }

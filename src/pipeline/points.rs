@@ -246,7 +246,7 @@ impl Pipeline {
 
     /// Returns the description of a restore point.
     pub async fn point(&self, environment: &Environment, point: String) -> Result<PointInfo, PointsError> {
-        match backup::dump(&self.backup(environment), &DumpJob::Show { point }).await? {
+        match backup::describe(&self.backup(environment), point).await? {
             DumpReport::Point(info, _) => Ok(*info),
             _ => Err(confused()),
         }

@@ -30,6 +30,7 @@ in_one_mode!(
     failed_upgrade_in_place_with_mariadb_restores_database_and_files,
     failed_upgrade_in_place_with_redis_restores_database_and_files,
     upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write,
+    killed_worker_of_a_restore_is_repeated_once,
 );
 
 /// The line of the recipe for deployments in place.
@@ -282,4 +283,52 @@ fn upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write(world:
     assert_eq!(files(world), uploads);
     world.serves("shop", "version two");
     world.is_consistent("shop");
+}
+
+/// The server kills each worker of the restore once, after which the restore is repeated. A worker that is killed twice freezes the environment.
+fn killed_worker_of_a_restore_is_repeated_once(world: &World) {
+    let Some(database) = Postgres::start(world) else { return };
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: exec larder static-server --root .\n");
+    repo.program(".larder/backup", "#!/bin/sh\necho kept > $LARDER_RESTORE_POINT/file\n");
+    repo.program(".larder/restore", "#!/bin/sh\ncp $LARDER_RESTORE_POINT/file $LARDER_DATA/restored\n");
+    let recipe = format!("data: [store/]\nenv: {{DATABASE_URL: \"{}\"}}\n", Database::url(&database));
+    repo.write("larder.yml", &recipe).page("version one");
+    repo.push().accepted();
+    database.shop("create table notes (text text); insert into notes values ('one')");
+    world.larder(&["run", "shop", "--", "sh", "-c", "echo kept > store/file"]).ok();
+    let (rows, marks, open) = (Database::content(&database), crate::recovery::marks(world), data(world).join("open"));
+    let jobs = ["Show", "Database", "PutBack", "Custom"];
+    let once: Vec<_> = jobs.iter().map(|job| format!("worker.{job}=return({}/{job})", marks.display())).collect();
+    world.restart(&[("FAILPOINTS", &once.join(";"))]);
+    repo.write("upgrade.sh", "psql -w -q \"$DATABASE_URL\" -c 'drop table notes'\necho damaged > store/file\n");
+    let wait = "touch $LARDER_DATA/open && while test -e $LARDER_DATA/open; do sleep 0.05; done";
+    let failing = "health: {path: /missing, timeout: 1s}\nupgrade: {safety: hold, run: \"sh upgrade.sh";
+    repo.write("larder.yml", format!("{recipe}{failing} && {wait}\"}}\n")).page("version two");
+    let is_restored = |about: &str| {
+        assert_eq!(Database::content(&database), rows, "{about}");
+        assert_eq!(fs::read_to_string(data(world).join("store/file")).unwrap(), "kept\n", "{about}");
+        assert_eq!(fs::read_to_string(data(world).join("restored")).unwrap(), "kept\n", "{about}");
+        world.serves("shop", "version one");
+    };
+    for job in jobs {
+        let mark = marks.join(job);
+        std::thread::scope(|scope| {
+            let push = scope.spawn(|| repo.push());
+            until("the upgrade waits", || open.exists());
+            fs::write(&mark, "").unwrap();
+            fs::remove_file(&open).unwrap();
+            push.join().unwrap().rejected_with("web.1 answered 404").says("v1 is still live");
+        });
+        assert!(!mark.exists(), "no worker was killed for the job {job}");
+        is_restored(job);
+    }
+    world.is_consistent("shop");
+    world.restart(&[("FAILPOINTS", "worker.Database=return")]);
+    repo.write("larder.yml", format!("{recipe}{failing}\"}}\n")).page("version three");
+    repo.push().rejected_with("the environment is frozen");
+    world.restart(&[]);
+    world.larder(&["deploy", "shop", "--unfreeze"]).ok();
+    is_restored("after the unfreeze");
 }
