@@ -160,7 +160,7 @@ fn take(
         ..CaptureOptions::default()
     };
     let label_custom = label.custom;
-    let label = PointLabel { databases: dumps.list.clone(), ..label.clone() };
+    let label = PointLabel { databases: dumps.list.clone(), sessions: dumps.sessions.clone(), ..label.clone() };
     let label = serde_json::to_value(label).map_err(|e| BackupFailure::new(FailureKind::Machine, e.to_string()))?;
     let id = id.to_string();
     let captured = store.capture(&id, &label, base.as_fd(), &dumps.sources(label_custom), previous.as_ref(), &options)?;

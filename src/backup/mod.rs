@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     databases::{
         CaptureMethod, CopyRequest, DatabaseAccount, DatabaseAt, DatabaseJob, DatabaseServer, DatabaseStream, DatabaseSurvey,
-        DatabaseUrl, DumpInfo, SHELL_VARIABLE, check_database, database_shell, stream_work,
+        DatabaseUrl, DumpInfo, OtherSessions, SHELL_VARIABLE, check_database, database_shell, stream_work,
     },
     dump::{DumpPaths, work as dump_work},
     error::{BackupError, BackupFailure, FailureKind},
@@ -79,6 +79,9 @@ pub struct PointLabel {
     /// True if the restore point has files that the project's script `.larder/backup` wrote.
     #[serde(default)]
     pub custom: bool,
+    /// The sessions of other clients on the databases while the processes of the application were stopped. The dump worker writes this list.
+    #[serde(default)]
+    pub sessions: Vec<OtherSessions>,
 }
 
 /// The environment to which a restore point must belong.

@@ -6,13 +6,14 @@ use std::{
     io::{self, BufReader},
     os::{fd::AsFd, unix::fs::DirBuilderExt},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use larder_points::{Damage, Fault, Kind, Point, PointError, Source, Staged, Store};
 
 use super::{
-    CUSTOM, CaptureMethod, CopyRequest, DATA, DATABASES, DatabaseJob, DatabaseSurvey, DumpInfo, MethodRun, PointLabel,
+    CUSTOM, CaptureMethod, CopyRequest, DATA, DATABASES, DatabaseJob, DatabaseSurvey, DumpInfo, MethodRun, OtherSessions,
+    PointLabel,
     databases::{self, DatabaseAt, is_sqlite, tool},
     error::{BackupFailure, FailureKind},
     space::clones_files,
@@ -25,12 +26,20 @@ const SIDE_FILES: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// A dump is usually smaller than its database. A database of more than this many times the free space is refused before its dump.
 const COMPRESSION: u64 = 10;
 
+/// The time in which a database server ends the sessions of stopped processes. Later sessions are those of other clients.
+const LINGERING: Duration = Duration::from_millis(500);
+
+/// The pause between two looks at the sessions on a database.
+const POLL: Duration = Duration::from_millis(50);
+
 /// The dumps of a restore point in progress, and the directory that contains the dumps. Dropping the value removes the directory.
 pub(super) struct Dumps {
     /// The dumps, in the order of the jobs.
     pub list: Vec<DumpInfo>,
     /// The durations of the dumps and copies.
     pub runs: Vec<MethodRun>,
+    /// The sessions of other clients on the databases, if the processes of the application are stopped.
+    pub sessions: Vec<OtherSessions>,
     directory: Option<(PathBuf, File)>,
 }
 
@@ -44,8 +53,8 @@ impl Drop for Dumps {
 }
 
 impl Dumps {
-    /// Dumps all databases. `data` has the live files, and `points` is the store. If `exact` is true, the processes of the application are stopped, so the files of a closed SQLite database are as
-    /// good as its dump, and a database that cannot be copied is captured as files.
+    /// Dumps all databases. `data` has the live files, and `points` is the store. If `exact` is true, the processes of the application are
+    /// stopped, so the files of a closed SQLite database are as good as its dump, and a database that cannot be copied is captured as files.
     /// The databases in `copies` are copied on their servers instead.
     pub fn write(
         data: &Path,
@@ -55,7 +64,7 @@ impl Dumps {
         exact: bool,
         copies: &[CopyRequest],
     ) -> Result<Dumps, BackupFailure> {
-        let mut dumps = Dumps { list: Vec::new(), runs: Vec::new(), directory: None };
+        let mut dumps = Dumps { list: Vec::new(), runs: Vec::new(), sessions: Vec::new(), directory: None };
         if jobs.is_empty() {
             return Ok(dumps);
         }
@@ -68,6 +77,10 @@ impl Dumps {
             let live = located(job, &data);
             let engine = databases::engine(job.engine);
             let DatabaseAt::File(file) = &live.at else {
+                if exact {
+                    // A copy ends the sessions of the role in the URL, so the sessions are counted before.
+                    dumps.sessions.extend(other_sessions(&live));
+                }
                 let mut fallback = String::new();
                 if let Some(copy) = copies.iter().find(|copy| copy.name == job.name) {
                     match dumps.copy_on_server(&live, id) {
@@ -150,6 +163,19 @@ impl Dumps {
             source: (!servers.is_empty()).then(|| DATABASES.to_owned()),
             added: servers.iter().map(|info| name(info)).collect(),
         })
+    }
+}
+
+/// Returns the sessions of other clients on a database on a server. The server may end the sessions of the stopped processes a moment later, so the
+/// answer is repeated while there are sessions. A server that does not show its sessions has none.
+fn other_sessions(job: &DatabaseJob) -> Option<OtherSessions> {
+    let begun = Instant::now();
+    loop {
+        let found = databases::engine(job.engine).other_sessions(job).ok().flatten()?;
+        if begun.elapsed() > LINGERING {
+            return Some(found);
+        }
+        std::thread::sleep(POLL);
     }
 }
 
@@ -242,7 +268,8 @@ fn write_missing(
     }
     let made = DirBuilder::new().mode(0o700).create(&path).and_then(|()| File::open(&path));
     let directory = made.map_err(|e| wrong("create the directory of the dumps", &e))?;
-    let mut dumps = Dumps { list: Vec::new(), runs: Vec::new(), directory: Some((path.clone(), directory)) };
+    let mut dumps =
+        Dumps { list: Vec::new(), runs: Vec::new(), sessions: Vec::new(), directory: Some((path.clone(), directory)) };
     for info in missing {
         let job = jobs.iter().find(|job| (&job.name, job.engine) == (&info.name, info.engine));
         let (Some(job), Some(copies), Some(copy)) = (job, databases::server_copies(info.engine), &info.copy) else {

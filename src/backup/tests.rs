@@ -89,6 +89,7 @@ fn label(project: &str) -> PointLabel {
         reason: String::from("asked"),
         databases: Vec::new(),
         custom: false,
+        sessions: Vec::new(),
     }
 }
 

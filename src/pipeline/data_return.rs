@@ -160,6 +160,7 @@ mod tests {
             reason: String::from("requested"),
             databases: Vec::new(),
             custom: false,
+            sessions: Vec::new(),
         };
         let (id, counts) = (String::from("x"), PointCounts::default());
         PointInfo { id, taken: Some(5), label: Some(label), state, counts, skipped: Vec::new(), runs: Vec::new() }

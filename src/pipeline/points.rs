@@ -202,6 +202,7 @@ impl Pipeline {
             reason,
             databases: Vec::new(),
             custom,
+            sessions: Vec::new(),
         };
         let id = PointId::new(Timestamp::now());
         let paths = self.services().root.environment(&environment.project, &environment.name);

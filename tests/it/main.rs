@@ -54,6 +54,7 @@ mod neighbours;
 mod offsite;
 mod offsite_docs;
 mod offsite_stores;
+mod other_clients;
 mod places;
 mod plan;
 mod power_cut;

@@ -201,6 +201,7 @@ fn take(id: PointId) -> DumpJob {
         reason: String::from("a test"),
         databases: Vec::new(),
         custom: false,
+        sessions: Vec::new(),
     };
     let database = DatabaseJob {
         name: "app".parse().unwrap(),

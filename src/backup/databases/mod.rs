@@ -30,7 +30,7 @@ pub use self::{
     url::{DatabaseAddress, DatabaseUrl},
 };
 use super::{BackupFailure, FailureKind};
-use crate::model::{DatabaseEngine, DatabaseName};
+use crate::model::{DatabaseEngine, DatabaseName, sanitise_line};
 
 /// A database to dump or restore.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,6 +125,35 @@ impl DumpInfo {
     }
 }
 
+/// The sessions of other clients on a database: of neither larder nor a process of the application, which larder has stopped. The writes of these
+/// clients after the restore point are lost in a restore.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherSessions {
+    /// The name of the database.
+    pub database: DatabaseName,
+    /// The number of sessions.
+    pub count: u64,
+    /// The description of one of them, such as `shop from 127.0.0.1 (psql)`.
+    pub first: String,
+}
+
+/// The maximum length of the description of a session, in characters.
+const MAX_SESSION: usize = 100;
+
+impl OtherSessions {
+    fn new(job: &DatabaseJob, count: u64, first: &str) -> OtherSessions {
+        let first = sanitise_line(first).chars().take(MAX_SESSION).collect();
+        OtherSessions { database: job.name.clone(), count, first }
+    }
+}
+
+impl std::fmt::Display for OtherSessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let noun = if self.count == 1 { "session uses" } else { "sessions use" };
+        write!(f, "{} other {noun} the database {}, such as {}", self.count, self.database, self.first)
+    }
+}
+
 /// The ways in which a restore point gets files or a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -188,6 +217,12 @@ pub trait Engine: Sync {
 
     /// Returns the size of the database.
     fn size(&self, job: &DatabaseJob) -> Result<DatabaseSize, BackupFailure>;
+
+    /// Returns the sessions of other clients on the database, or `None` without such sessions. An engine shows only the sessions that the user of
+    /// the URL may see. The caller has stopped the processes of the application.
+    fn other_sessions(&self, _job: &DatabaseJob) -> Result<Option<OtherSessions>, BackupFailure> {
+        Ok(None)
+    }
 
     /// Writes a consistent dump of the database to the new file `into`. The application may write to the database meanwhile.
     fn dump(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure>;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions,
+    DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions, OtherSessions,
     tool::{self, Tool, ToolError},
 };
 use crate::backup::{BackupFailure, FailureKind};
@@ -229,6 +229,17 @@ impl Engine for Postgres {
         let row = query(job, "select pg_database_size(current_database());")?;
         let bytes = row.first().and_then(|bytes| bytes.parse().ok());
         bytes.map(|bytes| DatabaseSize { bytes }).ok_or_else(|| job.refused("the server states no size"))
+    }
+
+    fn other_sessions(&self, job: &DatabaseJob) -> Result<Option<OtherSessions>, BackupFailure> {
+        // Sessions of other roles have a user name, but neither an address nor an application for a role without `pg_read_all_stats`.
+        let sessions =
+            "select count(*), min(concat(usename, ' from ' || host(client_addr), ' (' || nullif(application_name, '') || ')'))
+            from pg_stat_activity where datname = current_database() and usename is not null and pid <> pg_backend_pid()
+            and coalesce(backend_type, 'client backend') = 'client backend';";
+        let row = query(job, sessions)?;
+        let count = row.first().and_then(|count| count.parse().ok()).unwrap_or(0);
+        Ok((count > 0).then(|| OtherSessions::new(job, count, &row.get(1..).unwrap_or_default().join("|"))))
     }
 
     fn dump(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure> {

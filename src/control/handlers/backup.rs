@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::deployments::of_pipeline;
 use crate::{
-    backup::{BackupError, DataDiff, DumpInfo, FailureKind, PointCounts, PointInfo, PointState},
+    backup::{BackupError, DataDiff, DumpInfo, FailureKind, OtherSessions, PointCounts, PointInfo, PointState},
     control::{
         error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
@@ -120,6 +120,8 @@ pub struct PointView {
     pub reason: Option<String>,
     /// The dumps of databases.
     pub databases: Vec<DumpInfo>,
+    /// The sessions of other clients on the databases while the processes of the application were stopped for the restore point.
+    pub sessions: Vec<OtherSessions>,
     /// The numbers of files and bytes.
     #[serde(flatten)]
     pub counts: PointCounts,
@@ -155,6 +157,7 @@ impl PointView {
             by: label.map(|label| label.by.clone()),
             reason: label.map(|label| sanitise_line(&label.reason)),
             databases: label.map(|label| label.databases.clone()).unwrap_or_default(),
+            sessions: label.map(|label| label.sessions.clone()).unwrap_or_default(),
             counts: info.counts,
             left_out: info.skipped,
             drill: None,

@@ -175,6 +175,14 @@ impl MariaDb {
         Output::of(&mut client).ok();
     }
 
+    /// Returns a client of the user of the database `shop`, which writes each answer at once.
+    pub fn client(&self) -> Command {
+        let mut client = command(&installed("mariadb").unwrap());
+        client.args(["--no-defaults", "--protocol=TCP", "--host=127.0.0.1", "--user=shop", "--batch", "--unbuffered"]);
+        client.arg(format!("--port={}", self.port)).arg("shop").env("MYSQL_PWD", PASSWORD);
+        client
+    }
+
     /// Returns all objects and rows of a database, as the server's own dump program writes them.
     #[track_caller]
     pub fn content(&self, database: &str) -> String {

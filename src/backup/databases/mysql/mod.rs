@@ -8,7 +8,7 @@ mod version;
 use std::{fs, path::Path};
 
 use self::client::{Client, literal};
-use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions};
+use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions, OtherSessions};
 use crate::backup::BackupFailure;
 
 /// Runs statements as the administrator of a server, and returns the rows of their answers.
@@ -69,6 +69,19 @@ impl Engine for Mysql {
         ))?;
         let bytes = rows.into_iter().flatten().next().and_then(|text| text.parse().ok());
         Ok(DatabaseSize { bytes: bytes.ok_or_else(|| client.refused("the server states no size"))? })
+    }
+
+    fn other_sessions(&self, job: &DatabaseJob) -> Result<Option<OtherSessions>, BackupFailure> {
+        let client = Client::new(job)?;
+        // Without the right PROCESS, the server shows only the sessions of the same user.
+        let rows = client.rows(&format!(
+            "SELECT COUNT(*), MIN(CONCAT(user, ' from ', SUBSTRING_INDEX(host, ':', 1))) FROM information_schema.processlist \
+             WHERE db = {} AND id <> CONNECTION_ID()",
+            literal(client.database())
+        ))?;
+        let row = rows.into_iter().next().unwrap_or_default();
+        let count = row.first().and_then(|count| count.parse().ok()).unwrap_or(0);
+        Ok((count > 0).then(|| OtherSessions::new(job, count, &row.get(1..).unwrap_or_default().join(" "))))
     }
 
     fn dump(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure> {

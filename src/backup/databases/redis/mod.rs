@@ -14,7 +14,7 @@ use self::{
     connection::{Answer, Connection},
     file::{RdbRecord, RdbWriter},
 };
-use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions};
+use super::{DatabaseJob, DatabaseSize, DumpInfo, Engine, EngineVersions, OtherSessions};
 use crate::backup::BackupFailure;
 
 /// The maximum size of the values of a server whose database is dumped by one script, in bytes. While the script runs, the server keeps the
@@ -73,6 +73,23 @@ impl Engine for Redis {
         // The server states only the memory of all its databases together. The part of this database is estimated by its number of keys.
         let part = u128::from(used) * u128::from(own) / u128::from(all.max(own).max(1));
         Ok(DatabaseSize { bytes: u64::try_from(part).unwrap_or(used) })
+    }
+
+    fn other_sessions(&self, job: &DatabaseJob) -> Result<Option<OtherSessions>, BackupFailure> {
+        let mut connection = Connection::open(job)?;
+        let number = connection.number.to_string();
+        let listed = connection.good(&[b"CLIENT", b"LIST"])?.bytes().unwrap_or_default();
+        let listed = String::from_utf8_lossy(&listed).into_owned();
+        let field = |line: &str, name: &str| {
+            let found = line.split(' ').find_map(|field| field.split_once('=').filter(|(key, _)| *key == name));
+            found.map(|(_, value)| value.to_owned()).unwrap_or_default()
+        };
+        // The last command of this connection is `CLIENT LIST`.
+        let others = listed.lines().filter(|line| field(line, "db") == number && !field(line, "cmd").starts_with("client"));
+        let others: Vec<_> = others.map(|line| field(line, "addr")).collect();
+        let first =
+            others.first().map(|address| format!("a client from {}", address.rsplit_once(':').map_or("", |(host, _)| host)));
+        Ok(first.map(|first| OtherSessions::new(job, others.len() as u64, &first)))
     }
 
     fn dump(&self, job: &DatabaseJob, into: &Path) -> Result<DumpInfo, BackupFailure> {

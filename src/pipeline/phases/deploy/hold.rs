@@ -277,8 +277,12 @@ impl Step for TakePoint {
     }
 }
 
-/// Shows the databases whose dumps follow, and the methods that were not the planned ones.
+/// Shows the sessions of other clients, the databases whose dumps follow, and the methods that were not the planned ones.
 fn report(deployment: &Deployment, taken: &PointInfo) {
+    for sessions in taken.label.iter().flat_map(|label| &label.sessions) {
+        let loss = "if the deployment fails, the writes of other clients since the restore point are lost";
+        deployment.transcript.error(&format!("{sessions}: {loss}"));
+    }
     for run in &taken.runs {
         let time = seconds(Duration::from_millis(run.ms));
         if run.method == CaptureMethod::TemplateCopy {

@@ -235,6 +235,9 @@ impl Command for BackupShowArgs {
             let (name, engine, version) = (&database.name, database.engine.title(), &database.versions.server);
             add("database", format!("{name}: {engine} {version}, {} in {}", size(database.bytes), sanitise_line(&database.path)));
         }
+        for sessions in &view.sessions {
+            add("sessions", format!("{sessions}; their later writes are not in the restore point"));
+        }
         add("stored", format!("{}; {} copied when it was taken", size(counts.stored), size(counts.copied_bytes)));
         if let Some(drill) = &view.drill {
             add("drill", format!("{} UTC: {}", moment(drill.begun), backup_upkeep::drill(drill)));
