@@ -82,6 +82,9 @@ pub struct Settings {
     pub keep_bytes: Option<ByteSize>,
     /// Requests that must succeed after the switch.
     pub smoke: Vec<Smoke>,
+    /// True if a drill runs the script `.larder/restore`.
+    #[serde(default)]
+    pub drill_restore: bool,
     /// The conditions for a release that another environment or server built.
     #[serde(default)]
     pub promote: PromotionPolicy,
@@ -116,6 +119,7 @@ impl Default for Settings {
             keep_age: None,
             keep_bytes: None,
             smoke: Vec::new(),
+            drill_restore: false,
             promote: PromotionPolicy::default(),
             postdeploy: None,
         }
@@ -258,6 +262,15 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
                     Err(error) => drop(reader.problem(at, error.to_string())),
                 }
             }
+        },
+    ),
+    KeyRow::value(
+        "drill_restore",
+        "true if a drill runs .larder/restore with LARDER_DRILL=1. The script must then restore into a scratch place, because a drill must not change live systems.",
+        Is("false"),
+        "true",
+        |reader, node, key, draft| {
+            draft.settings.drill_restore = reader.boolean(node, key).unwrap_or(draft.settings.drill_restore);
         },
     ),
     KeyRow::custom(

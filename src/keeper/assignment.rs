@@ -116,7 +116,7 @@ impl Assignment {
                 let data = if read_only_app { paths.data_copy() } else { paths.data() };
                 let assignment = Assignment { own_code: true, read_only_app, layer, ..Assignment::new(run) };
                 let assignment = assignment.writes("LARDER_DATA", "/data", data);
-                if launch.role == Role::Task { assignment.writes("LARDER_CUSTOM", "/custom", paths.custom()) } else { assignment }
+                if launch.role == Role::Run { assignment } else { assignment.writes("LARDER_CUSTOM", "/custom", paths.custom()) }
             }
             Role::Drift | Role::Patch => {
                 let release = need(launch.release, "a release")?;

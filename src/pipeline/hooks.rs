@@ -28,10 +28,10 @@ use crate::{
 const BACKUP: &str = "backup";
 
 /// The name of the script that reads the files of a restore point.
-const RESTORE: &str = "restore";
+pub(super) const RESTORE: &str = "restore";
 
 /// The directory `custom/` in the sandbox.
-const DIRECTORY: &str = "/custom";
+pub(super) const DIRECTORY: &str = "/custom";
 
 /// The number of last lines of a failed script that the error shows.
 const SHOWN: usize = 10;

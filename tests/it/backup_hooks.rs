@@ -7,11 +7,13 @@ use crate::{
     harness::{
         Repo, World,
         databases::{PASSWORD, Redis},
-        in_each_mode,
+        in_each_mode, in_one_mode,
+        state::names,
     },
 };
 
 in_each_mode!(scripts_of_the_project_save_and_restore_data_that_larder_does_not_know);
+in_one_mode!(drill_runs_the_restore_script_with_scratch_data_if_the_recipe_allows);
 
 const BACKUP: &str = r#"#!/bin/sh
 set -eu
@@ -84,4 +86,61 @@ fn scripts_of_the_project_save_and_restore_data_that_larder_does_not_know(world:
     server.ask(0, &["DEL", "refuse"]);
     world.larder(&restore).ok();
     assert_eq!((index(), file()), ("one".into(), "one\n".into()));
+}
+
+/// A script that restores into a scratch index during a drill.
+const DRILLED: &str = r#"#!/bin/sh
+set -eu
+name=index
+if test "${LARDER_DRILL:-}" = 1; then name=scratch; fi
+redis-cli -p $INDEX set $name "$(cat "$LARDER_RESTORE_POINT/index")"
+echo drilled > "$LARDER_DATA/media/file"
+if test "$(redis-cli -p $INDEX get refuse)" = yes; then echo "the index refuses"; exit 4; fi
+"#;
+
+fn drill_runs_the_restore_script_with_scratch_data_if_the_recipe_allows(world: &World) {
+    let Some(server) = Redis::start(world, "") else { return };
+    let index = |name: &str| server.ask(0, &["GET", name]);
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    let password = serde_json::to_string(PASSWORD).unwrap();
+    let recipe = format!("data: [media]\nenv: {{INDEX: \"{}\", REDISCLI_AUTH: {password}}}\n", server.port);
+    repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", &recipe);
+    script(&repo, ".larder/backup", BACKUP);
+    script(&repo, ".larder/restore", DRILLED);
+    repo.page("version one");
+    repo.push().accepted();
+    server.ask(0, &["SET", "index", "one"]);
+    sh(world, "echo one > media/file");
+    take(world);
+    server.ask(0, &["SET", "index", "two"]);
+    let drill = || world.larder(&["--json", "backup", "drill", "shop"]);
+    // Without the permission of the recipe, the script does not run.
+    let drilled = drill().json();
+    assert!(drilled["unproven"].to_string().contains("does not set `drill_restore: true`"), "{drilled}");
+    assert_eq!((index("index"), index("scratch")), ("two".into(), String::new()));
+    repo.write("larder.yml", format!("{recipe}drill_restore: true\n")).page("version two");
+    repo.push().accepted();
+    // The script of another release than the live release does not run.
+    let drilled = drill().json();
+    assert!(drilled["unproven"].to_string().contains("its release is not live"), "{drilled}");
+    server.ask(0, &["SET", "index", "three"]);
+    take(world);
+    server.ask(0, &["SET", "index", "four"]);
+    let drilled = drill().json();
+    let passed = serde_json::json!(["restore script", "health"]);
+    assert_eq!((&drilled["failure"], &drilled["checks"]), (&serde_json::Value::Null, &passed), "{drilled}");
+    assert!(!drilled["unproven"].to_string().contains(".larder/restore"), "{drilled}");
+    // The script has changed the copy, and neither the live data nor the live index.
+    assert_eq!((index("index"), index("scratch")), ("four".into(), "three".into()));
+    assert_eq!(fs::read_to_string(data(world).join("media/file")).unwrap(), "one\n");
+    world.larder(&["backup", "list", "shop"]).says("checks passed: restore script, health");
+    // A script that fails makes the drill fail.
+    server.ask(0, &["SET", "refuse", "yes"]);
+    drill().exits(1).says(".larder/restore exited 4").says("the index refuses");
+    world.larder(&["status"]).says("the index refuses");
+    let top = world.environment("shop");
+    assert_eq!(names(&top.join("custom")), Vec::<String>::new());
+    assert_eq!(names(&top.join("data-copy")), Vec::<String>::new());
+    world.serves("shop", "version two");
 }

@@ -113,6 +113,9 @@ impl Pipeline {
             }
         };
         fault::in_drill("stopped");
+        if point.label.as_ref().is_some_and(|label| label.custom) {
+            self.clear_custom(environment).await;
+        }
         self.remove_copy(&queue, environment, REMOVALS).await;
         drop(copy);
         fault::in_drill("removed");

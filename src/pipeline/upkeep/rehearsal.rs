@@ -1,5 +1,5 @@
-//! The start of the live release on the copy of a drill: one web process with a port of its own and without a route, its health check, the smoke
-//! pages of the recipe, and the project's script `.larder/drill`.
+//! The start of the live release on the copy of a drill: the project's script `.larder/restore`, one web process with a port of its own and
+//! without a route, its health check, the smoke pages of the recipe, and the project's script `.larder/drill`.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,7 +10,7 @@ use super::{
     state::DrillRecord,
 };
 use crate::{
-    backup::{DatabaseAt, PointInfo},
+    backup::{self, DatabaseAt, PointInfo, RestoreJob},
     config::{HealthCheck, Settings},
     model::{Environment, Exit, Live, Phase},
     pipeline::{
@@ -18,13 +18,13 @@ use crate::{
         data_copy::names_a_database,
         failure::Failure,
         fault,
-        hooks::{last_lines, piped},
+        hooks::{DIRECTORY, RESTORE, last_lines, piped},
         permits::Resource,
         phases::{
             deploy::health::{HealthAnswer, HealthTarget},
             post_deploy::smoke_pages,
         },
-        points::PointsError,
+        points::{PointsError, owner},
         queue::Queue,
         util::{chain, seconds},
     },
@@ -85,12 +85,28 @@ impl Pipeline {
                 .unproven
                 .push(format!("{number} was live when the restore point was taken; the drill started {}", live.number));
         }
-        if point.label.as_ref().is_some_and(|label| label.custom) {
-            record.unproven.push(String::from("the files of .larder/backup were compared, but .larder/restore was not run"));
-        }
         let _permit = services.permits.acquire_quietly(Resource::Boot).await;
         let boot = boot(self, environment, &live);
         let job = RunJob { env, ..RunJob::default() };
+        if let Some(label) = point.label.as_ref().filter(|label| label.custom) {
+            let obstacle = if label.release != Some(live.release) {
+                Some("its release is not live")
+            } else if !facts.scripts.iter().any(|name| name == RESTORE) {
+                Some("the release has no such script")
+            } else if !settings.drill_restore {
+                // A script that does not distinguish a drill from a restore would replace the data of live systems.
+                Some("the recipe does not set `drill_restore: true`")
+            } else {
+                None
+            };
+            match obstacle {
+                Some(why) => {
+                    let files = "the files of .larder/backup were compared, but .larder/restore was not run";
+                    record.unproven.push(format!("{files}: {why}"));
+                }
+                None => self.restore_custom_on_copy(&boot, &settings, &job, point, record).await?,
+            }
+        }
         let mut started = None;
         match web {
             None => record.unproven.push(String::from("no web process was started: the release has none")),
@@ -115,6 +131,47 @@ impl Pipeline {
             });
         }
         checked.map_err(|failure| DrillEnd::Failed(failure.why))
+    }
+
+    /// Writes the files of `.larder/backup` into `custom/`, and runs `.larder/restore` on the copy. The drill empties `custom/` at its end.
+    async fn restore_custom_on_copy(
+        &self,
+        boot: &Boot,
+        settings: &Settings,
+        job: &RunJob,
+        point: &PointInfo,
+        record: &mut DrillRecord,
+    ) -> Result<(), DrillEnd> {
+        let environment = &boot.environment;
+        let custom = RestoreJob::Custom { point: point.id.clone(), owner: owner(environment) };
+        let filled = backup::restore_again(&self.backup(environment), &custom).await;
+        filled.map_err(|error| DrillEnd::Failed(format!("cannot write the files of .larder/backup: {}", chain(&error))))?;
+        let mut env = job.env.clone();
+        env.retain(|(name, _)| name != "LARDER_RESTORE_POINT");
+        env.extend(
+            [("LARDER_RESTORE_POINT", DIRECTORY), ("LARDER_DRILL", "1")].map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        let job = RunJob { command: format!(".larder/{RESTORE}"), env, ..RunJob::default() };
+        let ran = self.probe_script(boot, &job, RESTORE, settings.timeout(Phase::Deploy).get()).await;
+        ran.map_err(|failure| DrillEnd::Failed(failure.why))?;
+        record.checks.push(String::from("restore script"));
+        fault::in_drill("custom");
+        Ok(())
+    }
+
+    /// Runs a script of the project on the copy. The error shows the last lines of the script.
+    async fn probe_script(&self, boot: &Boot, job: &RunJob, name: &str, limit: Duration) -> Result<(), Failure> {
+        let (stdio, reader) = piped().map_err(|error| Failure::host(&error))?;
+        let mut child = self.services().runtime.probe(boot, job, stdio).await.map_err(|error| Failure::host(&error))?;
+        let lines = tokio::spawn(last_lines(reader));
+        // After a timeout, the dropped handle kills the script.
+        let late = |_| Failure::pusher(format!(".larder/{name} did not exit within {}", seconds(limit)));
+        let exit = tokio::time::timeout(limit, child.wait()).await.map_err(late)?.map_err(|error| Failure::host(&error))?;
+        if exit.success() {
+            return Ok(());
+        }
+        let shown = joined(&lines.await.unwrap_or_default());
+        Err(Failure::pusher(format!(".larder/{name} {exit}{shown}")))
     }
 
     async fn checks(
@@ -156,17 +213,7 @@ impl Pipeline {
         }
         let mut job = RunJob { command: format!(".larder/{SCRIPT}"), ..job.clone() };
         job.env.extend(port.map(|port| (String::from("PORT"), port.to_string())));
-        let (stdio, reader) = piped().map_err(|error| Failure::host(&error))?;
-        let mut child = services.runtime.probe(boot, &job, stdio).await.map_err(|error| Failure::host(&error))?;
-        let lines = tokio::spawn(last_lines(reader));
-        let limit = settings.timeout(Phase::PostDeploy).get();
-        // After a timeout, the dropped handle kills the script.
-        let late = |_| Failure::pusher(format!(".larder/{SCRIPT} did not exit within {}", seconds(limit)));
-        let exit = tokio::time::timeout(limit, child.wait()).await.map_err(late)?.map_err(|error| Failure::host(&error))?;
-        if !exit.success() {
-            let shown = joined(&lines.await.unwrap_or_default());
-            return Err(Failure::pusher(format!(".larder/{SCRIPT} {exit}{shown}")));
-        }
+        self.probe_script(boot, &job, SCRIPT, settings.timeout(Phase::PostDeploy).get()).await?;
         record.checks.push(String::from("script"));
         Ok(())
     }

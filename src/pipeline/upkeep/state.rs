@@ -62,7 +62,7 @@ pub struct DrillRecord {
     /// The release that was started on the copy; absent if none was started.
     #[serde(default)]
     pub release: Option<ReleaseNumber>,
-    /// The checks that the release passed on the copy: `health`, `smoke`, `script`.
+    /// The checks that the release passed on the copy: `restore script`, `health`, `smoke`, `script`.
     #[serde(default)]
     pub checks: Vec<String>,
     /// Sentences about everything that the drill did not prove.
