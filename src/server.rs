@@ -135,7 +135,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     pipeline.limit_projects(Arc::new(control.clone()));
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
 
-    let environments = register(&services, control.registrations(), environments).await?;
+    let environments = register(&services, &control, environments).await?;
     follow_processes(&services, &pipeline, &environments).await?;
     pipeline.await_all(&environments);
     let proxy = services.proxy.clone();
@@ -257,20 +257,24 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Registers all environments. Returns the environments that can be used: without those of a project whose own file system cannot be
-/// mounted, so that a damaged file system stops only its project.
+/// mounted, so that a damaged file system stops only its project. A project whose quota cannot be set is used without its quota.
 async fn register(
     services: &Arc<Services>,
-    registrations: Vec<Registration>,
+    control: &Control,
     mut environments: Vec<Environment>,
 ) -> Result<Vec<Environment>, ServerError> {
-    for registration in registrations {
-        let (project, has_storage) = (registration.project.0, registration.storage.is_some());
-        match services.launcher.register(registration).await {
-            Err(error) if has_storage => {
-                tracing::error!(project = project.0, error = chain(&error), "cannot use the file system of a project");
-                environments.retain(|environment| environment.project_id != project);
-            }
-            other => other.map_err(ServerError::Keeper)?,
+    for registration in control.registrations() {
+        let (project, storage) = (registration.project.0, registration.storage);
+        let Err(error) = services.launcher.register(registration.clone()).await else { continue };
+        let Some((kind, _)) = storage else { return Err(ServerError::Keeper(error)) };
+        control.storage_failed(project, chain(&error));
+        if kind.is_file_system() {
+            tracing::error!(project = project.0, error = chain(&error), "cannot use the file system of a project");
+            environments.retain(|environment| environment.project_id != project);
+        } else {
+            tracing::error!(project = project.0, error = chain(&error), "cannot set the quota of a project");
+            let without = Registration { storage: None, ..registration };
+            services.launcher.register(without).await.map_err(ServerError::Keeper)?;
         }
     }
     Ok(environments)

@@ -19,7 +19,8 @@ pub struct SpaceConfig {
     pub enlarge: bool,
     /// The maximum to which a limit is raised automatically.
     pub ceiling: Option<ByteSize>,
-    /// The kind of file system that each new project gets for itself; `None` for the file system of larder's root.
+    /// The kind of file system that each new project gets for itself; `None` for the file system of larder's root, with a project quota if the
+    /// file system has project quotas.
     pub storage: Option<StorageKind>,
     /// The size of the file that holds disk space for larder; `None` without such a file.
     pub ballast: Option<ByteSize>,
@@ -58,7 +59,7 @@ pub(super) const SPACE_KEYS: &[KeyRow<SpaceConfig>] = &[
     ),
     KeyRow::value(
         "storage",
-        "shared, or ext4 or xfs: each new project gets a file system of its own in a file of the size `limit`. Existing projects stay where they are.",
+        "shared, or ext4 or xfs: each new project gets a file system of its own in a file of the size `limit`. Existing projects stay where they are. `shared` uses project quotas if the file system of the root has them.",
         Is("shared"),
         "ext4",
         |reader, node, key, space| {

@@ -1,6 +1,6 @@
 //! [`Control`], the state that all requests share: the registry, the pipeline and the server's keys, with the access checks.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use parking_lot::RwLock;
 use serde::Serialize;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     host::root::Root,
-    model::{Access, Environment, Project, ProjectName, PublicKey, UserName},
+    model::{Access, Environment, Project, ProjectId, ProjectName, PublicKey, UserName},
     pipeline::{DeployRequest, Pipeline, StartCheck},
 };
 
@@ -43,6 +43,8 @@ struct Shared {
     changed: tokio::sync::watch::Sender<()>,
     keys: ServerKeys,
     heads: ManifestHeads,
+    /// The reasons why the own file systems or the quotas of projects cannot be used.
+    storage_problems: RwLock<BTreeMap<ProjectId, String>>,
 }
 
 /// The state that all requests share. All clones refer to the same state.
@@ -61,7 +63,26 @@ impl Control {
             changed: tokio::sync::watch::Sender::new(()),
             keys,
             heads: ManifestHeads::default(),
+            storage_problems: RwLock::default(),
         }))
+    }
+
+    /// Records the reason why the own file system or the quota of a project cannot be used until the server is restarted.
+    pub fn storage_failed(&self, project: ProjectId, why: String) {
+        self.0.storage_problems.write().insert(project, why);
+    }
+
+    /// Returns the reason why the own file system or the quota of a project cannot be used.
+    pub(super) fn storage_problem(&self, project: ProjectId) -> Option<String> {
+        self.0.storage_problems.read().get(&project).cloned()
+    }
+
+    /// Returns the reason why a project is not available. Without its quota, a project is available.
+    pub(super) fn unusable_storage(&self, project: ProjectId) -> Option<String> {
+        let registry = self.0.registry.read();
+        let known = registry.projects.iter().find(|known| known.id == project)?;
+        known.storage.filter(|kind| kind.is_file_system())?;
+        self.storage_problem(project)
     }
 
     /// Returns an error unless `caller` has the right `needed` on `project` or, without a project, on the server as a whole.

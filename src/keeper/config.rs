@@ -2,9 +2,8 @@
 
 use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf};
 
-use larder_sandbox::{NumberConflict, UnsafeDirectory};
-
 pub use larder_sandbox::EmbeddedFile;
+use larder_sandbox::{NumberConflict, UnsafeDirectory};
 
 use crate::model::{ProjectName, UnitName};
 

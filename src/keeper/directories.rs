@@ -7,8 +7,7 @@ use std::{
 };
 
 use larder_sandbox::{
-    DiscardedDirectory, RootDirectory, Trash, UnixUser, VolumeKind, VolumeSpec, ensure_volume, is_volume, remove_volume,
-    replaceable_ancestors,
+    DiscardedDirectory, RootDirectory, SpaceLimit, SpaceLimits, Trash, UnixUser, VolumeKind, replaceable_ancestors,
 };
 
 use super::{
@@ -21,7 +20,7 @@ use crate::{
 };
 
 /// Returns the image of a project's own file system.
-fn volume(project: ProjectId) -> PathBuf {
+fn image(project: ProjectId) -> PathBuf {
     Path::new("keeper/volumes").join(project.0.to_string())
 }
 
@@ -37,6 +36,7 @@ pub struct Directories {
     pub root: RootDirectory,
     users: Users,
     trash: Trash,
+    limits: SpaceLimits,
 }
 
 impl Directories {
@@ -51,7 +51,7 @@ impl Directories {
                 tracing::warn!(path = %above.display(), owner, "users who can write to this directory can replace larder's root");
             }
         }
-        let directories = Directories { root, users, trash: Trash::default() };
+        let directories = Directories { root, users, trash: Trash::default(), limits: SpaceLimits::default() };
         directories.make_root().map_err(in_root)?;
         Ok(directories)
     }
@@ -84,25 +84,21 @@ impl Directories {
         self.root.make_scratch(path, self.users.numbers(user))
     }
 
-    /// Mounts the file system of a project over the project's directory, and enlarges it to its size. Returns the discarded directories in
-    /// a file system that was not mounted before.
-    pub fn mount(&self, registration: &Registration) -> io::Result<Vec<DiscardedDirectory>> {
-        let ((id, name), Some((kind, bytes))) = (&registration.project, registration.storage) else { return Ok(Vec::new()) };
-        if !self.users.system() {
-            return Err(io::Error::other("cannot mount the file system of a project without root"));
-        }
-        let (image, target) = (volume(*id), relative().project(name));
-        let kind = if kind == StorageKind::Ext4 { VolumeKind::Ext4 } else { VolumeKind::Xfs };
-        let mounted = is_volume(&self.root, &target);
-        self.make("keeper/volumes", SystemUser::Keeper, 0o700)?;
-        self.make(&target, SystemUser::Keeper, 0o755)?;
-        ensure_volume(&self.root, &VolumeSpec { image: &image, target: &target, kind, bytes })?;
-        if mounted { Ok(Vec::new()) } else { Trash::all(&self.root, Some(&target)) }
+    /// Limits the space of a project ([`SpaceLimits::ensure`]). Returns `None` if the call must be repeated.
+    pub fn limit(&mut self, registration: &Registration) -> io::Result<Option<Vec<DiscardedDirectory>>> {
+        let Some((kind, bytes)) = registration.storage else { return Ok(Some(Vec::new())) };
+        let volume = match kind {
+            StorageKind::Ext4 => Some(VolumeKind::Ext4),
+            StorageKind::Xfs => Some(VolumeKind::Xfs),
+            StorageKind::Quota => None,
+        };
+        let (image, target) = (&image(registration.project.0), &relative().project(&registration.project.1));
+        self.limits.ensure(&self.root, &SpaceLimit { target, image, volume, bytes })
     }
 
-    /// Unmounts and deletes the file system of a project, if the project has one.
-    pub fn remove_volume(&self, id: ProjectId, name: &ProjectName) -> io::Result<()> {
-        remove_volume(&self.root, &volume(id), &relative().project(name))
+    /// Removes the quota or the file system of a project, if the project has one.
+    pub fn remove_limit(&mut self, id: ProjectId, name: &ProjectName) -> io::Result<()> {
+        self.limits.remove(&self.root, &image(id), &relative().project(name))
     }
 
     /// Creates the directories of a project and an environment.

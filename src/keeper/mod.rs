@@ -3,7 +3,7 @@
 //! The keeper has one thread and one `poll`. The keeper owns the listening sockets, the mounts, the control groups and the user numbers,
 //! and takes requests only from the server that it has started itself: small messages with numbers, enums, names and labels
 //! (`host::launch::wire`), never a path, a command or a user. The keeper parses nothing that comes from the network or from a project, and
-//! runs no program except larder.
+//! runs no program except larder and, in a process that prepares the file system of a project, the tools of file systems.
 //!
 //! Reading order: [`supervisor`] (the loop and the requests) → [`lifecycle`] (states of the server process) → [`table`] (processes, from
 //! start to exit) → [`assignment`] (user, directories and variables of a role), [`limits`] and [`views`] → [`directories`] (directories

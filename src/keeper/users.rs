@@ -79,7 +79,7 @@ impl Users {
         };
         match account(ACCOUNT) {
             Some(UnixUser { uid: 0, .. }) => {
-                wrong("use the user \"larder\": its number is 0 (expected an unprivileged user)".to_owned())
+                wrong("use the user \"larder\": its number is 0 (expected an unprivileged user)".into())
             }
             server => {
                 let server = server.unwrap_or(UnixUser::same(first));

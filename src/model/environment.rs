@@ -41,26 +41,35 @@ pub struct Project {
     /// The maximum disk space of the project in bytes; absent if the limit of the server file applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub space_limit: Option<u64>,
-    /// The file system of the project's own; absent if the project's directory is on the file system of larder's root.
+    /// The means by which the kernel limits the project's space; absent if only larder checks the limit before a deployment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageKind>,
 }
 
-/// The kind of a project's own file system, which is in a file of fixed size.
+/// The means by which the kernel limits the disk space of a project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StorageKind {
+    /// A file system of the project's own, which is in a file of fixed size.
     Ext4,
     Xfs,
+    /// A project quota on the file system of larder's root.
+    Quota,
 }
 
 impl StorageKind {
-    /// Returns the name of the file system.
+    /// Returns the name of the file system, or `quota`.
     pub fn as_str(self) -> &'static str {
         match self {
             StorageKind::Ext4 => "ext4",
             StorageKind::Xfs => "xfs",
+            StorageKind::Quota => "quota",
         }
+    }
+
+    /// Returns true for a file system of the project's own.
+    pub fn is_file_system(self) -> bool {
+        self != StorageKind::Quota
     }
 }
 

@@ -25,7 +25,9 @@ use super::{
 };
 use crate::{
     config::Settings,
-    model::{DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, ReleaseId, SlotTable},
+    model::{
+        DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, ReleaseId, SlotTable, StorageKind,
+    },
 };
 
 /// The checks of a submission, which the start of the deployment repeats, because the deployment may have waited for a long time.
@@ -36,8 +38,8 @@ pub trait StartCheck: Send + Sync {
 
 /// The limits of the disk space of projects.
 pub trait ProjectLimits: Send + Sync {
-    /// Returns true if the project has a file system of its own.
-    fn has_storage(&self, project: ProjectId) -> bool;
+    /// Returns the means by which the kernel limits the project's space; `None` if the kernel enforces no limit.
+    fn storage(&self, project: ProjectId) -> Option<StorageKind>;
 
     /// Returns the limit of a project in bytes; `None` without a limit.
     fn limit(&self, project: ProjectId) -> Option<u64>;

@@ -53,11 +53,20 @@ impl Pipeline {
         }
     }
 
+    /// Returns the bytes that the kernel counts for a project; `None` if the project has no quota.
+    pub async fn quota_usage(&self, project: ProjectId) -> Option<u64> {
+        let usage = self.services().launcher.quota_usage(project).await;
+        usage.inspect_err(|error| tracing::debug!(project = project.0, error = chain(error), "no quota")).ok()
+    }
+
     /// Returns the bytes that all environments of a project use.
     async fn project_usage(&self, project: ProjectId) -> Result<u64, SpaceError> {
         let mut environments: Vec<_> = self.0.queues.lock().values().map(|queue| queue.environment()).collect();
         environments.retain(|environment| environment.project_id == project);
         environments.sort_by_key(|environment| environment.id);
+        if let Some(counted) = self.quota_usage(project).await {
+            return Ok(counted);
+        }
         let mut bytes = 0_u64;
         for (at, environment) in environments.iter().enumerate() {
             bytes = bytes.saturating_add(self.disk_usage(environment, at == 0).await?.total().bytes);
@@ -94,11 +103,12 @@ impl Pipeline {
             .hint(format!("or ask an administrator to run `larder project enlarge {name} {size}M`")))
     }
 
-    /// Enlarges the project's own file system by at least `missing` bytes if the server file says `enlarge: auto` and the ceiling allows it.
+    /// Enlarges the project's own file system or quota by at least `missing` bytes if the server file says `enlarge: auto` and the ceiling allows it.
     /// Returns a note for the pusher.
     pub(super) async fn enlarge(&self, environment: Environment, missing: u64) -> Result<Option<String>, Failure> {
         let (project, name, config) = (environment.project_id, environment.project.as_str(), &self.services().config.space);
-        let Some(limits) = self.0.limits.get().filter(|limits| limits.has_storage(project)) else { return Ok(None) };
+        let Some(limits) = self.0.limits.get() else { return Ok(None) };
+        let Some(kind) = limits.storage(project) else { return Ok(None) };
         let Some((limit, ceiling)) = limits.limit(project).zip(config.ceiling.filter(|_| config.enlarge)) else {
             return Ok(None);
         };
@@ -107,11 +117,12 @@ impl Pipeline {
             return Ok(None);
         }
         let raised = space::with_reserve(wanted).min(ceiling);
-        let failed = |error: String| Failure::internal(format!("cannot enlarge the file system of {name}: {error}"));
+        let failed = |error: String| Failure::internal(format!("cannot raise the space limit of {name}: {error}"));
         limits.raise(project, raised).await.map_err(failed)?;
         let (from, to, most) = (shown(limit), shown(raised), shown(ceiling));
-        tracing::info!(project = name, from = limit, to = raised, "file system enlarged for a deployment");
-        Ok(Some(format!("The file system of {name} is enlarged from {from} to {to} (ceiling {most})")))
+        tracing::info!(project = name, from = limit, to = raised, storage = kind.as_str(), "storage enlarged for a deployment");
+        let what = if kind.is_file_system() { "file system" } else { "quota" };
+        Ok(Some(format!("The {what} of {name} is enlarged from {from} to {to} (ceiling {most})")))
     }
 
     /// Returns the daily totals.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     backup::{self, CopyRequest, DATABASES, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate, clones_files},
     host::root::EnvironmentPaths,
-    model::{Environment, Live, ReleaseId, Slot, UserName},
+    model::{Environment, Live, ReleaseId, Slot, StorageKind, UserName},
     space::SpaceNeeds,
 };
 use futures_util::future::BoxFuture;
@@ -233,9 +233,9 @@ impl LiveApp for LiveHandle {
         Box::pin(self.pipeline.admit(self.queue.environment(), needs))
     }
 
-    fn has_storage(&self) -> bool {
+    fn storage(&self) -> Option<StorageKind> {
         let project = self.queue.environment().project_id;
-        self.pipeline.0.limits.get().is_some_and(|limits| limits.has_storage(project))
+        self.pipeline.0.limits.get().and_then(|limits| limits.storage(project))
     }
 
     fn enlarge(&self, missing: u64) -> BoxFuture<'_, Result<Option<String>, Failure>> {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     backup::{CaptureMethod, CopyRequest, PointInfo, SpaceEstimate},
-    model::{Live, Occupant, ReleaseId, Slot, UserName},
+    model::{Live, Occupant, ReleaseId, Slot, StorageKind, UserName},
     space::SpaceNeeds,
 };
 
@@ -208,10 +208,10 @@ pub trait LiveApp: Send + Sync {
     /// is for the pusher.
     fn admit<'a>(&'a self, needs: &'a SpaceNeeds) -> BoxFuture<'a, Result<Option<String>, Failure>>;
 
-    /// Returns true if the project has a file system of its own.
-    fn has_storage(&self) -> bool;
+    /// Returns the means by which the kernel limits the project's space; `None` if the kernel enforces no limit.
+    fn storage(&self) -> Option<StorageKind>;
 
-    /// Enlarges the project's own file system by at least `missing` bytes if the server file allows it; the returned note is for the pusher.
+    /// Enlarges the project's own file system or quota by at least `missing` bytes if the server file allows it; the returned note is for the pusher.
     fn enlarge(&self, missing: u64) -> BoxFuture<'_, Result<Option<String>, Failure>>;
 
     /// Returns the durations of earlier deployments.

@@ -58,6 +58,7 @@ mod other_clients;
 mod places;
 mod plan;
 mod power_cut;
+mod project_quota;
 mod promotion;
 mod pulling;
 mod push;

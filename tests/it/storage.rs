@@ -190,5 +190,31 @@ fn damaged_file_system_stops_only_its_project() {
     blog.push().accepted();
     assert!(mount(&world, "shop").is_none());
     assert_ne!(world.get("shop", "/").status, 200);
+    // The project is listed with the reason, also for its users.
+    world.larder(&["status"]).says("shop/production").says("unavailable: ").says("e2fsck");
+    world.ssh("alice", &["status"]).says("unavailable: ");
+    world.larder(&["disk"]).says("shop is not available: ");
+    assert_eq!(world.larder(&["--json", "disk", "shop"]).json()["projects"][0]["bytes"], 0);
+    world.end();
+}
+
+#[test]
+fn keeper_serves_while_a_file_system_is_prepared() {
+    let Some(world) = world("ext4") else { return };
+    let shop = site(&world, "shop");
+    // The process that prepares a file system waits for this lock.
+    let lock = fs::File::open(world.root().join("keeper/volumes")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(|| world.larder(&["project", "create", "blog"]));
+        until("the preparation has begun", || world.root().join("projects/blog").exists());
+        shop.page("version two");
+        shop.push().accepted();
+        world.serves("shop", "version two");
+        assert!(!creation.is_finished() && mount(&world, "blog").is_none());
+        drop(lock);
+        creation.join().unwrap().ok();
+    });
+    assert!(mount(&world, "blog").is_some());
     world.end();
 }

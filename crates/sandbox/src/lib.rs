@@ -8,7 +8,7 @@
 //! - [`view`](RootView): the root directory of a process, made of read-only parts of the host and of the process's own directories.
 //! - [`overlay`](Overlays): overlay file systems, each with a lower tree and a scratch layer. Processes with the same tree and the same
 //!   layer share one overlay.
-//! - [`volume`](VolumeSpec): file systems in image files, which limit the space of a directory.
+//! - [`space_limit`](SpaceLimits): limits of the space of a directory, by a file system in an image file or by a project quota.
 //! - [`cgroup`](CgroupHierarchy): limits of memory, processes and processor time.
 //! - [`restart`](RestartSchedule): computes the times of restarts and kills. The caller restarts and kills.
 //! - [`directory`](RootDirectory): operations below an open directory, which follow no symlink and do not leave the directory.
@@ -26,7 +26,10 @@ mod numbers;
 mod overlay;
 mod probe;
 mod process;
+mod project_filter;
+mod quota;
 mod restart;
+mod space_limit;
 mod sys;
 mod trash;
 mod user;
@@ -45,10 +48,12 @@ pub use numbers::{NumberConflict, account, find_conflict, has_numbers};
 pub use overlay::{OverlayId, OverlaySpec, Overlays};
 pub use probe::first_closed_ancestor;
 pub use process::{ChildProcess, ChildSpec, Received};
+pub use quota::{quota_support, quota_usage};
 pub use restart::{Backoff, RestartSchedule};
+pub use space_limit::{SpaceLimit, SpaceLimits};
 pub use sys::collect_children;
 pub use trash::{DiscardedDirectory, Trash};
 pub use user::{UnixUser, hand_over_pipe, keep_capabilities};
 pub use view::{BaseSpec, BaseView, BindMount, BindSource, RootView, SkippedDirectory, user_database};
-pub use volume::{VolumeKind, VolumeSpec, ensure_volume, is_volume, remove_volume};
+pub use volume::VolumeKind;
 pub use wait::{Readiness, SignalReceiver};

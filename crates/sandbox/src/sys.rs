@@ -259,3 +259,90 @@ pub fn grow_xfs(mounted: BorrowedFd<'_>, blocks: u64) -> io::Result<()> {
     // SAFETY: the structure has the layout that the kernel reads, and outlives the call.
     check(unsafe { libc::ioctl(mounted.as_raw_fd(), XFS_IOC_FSGROWFSDATA as _, &raw const data) }.into()).map(drop)
 }
+
+/// The structure `fsxattr` of the kernel (linux/fs.h).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileAttributes {
+    pub flags: u32,
+    pub extent_size: u32,
+    pub extents: u32,
+    pub project: u32,
+    pub cow_extent_size: u32,
+    pub padding: [u8; 8],
+}
+
+/// `_IOR('X', 31, struct fsxattr)`.
+const FS_IOC_FSGETXATTR: u64 = 0x801c_581f;
+/// `_IOW('X', 32, struct fsxattr)`.
+pub const FS_IOC_FSSETXATTR: u64 = 0x401c_5820;
+/// The type of quotas by project number (linux/quota.h).
+const PRJQUOTA: u32 = 2;
+const Q_GETQUOTA: u32 = 0x80_0007;
+const Q_SETQUOTA: u32 = 0x80_0008;
+/// `XQM_CMD(8)` (linux/dqblk_xfs.h). The kernel answers this command for all file systems with quotas, and to all users.
+const Q_XGETQSTATV: u32 = 0x5808;
+/// The flag of [`libc::dqblk`] for limits of space.
+const QIF_BLIMITS: u32 = 1;
+
+/// Returns the attributes of a file.
+pub fn file_attributes(file: BorrowedFd<'_>) -> io::Result<FileAttributes> {
+    let mut attributes = FileAttributes::default();
+    // SAFETY: the kernel fills the structure, which has the size in the number of the request.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSGETXATTR as _, &raw mut attributes) }.into())?;
+    Ok(attributes)
+}
+
+/// Sets the attributes of a file.
+pub fn set_file_attributes(file: BorrowedFd<'_>, attributes: &FileAttributes) -> io::Result<()> {
+    // SAFETY: the kernel reads the structure, which has the size in the number of the request and outlives the call.
+    check(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FSSETXATTR as _, &raw const *attributes) }.into()).map(drop)
+}
+
+/// Performs a quota command for project numbers on the file system of `directory`. `argument` must point to the structure of the command.
+fn quota_command(directory: BorrowedFd<'_>, command: u32, id: u32, argument: *mut libc::c_void) -> io::Result<()> {
+    let command = command << 8 | PRJQUOTA;
+    // SAFETY: the callers pass a pointer to the structure of the command, which outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_quotactl_fd, directory.as_raw_fd(), command, id, argument) }).map(drop)
+}
+
+/// Returns the quota flags of a file system (`XFS_QUOTA_*`, linux/dqblk_xfs.h).
+pub fn quota_flags(directory: BorrowedFd<'_>) -> io::Result<u16> {
+    // The structure `fs_quota_statv` has 160 bytes. The version is the first byte, and the flags are the third and fourth byte.
+    let mut state = [0_u16; 128];
+    if let Some(version) = state.first_mut() {
+        *version = u16::from_ne_bytes([1, 0]);
+    }
+    quota_command(directory, Q_XGETQSTATV, 0, state.as_mut_ptr().cast())?;
+    Ok(state.get(1).copied().unwrap_or_default())
+}
+
+/// Returns a record without limits and use.
+pub fn no_quota() -> libc::dqblk {
+    // SAFETY: all fields of the structure are numbers, for which zero is a valid value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Returns the limits and the use of a project number.
+pub fn project_quota(directory: BorrowedFd<'_>, id: u32) -> io::Result<libc::dqblk> {
+    let mut quota = no_quota();
+    match quota_command(directory, Q_GETQUOTA, id, (&raw mut quota).cast()) {
+        // XFS has no record of a number that was never used.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(quota),
+        other => other.map(|()| quota),
+    }
+}
+
+/// Limits the space of the files with a project number to `kibibytes`. Zero stands for no limit.
+pub fn limit_project(directory: BorrowedFd<'_>, id: u32, kibibytes: u64) -> io::Result<()> {
+    let mut quota = no_quota();
+    (quota.dqb_bhardlimit, quota.dqb_valid) = (kibibytes, QIF_BLIMITS);
+    quota_command(directory, Q_SETQUOTA, id, (&raw mut quota).cast())
+}
+
+/// Adds a filter of system calls to this process and its descendants. The process must not be able to gain privileges.
+pub fn add_seccomp_filter(filter: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+    // SAFETY: the program outlives the call, and the kernel only reads the program.
+    check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }.into()).map(drop)
+}

@@ -7,7 +7,7 @@ use std::{
 
 use super::directory::{Moved, RootDirectory};
 
-/// The directory for discarded directories in the root, and the one in each [volume](super::VolumeSpec) that is mounted two levels below
+/// The directory for discarded directories in the root, and the one in each [volume](super::volume) that is mounted two levels below
 /// the root. A rename does not leave a file system.
 const ROOT_TRASH: &str = "trash";
 /// The name of the directory in a volume.

@@ -10,6 +10,8 @@ use rustix::{
     },
 };
 
+use super::project_filter;
+
 /// A user number and the number of its only group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UnixUser {
@@ -68,6 +70,8 @@ pub(crate) fn drop_privileges(user: Option<UnixUser>) -> io::Result<()> {
     let none = CapabilitySet::empty();
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     set_no_new_privs(true)?;
+    project_filter::restrict()
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot protect project numbers: {error}")))?;
     if user.is_some_and(|user| user.uid != 0) && set_thread_uid(Uid::ROOT).is_ok() {
         return Err(io::Error::other("the process can become root again"));
     }

@@ -14,12 +14,12 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{AtFlags, FallocateFlags, StatxAttributes, StatxFlags, fallocate, fsync, statx, unlinkat},
+    fs::{AtFlags, FallocateFlags, FlockOperation, StatxAttributes, StatxFlags, fallocate, flock, fsync, statx, unlinkat},
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
 
@@ -75,17 +75,18 @@ pub fn is_volume(root: &RootDirectory, target: &Path) -> bool {
 }
 
 /// Creates and mounts a volume, unless it exists and is mounted, and enlarges it to `bytes`. A volume never becomes smaller. The call may be
-/// repeated after a kill.
+/// repeated after a kill. The call runs the tools of the file system, so the caller must be a process of its own.
 pub fn ensure_volume(root: &RootDirectory, spec: &VolumeSpec<'_>) -> io::Result<()> {
     let image = root.path().join(spec.image);
+    let lock = lock(&image)?;
     if !image.exists() {
-        create(&image, spec)?;
+        create(&image, spec, &lock)?;
     }
     if !is_volume(root, spec.target) {
         if !free_of_earlier_mounts(&image) {
             tracing::warn!(image = %image.display(), "the volume is still mounted; its file system is not checked");
         } else if spec.kind == VolumeKind::Ext4 {
-            check(&image)?;
+            check(&image, &lock)?;
         }
         let device = device_of(&image)?;
         let directory = root.open(spec.target)?;
@@ -102,15 +103,23 @@ pub fn ensure_volume(root: &RootDirectory, spec: &VolumeSpec<'_>) -> io::Result<
     grow(root, &image, spec)
 }
 
+/// Waits until no tool of an earlier process works on the image. Tools inherit the lock, and may outlive this process.
+fn lock(image: &Path) -> io::Result<File> {
+    let directory = image.parent().unwrap_or(image);
+    let file = File::open(directory).map_err(|error| failed("open", directory, error))?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
+}
+
 /// Creates the image under another name, and renames the image after its file system is complete.
-fn create(image: &Path, spec: &VolumeSpec<'_>) -> io::Result<()> {
+fn create(image: &Path, spec: &VolumeSpec<'_>, lock: &File) -> io::Result<()> {
     let new = image.with_extension("new");
     let _ = fs::remove_file(&new);
     let file = File::options().read(true).write(true).create_new(true).open(&new)?;
     let made = allocate(&file, image, spec.bytes).and_then(|()| {
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
         let (program, words) = spec.kind.format();
-        run(program, words, &new, &[0])?;
+        run(program, words, &new, &[0], lock)?;
         fsync(&file)?;
         fs::rename(&new, image)?;
         image.parent().map_or(Ok(()), |parent| Ok(fsync(File::open(parent)?)?))
@@ -127,14 +136,14 @@ fn allocate(file: &File, image: &Path, bytes: u64) -> io::Result<()> {
     })
 }
 
-/// Runs a program of the file system's tools, found in the usual directories of the system.
-fn run(program: &str, words: &[&str], image: &Path, good: &[i32]) -> io::Result<()> {
+/// Runs a program of the file system's tools, found in the usual directories of the system. The program inherits `lock`.
+fn run(program: &str, words: &[&str], image: &Path, good: &[i32], lock: &File) -> io::Result<()> {
     let found =
         ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|directory| Path::new(directory).join(program)).find(|path| path.is_file());
     let path = found.ok_or_else(|| io::Error::other(format!("cannot run {program}: it is not installed")))?;
     let mut command = Command::new(&path);
     command.args(words).arg(image).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8");
-    let done = command.stdin(Stdio::null()).output()?;
+    let done = command.stdin(lock.try_clone()?).output()?;
     if done.status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(());
     }
@@ -144,9 +153,9 @@ fn run(program: &str, words: &[&str], image: &Path, good: &[i32]) -> io::Result<
 }
 
 /// Replays the journal, and repairs what can be repaired without a person.
-fn check(image: &Path) -> io::Result<()> {
+fn check(image: &Path, lock: &File) -> io::Result<()> {
     // Exit status 1: errors were corrected.
-    run("e2fsck", &["-p"], image, &[0, 1])
+    run("e2fsck", &["-p"], image, &[0, 1], lock)
 }
 
 /// Returns the numbers of the loop devices of an image.

@@ -51,11 +51,15 @@ pub struct ProjectDisk {
     pub bytes: u64,
     /// The maximum of `bytes`; absent without a limit.
     pub limit: Option<u64>,
-    /// The enforcement of the limit: `accounting`, or `ext4` or `xfs` for a file system of the project's own.
+    /// The enforcement of the limit: `accounting`, `quota` for a project quota, or `ext4` or `xfs` for a file system of the project's own.
     pub method: &'static str,
-    /// The size of the project's own file system, in bytes; absent without such a file system.
+    /// The reason why the project's own file system or quota cannot be used.
+    pub problem: Option<String>,
+    /// The bytes that the kernel counts for the project; absent without a project quota.
+    pub counted: Option<u64>,
+    /// The size of the project's own file system or quota, in bytes; absent without both.
     pub total: Option<u64>,
-    /// The free bytes of the project's own file system.
+    /// The free bytes of the project's own file system or quota.
     pub free: Option<u64>,
     /// The environments.
     pub environments: Vec<EnvironmentDisk>,
@@ -114,7 +118,10 @@ impl Request for DiskShow {
 
 pub(super) async fn project_disk(control: &Control, project: Project) -> Result<ProjectDisk, CommandError> {
     let mut environments = Vec::new();
-    for environment in &project.environments {
+    let problem = control.storage_problem(project.id);
+    let unusable = problem.is_some() && project.storage.is_some_and(StorageKind::is_file_system);
+    // A file system that cannot be mounted has no files to count.
+    for environment in project.environments.iter().filter(|_| !unusable) {
         let usage = control.pipeline().disk_usage(environment, environments.is_empty()).await;
         let usage = usage.map_err(|error| CommandError::internal(&error))?;
         let kinds = SpaceKind::ALL.into_iter().filter_map(|kind| Some(KindDisk { kind, space: *usage.kinds.get(&kind)? }));
@@ -126,10 +133,17 @@ pub(super) async fn project_disk(control: &Control, project: Project) -> Result<
     }
     let limit = limit_of(control, &project);
     let bytes = environments.iter().map(|environment| environment.bytes).sum();
-    let own = project.storage.and_then(|_| files::disk_size(&control.root().project(&project.name)).ok());
-    let method = project.storage.map_or(ACCOUNTING, StorageKind::as_str);
-    let (total, free) = (own.as_ref().map(|size| size.total), own.as_ref().map(|size| size.free));
-    Ok(ProjectDisk { project: project.name, bytes, limit, method, total, free, environments })
+    let counted = control.pipeline().quota_usage(project.id).await;
+    let own = project.storage.filter(|kind| kind.is_file_system() && !unusable);
+    let own = own.and_then(|_| files::disk_size(&control.root().project(&project.name)).ok());
+    let own = own.map(|size| (size.total, size.free));
+    let quota = counted.zip(limit).map(|(counted, limit)| (limit, limit.saturating_sub(counted)));
+    let (total, free) = own.or(quota).unzip();
+    let method = match project.storage {
+        Some(StorageKind::Quota) if counted.is_none() => ACCOUNTING,
+        storage => storage.map_or(ACCOUNTING, StorageKind::as_str),
+    };
+    Ok(ProjectDisk { project: project.name, bytes, limit, method, problem, counted, total, free, environments })
 }
 
 /// Returns the limit of a project: its own limit, or else the limit of the server file.

@@ -12,7 +12,7 @@ use crate::{
         state::Control,
     },
     host::launch::Registration,
-    model::{Access, Environment, Project, ProjectId, ProjectName},
+    model::{Access, Environment, Project, ProjectId, ProjectName, StorageKind},
     pipeline::{ProjectLimits, chain},
     space::{shown, with_reserve},
 };
@@ -80,7 +80,7 @@ impl Request for ProjectTrim {
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectLimit>, CommandError> {
         let (project, used) = used(control, &self.project).await?;
-        if let Some(kind) = project.storage {
+        if let Some(kind) = project.storage.filter(|kind| kind.is_file_system()) {
             let why = format!(
                 "cannot trim {}: its {} file system cannot become smaller while it is mounted",
                 self.project,
@@ -95,6 +95,7 @@ impl Request for ProjectTrim {
             return Err(refused(why).hint(format!("raise the limit with `larder project enlarge {} SIZE`", self.project)));
         }
         ensure_holds(&self.project, "trim", size, used)?;
+        resize(control, &project, size).await?;
         set(control, project.id, size).await?;
         Ok(ProjectLimit { project: self.project, used, limit: size, before }.into())
     }
@@ -113,7 +114,10 @@ fn ensure_holds(project: &ProjectName, verb: &str, size: u64, used: u64) -> Resu
 async fn used(control: &Control, name: &ProjectName) -> Result<(Project, u64), CommandError> {
     let project = control.registry().project(name).cloned();
     let project = project.ok_or_else(|| no_project(name, &[]))?;
-    let used = project_disk(control, project.clone()).await?.bytes;
+    let used = match control.pipeline().quota_usage(project.id).await {
+        Some(counted) => counted,
+        None => project_disk(control, project.clone()).await?.bytes,
+    };
     Ok((project, used))
 }
 
@@ -126,21 +130,30 @@ impl Control {
     }
 }
 
-/// Returns the names of a project for the keeper, with the size of its own file system.
+/// Returns the names of a project for the keeper, with its limit if the kernel enforces the limit.
 pub(super) fn registration(control: &Control, project: &Project, environment: Option<&Environment>) -> Registration {
     Registration {
         project: (project.id, project.name.clone()),
         environment: environment.map(|environment| (environment.id, environment.name.clone())),
-        storage: project.storage.zip(limit_of(control, project)),
+        storage: enforced(control, project).and_then(|kind| {
+            let limit = limit_of(control, project);
+            Some((kind, if kind.is_file_system() { limit? } else { limit.unwrap_or(0) }))
+        }),
     }
 }
 
-/// Enlarges the file system of a project, if the project has one.
+/// Returns the means by which the kernel limits the project's space; `None` if there is a problem with the quota of the project.
+fn enforced(control: &Control, project: &Project) -> Option<StorageKind> {
+    project.storage.filter(|kind| kind.is_file_system() || control.storage_problem(project.id).is_none())
+}
+
+/// Changes the quota of a project, or enlarges its file system, if the project has one of these.
 async fn resize(control: &Control, project: &Project, size: u64) -> Result<(), CommandError> {
-    let Some(kind) = project.storage else { return Ok(()) };
+    let Some(kind) = enforced(control, project) else { return Ok(()) };
     let resized = Registration { storage: Some((kind, size)), ..registration(control, project, None) };
     let enlarged = control.pipeline().services().launcher.register(resized).await;
-    enlarged.map_err(|error| refused(format!("cannot enlarge {}: {}", project.name, chain(&error))))
+    let verb = if kind.is_file_system() { "enlarge" } else { "set the quota of" };
+    enlarged.map_err(|error| refused(format!("cannot {verb} {}: {}", project.name, chain(&error))))
 }
 
 async fn set(control: &Control, project: ProjectId, limit: u64) -> Result<(), CommandError> {
@@ -158,8 +171,9 @@ impl ProjectLimits for Control {
         limit_of(self, &known?)
     }
 
-    fn has_storage(&self, project: ProjectId) -> bool {
-        self.registry().projects.iter().any(|known| known.id == project && known.storage.is_some())
+    fn storage(&self, project: ProjectId) -> Option<StorageKind> {
+        let known = self.registry().projects.iter().find(|known| known.id == project).cloned()?;
+        enforced(self, &known).filter(|kind| kind.is_file_system() || limit_of(self, &known).is_some())
     }
 
     fn raise(&self, project: ProjectId, to: u64) -> BoxFuture<'_, Result<(), String>> {

@@ -12,7 +12,9 @@ use crate::{
         state::Control,
     },
     git::{CommitSpec, Expected, GitError, GitFailure, MoveRef},
-    model::{Access, BranchName, CommitId, Environment, EnvironmentName, Live, Mode, Project, ProjectName, Strategy},
+    model::{
+        Access, BranchName, CommitId, Environment, EnvironmentName, Live, Mode, Project, ProjectName, StorageKind, Strategy,
+    },
     pipeline::{LastScan, chain},
 };
 
@@ -76,8 +78,11 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
     let root = control.root();
     let config = &control.pipeline().services().config;
     let (domain, space) = (config.domain.as_str(), config.space);
+    let capabilities = control.pipeline().services().launcher.capabilities().await;
+    let quota = capabilities.is_ok_and(|capabilities| capabilities.quota.is_ok()).then_some(StorageKind::Quota);
     // A file system needs a size.
-    let storage = space.storage.filter(|_| space.limit.is_some());
+    let storage = space.storage.filter(|_| space.limit.is_some()).or(quota);
+    let size = space.limit.filter(|_| storage.is_some_and(StorageKind::is_file_system)).map(ByteSize::bytes);
     let enter = |registry: &mut Registry| {
         let id = registry.next_environment();
         let known = registry.project(&spec.project).map(|project| project.id);
@@ -87,7 +92,7 @@ async fn enter(control: &Control, spec: ProjectCreate) -> Result<Project, Comman
                 id: project_id,
                 name: spec.project.clone(),
                 environments: Vec::new(),
-                space_limit: storage.and(space.limit.map(ByteSize::bytes)),
+                space_limit: size,
                 storage,
             });
         }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::backup_summary::BackupSummary;
+use super::{backup_summary::BackupSummary, disk::limit_of};
 use crate::{
     control::{
         error::CommandError,
@@ -13,7 +13,7 @@ use crate::{
         files,
         launch::{Capabilities, Cgroups},
     },
-    model::{Access, Environment, Live, Mode, ProjectName},
+    model::{Access, Environment, Live, Mode, Project, ProjectName, StorageKind},
     pipeline::{LastScan, LastUpgrade, unrestored},
 };
 
@@ -49,7 +49,7 @@ pub struct EnvironmentStatus {
     pub branch: String,
     /// The live release.
     pub live: Option<Live>,
-    /// The state: `live`, `empty`, `deploying` or `frozen`.
+    /// The state: `live`, `empty`, `deploying`, `frozen`, or `unavailable` if the project's own file system cannot be used.
     pub state: &'static str,
     /// An explanation of the state, as text.
     pub note: Option<String>,
@@ -73,14 +73,13 @@ impl Request for Status {
         let services = control.pipeline().services();
         let capabilities = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
         let projects = control.visible(caller);
-        let own = projects.iter().filter_map(|project| Some(format!("{} ({})", project.name, project.storage?.as_str())));
-        let own: Vec<_> = own.collect();
+        let space = space_protection(control, &projects);
         let environments: Vec<_> = projects.into_iter().flat_map(|project| project.environments).collect();
         control.pipeline().refresh_drift(&environments).await;
         let report = StatusReport {
             version: env!("CARGO_PKG_VERSION"),
             mode: String::from(if capabilities.system { "system" } else { "rootless" }),
-            protection: protection(&capabilities, &own),
+            protection: protection(&capabilities, space),
             host_key: control.keys().fingerprint.clone(),
             disk_free: files::free_space(control.root().path()).map_or(0, |free| free.bytes),
             environments: environments.iter().map(|environment| environment_status(control, environment)).collect(),
@@ -94,7 +93,9 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
     let live = pipeline.live(environment.id);
     let history = pipeline.history(environment.id);
     let (running, waiting) = pipeline.under_way(environment.id);
+    let storage = control.unusable_storage(environment.project_id);
     let (state, note) = match (history.frozen(), &running, &live) {
+        _ if storage.is_some() => ("unavailable", storage),
         (Some((deployment, _)), ..) => {
             let title = environment.title();
             let note =
@@ -139,7 +140,7 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
 }
 
 /// Describes the isolation of projects on this machine.
-fn protection(capabilities: &Capabilities, own: &[String]) -> Vec<String> {
+fn protection(capabilities: &Capabilities, space: String) -> Vec<String> {
     let users = if capabilities.system {
         "every environment has its own users"
     } else {
@@ -160,12 +161,31 @@ fn protection(capabilities: &Capabilities, own: &[String]) -> Vec<String> {
         Cgroups::V1 => "cgroups (v1) limit memory and processes",
         Cgroups::None => "no cgroups: memory is limited for each process of a build, and is not limited for applications",
     };
-    let space = match own {
-        [] => String::from("limits of disk space are checked before each deployment (accounting)"),
-        own => format!(
-            "limits of disk space are checked before each deployment (accounting); {} have a file system of their own",
-            own.join(", ")
-        ),
-    };
     vec![users.to_owned(), sandbox, layers, limits.to_owned(), space]
+}
+
+/// Describes the enforcement of the limits of disk space.
+fn space_protection(control: &Control, projects: &[Project]) -> String {
+    let mut text = String::from("limits of disk space are checked before each deployment (accounting)");
+    let named = |is: fn(StorageKind) -> bool| {
+        let all = projects.iter().filter_map(|project| Some((project, project.storage.filter(|kind| is(*kind))?)));
+        let usable = all.filter(|(project, kind)| {
+            let limited = kind.is_file_system() || limit_of(control, project).is_some();
+            limited && control.storage_problem(project.id).is_none()
+        });
+        let all: Vec<_> = usable.map(|(project, kind)| format!("{} ({})", project.name, kind.as_str())).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    };
+    if let Some(own) = named(StorageKind::is_file_system) {
+        text.push_str(&format!("; {own} have a file system of their own"));
+    }
+    if let Some(quotas) = named(|kind| !kind.is_file_system()) {
+        text.push_str(&format!("; the kernel enforces the limits of {quotas}"));
+    }
+    for project in projects {
+        if let (Some(StorageKind::Quota), Some(why)) = (project.storage, control.storage_problem(project.id)) {
+            text.push_str(&format!("; {} has no quota: {why}", project.name));
+        }
+    }
+    text
 }

@@ -133,9 +133,28 @@ impl Launcher {
         wait(&mut self.connection.end_of(id)).await
     }
 
-    /// Creates the directories of a project or an environment. The call may be repeated.
+    /// Creates the directories of a project or an environment, and prepares the file system of the project, if the project has its own.
+    /// The call may be repeated.
     pub async fn register(&self, registration: Registration) -> Result<(), LaunchError> {
-        self.connection.done("create the directories", &LaunchRequest::Register(registration)).await
+        let (doing, request) = ("create the directories", LaunchRequest::Register(registration));
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match self.connection.ask(doing, &request, &[]).await?.0 {
+                LaunchReply::Done => return Ok(()),
+                LaunchReply::Busy { .. } => tokio::time::sleep(pause).await,
+                other => return Err(unexpected(doing, &other)),
+            }
+            pause = pause.saturating_mul(2).min(MAX_PAUSE);
+        }
+    }
+
+    /// Returns the bytes that the kernel counts for a project with a quota.
+    pub async fn quota_usage(&self, project: ProjectId) -> Result<u64, LaunchError> {
+        let doing = "report the space of a project";
+        match self.connection.ask(doing, &LaunchRequest::QuotaUsage { project }, &[]).await?.0 {
+            LaunchReply::QuotaUsage(bytes) => Ok(bytes),
+            other => Err(unexpected(doing, &other)),
+        }
     }
 
     /// Kills all processes of an environment and removes the directory of the environment. If `environment` is `None`, the call applies to

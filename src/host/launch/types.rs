@@ -75,7 +75,7 @@ pub struct Registration {
     pub project: (ProjectId, ProjectName),
     /// The environment's number and name. With `None`, the keeper creates only the repository directory of the project.
     pub environment: Option<(EnvId, EnvironmentName)>,
-    /// The kind and the size in bytes of the project's own file system, if the project has one.
+    /// The means by which the kernel limits the project's space, and the limit in bytes. Zero is no limit, for a quota only.
     pub storage: Option<(StorageKind, u64)>,
 }
 
@@ -94,6 +94,8 @@ pub struct Capabilities {
     pub idmap: Result<(), String>,
     /// The control groups that limit processes.
     pub cgroup: Cgroups,
+    /// `Ok` if the file system of the root limits the space of each project. An error is the reason why there are no project quotas.
+    pub quota: Result<(), String>,
 }
 
 /// The version of the control groups on this machine.

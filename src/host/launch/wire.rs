@@ -69,7 +69,7 @@ pub enum LaunchRequest {
         /// The process in the previous answer.
         after: Option<ProcessId>,
     },
-    /// Create the directories of a project or an environment.
+    /// Create the directories of a project or an environment, and prepare the file system of the project.
     Register(Registration),
     /// Kill the processes of an environment or a project, and remove the directories of the environment or project.
     Unregister {
@@ -105,6 +105,11 @@ pub enum LaunchRequest {
     },
     /// Report the isolation and the limits that the keeper can enforce.
     Capabilities,
+    /// Report the space that the kernel counts for a project with a quota.
+    QuotaUsage {
+        /// The project.
+        project: ProjectId,
+    },
     /// Move a tree. The name `to` must be free.
     MoveTree {
         /// The environment.
@@ -134,11 +139,13 @@ pub enum LaunchReply {
     Supervised(Option<Supervised>),
     /// The isolation and the limits that the keeper can enforce.
     Capabilities(Capabilities),
+    /// The bytes that the kernel counts for a project with a quota.
+    QuotaUsage(u64),
     /// The reason why the request was refused or failed.
     Refused(String),
-    /// The area was not reset because processes use the area. The request can be repeated.
+    /// The area was not reset because processes use the area, or a file system is being prepared. The request can be repeated.
     Busy {
-        /// The reason, which names one process that uses the area.
+        /// The reason, such as one process that uses the area.
         why: String,
         /// If all processes that use the area are being stopped: milliseconds until the last of these processes is killed. `None` if a
         /// process that is not being stopped uses the area.

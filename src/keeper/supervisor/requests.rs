@@ -57,13 +57,14 @@ impl Supervisor {
                 Some((process, output)) => return self.reply(seq, LaunchReply::Supervised(Some(process)), Some(output)),
                 None => LaunchReply::Supervised(None),
             },
-            LaunchRequest::Register(registration) => done(self.table.register(&registration)),
+            LaunchRequest::Register(registration) => self.table.register(&registration).unwrap_or_else(LaunchReply::Refused),
             LaunchRequest::Unregister { project, environment } => done(self.table.unregister(project, environment)),
             LaunchRequest::End { id, now } => done(self.table.end(id, now)),
             LaunchRequest::Stop { id, grace } => done(self.table.stop(id, Duration::from_millis(grace.into()).min(MAX_GRACE))),
             LaunchRequest::ResetArea { environment, area, release, slot } => {
                 self.table.reset_area(environment, area, release, slot).unwrap_or_else(LaunchReply::Refused)
             }
+            LaunchRequest::QuotaUsage { project } => self.table.quota_usage(project).unwrap_or_else(LaunchReply::Refused),
             LaunchRequest::MoveTree { environment, from, to } => done(self.table.move_tree(environment, from, to)),
             LaunchRequest::Prewarm => return self.table.prewarm(),
             LaunchRequest::Capabilities => LaunchReply::Capabilities(self.table.capabilities()),

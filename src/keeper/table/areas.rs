@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use larder_sandbox::DiscardedDirectory;
+use larder_sandbox::{DiscardedDirectory, quota_usage};
 
 use super::{
     super::{assignment::area_path, directories::relative, users::SystemUser},
@@ -23,8 +23,14 @@ fn text(error: io::Error) -> String {
 }
 
 impl ProcessTable {
-    /// Creates the directories of a project or an environment.
-    pub fn register(&mut self, registration: &Registration) -> Result<(), String> {
+    /// Returns the bytes that the kernel counts for a project with a quota.
+    pub fn quota_usage(&self, project: ProjectId) -> Result<LaunchReply, String> {
+        let target = relative().project(self.registry.project(project)?);
+        quota_usage(&self.directories.root, &target).map(LaunchReply::QuotaUsage).map_err(text)
+    }
+
+    /// Creates the directories of a project or an environment. Returns [`LaunchReply::Busy`] while a file system is being prepared.
+    pub fn register(&mut self, registration: &Registration) -> Result<LaunchReply, String> {
         if let Some((env, _)) = &registration.environment {
             let last = self.users.last_environment();
             if *env > last {
@@ -35,8 +41,11 @@ impl ProcessTable {
             }
         }
         self.registry.add(registration)?;
-        self.discarded.extend(self.directories.mount(registration).map_err(text)?);
-        self.directories.register(registration).map_err(text)
+        let Some(discarded) = self.directories.limit(registration).map_err(text)? else {
+            return Ok(LaunchReply::Busy { why: "a file system is being prepared".into(), left: None });
+        };
+        self.discarded.extend(discarded);
+        self.directories.register(registration).map_err(text).map(|()| LaunchReply::Done)
     }
 
     /// Discards the directory of an area, except of a directory workspace. Creates a missing directory, unless the area is a tree. If the area
@@ -131,16 +140,15 @@ impl ProcessTable {
         }
         self.tick();
         if environment.is_none() {
-            self.directories.remove_volume(project, &name).map_err(text)?;
+            self.directories.remove_limit(project, &name).map_err(text)?;
         }
-        let root = relative();
         for env in envs {
             let (_, project, name) = self.registry.environment(env)?;
-            let path = root.environment(project, name).path().to_owned();
+            let path = relative().environment(project, name).path().to_owned();
             self.discarded.extend(self.directories.discard(&path, env).map_err(text)?);
         }
         if environment.is_none() {
-            self.discarded.extend(self.directories.discard(&root.project(&name), EnvId(0)).map_err(text)?);
+            self.discarded.extend(self.directories.discard(&relative().project(&name), EnvId(0)).map_err(text)?);
         }
         self.registry.remove(project, environment)
     }

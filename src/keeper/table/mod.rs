@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -140,6 +140,7 @@ impl ProcessTable {
                 CgroupVersion::V1 => Cgroups::V1,
                 CgroupVersion::None => Cgroups::None,
             },
+            quota: larder_sandbox::quota_support(&self.directories.root, Path::new("projects")),
         }
     }
 

@@ -1,8 +1,10 @@
 //! The step that checks the disk before large files are written.
 
+use std::path::Path;
+
 use crate::{
     config::Safety,
-    host::files,
+    host::files::{self, FreeSpace},
     model::{Blame, Origin, Phase},
     pipeline::{
         context::Deployment,
@@ -15,7 +17,14 @@ use crate::{
 /// The minimum number of free inodes for a deployment.
 const MIN_INODES: u64 = 10_000;
 
-/// The space that must stay free in a project's own file system, in bytes. A restore point needs the same reserve.
+/// The hint for a full disk.
+const HINT: &str = "ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`";
+
+/// The hint for a project whose own file system or quota has no space.
+const OWN_HINT: &str =
+    "`larder disk` shows what uses the space; remove files, or ask an administrator to run `larder project enlarge`";
+
+/// The space that must stay free in a project's own file system or quota, in bytes. A restore point needs the same reserve.
 const STORAGE_RESERVE: u64 = 64 << 20;
 
 /// The step that checks the disk before large files are written.
@@ -46,8 +55,15 @@ impl Step for Checks {
             let mut reserve = deployment.services.config.limits.disk_reserve.bytes();
             let needs = needs(deployment).await?;
             let live_app = &deployment.memory.live_app;
-            if live_app.has_storage() {
-                // The reserve for larder and for other projects is on another file system.
+            let storage = live_app.storage();
+            if let Some(kind) = storage {
+                if !kind.is_file_system() {
+                    // `free` is the rest of the quota. The file system that the projects share can have less.
+                    let shared = path.parent().and_then(Path::parent).unwrap_or(path);
+                    let disk = files::free_space(shared).map_err(|error| Failure::host(&error))?;
+                    ensure_fits(&needs, disk, reserve, false)?;
+                }
+                // The reserve for larder and for other projects is not part of the project's space.
                 reserve = reserve.min(STORAGE_RESERVE);
                 let missing = needs.missing(free, reserve);
                 if missing > 0
@@ -57,21 +73,7 @@ impl Step for Checks {
                     free = files::free_space(path).map_err(|error| Failure::host(&error))?;
                 }
             }
-            let full = |why: String| Failure { blame: Blame::Host, ..Failure::pusher(why) };
-            let hint = "ask the server's operator to free space, keep fewer releases, or lower `limits: {disk_reserve: ...}`";
-            if free.bytes < reserve {
-                let (free, reserve) = (free.bytes >> 20, reserve >> 20);
-                return Err(full(format!(
-                    "the server's disk is nearly full: {free} MiB are free (expected at least {reserve} MiB)"
-                ))
-                .hint(hint));
-            }
-            if free.inodes < MIN_INODES {
-                return Err(full(format!("the server's disk has {} free inodes (expected at least {MIN_INODES})", free.inodes)));
-            }
-            if let Some(why) = needs.lack(free, reserve, MIN_INODES) {
-                return Err(full(why).hint(hint));
-            }
+            ensure_fits(&needs, free, reserve, storage.is_some())?;
             // The rollback of a project at its limit needs little space, and may be the remedy.
             if deployment.spec.origin != Origin::Previous
                 && let Some(note) = deployment.memory.live_app.admit(&needs).await?
@@ -81,6 +83,23 @@ impl Step for Checks {
             Ok(())
         })
     }
+}
+
+/// Returns an error if the needs do not fit into the free space of the disk or, if `own` is true, of the project.
+fn ensure_fits(needs: &SpaceNeeds, free: FreeSpace, reserve: u64, own: bool) -> Result<(), Failure> {
+    let (full, hint) = match own {
+        true => ("the space of the project is nearly used up", OWN_HINT),
+        false => ("the server's disk is nearly full", HINT),
+    };
+    let failure = |why: String| Failure { blame: Blame::Host, ..Failure::pusher(why) };
+    if free.bytes < reserve {
+        let (free, reserve) = (free.bytes >> 20, reserve >> 20);
+        return Err(failure(format!("{full}: {free} MiB are free (expected at least {reserve} MiB)")).hint(hint));
+    }
+    if free.inodes < MIN_INODES {
+        return Err(failure(format!("the server's disk has {} free inodes (expected at least {MIN_INODES})", free.inodes)));
+    }
+    needs.lack(free, reserve, MIN_INODES).map_or(Ok(()), |why| Err(failure(why).hint(hint)))
 }
 
 /// Returns the space that the deployment needs: the sizes of the last deployment, and the sizes of the data.

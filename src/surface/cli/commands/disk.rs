@@ -65,10 +65,21 @@ impl Command for DiskArgs {
         for project in report.projects.iter().filter(|project| project.total.is_some()) {
             let size = |bytes: Option<u64>| text::size(bytes.unwrap_or_default());
             let (total, free) = (size(project.total), size(project.free));
-            page.push_str(&format!(
-                "{} has its own file system ({}) with {total}, of which {free} are free\n",
-                project.project, project.method
-            ));
+            page.push_str(&match project.counted {
+                Some(counted) => format!(
+                    "{} has a quota of {total}, of which the kernel counts {} as used and {free} as free\n",
+                    project.project,
+                    text::size(counted)
+                ),
+                None => format!(
+                    "{} has its own file system ({}) with {total}, of which {free} are free\n",
+                    project.project, project.method
+                ),
+            });
+        }
+        for (project, why) in report.projects.iter().filter_map(|project| Some((project, project.problem.as_ref()?))) {
+            let state = if project.method == "accounting" { "has no quota" } else { "is not available" };
+            page.push_str(&format!("{} {state}: {why}\n", project.project));
         }
         page.push_str(&forecast(&report.forecast));
         Shown::Page(page)
