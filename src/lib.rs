@@ -20,6 +20,7 @@ pub mod backup;
 pub mod buildpack;
 pub mod git;
 pub mod layout;
+pub mod notify;
 pub mod proxy;
 pub mod release;
 pub mod remote;

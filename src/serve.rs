@@ -78,16 +78,20 @@ fn kind(error: &KeeperError) -> ErrorKind {
     }
 }
 
-/// Returns the environment variables that the server inherits: log level, backtraces, systemd's socket, access to buckets, and the
-/// failpoints of a test build.
+/// Returns the environment variables that the server inherits: log level, backtraces, systemd's socket, access to buckets,
+/// certificates, and the failpoints of a test build.
 fn inherited_variables() -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
     let mut names = vec!["LARDER_LOG", "NOTIFY_SOCKET", "RUST_BACKTRACE"];
     names.extend(BUCKETS);
+    names.extend(CERTIFICATES);
     if fail::has_failpoints() {
         names.push("FAILPOINTS");
     }
     names.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?))).collect()
 }
+
+/// The variables that replace the certificates of the machine, by which the server checks mail servers and web servers.
+const CERTIFICATES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
 /// The variables from which S3 clients usually read credentials, region and address.
 const BUCKETS: [&str; 8] = [

@@ -8,7 +8,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     os::fd::OwnedFd,
     process::ExitCode,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -29,6 +29,7 @@ use crate::{
         stream::Outlet,
     },
     model::{Environment, UserNumbers},
+    notify::Notifier,
     pipeline::{BuildNumbers, Permits, Pipeline, Services, chain, observe::Observers},
     proxy::{Proxy, ProxySettings, Scheme},
     release::{SigningKey, SigningKeyError},
@@ -126,11 +127,14 @@ async fn run(root: Root) -> Result<(), ServerError> {
         pull: Some(pull_key.line()),
     };
     let users = launcher.capabilities().await.map_err(ServerError::Keeper)?.users;
-    let services = services(root.clone(), config, launcher.clone(), users, signing, &inherited, pull_key)?;
+    let for_observers = Arc::default();
+    let secrets = Secrets { signing, pull_key };
+    let services = services(root.clone(), config, launcher.clone(), users, secrets, &inherited, &for_observers)?;
     let registry = Registry::load(&root.registry_file()).map_err(system("read the registry"))?;
     let environments: Vec<_> = registry.projects.iter().flat_map(|project| project.environments.clone()).collect();
     let pipeline = Pipeline::new(services.clone());
     let control = Control::new(root.clone(), pipeline.clone(), registry, keys);
+    let _ = for_observers.set(control.clone());
     pipeline.check_starts(Arc::new(control.clone()));
     pipeline.limit_projects(Arc::new(control.clone()));
     let stop = Stop::on_signals().map_err(system("listen for signals"))?;
@@ -157,6 +161,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     pipeline.run_upkeep();
     pipeline.guard_disk();
     pipeline.run_offsite();
+    let delivered = CancellationToken::new();
+    let notifications = tokio::spawn(services.notifier.clone().run(delivered.clone()));
     let tokens = PushRegistry::new();
     let pushes = Pushes::new(control.clone(), tokens.clone());
     let hooks = Listener::bind(&root.hook_socket(), 0o666, None, tokens).map_err(system("open the hook socket"))?;
@@ -177,7 +183,8 @@ async fn run(root: Root) -> Result<(), ServerError> {
     tracing::info!("stopping");
     pipeline.drain(WORK_DRAIN).await;
     shut.cancel();
-    let _ = tokio::join!(front_door, ssh, socket);
+    delivered.cancel();
+    let _ = tokio::join!(front_door, ssh, socket, notifications);
     hooks.abort();
     Ok(())
 }
@@ -207,15 +214,23 @@ impl Inherited {
     }
 }
 
+/// The private keys of this server, besides the host key.
+struct Secrets {
+    signing: SigningKey,
+    pull_key: PullKey,
+}
+
+/// Creates the subsystems. `for_observers` is set later, because the state of all requests needs the subsystems.
 fn services(
     root: Root,
     config: ServerConfig,
     launcher: Launcher,
     users: Option<UserNumbers>,
-    signing: SigningKey,
+    Secrets { signing, pull_key }: Secrets,
     inherited: &Inherited,
-    pull_key: PullKey,
+    for_observers: &Arc<OnceLock<Control>>,
 ) -> Result<Arc<Services>, ServerError> {
+    let notifier = Notifier::open(root.messages(), config.mail.clone()).map_err(system("read the queue of notifications"))?;
     let limits = remote::TransferLimits {
         archive_bytes: config.limits.archive_bytes.bytes(),
         pack_bytes: config.limits.push_bytes.bytes(),
@@ -233,7 +248,8 @@ fn services(
         http: reachable(inherited.http_address),
         routes: Default::default(),
         drift: Default::default(),
-        observers: Observers::start(observers::all()),
+        observers: Observers::start(observers::all(&notifier, for_observers)),
+        notifier,
         numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,

@@ -20,6 +20,7 @@ use super::{
         Fallback::{Is, Says, Unstated},
         KeyRow, Mapping,
     },
+    mail::{self, MAIL_KEYS, MailConfig},
     policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
     quantity::{ByteSize, TimeSpan},
     reader::ConfigReader,
@@ -68,6 +69,8 @@ pub struct ServerConfig {
     pub services: ServicesConfig,
     /// The database servers on which `larder db create` creates databases.
     pub databases: DatabaseServers,
+    /// The way in which this server sends mail; `None` if the server sends no mail.
+    pub mail: Option<MailConfig>,
     /// Configuration variables for all projects. A project's own value takes precedence.
     pub env: IndexMap<VariableName, String>,
 }
@@ -100,6 +103,7 @@ impl Default for ServerConfig {
             space: SpaceConfig::default(),
             services: ServicesConfig::default(),
             databases: DatabaseServers::default(),
+            mail: None,
             env: IndexMap::new(),
         }
     }
@@ -236,6 +240,13 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
             let example = "{postgres: /etc/larder/postgres.url}";
             keys::read_section(reader, node, key, example, DATABASE_SERVER_KEYS, &mut config.databases)
         },
+    ),
+    KeyRow::custom(
+        "mail",
+        "The mail server. The recipe of a project names the recipients (`notify:`).",
+        Says("no mail is sent"),
+        || keys::render(MAIL_KEYS),
+        |reader, node, key, config| config.mail = mail::read_mail(reader, node, key),
     ),
     KeyRow::custom(
         "env",

@@ -15,6 +15,7 @@ use super::{
         Fallback::{self, Is, Says, Unstated},
         KeyRow,
     },
+    mail::{NOTIFY_KEYS, NotifySettings},
     policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
@@ -88,6 +89,9 @@ pub struct Settings {
     /// The conditions for a release that another environment or server built.
     #[serde(default)]
     pub promote: PromotionPolicy,
+    /// The recipients of notifications.
+    #[serde(default)]
+    pub notify: NotifySettings,
     /// The command of `app.json` that runs once, after the first switch to a release of the environment. The next deployment repeats a
     /// failed command.
     pub postdeploy: Option<CommandLine>,
@@ -121,6 +125,7 @@ impl Default for Settings {
             smoke: Vec::new(),
             drill_restore: false,
             promote: PromotionPolicy::default(),
+            notify: NotifySettings::default(),
             postdeploy: None,
         }
     }
@@ -382,6 +387,15 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         Says("none"),
         || keys::render(PROMOTE_KEYS),
         |reader, node, key, draft| policy::read_promote(reader, node, key, &mut draft.settings.promote),
+    ),
+    KeyRow::custom(
+        "notify",
+        "The recipients of mails about this project.",
+        Says("none"),
+        || keys::render(NOTIFY_KEYS),
+        |reader, node, key, draft| {
+            keys::read_section(reader, node, key, "{mail: [team@example.com]}", NOTIFY_KEYS, &mut draft.settings.notify)
+        },
     ),
     KeyRow::custom(
         ENVIRONMENTS,

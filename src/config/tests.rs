@@ -74,6 +74,7 @@ fn server_reference_shows_the_defaults() {
     assert_eq!(std::mem::take(&mut config.services).units.len(), 1);
     let stores: Vec<_> = config.backup.offsite.drain(..).collect();
     assert_eq!((stores.len(), stores[0].keep), (1, Some(BackupKeep { daily: 30, yearly: 5, ..BackupKeep::default() })));
+    assert_eq!(config.mail.take().unwrap().admins.len(), 1);
     assert!(config.databases.postgres.take().is_some() && config.databases.mariadb.take().is_some());
     assert_eq!(config, ServerConfig::default());
 }

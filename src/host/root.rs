@@ -60,6 +60,11 @@ impl Root {
         self.state().join("ballast")
     }
 
+    /// Returns the directory of the messages of notifications.
+    pub fn messages(&self) -> PathBuf {
+        self.state().join("notify")
+    }
+
     /// Returns the path of the SSH host key, with which clients authenticate this server.
     pub fn host_key(&self) -> PathBuf {
         self.state().join("ssh_host_ed25519_key")

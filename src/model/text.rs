@@ -63,6 +63,30 @@ fn printable(line: &str, limit: usize) -> String {
     clean
 }
 
+/// Returns one line of text without colours and control characters, at most `limit` characters, for mails and records. Unlike
+/// [`sanitise_reason`], this function keeps the white space inside the line.
+pub fn plain_line(line: &str, limit: usize) -> String {
+    let line = line.trim_end_matches(['\r', '\n']);
+    let (mut clean, mut length) = (String::new(), 0_usize);
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        if length == limit {
+            clean.push('\u{2026}');
+            break;
+        }
+        if c == ESCAPE {
+            let _ = escape_sequence(&mut rest);
+        } else if matches!(c, '\n' | '\r' | '\t') {
+            clean.push(' ');
+            length += 1;
+        } else if !is_unprintable(c) {
+            clean.push(c);
+            length += 1;
+        }
+    }
+    clean
+}
+
 /// Sanitises one line of bytes, which are not necessarily UTF-8.
 pub fn sanitise_bytes(line: &[u8]) -> String {
     sanitise_line(&String::from_utf8_lossy(line))
@@ -232,6 +256,12 @@ mod tests {
         assert_eq!(sanitise_line(&"x".repeat(100_000)).chars().count(), MAX_LINE + 1);
         let reason = sanitise_reason(&"y ".repeat(1000));
         assert_eq!(reason.chars().count(), MAX_REASON);
+    }
+
+    #[test]
+    fn plain_line_has_no_colour_and_no_control_character() {
+        assert_eq!(plain_line("  \u{1b}[31mred\u{1b}[0m\r\nBcc: eve@example.com\u{202e}\n", 100), "  red  Bcc: eve@example.com");
+        assert_eq!(plain_line(&"x".repeat(1 << 20), 10), format!("{}\u{2026}", "x".repeat(10)));
     }
 
     #[test]

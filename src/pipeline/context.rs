@@ -32,6 +32,7 @@ use crate::{
     model::{
         DeploymentSpec, EnvId, Environment, HealthRecord, Launch, LimitClass, Phase, ReleaseId, Role, Supervision, UserNumbers,
     },
+    notify::Notifier,
     proxy::{Connector, Hold, Proxy, Retired, Route, RouteState, RouteTarget, TcpConnector},
     release::{self, SigningKey},
     remote::DeliverableStores,
@@ -70,6 +71,8 @@ pub struct Services {
     pub drift: DriftScans,
     /// The observers, which are notified of endings and milestones.
     pub observers: Observers,
+    /// The notifications.
+    pub notifier: Notifier,
     /// The proxy's route to each environment.
     pub routes: Mutex<HashMap<EnvId, Arc<Route>>>,
 }

@@ -46,6 +46,7 @@ mod publish;
 mod queue;
 mod recover;
 mod registry;
+mod report;
 mod reserve;
 mod restore;
 mod restore_databases;
@@ -85,6 +86,7 @@ pub use self::{
     plan::Plan,
     points::PointsError,
     queue::{DeployRequest, Goal, Ticket},
+    report::DeploymentReport,
     restore::Restored,
     restore_record::{RestoreEnd, RestoreRecord},
     running::RestartError,

@@ -3,22 +3,30 @@
 //! To add an observer, write `impl Observer` in a file below `src/server/observers/`, and add the file's `mod` line and the observer's
 //! entry in [`all`] here.
 
+mod deployment_mail;
+mod notify;
+
 use std::{
     collections::HashSet,
     fs::{self, OpenOptions},
     future::ready,
     io::Write as _,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use futures_util::future::BoxFuture;
 
-use crate::pipeline::observe::{Announcement, BackupNews, News, Observer};
+use crate::{
+    control::Control,
+    notify::Notifier,
+    pipeline::observe::{Announcement, BackupNews, News, Observer},
+};
 
-/// Creates the observers of this server.
-pub fn all() -> impl Iterator<Item = Arc<dyn Observer>> {
-    let observers: [Option<Arc<dyn Observer>>; 2] = [Some(Arc::new(ServerLog)), test_observer()];
+/// Creates the observers of this server. `control` is set before the first announcement.
+pub fn all(notifier: &Notifier, control: &Arc<OnceLock<Control>>) -> impl Iterator<Item = Arc<dyn Observer>> + use<> {
+    let notifications = notify::Notifications::new(notifier.clone(), control.clone());
+    let observers: [Option<Arc<dyn Observer>>; 3] = [Some(Arc::new(ServerLog)), Some(Arc::new(notifications)), test_observer()];
     observers.into_iter().flatten()
 }
 

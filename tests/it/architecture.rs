@@ -10,19 +10,20 @@ use std::{
 use crate::harness::source::{Imports, Source, paths, sources, top};
 
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
-const KEPT: [(&str, &[&str]); 20] = [
+const KEPT: [(&str, &[&str]); 21] = [
     ("git2", &["git"]),
     ("russh", &["surface/ssh", "remote/ssh", "server.rs", "backup/offsite/ssh.rs"]),
     ("object_store", &["remote", "backup/offsite"]),
     ("rustic_core", &["backup/offsite"]),
     ("reqwest", &["remote"]),
     ("rustls", &["remote", "backup/offsite"]),
-    ("backon", &["remote"]),
+    ("backon", &["remote", "notify"]),
+    ("lettre", &["notify"]),
     ("tar", &[]),
     ("zstd", &[]),
     ("serde_yaml", &["config"]),
     ("croner", &["config"]),
-    ("minijinja", &["proxy"]),
+    ("minijinja", &["proxy", "notify"]),
     ("hyper", &["proxy", "runtime/static_server"]),
     ("hyper_util", &["proxy", "runtime/static_server"]),
     ("clap", &["surface/cli", "main.rs"]),

@@ -51,6 +51,7 @@ mod machines;
 mod mirrors;
 mod modes;
 mod neighbours;
+mod notifications;
 mod offsite;
 mod offsite_docs;
 mod offsite_stores;

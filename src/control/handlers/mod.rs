@@ -14,6 +14,7 @@ mod exports;
 mod keys;
 mod limits;
 mod logs;
+mod notifications;
 mod processes;
 mod projects;
 mod promotion;
@@ -25,6 +26,6 @@ mod users;
 
 pub use self::{
     backup::*, backup_list::*, backup_offsite::*, backup_summary::*, databases::*, deliverables::*, deployments::*, disk::*,
-    doctor::*, drift::*, exports::*, keys::*, limits::*, logs::*, processes::*, projects::*, promotion::*, releases::*,
-    remotes::*, rollback::*, status::*, users::*,
+    doctor::*, drift::*, exports::*, keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*,
+    releases::*, remotes::*, rollback::*, status::*, users::*,
 };

@@ -14,6 +14,7 @@ mod doctor;
 mod drift;
 mod key;
 mod logs;
+mod notify;
 mod plan;
 mod project;
 mod project_limit;
@@ -72,6 +73,8 @@ pub enum Verb {
     Logs(logs::LogsArgs),
     Run(run::RunArgs),
     #[command(subcommand)]
+    Notify(notify::NotifyVerb),
+    #[command(subcommand)]
     Remote(remote::RemoteVerb),
     #[command(subcommand, hide = true)]
     Deliverable(deliverable::DeliverableVerb),
@@ -120,6 +123,7 @@ impl Verb {
             Verb::Restart(command) => asking.ask(command).await,
             Verb::Logs(command) => asking.ask(command).await,
             Verb::Run(command) => asking.ask(command).await,
+            Verb::Notify(noun) => noun.ask(asking).await,
             Verb::Remote(noun) => noun.ask(asking).await,
             Verb::Deliverable(noun) => noun.ask(asking).await,
             Verb::Status(command) => asking.ask(command).await,

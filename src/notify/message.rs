@@ -1,0 +1,94 @@
+//! The file format of a message: one notification to one recipient. The state of the delivery is in the same file, so that one atomic write
+//! records each change.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{NotificationKind, ProjectName};
+
+/// The version of the file format that this program writes.
+pub(super) const VERSION: u32 = 1;
+
+/// A message without its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageRecord {
+    /// The id of the event.
+    pub event: String,
+    /// The kind of the notification.
+    pub kind: NotificationKind,
+    /// The time of the event.
+    pub at: Timestamp,
+    /// The project; `None` if the notification concerns the whole server.
+    pub project: Option<ProjectName>,
+    /// The environment, as `project/environment`.
+    pub environment: Option<String>,
+    /// The recipient: a mail address.
+    pub to: String,
+    /// The subject.
+    pub subject: String,
+    /// The `Message-ID`, which depends on the event only.
+    pub message_id: String,
+    /// The `Message-ID`s of the earlier messages of the thread, oldest first.
+    pub references: Vec<String>,
+    /// The time at which the message was added to the queue.
+    pub queued: Timestamp,
+    /// The state of the delivery.
+    pub state: MessageState,
+    /// The number of failed attempts.
+    pub attempts: u32,
+    /// The time of the next attempt.
+    pub next: Timestamp,
+    /// The reason why the last attempt failed.
+    pub error: Option<String>,
+    /// The end of the delivery.
+    pub ended: Option<Timestamp>,
+}
+
+/// The state of a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageState {
+    /// The message waits for an attempt.
+    Waiting,
+    /// The recipient's server has accepted the message.
+    Delivered,
+    /// The message cannot be delivered. No attempt follows unless a person requests it.
+    Failed,
+}
+
+impl MessageRecord {
+    /// Returns the key that identifies the event and the recipient. A message is queued once for each key.
+    pub(super) fn key(&self) -> String {
+        // Ids of events are unique within an environment.
+        format!("{}\n{}\n{}", self.environment.as_deref().unwrap_or_default(), self.event, self.to)
+    }
+
+    /// Returns the lane. The messages of a lane are delivered one after another, in the order of their events.
+    pub(super) fn lane(&self) -> Lane {
+        Lane(self.project.clone(), self.to.clone())
+    }
+}
+
+/// The messages of one project to one recipient.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Lane(Option<ProjectName>, String);
+
+/// The content of a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MessageContent {
+    /// The mail as plain text.
+    pub text: String,
+    /// The mail as HTML.
+    pub html: String,
+}
+
+/// A message as its file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct StoredMessage {
+    pub version: u32,
+    #[serde(flatten)]
+    pub record: MessageRecord,
+    /// The content; absent after the delivery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<MessageContent>,
+}

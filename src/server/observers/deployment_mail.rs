@@ -1,0 +1,231 @@
+//! The texts of notifications about deployments. The reader finds five answers in each text: what happened, who caused it, why, what serves
+//! visitors now, and how to go back.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::{
+    git::LogEntry,
+    model::{CommitId, Environment, Fault, Live, NotificationKind, Outcome, ReleaseNumber, Trigger, UserName},
+    notify::{Advice, CommitChange, FailureReport, Notification},
+    pipeline::{DeploymentReport, Pipeline, observe::Announcement, seconds, unrestored},
+};
+
+/// The maximum number of commits in a notification.
+const MAX_COMMITS: usize = 20;
+
+/// Returns the notification of the end of a deployment that has a journal.
+pub(super) async fn ended(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    announcement: &Announcement,
+    outcome: &Outcome,
+    report: &DeploymentReport,
+) -> Notification {
+    let spec = &report.spec;
+    let title = environment.title();
+    let commit = spec.commit.short();
+    let at = report.ended.unwrap_or(announcement.at);
+    let new = |kind, subject, headline| Notification::new(announcement.id.clone(), kind, at, subject, headline);
+    let mut commits = commits(pipeline, environment, report).await;
+    if !matches!(outcome, Outcome::Live { .. }) && !commits.changes.is_empty() {
+        commits.title = String::from("Changes in this deployment");
+    }
+    let newest = commits.changes.first().map(|change| change.title.clone());
+    let mut notification = match outcome {
+        Outcome::Live { number, .. } => match &spec.trigger {
+            Trigger::Rollback { by } => {
+                let older = report.recorded.as_ref().map(|summary| format!("{}, ", summary.number)).unwrap_or_default();
+                new(
+                    NotificationKind::RolledBack,
+                    format!("{number} is live: rollback to {older}{commit}"),
+                    format!("{by} rolled {title} back: {number} is live, which is an older release ({older}commit {commit})."),
+                )
+            }
+            _ => {
+                let subject = newest.map_or_else(|| format!("{number} is live"), |newest| format!("{number} is live: {newest}"));
+                new(NotificationKind::Deployed, subject, format!("{number} (commit {commit}) is live in {title}."))
+            }
+        },
+        Outcome::Tried => new(NotificationKind::Deployed, String::from("dry run"), format!("A dry run of {title} succeeded.")),
+        Outcome::Refused { fault } | Outcome::RolledBack { fault } => new(
+            NotificationKind::Failed,
+            format!("deployment of {commit} failed: {fault}"),
+            format!("The deployment of {commit} to {title} failed, and its changes were reverted."),
+        ),
+        Outcome::Stuck { fault, .. } => new(
+            NotificationKind::Stuck,
+            format!("frozen: deployment of {commit} failed: {fault}"),
+            format!("The deployment of {commit} to {title} failed, and its changes could not be reverted. {title} is frozen."),
+        ),
+    };
+    place(pipeline, environment, &mut notification);
+    (notification.changes_title, notification.changes, notification.more_changes) =
+        (commits.title, commits.changes, commits.more);
+    verdict(environment, &mut notification, outcome, spec.previous.as_ref(), |fault| report.excerpt(fault));
+    notification.facts = facts(report, at);
+    notification
+}
+
+/// Returns the notification of the end of a deployment that has no journal that can be read.
+pub(super) fn unrecorded(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    announcement: &Announcement,
+    outcome: &Outcome,
+) -> Notification {
+    let title = environment.title();
+    let (kind, headline) = match outcome {
+        Outcome::Stuck { .. } => {
+            (NotificationKind::Stuck, format!("{title} is frozen: the record of a deployment cannot be used."))
+        }
+        _ => (NotificationKind::Failed, format!("A deployment to {title} failed before its first step.")),
+    };
+    let subject = match outcome {
+        Outcome::Stuck { .. } => String::from("frozen: the record of a deployment cannot be used"),
+        _ => String::from("a deployment failed before its first step"),
+    };
+    let mut notification = Notification::new(announcement.id.clone(), kind, announcement.at, subject, headline);
+    place(pipeline, environment, &mut notification);
+    verdict(environment, &mut notification, outcome, pipeline.live(environment.id).as_ref(), |_| Vec::new());
+    notification
+}
+
+/// Returns the notification of an unfreeze.
+pub(super) fn unfrozen(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    announcement: &Announcement,
+    by: &UserName,
+) -> Notification {
+    let title = environment.title();
+    let headline = format!("{by} unfroze {title}. Deployments are possible again.");
+    let subject = String::from("back to normal: unfrozen");
+    let mut notification =
+        Notification::new(announcement.id.clone(), NotificationKind::Unfrozen, announcement.at, subject, headline);
+    place(pipeline, environment, &mut notification);
+    notification.serves = Some(match pipeline.live(environment.id) {
+        Some(live) => format!("{} (commit {}) serves visitors.", live.number, live.commit.short()),
+        None => String::from("Nothing is live."),
+    });
+    notification
+}
+
+/// Sets the fields that name the environment.
+fn place(pipeline: &Pipeline, environment: &Environment, notification: &mut Notification) {
+    let services = pipeline.services();
+    let host = environment.hosts(services.config.domain.as_str()).into_iter().next().unwrap_or_default();
+    notification.project = Some(environment.project.clone());
+    notification.environment = Some(environment.title());
+    notification.url = Some(services.config.http.url(&host, services.http.port()));
+}
+
+/// Sets the fields that depend on the outcome: the failure, the release that serves, and the next steps.
+fn verdict(
+    environment: &Environment,
+    notification: &mut Notification,
+    outcome: &Outcome,
+    previous: Option<&Live>,
+    excerpt: impl FnOnce(&Fault) -> Vec<String>,
+) {
+    let target = environment.target();
+    let still = match previous {
+        Some(live) => format!("{} (commit {}) still serves visitors", live.number, live.commit.short()),
+        None => String::from("Nothing is live yet"),
+    };
+    let advice = |text: String, command: Option<String>| Advice { text, command };
+    match outcome {
+        Outcome::Live { number, .. } => {
+            notification.serves = Some(format!("{number} serves visitors now."));
+            notification.advice.extend(previous.map(|previous| back(&target, previous.number)));
+        }
+        Outcome::Tried => notification.serves = Some(format!("{still}.")),
+        Outcome::Refused { .. } | Outcome::RolledBack { .. } => {
+            notification.serves = Some(match unrestored(outcome) {
+                Some(unrestored) => format!("{still}, but {unrestored}."),
+                None => format!("{still}. Nothing has to be undone."),
+            });
+            let again = format!("larder deploy {target} --retry");
+            notification.advice.push(advice(String::from("To try the same commit again, push again, or run"), Some(again)));
+        }
+        Outcome::Stuck { undo, .. } => {
+            notification.serves = Some(match previous {
+                Some(live) => format!(
+                    "The state of the application is uncertain; {} was live before. Reverting failed: {undo}",
+                    live.number
+                ),
+                None => format!("The state of the application is uncertain. Reverting failed: {undo}"),
+            });
+            let unfreeze = format!("larder deploy {target} --unfreeze");
+            notification
+                .advice
+                .push(advice(String::from("An operator of this server must correct the problem, and then run"), Some(unfreeze)));
+        }
+    }
+    if let Outcome::Refused { fault } | Outcome::RolledBack { fault } | Outcome::Stuck { fault, .. } = outcome {
+        notification.failure = Some(FailureReport {
+            phase: fault.phase.to_string(),
+            why: fault.why.clone(),
+            hints: fault.hints.clone(),
+            output: excerpt(fault),
+        });
+    }
+}
+
+fn back(target: &str, previous: ReleaseNumber) -> Advice {
+    Advice { text: format!("To go back to {previous}, run"), command: Some(format!("larder rollback {target} {previous}")) }
+}
+
+fn facts(report: &DeploymentReport, at: Timestamp) -> Vec<(String, String)> {
+    let spec = &report.spec;
+    let request = match &spec.trigger {
+        Trigger::Push { by } => format!("{by} (push to {})", spec.branch),
+        Trigger::Redeploy { by } => format!("{by} (larder deploy)"),
+        Trigger::Pull { by } => format!("{by} (release from {})", spec.origin),
+        Trigger::Rollback { by } => format!("{by} (larder rollback)"),
+    };
+    let mut facts = vec![(String::from("Started by"), request)];
+    facts.extend(report.tag.clone().map(|tag| (String::from("Version"), tag)));
+    let took = at.duration_since(report.opened).unsigned_abs();
+    facts.push((String::from("Duration"), seconds(took)));
+    if let Some(millis) = report.interruption {
+        facts.push((String::from("Maintenance page"), seconds(Duration::from_millis(millis))));
+    }
+    facts
+}
+
+/// The commits of a notification.
+struct Commits {
+    title: String,
+    changes: Vec<CommitChange>,
+    more: bool,
+}
+
+/// Returns the commits between the release that was live and the release of the deployment.
+async fn commits(pipeline: &Pipeline, environment: &Environment, report: &DeploymentReport) -> Commits {
+    let spec = &report.spec;
+    let before = spec.previous.as_ref().map(|previous| &previous.commit);
+    let read = async |from: Option<&CommitId>, to: &CommitId| {
+        let log = pipeline.services().repositories.log(environment.project_id, from.cloned(), to.clone(), MAX_COMMITS).await;
+        let (entries, more) = log.unwrap_or_else(|error| {
+            tracing::warn!(environment = environment.title(), %error, "cannot read the commits for a notification");
+            (Vec::new(), false)
+        });
+        (entries.into_iter().map(change).collect::<Vec<_>>(), more)
+    };
+    let (changes, more) = read(before, &spec.commit).await;
+    let title = |changes: &[CommitChange], text: &str| if changes.is_empty() { String::new() } else { text.to_owned() };
+    match before {
+        None => Commits { title: title(&changes, "The first release contains these commits"), changes, more },
+        Some(before) if changes.is_empty() => {
+            let (changes, more) = read(Some(&spec.commit), before).await;
+            Commits { title: title(&changes, "These commits are taken back"), changes, more }
+        }
+        Some(_) => Commits { title: title(&changes, "Changes since the release that was live"), changes, more },
+    }
+}
+
+fn change(entry: LogEntry) -> CommitChange {
+    CommitChange { commit: entry.commit.short().to_owned(), title: entry.subject, author: entry.author }
+}

@@ -1,0 +1,130 @@
+//! The observer that turns events into notifications.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+
+use super::deployment_mail;
+use crate::{
+    config::Settings,
+    control::{Caller, Control},
+    model::{Access, Blame, DeploymentId, Environment, Fault, MailAddress, NotificationKind, Outcome},
+    notify::{Notification, Notifier, Recipients},
+    pipeline::{
+        Pipeline,
+        observe::{Announcement, News, Observer},
+    },
+};
+
+/// The maximum time for which the observer waits until an environment has been recovered. The time limit of an observer is longer.
+const RECOVERY_WAIT: Duration = Duration::from_secs(20);
+
+/// The observer that turns events into notifications.
+pub(super) struct Notifications {
+    notifier: Notifier,
+    control: Arc<OnceLock<Control>>,
+}
+
+impl Notifications {
+    pub fn new(notifier: Notifier, control: Arc<OnceLock<Control>>) -> Notifications {
+        Notifications { notifier, control }
+    }
+
+    async fn handle(&self, announcement: &Announcement) -> Result<(), String> {
+        let (Some(deployment), News::Ended(_) | News::Released(_)) = (announcement.deployment, &announcement.news) else {
+            return Ok(());
+        };
+        if self.notifier.mail().is_none() {
+            return Ok(());
+        }
+        let control = self.control.get().ok_or("the server is starting")?;
+        // An environment that was removed meanwhile has no recipients.
+        let Some(environment) = environment(control, &announcement.environment) else { return Ok(()) };
+        let pipeline = control.pipeline();
+        if !pipeline.in_service(&environment, RECOVERY_WAIT).await {
+            return Err(String::from("the environment is being recovered"));
+        }
+        let Some((notification, settings)) = of_deployment(pipeline, &environment, announcement, deployment).await else {
+            return Ok(());
+        };
+        let recipients = self.recipients(notification.kind, settings.as_ref());
+        self.notifier.notify(notification, recipients).await.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Returns the recipients of a notification: those of the recipe, and for some kinds the administrators.
+    fn recipients(&self, kind: NotificationKind, settings: Option<&Settings>) -> Recipients {
+        let mut mail: Vec<MailAddress> = Vec::new();
+        if let Some(notify) = settings.map(|settings| &settings.notify).filter(|notify| notify.wants(kind.topic())) {
+            mail.extend(notify.mail.iter().cloned());
+        }
+        if kind.concerns_administrators() {
+            let admins = self.notifier.mail().map(|mail| mail.admins.as_slice()).unwrap_or_default();
+            for admin in admins {
+                if !mail.contains(admin) {
+                    mail.push(admin.clone());
+                }
+            }
+        }
+        Recipients { mail }
+    }
+}
+
+impl Observer for Notifications {
+    fn name(&self) -> &'static str {
+        "notifications"
+    }
+
+    fn observe<'a>(&'a self, announcement: &'a Announcement) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(self.handle(announcement))
+    }
+}
+
+/// Returns the environment with a title such as `shop/production`.
+fn environment(control: &Control, title: &str) -> Option<Environment> {
+    let (project, _) = title.split_once('/')?;
+    let project = control.project(&Caller::Operator, &project.parse().ok()?, Access::View).ok()?;
+    project.environments.into_iter().find(|environment| environment.title() == title)
+}
+
+/// Returns the notification of a deployment's end, or of an unfreeze, with the settings that name the recipients. Returns `None` for an
+/// event that no reader must know: a dry run, and a deployment that a newer push superseded or a person cancelled before it began.
+async fn of_deployment(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    announcement: &Announcement,
+    deployment: DeploymentId,
+) -> Option<(Notification, Option<Settings>)> {
+    let report = tokio::task::block_in_place(|| pipeline.report(environment, deployment));
+    let settings = || report.as_ref().and_then(|report| report.settings.clone()).or_else(|| pipeline.live_settings(environment));
+    let notification = match (&announcement.news, &report) {
+        (News::Ended(_), Some(report)) if report.spec.dry_run_phases().is_some() => return None,
+        // A stuck deployment ends once more when a person unfreezes the environment. The notification of the unfreeze follows.
+        (News::Ended(Outcome::Refused { .. } | Outcome::RolledBack { .. }), Some(_)) if is_repeated_end(&announcement.id) => {
+            return None;
+        }
+        (News::Ended(outcome), Some(report)) => {
+            deployment_mail::ended(pipeline, environment, announcement, outcome, report).await
+        }
+        // A deployment without a journal that was superseded or cancelled never began.
+        (News::Ended(outcome), None) if fault(outcome).is_some_and(|fault| fault.blame == Blame::Nobody) => return None,
+        (News::Ended(outcome), None) => deployment_mail::unrecorded(pipeline, environment, announcement, outcome),
+        (News::Released(by), _) => deployment_mail::unfrozen(pipeline, environment, announcement, by),
+        _ => return None,
+    };
+    Some((notification, settings()))
+}
+
+/// Returns true if the id of an announcement names the second or a later end of its deployment.
+fn is_repeated_end(id: &str) -> bool {
+    id.rsplit_once('.').and_then(|(_, number)| number.parse().ok()).is_some_and(|number: u32| number > 1)
+}
+
+fn fault(outcome: &Outcome) -> Option<&Fault> {
+    match outcome {
+        Outcome::Live { .. } | Outcome::Tried => None,
+        Outcome::Refused { fault } | Outcome::RolledBack { fault } | Outcome::Stuck { fault, .. } => Some(fault),
+    }
+}
