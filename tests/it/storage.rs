@@ -136,11 +136,14 @@ fn application_fills_only_its_own_file_system(kind: &str) {
         } else {
             world.restart(&[]);
         }
+        // An emulated machine is slow: the server opens before the application is running again.
+        until("the application is running", || world.get("shop", "/").status == 200);
         world.serves("shop", "version three");
         assert!(mount(&world, "shop").is_some());
         assert_eq!(world.larder(&["run", "shop", "--", "cat", "/data/media/kept"]).ok(), "kept\n");
     }
     world.with(crate::harness::server::Server::kill9_role);
+    until("the server is back", || world.get("shop", "/").status == 200);
     world.serves("shop", "version three");
     shop.page("version four");
     shop.push().accepted();
