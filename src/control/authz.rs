@@ -1,12 +1,15 @@
 //! The access decision: the only code that determines the rights of a caller.
+//!
+//! A request states its [`Needs`]: a [`Scope`], and the right that the caller needs on it. [`authorize`] answers the question whether the
+//! caller has this right.
 
 use std::fmt;
 
 use super::{
-    error::{CommandError, not_found, refused},
-    registry::Registry,
+    error::{CommandError, no_destination, no_environment, not_found, refused, several_environments},
+    registry::{Registry, Target, User},
 };
-use crate::model::{Access, ProjectName, UserName};
+use crate::model::{Access, Environment, EnvironmentName, Mode, Project, ProjectName, UserName};
 
 /// The sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,40 +36,266 @@ impl fmt::Display for Caller {
     }
 }
 
-/// Returns the right of `caller` on `project` or, without a project, on the server as a whole.
-pub(super) fn access(registry: &Registry, caller: &Caller, project: Option<&ProjectName>) -> Access {
-    let Caller::User(name) = caller else { return Access::Admin };
-    let Some(user) = registry.user(name) else { return Access::None };
-    if user.admin {
-        return Access::Admin;
+/// The object on which a request needs a right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// The server as a whole.
+    Server,
+    /// A project. The right to view one environment includes the right to view the project; a greater right must be on the project itself.
+    Project(ProjectName),
+    /// The repository of a project. The right on one environment suffices, because each pushed ref is checked again.
+    Repository(ProjectName),
+    /// An environment; the project's default environment if the target names none.
+    Environment(Target),
+    /// An environment; if the target names none, the project's environment of this mode, or else its default environment.
+    OfMode(Target, Mode),
+    /// The source and the destination of a promotion. The source needs the right to view, and the destination needs the stated right. A
+    /// destination on another server counts as part of the source.
+    Promotion {
+        /// The environment that cooked the release.
+        from: Target,
+        /// A remote of this environment, or another environment of the project.
+        to: String,
+    },
+}
+
+/// The right that a request needs, and the object of this right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needs {
+    /// The object.
+    pub scope: Scope,
+    /// The right.
+    pub right: Access,
+}
+
+impl Needs {
+    /// Creates the need of a right on the server as a whole.
+    pub fn server(right: Access) -> Needs {
+        Needs { scope: Scope::Server, right }
     }
-    match project {
-        Some(project) => user.access.get(project).copied().unwrap_or(Access::None),
-        // Every known user may view the server's state. A change of the server needs the admin right.
-        None => Access::View,
+
+    /// Creates the need of a right on a project.
+    pub fn project(project: &ProjectName, right: Access) -> Needs {
+        Needs { scope: Scope::Project(project.clone()), right }
+    }
+
+    /// Creates the need of a right on the repository of a project.
+    pub fn repository(project: &ProjectName, right: Access) -> Needs {
+        Needs { scope: Scope::Repository(project.clone()), right }
+    }
+
+    /// Creates the need of a right on an environment.
+    pub fn environment(target: &Target, right: Access) -> Needs {
+        Needs { scope: Scope::Environment(target.clone()), right }
+    }
+
+    /// Creates the need of a right on the environment that a target and a mode name.
+    pub fn of_mode(target: &Target, mode: Mode, right: Access) -> Needs {
+        Needs { scope: Scope::OfMode(target.clone(), mode), right }
+    }
+
+    /// Creates the need of a right on the objects that `target` names: its environment, or else all environments of the project that the
+    /// caller may see.
+    pub fn parts(target: &Target, right: Access) -> Needs {
+        match target.environment {
+            Some(_) => Needs::environment(target, right),
+            None => Needs::project(&target.project, right),
+        }
     }
 }
 
-/// Returns an error unless `caller` has the right `needed`.
-pub(super) fn authorize(
-    registry: &Registry,
-    caller: &Caller,
-    project: Option<&ProjectName>,
+impl fmt::Display for Needs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let right = self.right;
+        match &self.scope {
+            Scope::Server => write!(f, "{right} on the server"),
+            Scope::Project(_) => write!(f, "{right} on the project"),
+            Scope::Repository(_) => write!(f, "{right} on an environment of the project"),
+            Scope::Environment(_) | Scope::OfMode(..) => write!(f, "{right} on the environment"),
+            Scope::Promotion { .. } => write!(f, "view on the source, {right} on the destination"),
+        }
+    }
+}
+
+/// The rights of a caller.
+enum Rights<'a> {
+    /// Every right: the operator, or an administrator of the server.
+    All,
+    /// The rights of a user.
+    Of(&'a User),
+    /// No right: a user that does not exist, for example because it was removed.
+    Nothing,
+}
+
+impl<'a> Rights<'a> {
+    fn of(registry: &'a Registry, caller: &Caller) -> Rights<'a> {
+        match caller {
+            Caller::Operator => Rights::All,
+            Caller::User(name) => match registry.user(name) {
+                Some(user) if user.admin => Rights::All,
+                Some(user) => Rights::Of(user),
+                None => Rights::Nothing,
+            },
+        }
+    }
+
+    /// Returns the right on the server as a whole. Every known user may view the server's state.
+    fn on_server(&self) -> Access {
+        match self {
+            Rights::All => Access::Admin,
+            Rights::Of(_) => Access::View,
+            Rights::Nothing => Access::None,
+        }
+    }
+
+    /// Returns the right on a project itself, which counts for each environment without a right of its own.
+    fn on_project(&self, project: &ProjectName) -> Access {
+        self.entry(&Target { project: project.clone(), environment: None }).unwrap_or(Access::None)
+    }
+
+    /// Returns the right on an environment, which may not exist.
+    fn on_environment(&self, project: &ProjectName, environment: &EnvironmentName) -> Access {
+        let target = Target { project: project.clone(), environment: Some(environment.clone()) };
+        self.entry(&target).unwrap_or_else(|| self.on_project(project))
+    }
+
+    /// Returns the greatest right on a project or one of its environments.
+    fn on_any_part(&self, project: &ProjectName) -> Access {
+        match self {
+            Rights::Of(user) => {
+                let parts = user.access.iter().filter(|(target, _)| target.project == *project);
+                parts.map(|(_, access)| *access).max().unwrap_or(Access::None)
+            }
+            all_or_nothing => all_or_nothing.on_project(project),
+        }
+    }
+
+    fn entry(&self, target: &Target) -> Option<Access> {
+        match self {
+            Rights::All => Some(Access::Admin),
+            Rights::Of(user) => user.access.get(target).copied(),
+            Rights::Nothing => None,
+        }
+    }
+}
+
+/// Returns the right of `caller` on a project itself.
+pub(super) fn on_project(registry: &Registry, caller: &Caller, project: &ProjectName) -> Access {
+    Rights::of(registry, caller).on_project(project)
+}
+
+/// Returns the right of `caller` on an environment.
+pub(super) fn on_environment(registry: &Registry, caller: &Caller, environment: &Environment) -> Access {
+    Rights::of(registry, caller).on_environment(&environment.project, &environment.name)
+}
+
+/// Returns the project with the environments that `caller` may view, or `None` if the caller may not view the project.
+pub(super) fn visible(registry: &Registry, caller: &Caller, project: &Project) -> Option<Project> {
+    let rights = Rights::of(registry, caller);
+    if rights.on_any_part(&project.name) < Access::View {
+        return None;
+    }
+    let mut visible = project.clone();
+    visible.environments.retain(|one| rights.on_environment(&one.project, &one.name) >= Access::View);
+    Some(visible)
+}
+
+/// Returns an error unless `caller` has the rights that `needs` states. An object that the caller may not view and an object that does
+/// not exist give the same error, and neither the words nor the work of the check tell the two apart.
+pub(super) fn authorize(registry: &Registry, caller: &Caller, needs: &Needs) -> Result<(), CommandError> {
+    let check = Check { registry, caller, rights: Rights::of(registry, caller), needed: needs.right };
+    match &needs.scope {
+        Scope::Server if check.rights.on_server() >= needs.right => Ok(()),
+        Scope::Server => Err(refused(format!("{caller} is not an administrator of this server"))),
+        Scope::Project(project) => {
+            check.sees(project)?;
+            match needs.right {
+                Access::None | Access::View => Ok(()),
+                _ => check.has(check.rights.on_project(project), &Target { project: project.clone(), environment: None }),
+            }
+        }
+        Scope::Repository(project) => {
+            check.sees(project)?;
+            check.has(check.rights.on_any_part(project), &Target { project: project.clone(), environment: None })
+        }
+        Scope::Environment(target) => check.environment(target, None).map(drop),
+        Scope::OfMode(target, mode) => check.environment(target, Some(*mode)).map(drop),
+        Scope::Promotion { from, to } => check.promotion(from, to),
+    }
+}
+
+/// The check of one request.
+struct Check<'a> {
+    registry: &'a Registry,
+    caller: &'a Caller,
+    rights: Rights<'a>,
     needed: Access,
-) -> Result<(), CommandError> {
-    let has = access(registry, caller, project);
-    if has >= needed { Ok(()) } else { Err(refusal(caller, project, needed, has)) }
 }
 
-/// Returns the error of a refused request. A project that does not exist and a project that the caller may not see give the same
-/// text.
-fn refusal(caller: &Caller, project: Option<&ProjectName>, needed: Access, has: Access) -> CommandError {
-    match project {
-        Some(project) if has == Access::None => not_found(format!("there is no project {project} that you may see"))
-            .hint(format!("ask an administrator to run `larder user grant {caller} {project} push`")),
-        Some(project) => refused(format!("{caller} may not {} {project}", verb(needed)))
-            .hint(format!("ask an administrator to run `larder user grant {caller} {project} {needed}`")),
-        None => refused(format!("{caller} is not an administrator of this server")),
+impl<'a> Check<'a> {
+    /// Returns an error if the caller may view no part of the project.
+    fn sees(&self, project: &ProjectName) -> Result<(), CommandError> {
+        if self.rights.on_any_part(project) >= Access::View {
+            return Ok(());
+        }
+        Err(not_found(format!("there is no project {project} that you may see"))
+            .hint(format!("ask an administrator to run `larder user grant {} {project} view`", self.caller)))
+    }
+
+    fn has(&self, has: Access, target: &Target) -> Result<(), CommandError> {
+        let (caller, needed) = (self.caller, self.needed);
+        if has >= needed {
+            return Ok(());
+        }
+        Err(refused(format!("{caller} may not {} {target}", verb(needed)))
+            .hint(format!("ask an administrator to run `larder user grant {caller} {target} {needed}`")))
+    }
+
+    /// Returns the environment that a target and a mode name, if the caller has the needed right on the environment. Returns `None` if the
+    /// project does not exist; the request itself then reports the missing project, because only an administrator gets here.
+    fn environment(&self, target: &Target, mode: Option<Mode>) -> Result<Option<&'a Environment>, CommandError> {
+        self.sees(&target.project)?;
+        let Some(project) = self.registry.project(&target.project) else { return Ok(None) };
+        let mut candidates = match mode {
+            Some(mode) => self.registry.environments_of_mode(target, mode),
+            None => self.registry.environment(target).into_iter().collect(),
+        };
+        candidates.retain(|one| self.on(one) >= Access::View);
+        match candidates.as_slice() {
+            [] => Err(no_environment(&self.visible(project), target)),
+            [one] => {
+                self.has(self.on(one), &Target::from(*one))?;
+                Ok(Some(one))
+            }
+            several => Err(several_environments(target, mode, several)),
+        }
+    }
+
+    fn promotion(&self, from: &Target, to: &str) -> Result<(), CommandError> {
+        let source = Check {
+            registry: self.registry,
+            caller: self.caller,
+            rights: Rights::of(self.registry, self.caller),
+            needed: Access::View,
+        };
+        let Some(source) = source.environment(from, Some(Mode::Cooking))? else { return Ok(()) };
+        if source.remotes.iter().any(|remote| remote.name.as_str() == to) {
+            return self.has(self.on(source), &Target::from(source));
+        }
+        let siblings = self.registry.project(&source.project).into_iter().flat_map(|project| &project.environments);
+        let sibling = siblings.into_iter().find(|one| one.name.as_str() == to && self.on(one) >= Access::View);
+        let sibling = sibling.ok_or_else(|| no_destination(source, to))?;
+        self.has(self.on(sibling), &Target::from(sibling))
+    }
+
+    fn on(&self, environment: &Environment) -> Access {
+        self.rights.on_environment(&environment.project, &environment.name)
+    }
+
+    fn visible(&self, project: &Project) -> Project {
+        let mut visible = project.clone();
+        visible.environments.retain(|one| self.on(one) >= Access::View);
+        visible
     }
 }
 
@@ -74,6 +303,7 @@ fn verb(access: Access) -> &'static str {
     match access {
         Access::None | Access::View => "view",
         Access::Push => "push to",
+        Access::Deploy => "deploy to",
         Access::Operate => "operate",
         Access::Admin => "administer",
     }
@@ -82,35 +312,127 @@ fn verb(access: Access) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{ErrorKind, User};
+    use crate::control::ErrorKind;
 
-    fn registry() -> Registry {
+    const RIGHTS: [Access; 6] = [Access::None, Access::View, Access::Push, Access::Deploy, Access::Operate, Access::Admin];
+
+    fn environment(project: &str, name: &str, mode: Mode, default: bool) -> Environment {
+        let (project, name) = (project.parse().unwrap(), name.parse().unwrap());
+        Environment { project, name, mode, default, ..Environment::of_shop("x", "main") }
+    }
+
+    /// Creates a registry with the projects `shop` (production, staging) and `blog`, and with the user `bob`.
+    fn registry(access: &[(&str, Access)]) -> Registry {
         let user = |name: &str, admin, access: &[(&str, Access)]| User {
             name: name.parse().unwrap(),
             admin,
             keys: Vec::new(),
-            access: access.iter().map(|(project, access)| (project.parse().unwrap(), *access)).collect(),
+            access: access.iter().map(|(target, access)| (target.parse().unwrap(), *access)).collect(),
         };
-        Registry { users: vec![user("ann", true, &[]), user("bob", false, &[("shop", Access::Push)])], ..Registry::default() }
+        let project = |name: &str, environments: Vec<Environment>| Project {
+            id: crate::model::ProjectId(1),
+            name: name.parse().unwrap(),
+            environments,
+            space_limit: None,
+            storage: None,
+        };
+        let shop =
+            vec![environment("shop", "production", Mode::Final, true), environment("shop", "staging", Mode::Cooking, false)];
+        let blog = vec![environment("blog", "production", Mode::Cooking, true)];
+        Registry {
+            users: vec![user("ann", true, &[]), user("bob", false, access)],
+            projects: vec![project("shop", shop), project("blog", blog)],
+            ..Registry::default()
+        }
+    }
+
+    fn bob() -> Caller {
+        Caller::User("bob".parse().unwrap())
+    }
+
+    fn may(registry: &Registry, needs: &Needs) -> Result<(), CommandError> {
+        authorize(registry, &bob(), needs)
     }
 
     #[test]
-    fn rights_apply_per_project_and_unknown_users_have_none() {
-        let registry = registry();
+    fn right_on_the_project_counts_for_environments_without_a_right_of_their_own() {
+        for on_project in RIGHTS {
+            for on_staging in RIGHTS.map(Some).into_iter().chain([None]) {
+                let mut access = vec![("shop", on_project)];
+                access.extend(on_staging.map(|right| ("shop/staging", right)));
+                let registry = registry(&access);
+                for needed in [Access::View, Access::Push, Access::Deploy, Access::Operate, Access::Admin] {
+                    let on = |target: &str| may(&registry, &Needs::environment(&target.parse().unwrap(), needed)).is_ok();
+                    assert_eq!(on("shop/staging"), on_staging.unwrap_or(on_project) >= needed, "{access:?} {needed}");
+                    assert_eq!(on("shop/production"), on_project >= needed, "{access:?} {needed}");
+                    // A target without an environment means the default environment.
+                    assert_eq!(on("shop"), on_project >= needed, "{access:?} {needed}");
+                    assert!(!on("blog") && !on("blog/production"), "{access:?} {needed}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn hidden_object_reads_like_missing_object() {
+        let registry = registry(&[("shop/staging", Access::Admin)]);
+        for needed in [Access::View, Access::Push, Access::Deploy, Access::Operate, Access::Admin] {
+            let words = |needs: &Needs, name: &str| {
+                let error = may(&registry, needs).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::NotFound, "{error:?}");
+                format!("{error:?}").replace(name, "X")
+            };
+            let environment = |target: &str| Needs::environment(&target.parse().unwrap(), needed);
+            let project = |name: &str| Needs::project(&name.parse().unwrap(), needed);
+            assert_eq!(words(&project("blog"), "blog"), words(&project("nowhere"), "nowhere"));
+            assert_eq!(words(&environment("blog"), "blog"), words(&environment("nowhere"), "nowhere"));
+            assert_eq!(words(&environment("blog/production"), "blog"), words(&environment("nowhere/production"), "nowhere"));
+            // The other environment of a visible project is hidden, too.
+            assert_eq!(words(&environment("shop/production"), "production"), words(&environment("shop/nothing"), "nothing"));
+            let promote = |to: &str| Needs {
+                scope: Scope::Promotion { from: "shop/staging".parse().unwrap(), to: to.to_owned() },
+                right: needed,
+            };
+            assert_eq!(words(&promote("production"), "production"), words(&promote("nothing"), "nothing"));
+        }
+    }
+
+    #[test]
+    fn right_on_one_environment_includes_no_more_than_the_view_of_the_project() {
+        let registry = registry(&[("shop/staging", Access::Admin)]);
         let shop = "shop".parse().unwrap();
-        let blog = "blog".parse().unwrap();
-        let of = |name: &str, project: Option<&ProjectName>| access(&registry, &Caller::User(name.parse().unwrap()), project);
-        assert_eq!(of("ann", Some(&blog)), Access::Admin);
-        assert_eq!(of("bob", Some(&shop)), Access::Push);
-        assert_eq!(of("bob", Some(&blog)), Access::None);
-        assert_eq!(of("eve", None), Access::None);
-        assert_eq!(access(&registry, &Caller::Operator, None), Access::Admin);
+        assert!(may(&registry, &Needs::project(&shop, Access::View)).is_ok());
+        assert!(may(&registry, &Needs::repository(&shop, Access::Push)).is_ok());
+        assert_eq!(may(&registry, &Needs::project(&shop, Access::Push)).unwrap_err().kind, ErrorKind::Refused);
+        let seen = visible(&registry, &bob(), registry.project(&shop).unwrap()).unwrap();
+        assert_eq!(seen.environments.len(), 1);
+        assert!(visible(&registry, &bob(), registry.project(&"blog".parse().unwrap()).unwrap()).is_none());
     }
 
     #[test]
-    fn hidden_project_reads_like_missing_project() {
-        let caller = Caller::User("bob".parse().unwrap());
-        let error = authorize(&registry(), &caller, Some(&"blog".parse().unwrap()), Access::View).unwrap_err();
-        assert_eq!(error.kind, ErrorKind::NotFound);
+    fn promotion_needs_the_right_on_its_destination() {
+        let needs = Needs {
+            scope: Scope::Promotion { from: "shop".parse().unwrap(), to: String::from("production") },
+            right: Access::Deploy,
+        };
+        let with = |access: &[(&str, Access)]| may(&registry(access), &needs).map_err(|error| error.kind);
+        assert_eq!(with(&[("shop", Access::Deploy)]), Ok(()));
+        assert_eq!(with(&[("shop/staging", Access::View), ("shop/production", Access::Deploy)]), Ok(()));
+        assert_eq!(with(&[("shop", Access::Deploy), ("shop/production", Access::View)]), Err(ErrorKind::Refused));
+        assert_eq!(with(&[("shop/production", Access::Deploy)]), Err(ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn administrators_have_every_right_and_unknown_users_have_none() {
+        let registry = registry(&[]);
+        let by = |caller: &Caller, needs: &Needs| authorize(&registry, caller, needs).is_ok();
+        let ann = Caller::User("ann".parse().unwrap());
+        let eve = Caller::User("eve".parse().unwrap());
+        for needs in [Needs::server(Access::Admin), Needs::environment(&"blog".parse().unwrap(), Access::Admin)] {
+            assert!(by(&ann, &needs) && by(&Caller::Operator, &needs));
+            assert!(!by(&eve, &needs) && !by(&bob(), &needs));
+        }
+        assert!(by(&bob(), &Needs::server(Access::View)));
+        assert!(!by(&eve, &Needs::server(Access::View)));
     }
 }

@@ -1,7 +1,7 @@
 //! Errors of requests: a message, hints, and a kind that determines the exit status.
 
 use super::registry::Target;
-use crate::model::{Project, ProjectName};
+use crate::model::{Environment, Mode, Project, ProjectName};
 
 /// The kind of an error. Scripts rely on the exit status of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,11 +99,26 @@ pub(super) fn no_project(name: &ProjectName, known: &[ProjectName]) -> CommandEr
     }
 }
 
+/// Returns the error for a target that names no environment of `project`. `project` must contain only environments that the caller may
+/// view.
 pub(super) fn no_environment(project: &Project, target: &Target) -> CommandError {
-    let names: Vec<_> = project.environments.iter().map(|environment| environment.name.to_string()).collect();
-    not_found(format!("there is no environment {target}")).hint(format!(
-        "name an environment of {}: {}",
-        project.name,
-        names.join(", ")
-    ))
+    let names: Vec<_> = project.environments.iter().map(Environment::title).collect();
+    let what = match &target.environment {
+        Some(_) => format!("there is no environment {target}"),
+        None => format!("you may not see the default environment of {target}"),
+    };
+    not_found(what).hint(format!("name one of these environments: {}", names.join(", ")))
+}
+
+pub(super) fn several_environments(target: &Target, mode: Option<Mode>, several: &[&Environment]) -> CommandError {
+    let names: Vec<_> = several.iter().map(|environment| environment.title()).collect();
+    let of_mode = mode.map(|mode| format!(" of mode {mode}")).unwrap_or_default();
+    usage(format!("the project {} has several environments{of_mode}", target.project))
+        .hint(format!("name one of these environments: {}", names.join(", ")))
+}
+
+/// Returns the error for a promotion to a destination that does not exist.
+pub(super) fn no_destination(environment: &Environment, to: &str) -> CommandError {
+    not_found(format!("{} has neither a remote nor another environment named {to}", environment.title()))
+        .hint("add another server with `larder remote add`, or list the environments with `larder project info`")
 }

@@ -13,7 +13,7 @@ mod request;
 mod state;
 
 pub use self::{
-    authz::Caller,
+    authz::{Caller, Needs, Scope},
     error::{CommandError, ErrorKind},
     handlers::*,
     registry::{Key, Registry, Target, TrustedKey, User},

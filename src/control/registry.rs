@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     host::files,
-    model::{Access, EnvId, EnvironmentName, NameError, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
+    model::{
+        Access, EnvId, Environment, EnvironmentName, Mode, NameError, Project, ProjectId, ProjectName, PublicKey, RemoteName,
+        UserName,
+    },
 };
 
 /// A public key with which a user may log in.
@@ -27,9 +30,9 @@ pub struct User {
     pub admin: bool,
     /// The SSH keys of the user.
     pub keys: Vec<Key>,
-    /// Rights on single projects.
+    /// Rights on single projects and environments. The right on an environment counts instead of the right on its project.
     #[serde(default)]
-    pub access: BTreeMap<ProjectName, Access>,
+    pub access: BTreeMap<Target, Access>,
 }
 
 /// A signing key whose deliverables a project accepts from any source.
@@ -44,7 +47,8 @@ pub struct TrustedKey {
 }
 
 /// The project and environment that a caller names: `shop`, or `shop/staging`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Target {
     /// The project.
     pub project: ProjectName,
@@ -60,6 +64,25 @@ impl FromStr for Target {
             None => (text, None),
         };
         Ok(Target { project: project.parse()?, environment })
+    }
+}
+
+impl TryFrom<String> for Target {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Target, NameError> {
+        text.parse()
+    }
+}
+
+impl From<Target> for String {
+    fn from(target: Target) -> String {
+        target.to_string()
+    }
+}
+
+impl From<&Environment> for Target {
+    fn from(environment: &Environment) -> Target {
+        Target { project: environment.project.clone(), environment: Some(environment.name.clone()) }
     }
 }
 
@@ -92,6 +115,22 @@ pub struct Registry {
     pub last_environment: u32,
 }
 
+/// The version of the registry's format. Version 1 has no version number, no rights on environments and no right `deploy`.
+const FORMAT: u32 = 2;
+
+/// The registry as a file.
+#[derive(Debug, Serialize, Deserialize)]
+struct RegistryFile {
+    #[serde(default = "first_format")]
+    format: u32,
+    #[serde(flatten)]
+    registry: Registry,
+}
+
+fn first_format() -> u32 {
+    1
+}
+
 /// The maximum size of a registry that is read or written, in bytes.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
 
@@ -105,12 +144,37 @@ impl Registry {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Registry::default()),
             Err(error) => return Err(io::Error::other(error)),
         };
-        serde_json::from_slice(&bytes).map_err(|error| io::Error::other(format!("cannot parse {}: {error}", path.display())))
+        #[derive(Deserialize)]
+        struct Version {
+            #[serde(default = "first_format")]
+            format: u32,
+        }
+        let wrong = |error| io::Error::other(format!("cannot parse {}: {error}", path.display()));
+        // The version is read first, because the content of a later version may not be readable.
+        let Version { format } = serde_json::from_slice(&bytes).map_err(wrong)?;
+        if format > FORMAT {
+            let path = path.display();
+            return Err(io::Error::other(format!(
+                "cannot read {path}: it has the format {format} (expected at most {FORMAT}); start the version of larder that wrote it"
+            )));
+        }
+        let RegistryFile { mut registry, .. } = serde_json::from_slice(&bytes).map_err(wrong)?;
+        if format < 2 {
+            registry.widen_push();
+        }
+        Ok(registry)
+    }
+
+    /// Replaces each right `push` by the right `deploy`. In version 1, `push` included the actions that need `deploy` now.
+    fn widen_push(&mut self) {
+        let rights = self.users.iter_mut().flat_map(|user| user.access.values_mut());
+        rights.filter(|right| **right == Access::Push).for_each(|right| *right = Access::Deploy);
     }
 
     /// Replaces the file at `path` atomically. The new registry survives a power failure after this function has returned.
     pub fn save(&self, path: &Path) -> io::Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
+        let file = RegistryFile { format: FORMAT, registry: self.clone() };
+        let mut bytes = serde_json::to_vec_pretty(&file).map_err(io::Error::other)?;
         bytes.push(b'\n');
         // The next start could not read a larger file.
         if bytes.len() as u64 > MAX_BYTES {
@@ -144,6 +208,28 @@ impl Registry {
         self.projects.iter().find(|project| &project.name == name)
     }
 
+    /// Returns the environment that a target names, or the project's default environment if the target names none.
+    pub fn environment(&self, target: &Target) -> Option<&Environment> {
+        let project = self.project(&target.project)?;
+        match &target.environment {
+            Some(name) => project.environments.iter().find(|environment| &environment.name == name),
+            None => project.environments.iter().find(|environment| environment.default).or(project.environments.first()),
+        }
+    }
+
+    /// Returns the environments that a target may mean if the target prefers environments of mode `mode`: the named environment; without a
+    /// name, the default environment if the mode of the default environment is `mode`, or else all environments of this mode, or else the
+    /// default environment.
+    pub fn environments_of_mode(&self, target: &Target, mode: Mode) -> Vec<&Environment> {
+        let Some(usual) = self.environment(target) else { return Vec::new() };
+        if target.environment.is_some() || usual.mode == mode {
+            return vec![usual];
+        }
+        let environments = self.project(&target.project).into_iter().flat_map(|project| &project.environments);
+        let fitting: Vec<_> = environments.filter(|environment| environment.mode == mode).collect();
+        if fitting.is_empty() { vec![usual] } else { fitting }
+    }
+
     /// Returns a project number that was never used before, and records this number as used.
     pub fn next_project(&mut self) -> ProjectId {
         self.last_project = self.last_project.saturating_add(1);
@@ -174,6 +260,32 @@ mod tests {
         assert_eq!(again.next_project(), ProjectId(2));
         std::fs::write(&path, "{").unwrap();
         assert!(Registry::load(&path).unwrap_err().to_string().contains("registry.json"));
+    }
+
+    #[test]
+    fn registry_of_version_1_keeps_the_meaning_of_its_rights() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("registry.json");
+        std::fs::write(&path, include_str!("../../tests/fixtures/registries/1.json")).unwrap();
+        let registry = Registry::load(&path).unwrap();
+        let rights = |name: &str| {
+            let user = registry.user(&name.parse().unwrap()).unwrap();
+            user.access.iter().map(|(target, access)| format!("{target}:{access}")).collect::<Vec<_>>().join(" ")
+        };
+        // In version 1, `push` included roll back, pull, promote and restore points.
+        assert_eq!(rights("bob"), "blog:view shop:deploy");
+        assert_eq!(rights("ops"), "shop:operate");
+        assert!(registry.user(&"alice".parse().unwrap()).unwrap().admin);
+        assert_eq!(registry.projects.len(), 2);
+        // A registry that this version has written keeps its rights.
+        let mut registry = registry;
+        registry.users[1].access.insert("shop/staging".parse().unwrap(), Access::Push);
+        registry.save(&path).unwrap();
+        assert_eq!(Registry::load(&path).unwrap(), registry);
+        let text = std::fs::read_to_string(&path).unwrap().replace("\"format\": 2", "\"format\": 3");
+        std::fs::write(&path, text).unwrap();
+        let error = Registry::load(&path).unwrap_err().to_string();
+        assert!(error.contains("has the format 3 (expected at most 2)"), "{error}");
     }
 
     #[test]

@@ -5,10 +5,13 @@ use std::os::fd::OwnedFd;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 
-use super::{authz::Caller, error::CommandError, state::Control};
+use super::{
+    authz::{Caller, Needs},
+    error::CommandError,
+    state::Control,
+};
 use crate::{
     host::launch::{Child, Stdio},
-    model::{Access, ProjectName},
     pipeline::{DataCopy, Ticket},
     remote::ssh::Exec,
     runtime::LogLine,
@@ -25,9 +28,8 @@ pub trait Request: Send + Sized + 'static {
     /// The name of the request in log records.
     const NAME: &'static str;
 
-    /// Returns the project that the request concerns and the right that the request needs on this project. Without a project, the
-    /// right applies to the server as a whole.
-    fn needs(&self) -> (Option<&ProjectName>, Access);
+    /// Returns the right that the request needs, and the object of this right.
+    fn needs(&self) -> Needs;
 
     /// Carries out the request for a caller that has the needed right.
     fn handle(self, context: &Context<'_>) -> impl Future<Output = Result<Reply<Self::View>, CommandError>> + Send;
@@ -45,8 +47,8 @@ pub struct Context<'a> {
 impl Control {
     /// Carries out a request if `caller` has the right that the request needs.
     pub async fn handle<R: Request>(&self, caller: &Caller, request: R) -> Result<Reply<R::View>, CommandError> {
-        let (project, needed) = request.needs();
-        self.authorize(caller, project, needed).inspect_err(|_| tracing::warn!(%caller, request = R::NAME, "request refused"))?;
+        self.authorize(caller, &request.needs())
+            .inspect_err(|_| tracing::warn!(%caller, request = R::NAME, "request refused"))?;
         request.handle(&Context { control: self, caller }).await
     }
 }

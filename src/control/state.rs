@@ -6,14 +6,14 @@ use parking_lot::RwLock;
 use serde::Serialize;
 
 use super::{
-    authz::{self, Caller},
+    authz::{self, Caller, Needs},
     error::{self, CommandError},
     heads::ManifestHeads,
     registry::{Registry, Target},
 };
 use crate::{
     host::root::Root,
-    model::{Access, Environment, Project, ProjectId, ProjectName, PublicKey, UserName},
+    model::{Access, Environment, Project, ProjectId, ProjectName, PublicKey, Trigger, UserName},
     pipeline::{DeployRequest, Pipeline, StartCheck},
 };
 
@@ -85,14 +85,19 @@ impl Control {
         self.storage_problem(project)
     }
 
-    /// Returns an error unless `caller` has the right `needed` on `project` or, without a project, on the server as a whole.
-    pub(super) fn authorize(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) -> Result<(), CommandError> {
-        authz::authorize(&self.0.registry.read(), caller, project, needed)
+    /// Returns an error unless `caller` has the rights that `needs` states.
+    pub fn authorize(&self, caller: &Caller, needs: &Needs) -> Result<(), CommandError> {
+        authz::authorize(&self.0.registry.read(), caller, needs)
     }
 
-    /// Returns the right of `caller` on `project` or, without a project, on the server as a whole.
-    pub(super) fn access(&self, caller: &Caller, project: Option<&ProjectName>) -> Access {
-        authz::access(&self.0.registry.read(), caller, project)
+    /// Returns the right of `caller` on an environment.
+    pub fn right_on(&self, caller: &Caller, environment: &Environment) -> Access {
+        authz::on_environment(&self.0.registry.read(), caller, environment)
+    }
+
+    /// Returns the right of `caller` on a project itself, which counts for each environment without a right of its own.
+    pub fn right_on_project(&self, caller: &Caller, project: &ProjectName) -> Access {
+        authz::on_project(&self.0.registry.read(), caller, project)
     }
 
     /// Returns the user that an SSH key belongs to. The caller must have verified that the client has the private key.
@@ -105,32 +110,37 @@ impl Control {
         self.0.changed.subscribe()
     }
 
-    /// Waits until `caller` no longer has the right `needed` on `project` or, without a project, on the server as a whole.
-    pub async fn revoked(&self, caller: &Caller, project: Option<&ProjectName>, needed: Access) {
+    /// Waits until `caller` no longer has the rights that `needs` states.
+    pub async fn revoked(&self, caller: &Caller, needs: &Needs) {
         let mut changes = self.0.changed.subscribe();
-        while self.access(caller, project) >= needed {
+        while self.authorize(caller, needs).is_ok() {
             if changes.changed().await.is_err() {
                 return std::future::pending().await;
             }
         }
     }
 
-    /// Returns a project if `caller` has the right `needed` on it.
-    pub fn project(&self, caller: &Caller, name: &ProjectName, needed: Access) -> Result<Project, CommandError> {
-        self.authorize(caller, Some(name), needed)?;
+    /// Returns a project, with all its environments, if `caller` has the rights that `needs` states.
+    pub fn project(&self, caller: &Caller, name: &ProjectName, needs: &Needs) -> Result<Project, CommandError> {
+        self.authorize(caller, needs)?;
         let project = self.0.registry.read().project(name).cloned();
         project.ok_or_else(|| error::no_project(name, &self.names(caller)))
     }
 
-    /// Returns the environment that a target names, or the project's default environment if the target names none.
+    /// Returns a project with the environments that `caller` may see. The caller must have the right to view the project.
+    pub(super) fn visible_project(&self, caller: &Caller, name: &ProjectName) -> Result<Project, CommandError> {
+        let registry = self.0.registry.read();
+        let project = registry.project(name).and_then(|project| authz::visible(&registry, caller, project));
+        drop(registry);
+        project.ok_or_else(|| error::no_project(name, &self.names(caller)))
+    }
+
+    /// Returns the environment that a target names, or the project's default environment if the target names none. The caller must have a
+    /// right on this environment: [`Control::handle`] has checked the target of the request.
     pub(super) fn environment(&self, target: &Target) -> Result<Environment, CommandError> {
         let registry = self.0.registry.read();
         let project = registry.project(&target.project).ok_or_else(|| error::no_project(&target.project, &[]))?;
-        let found = match &target.environment {
-            Some(name) => project.environments.iter().find(|environment| &environment.name == name),
-            None => project.environments.iter().find(|environment| environment.default).or(project.environments.first()),
-        };
-        found.cloned().ok_or_else(|| error::no_environment(project, target))
+        registry.environment(target).cloned().ok_or_else(|| error::no_environment(project, target))
     }
 
     /// Returns the names of the projects that a caller may see.
@@ -138,11 +148,10 @@ impl Control {
         self.visible(caller).into_iter().map(|project| project.name).collect()
     }
 
-    /// Returns the projects that a caller may see.
+    /// Returns the projects that a caller may see, each with the environments that the caller may see.
     pub(super) fn visible(&self, caller: &Caller) -> Vec<Project> {
         let registry = self.0.registry.read();
-        let visible = |project: &&Project| authz::access(&registry, caller, Some(&project.name)) >= Access::View;
-        registry.projects.iter().filter(visible).cloned().collect()
+        registry.projects.iter().filter_map(|project| authz::visible(&registry, caller, project)).collect()
     }
 
     /// Returns the keys whose deliverables an environment accepts: the keys that its project trusts, the keys of its remotes, and
@@ -227,8 +236,12 @@ impl StartCheck for Control {
         let asked = &request.environment;
         let by = request.trigger.by();
         let caller = if *by == UserName::operator() { Caller::Operator } else { Caller::User(by.clone()) };
-        if self.access(&caller, Some(&asked.project)) < Access::Push {
-            return Err(format!("{by} may no longer push to {}", asked.project));
+        let (needed, verb) = match request.trigger {
+            Trigger::Push { .. } | Trigger::Redeploy { .. } => (Access::Push, "push to"),
+            Trigger::Pull { .. } | Trigger::Rollback { .. } => (Access::Deploy, "deploy to"),
+        };
+        if self.right_on(&caller, asked) < needed {
+            return Err(format!("{by} may no longer {verb} {}", asked.title()));
         }
         let registry = self.registry();
         let environments = registry.projects.iter().flat_map(|project| &project.environments);

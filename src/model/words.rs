@@ -98,13 +98,16 @@ pub enum Access {
     None,
     /// The right to read the project's state, logs and releases, and to clone and fetch.
     View,
-    /// The right to push, to deploy, cancel, roll back, pull, promote and import releases, to read patches, and to take and verify restore
-    /// points.
+    /// The right to push to the deploy branch, and to retry and cancel deployments.
     Push,
+    /// The right to deploy without a push, to roll back, pull, promote and import releases, to read patches, and to take and verify
+    /// restore points.
+    Deploy,
     /// The right to run commands, to scale and restart processes, to pin releases, to check remotes, to unfreeze environments, and to save
     /// and drop patches. The right includes the restore of data, also by a rollback, and the export and removal of restore points.
     Operate,
-    /// The right to create and destroy projects, and to manage users, keys, trusted signers and remotes.
+    /// On a project or an environment, the right to give rights to other users. On the whole server, the right to create and destroy
+    /// projects, and to manage users, keys, trusted signers and remotes.
     Admin,
 }
 
@@ -115,6 +118,7 @@ impl Access {
             Access::None => "none",
             Access::View => "view",
             Access::Push => "push",
+            Access::Deploy => "deploy",
             Access::Operate => "operate",
             Access::Admin => "admin",
         }

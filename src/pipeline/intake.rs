@@ -12,7 +12,7 @@ use crate::{
         project::{self, ProjectConfig, ProjectFiles},
     },
     git::source::RecipeFiles,
-    model::{BranchName, CommitId, Environment, Outcome, Phase},
+    model::{Access, BranchName, CommitId, Environment, Outcome, Phase},
 };
 
 /// A ref that a push creates, changes or deletes.
@@ -54,9 +54,13 @@ pub enum RefDecision {
     },
 }
 
-/// Returns the decision about every ref of a push to a project with `environments`, in the order of `updates`.
-pub fn decide(environments: &[Environment], updates: &[RefUpdate], atomic: bool) -> Vec<RefDecision> {
-    let mut decisions: Vec<_> = updates.iter().map(|update| decide_one(environments, update)).collect();
+/// A function that returns the pusher's right on an environment, or on the project itself.
+pub type RightOn<'a> = &'a dyn Fn(Option<&Environment>) -> Access;
+
+/// Returns the decision about every ref of a push to a project with `environments`, in the order of `updates`. A deploy branch needs the
+/// right `push` on its environment; any other ref needs this right on the project itself, because the ref belongs to all environments.
+pub fn decide(environments: &[Environment], right: RightOn<'_>, updates: &[RefUpdate], atomic: bool) -> Vec<RefDecision> {
+    let mut decisions: Vec<_> = updates.iter().map(|update| decide_one(environments, right, update)).collect();
     let deployments = decisions.iter().filter(|decision| matches!(decision, RefDecision::Deploy { .. })).count();
     if atomic && deployments > 1 {
         for decision in decisions.iter_mut().filter(|decision| matches!(decision, RefDecision::Deploy { .. })) {
@@ -97,16 +101,32 @@ pub fn unstorable<'u>(updates: &'u [RefUpdate], existing: &BTreeMap<String, Comm
     })
 }
 
-fn decide_one(environments: &[Environment], update: &RefUpdate) -> RefDecision {
+fn decide_one(environments: &[Environment], right: RightOn<'_>, update: &RefUpdate) -> RefDecision {
     let deletes = update.new.is_zero();
-    if let Some(branch) = update.name.strip_prefix("refs/heads/") {
+    let branch = update.name.strip_prefix("refs/heads/");
+    let deploying_branch = |environment: &&Environment| branch == Some(environment.branch.as_str());
+    let environment = environments.iter().find(deploying_branch);
+    let visible = || environments.iter().filter(|environment| right(Some(environment)) >= Access::View);
+    if right(environment) < Access::Push {
+        let may: Vec<_> = visible().filter(|environment| right(Some(environment)) >= Access::Push).collect();
+        // A deploy branch of a hidden environment reads like any other branch.
+        let environment = environment.filter(|environment| right(Some(environment)) >= Access::View);
+        return RefDecision::Refuse {
+            reason: match environment {
+                Some(environment) => format!("you may not push to {}", environment.title()),
+                None => String::from("you may not push this ref"),
+            },
+            hint: Some(format!("you may push these deploy branches only: {}", deploying(may))),
+        };
+    }
+    if let Some(branch) = branch {
         let Ok(branch) = branch.parse::<BranchName>() else {
             return RefDecision::Refuse {
                 reason: String::from("this branch name is not allowed"),
                 hint: branch.parse::<BranchName>().err().map(|error| error.to_string()),
             };
         };
-        return match environments.iter().find(|environment| environment.branch == branch) {
+        return match environment {
             Some(environment) if deletes => RefDecision::Refuse {
                 reason: format!("{} deploys this branch", environment.title()),
                 hint: Some(format!(
@@ -122,9 +142,7 @@ fn decide_one(environments: &[Environment], update: &RefUpdate) -> RefDecision {
                 seen: update.old.clone(),
             },
             None if deletes => RefDecision::Store { note: None },
-            None => {
-                RefDecision::Store { note: Some(format!("{branch} is stored and not deployed; {}", deploying(environments))) }
-            }
+            None => RefDecision::Store { note: Some(format!("{branch} is stored and not deployed; {}", deploying(visible()))) },
         };
     }
     if update.name.starts_with("refs/tags/") {
@@ -137,9 +155,9 @@ fn decide_one(environments: &[Environment], update: &RefUpdate) -> RefDecision {
 }
 
 /// Returns a list of the deploy branches and their environments, for messages.
-pub fn deploying(environments: &[Environment]) -> String {
-    let pairs: Vec<_> =
-        environments.iter().map(|environment| format!("{} deploys to {}", environment.branch, environment.name)).collect();
+pub fn deploying<'a>(environments: impl IntoIterator<Item = &'a Environment>) -> String {
+    let deploys = |environment: &Environment| format!("{} deploys to {}", environment.branch, environment.name);
+    let pairs: Vec<_> = environments.into_iter().map(deploys).collect();
     if pairs.is_empty() { String::from("no branch deploys here") } else { pairs.join(", ") }
 }
 
@@ -214,7 +232,7 @@ mod tests {
     #[test]
     fn each_kind_of_ref_is_deployed_stored_or_refused() {
         let environments = [Environment::of_shop("production", "main"), Environment::of_shop("staging", "next")];
-        let one = |name: &str, delete| decide(&environments, &[update(name, delete)], false).remove(0);
+        let one = |name: &str, delete| decide(&environments, &|_| Access::Push, &[update(name, delete)], false).remove(0);
         assert!(
             matches!(one("refs/heads/main", false), RefDecision::Deploy { environment, .. } if environment.name.as_str() == "production")
         );
@@ -236,8 +254,16 @@ mod tests {
     fn atomic_push_is_all_or_nothing() {
         let environments = [Environment::of_shop("production", "main"), Environment::of_shop("staging", "next")];
         let both = [update("refs/heads/main", false), update("refs/heads/next", false), update("refs/tags/v1", false)];
-        assert!(decide(&environments, &both, true).iter().all(|decision| matches!(decision, RefDecision::Refuse { .. })));
-        assert!(!decide(&environments, &both, false).iter().any(|decision| matches!(decision, RefDecision::Refuse { .. })));
+        assert!(
+            decide(&environments, &|_| Access::Push, &both, true)
+                .iter()
+                .all(|decision| matches!(decision, RefDecision::Refuse { .. }))
+        );
+        assert!(
+            !decide(&environments, &|_| Access::Push, &both, false)
+                .iter()
+                .any(|decision| matches!(decision, RefDecision::Refuse { .. }))
+        );
     }
 
     #[test]

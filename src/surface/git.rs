@@ -17,14 +17,14 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    control::{Caller, CommandError, Control, ErrorKind},
+    control::{Caller, CommandError, Control, ErrorKind, Needs},
     git::{
         PushCommands, ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
         source::RecipeFiles,
     },
     host::{files, launch::Stdio},
-    model::{Access, CommitId, Project, ProjectName, Trigger},
+    model::{Access, CommitId, Environment, Project, ProjectName, Trigger},
     pipeline::{
         DeployRequest, PushRejection, Ticket, chain,
         intake::{RefDecision, RefUpdate, decide, unstorable},
@@ -89,11 +89,12 @@ impl Pushes {
         stdio: Stdio,
         commands: &PushCommands,
     ) -> Result<u32, CommandError> {
-        let needed = match service {
-            Service::ReceivePack => Access::Push,
-            Service::UploadPack => Access::View,
+        let needs = match service {
+            // Each ref of the push is checked again, with the environment that deploys the ref.
+            Service::ReceivePack => Needs::repository(project, Access::Push),
+            Service::UploadPack => Needs::project(project, Access::View),
         };
-        let project = self.control.project(&caller, project, needed)?;
+        let project = self.control.project(&caller, project, &needs)?;
         let services = self.control.pipeline().services();
         let flag = || Arc::new(AtomicBool::new(false));
         let (asked, failed, decided, seen) = (flag(), flag(), flag(), Arc::new(AtomicUsize::new(0)));
@@ -133,7 +134,7 @@ impl Pushes {
         let mut serving = serving.await.map_err(|error| CommandError::internal(&error))?;
         let exit = tokio::select! {
             exit = serving.child.wait() => exit.map_err(|error| CommandError::internal(&error))?,
-            () = self.control.revoked(&who, Some(&name), needed) => {
+            () = self.control.revoked(&who, &needs) => {
                 let _ = serving.child.kill().await;
                 let _ = serving.child.wait().await;
                 tracing::warn!(caller = %who, project = %name, "git was killed: the caller has lost the right to the project");
@@ -189,11 +190,30 @@ impl Pushes {
     /// began.
     fn still(&self, push: &PushInFlight) -> Result<Project, String> {
         let PushInFlight { caller, project, .. } = push;
-        let now = self.control.project(caller, &project.name, Access::Push).map_err(|error| error.to_string())?;
+        let needs = Needs::repository(&project.name, Access::Push);
+        let now = self.control.project(caller, &project.name, &needs).map_err(|error| error.to_string())?;
         if now.id != project.id {
             return Err(format!("the project {} was created anew during this push; push again", project.name));
         }
         Ok(now)
+    }
+
+    /// Returns the decision `fate` about a ref, or the refusal if the pusher has lost the right to push the ref.
+    fn still_may(&self, push: &PushInFlight, project: &Project, update: &RefUpdate, fate: RefDecision) -> RefDecision {
+        let mut now = self.decide(push, project, std::slice::from_ref(update), false);
+        match now.pop() {
+            Some(refused @ RefDecision::Refuse { .. }) => refused,
+            _ => fate,
+        }
+    }
+
+    /// Returns the decision about every ref of a push, with the current rights of the pusher.
+    fn decide(&self, push: &PushInFlight, project: &Project, updates: &[RefUpdate], atomic: bool) -> Vec<RefDecision> {
+        let right = |environment: Option<&Environment>| match environment {
+            Some(environment) => self.control.right_on(&push.caller, environment),
+            None => self.control.right_on_project(&push.caller, &project.name),
+        };
+        decide(&project.environments, &right, updates, atomic)
     }
 
     /// Records objections that are known before git keeps the objects of a push. Returns true if no ref can be accepted.
@@ -201,7 +221,7 @@ impl Pushes {
         let request = &session.request;
         let updates = updates(session);
         let (mut objections, mut accepted) = (BTreeMap::new(), 0_usize);
-        for (update, fate) in updates.iter().zip(decide(&project.environments, &updates, false)) {
+        for (update, fate) in updates.iter().zip(self.decide(&session.ticket, project, &updates, false)) {
             let objection = match fate {
                 RefDecision::Refuse { .. } => continue,
                 RefDecision::Store { .. } => None,
@@ -254,7 +274,7 @@ impl Pushes {
         let updates = updates(&session);
         let atomic = session.request.atomic;
         let mut fates = match self.still(&session.ticket) {
-            Ok(project) => decide(&project.environments, &updates, atomic),
+            Ok(project) => self.decide(&session.ticket, &project, &updates, atomic),
             Err(why) => updates.iter().map(|_| refusal(&why)).collect(),
         };
         if atomic && updates.len() > 1 && fates.iter().any(|fate| matches!(fate, RefDecision::Deploy { .. })) {
@@ -267,7 +287,10 @@ impl Pushes {
         let mut verdicts = Vec::with_capacity(fates.len());
         for (update, fate) in updates.iter().zip(fates) {
             // The deployment of the previous ref may have taken long, so the right is checked again.
-            let fate = self.still(&session.ticket).map_or_else(|why| refusal(&why), |_| fate);
+            let fate = match self.still(&session.ticket) {
+                Ok(project) => self.still_may(&session.ticket, &project, update, fate),
+                Err(why) => refusal(&why),
+            };
             verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
         }
         // git refuses some refs by itself, between the two hooks.
@@ -330,8 +353,11 @@ impl Pushes {
                         return RefVerdict::Refused { reason: chain(&error) };
                     }
                 };
-                let tags = coming(session);
                 let recipe = session.ticket.early.lock().recipe_of(&commit);
+                // A tag that the pusher may not push names no release.
+                let push = &session.ticket;
+                let may_tag = self.control.right_on_project(&push.caller, &push.project.name) >= Access::Push;
+                let tags = if may_tag { coming(session) } else { Vec::new() };
                 let request = DeployRequest {
                     trigger,
                     environment: *environment,

@@ -72,7 +72,7 @@ fn data_of_a_project_needs_the_right_of_each_command(world: &World) {
         world.larder(&["user", "add", user, "--key-file", &world.public_key(user)]).ok();
     }
     world.larder(&["user", "grant", "vic", "shop", "view"]).ok();
-    world.larder(&["user", "grant", "pat", "shop", "push"]).ok();
+    world.larder(&["user", "grant", "pat", "shop", "deploy"]).ok();
     let push: [&[&str]; 7] = [
         &["backup", "take", "shop"],
         &["backup", "list", "shop"],

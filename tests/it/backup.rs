@@ -428,7 +428,7 @@ fn pusher_may_take_and_operator_may_restore(world: &World) {
         world.key(user);
         world.larder(&["user", "add", user, "--key-file", &world.public_key(user)]).ok();
     }
-    world.larder(&["user", "grant", "ann", "shop", "push"]).ok();
+    world.larder(&["user", "grant", "ann", "shop", "deploy"]).ok();
     world.ssh("ann", &["backup", "take", "shop"]).ok();
     world.ssh("ann", &["backup", "list", "shop"]).says("not verified");
     world.ssh("ann", &["backup", "verify", "shop"]).says("ok (");

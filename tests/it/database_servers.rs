@@ -270,10 +270,10 @@ fn created_database_is_used_by_the_application_and_dropped_after_a_restore_point
     let list = world.larder(&["db", "list", "shop"]);
     list.exits(0).says("larder db create").keeps_quiet_about(password);
 
-    // A user with the right to push sees the list, and may not do more.
+    // A user with the right to deploy sees the list, and may not do more.
     world.key("bob");
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
-    world.larder(&["user", "grant", "bob", "shop", "push"]).ok();
+    world.larder(&["user", "grant", "bob", "shop", "deploy"]).ok();
     world.ssh("bob", &["db", "list", "shop"]).exits(0).says("shop__production");
     for verb in ["shell", "dump", "load", "destroy"] {
         world.ssh("bob", &["db", verb, "shop"]).exits(3).says("may not operate");

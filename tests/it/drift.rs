@@ -271,7 +271,7 @@ fn drift_commands_need_view_push_or_operate_right(world: &World) {
     let id = world.larder(&["drift", "shop", "--save", "--json"]).json()["patch"].as_str().unwrap().to_owned();
     world.ssh("bob", &["drift", "shop", "--show", &id]).exits(3);
     world.ssh("bob", &["drift", "shop", "--drop", &id]).exits(3);
-    world.larder(&["user", "grant", "bob", "shop", "push"]).ok();
+    world.larder(&["user", "grant", "bob", "shop", "deploy"]).ok();
     world.ssh("bob", &["drift", "shop", "--show", &id]).exits(0).says("+FIXED");
 }
 

@@ -73,6 +73,7 @@ mod releases;
 mod remote;
 mod remote_hostile;
 mod renewal;
+mod rights;
 mod rollback;
 mod roundabout;
 mod serving;

@@ -180,7 +180,7 @@ pub fn introduce(production: Side<'_>, staging: Side<'_>, projects: &[&str]) {
         staging.0.project(project);
         production.0.larder(&["project", "create", project, "--mode", "final", "--branch", "main"]).ok();
         staging.0.larder(&["user", "grant", "prod", project, "view"]).ok();
-        production.0.larder(&["user", "grant", "staging", project, "push"]).ok();
+        production.0.larder(&["user", "grant", "staging", project, "deploy"]).ok();
         for ((at, ..), name, (other, host, port)) in [(production, "staging", staging), (staging, "prod", production)] {
             let (keys, url) = (keys(other), format!("ssh://larder@{host}:{port}/{project}"));
             let trust = ["--trust", &text(&keys, "signing"), "--host-key", &text(&keys, "host")];

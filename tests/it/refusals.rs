@@ -197,7 +197,7 @@ fn export_is_accepted_elsewhere_and_altered_exports_are_refused(staging: &World)
     // A valid import over ssh is accepted. A second import of the same release changes nothing.
     production.key("dora");
     production.larder(&["user", "add", "dora", "--key-file", &production.public_key("dora")]).ok();
-    production.larder(&["user", "grant", "dora", "shop", "push"]).ok();
+    production.larder(&["user", "grant", "dora", "shop", "deploy"]).ok();
     let mut ssh = production.client("ssh");
     ssh.args(production.ssh_options("dora")).args(["larder@127.0.0.1", "release", "import", "shop"]);
     Output::of(ssh.stdin(File::open(&path).unwrap())).says("shop/production has release ").says("nothing was deployed").exits(0);
@@ -217,7 +217,7 @@ fn export_is_accepted_elsewhere_and_altered_exports_are_refused(staging: &World)
     assert!(ssh.stdout(File::create(&again).unwrap()).status().unwrap().success());
     let found = parts(&fs::read(again).unwrap());
     assert_eq!((&found[1].1, &found[2].1), (&whole[1].1, &whole[2].1), "the second export differs from the first export");
-    production.ssh("dora", &["release", "import", "shop"]).exits(3).says("dora may not push to shop");
+    production.ssh("dora", &["release", "import", "shop"]).exits(3).says("dora may not deploy to shop");
     production.end();
 }
 

@@ -1,5 +1,5 @@
 //! Requests about single restore points; `backup_list.rs` has the other requests. Taking, showing, verifying and comparing restore points
-//! need the right to push. Removing and restoring need the right to operate, because both can lose data that users have written. Exporting
+//! need the right to deploy. Removing and restoring need the right to operate, because both can lose data that users have written. Exporting
 //! needs the right to operate, because the archive contains all of this data.
 
 use std::{os::fd::OwnedFd, time::Duration};
@@ -12,6 +12,7 @@ use super::deployments::of_pipeline;
 use crate::{
     backup::{BackupError, DataDiff, DumpInfo, FailureKind, OtherSessions, PointCounts, PointInfo, PointState},
     control::{
+        authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
         request::{Confirmation, Context, Reply, Request, Stream},
@@ -252,9 +253,9 @@ impl Request for BackupExport {
     type View = ();
     const NAME: &'static str = "backup export";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
+    fn needs(&self) -> Needs {
         // The archive contains all data of the users. `larder run`, which can read the same data, needs the same right.
-        (Some(&self.target.project), Access::Operate)
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {
@@ -318,8 +319,8 @@ impl Request for BackupTake {
     type View = PointView;
     const NAME: &'static str = "backup take";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<PointView>, CommandError> {
@@ -336,8 +337,8 @@ impl Request for BackupShow {
     type View = PointView;
     const NAME: &'static str = "backup show";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<PointView>, CommandError> {
@@ -354,8 +355,8 @@ impl Request for BackupVerify {
     type View = VerifyView;
     const NAME: &'static str = "backup verify";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<VerifyView>, CommandError> {
@@ -371,8 +372,8 @@ impl Request for BackupRemove {
     type View = BackupRemoved;
     const NAME: &'static str = "backup remove";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<BackupRemoved>, CommandError> {
@@ -387,8 +388,8 @@ impl Request for BackupDiff {
     type View = DataDiff;
     const NAME: &'static str = "backup diff";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<DataDiff>, CommandError> {
@@ -404,8 +405,8 @@ impl Request for BackupRestore {
     type View = RestoreView;
     const NAME: &'static str = "backup restore";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<RestoreView>, CommandError> {

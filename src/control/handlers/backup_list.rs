@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     control::{
+        authz::Needs,
         error::CommandError,
         registry::Target,
         request::{Context, Reply, Request},
@@ -81,8 +82,8 @@ impl Request for BackupList {
     type View = PointList;
     const NAME: &'static str = "backup list";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<PointList>, CommandError> {
@@ -130,8 +131,8 @@ impl Request for BackupDrill {
     type View = DrillView;
     const NAME: &'static str = "backup drill";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<DrillView>, CommandError> {
@@ -146,8 +147,8 @@ impl Request for BackupPrune {
     type View = PruneView;
     const NAME: &'static str = "backup prune";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<PruneView>, CommandError> {

@@ -1,4 +1,4 @@
-//! The requests about copies of restore points in off-site stores. Copying and checking need the right to push, as taking and verifying do.
+//! The requests about copies of restore points in off-site stores. Copying and checking need the right to deploy, as taking and verifying do.
 //! An import needs the right to operate, because it brings data into the environment. Only the local command line may name an arbitrary
 //! store: the server would otherwise connect to an address, and read a file, that a remote user chooses.
 
@@ -12,6 +12,7 @@ use crate::{
     config::{ByteSize, OffsiteAddress, OffsiteConfig},
     control::{
         authz::Caller,
+        authz::Needs,
         error::{CommandError, refused, usage},
         registry::Target,
         request::{Context, Reply, Request},
@@ -124,8 +125,8 @@ impl Request for BackupCopy {
     type View = CopyReport;
     const NAME: &'static str = "backup copy";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<CopyReport>, CommandError> {
@@ -187,8 +188,8 @@ impl Request for BackupImport {
     type View = ImportView;
     const NAME: &'static str = "backup import";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<ImportView>, CommandError> {

@@ -11,6 +11,7 @@ use crate::{
         SHELL_VARIABLE, check_database,
     },
     control::{
+        authz::Needs,
         error::{CommandError, not_found, refused, run_blocking, usage},
         registry::Target,
         request::{Confirmation, Context, Reply, Request, RunningCommand, Stream},
@@ -166,8 +167,8 @@ impl Request for DatabaseList {
     type View = Vec<DatabaseView>;
     const NAME: &'static str = "db list";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<DatabaseView>>, CommandError> {
@@ -204,8 +205,8 @@ impl Request for DatabaseCreate {
     type View = DatabaseView;
     const NAME: &'static str = "db create";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<DatabaseView>, CommandError> {
@@ -258,8 +259,8 @@ impl Request for DatabaseShell {
     type View = ();
     const NAME: &'static str = "db shell";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {
@@ -304,8 +305,8 @@ impl Request for DatabaseDump {
     type View = ();
     const NAME: &'static str = "db dump";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {
@@ -319,8 +320,8 @@ impl Request for DatabaseLoad {
     type View = ();
     const NAME: &'static str = "db load";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<()>, CommandError> {
@@ -355,8 +356,8 @@ impl Request for DatabaseDestroy {
     type View = DatabaseView;
     const NAME: &'static str = "db destroy";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<DatabaseView>, CommandError> {

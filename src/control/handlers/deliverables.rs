@@ -15,7 +15,8 @@ use tokio::io::AsyncReadExt;
 
 use crate::{
     control::{
-        error::{CommandError, ErrorKind, no_project, not_found, run_blocking, usage},
+        authz::Needs,
+        error::{CommandError, ErrorKind, not_found, run_blocking, usage},
         heads,
         registry::Target,
         request::{Context, Reply, Request, Stream},
@@ -54,12 +55,12 @@ impl Request for DeliverableList {
     const NAME: &'static str = "deliverable list";
 
     // This request needs the same right as `git fetch`.
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::parts(&self.target, Access::View)
     }
 
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<Offer>>, CommandError> {
-        let offered = offered(control, &self.target).await?;
+    async fn handle(self, context: &Context<'_>) -> Result<Reply<Vec<Offer>>, CommandError> {
+        let offered = offered(context, &self.target).await?;
         Ok(offered.into_iter().map(|offered| offered.offer).collect::<Vec<_>>().into())
     }
 }
@@ -79,13 +80,13 @@ impl Request for DeliverableInfo {
     type View = Blob;
     const NAME: &'static str = "deliverable info";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::parts(&self.target, Access::View)
     }
 
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Blob>, CommandError> {
-        let offered = one(control, &self.target, &self.release).await?;
-        let path = file_of(control, &self.target, &offered, self.object).await?;
+    async fn handle(self, context: &Context<'_>) -> Result<Reply<Blob>, CommandError> {
+        let offered = one(context, &self.target, &self.release).await?;
+        let path = file_of(context, &self.target, &offered, self.object).await?;
         Ok(run_blocking(move || heads::digest(&path)).await?.into())
     }
 }
@@ -109,17 +110,17 @@ impl Request for DeliverableGet {
     type View = ();
     const NAME: &'static str = "deliverable get";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::parts(&self.target, Access::View)
     }
 
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {
+    async fn handle(self, context: &Context<'_>) -> Result<Reply<()>, CommandError> {
         let DeliverableGet { target, release, object, parts, haves } = self;
-        let offered = one(control, &target, &release).await?;
+        let offered = one(context, &target, &release).await?;
         if object == Object::Pack {
-            return send_pack(control, offered, &parts, haves);
+            return send_pack(context.control, offered, &parts, haves);
         }
-        let path = file_of(control, &target, &offered, object).await?;
+        let path = file_of(context, &target, &offered, object).await?;
         // The file is opened before the answer begins, so that the whole file can be sent even if the release is pruned meanwhile.
         let file = files::open_regular(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => not_found(format!("{} of {target} was pruned", offered.offer.title())),
@@ -167,16 +168,15 @@ struct Offered {
 }
 
 /// Returns the offers of the environments that `target` names, newest first.
-async fn offered(control: &Control, target: &Target) -> Result<Vec<Offered>, CommandError> {
-    let project = control.registry().project(&target.project).cloned();
-    let project = project.ok_or_else(|| no_project(&target.project, &[]))?;
+async fn offered(Context { control, caller }: &Context<'_>, target: &Target) -> Result<Vec<Offered>, CommandError> {
+    let project = control.visible_project(caller, &target.project)?;
     let environments: Vec<_> = match &target.environment {
         Some(_) => vec![control.environment(target)?],
         None => project.environments,
     };
     let mut all = Vec::new();
     for environment in environments {
-        let control = control.clone();
+        let control = Control::clone(control);
         all.extend(run_blocking(move || offered_by(&control, environment)).await?);
     }
     all.sort_by_key(|offered| std::cmp::Reverse((offered.offer.release, offered.offer.live)));
@@ -223,8 +223,8 @@ fn offered_by(control: &Control, environment: Environment) -> Result<Vec<Offered
 }
 
 /// Returns the offer that `text` names.
-async fn one(control: &Control, target: &Target, text: &str) -> Result<Offered, CommandError> {
-    let mut offered = offered(control, target).await?;
+async fn one(context: &Context<'_>, target: &Target, text: &str) -> Result<Offered, CommandError> {
+    let mut offered = offered(context, target).await?;
     let offers: Vec<_> = offered.iter().map(|offered| offered.offer.clone()).collect();
     let here = || match offers.iter().take(5).map(Offer::title).collect::<Vec<_>>().as_slice() {
         [] => format!("{target} has no deliverable yet"),
@@ -241,14 +241,14 @@ async fn one(control: &Control, target: &Target, text: &str) -> Result<Offered, 
             Err(usage(format!("{text} names more than one release of {target}: {}", titles.join(", ")))
                 .hint("name the environment too, as in shop/staging, or give more digits"))
         }
-        Found::None if was_here(control, target, text) => Err(not_found(format!("{text} of {target} was pruned; {}", here()))),
+        Found::None if was_here(context, target, text) => Err(not_found(format!("{text} of {target} was pruned; {}", here()))),
         Found::None => Err(not_found(format!("{target} has no release {text}; {}", here()))),
     }
 }
 
 /// Returns true if a release with this name was live once. If no offer has this name, the release was pruned.
-fn was_here(control: &Control, target: &Target, text: &str) -> bool {
-    let project = control.registry().project(&target.project).cloned();
+fn was_here(Context { control, caller }: &Context<'_>, target: &Target, text: &str) -> bool {
+    let project = control.visible_project(caller, &target.project).ok();
     let environments = project.into_iter().flat_map(|project| project.environments);
     let mut wanted = environments.filter(|one| target.environment.as_ref().is_none_or(|name| *name == one.name));
     wanted.any(|environment| {
@@ -260,26 +260,28 @@ fn was_here(control: &Control, target: &Target, text: &str) -> bool {
 }
 
 /// Returns the path of a file of a release. Makes a requested delta that does not exist yet.
-async fn file_of(control: &Control, target: &Target, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
+async fn file_of(context: &Context<'_>, target: &Target, offered: &Offered, object: Object) -> Result<PathBuf, CommandError> {
+    let Context { control, .. } = context;
     let release = offered.offer.release;
     match object {
         Object::Manifest => Ok(offered.paths.manifest(release)),
         Object::Archive => Ok(offered.paths.archive(release)),
         Object::Health => {
-            let (control, environment, paths) = (control.clone(), offered.environment.clone(), offered.paths.clone());
+            let (control, environment, paths) = (Control::clone(control), offered.environment.clone(), offered.paths.clone());
             let found = run_blocking(move || record(&control, &environment, &paths, release)).await?;
             found.ok_or_else(|| not_found(format!("there is no health record of {}", offered.offer.title())))
         }
-        Object::Delta { from } => delta(control, target, offered, from).await,
+        Object::Delta { from } => delta(context, target, offered, from).await,
         Object::Pack => Err(usage("cannot show the size of a pack: a pack is made while it is sent")),
     }
 }
 
 /// Returns the path of the delta from `from`, which must be a release of the same environment, to the offered release. The first request
 /// for a delta makes the file.
-async fn delta(control: &Control, target: &Target, offered: &Offered, from: ReleaseId) -> Result<PathBuf, CommandError> {
+async fn delta(context: &Context<'_>, target: &Target, offered: &Offered, from: ReleaseId) -> Result<PathBuf, CommandError> {
     let title = offered.offer.title();
-    let all = self::offered(control, target).await?;
+    let Context { control, .. } = context;
+    let all = self::offered(context, target).await?;
     let here = all.iter().any(|other| other.offer.release == from && other.environment.id == offered.environment.id);
     if from == offered.offer.release {
         return Err(usage(format!("cannot make a delta from {from} to {title}: both are the same release")));

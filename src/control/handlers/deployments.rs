@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::{
     control::{
+        authz::Needs,
         error::{CommandError, not_found, refused, usage},
         registry::Target,
         request::{Context, DeploymentGoal, Reply, Request, Stream},
@@ -65,13 +66,14 @@ impl Request for Deploy {
     type View = DeployView;
     const NAME: &'static str = "deploy";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
+    fn needs(&self) -> Needs {
         let needed = match self.action {
             DeployAction::Follow => Access::View,
-            DeployAction::Start { .. } | DeployAction::Retry | DeployAction::Cancel => Access::Push,
+            DeployAction::Retry | DeployAction::Cancel => Access::Push,
+            DeployAction::Start { .. } => Access::Deploy,
             DeployAction::Unfreeze => Access::Operate,
         };
-        (Some(&self.target.project), needed)
+        Needs::environment(&self.target, needed)
     }
 
     async fn handle(self, context: &Context<'_>) -> Result<Reply<DeployView>, CommandError> {
@@ -278,8 +280,8 @@ impl Request for PlanShow {
     type View = PlanView;
     const NAME: &'static str = "plan";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<PlanView>, CommandError> {

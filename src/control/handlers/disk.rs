@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::{
     config::ByteSize,
     control::{
+        authz::Needs,
         error::{CommandError, no_project},
         request::{Context, Reply, Request},
         state::Control,
@@ -90,8 +91,11 @@ impl Request for DiskShow {
     type View = DiskReport;
     const NAME: &'static str = "disk";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (self.project.as_ref(), Access::View)
+    fn needs(&self) -> Needs {
+        match &self.project {
+            Some(project) => Needs::project(project, Access::View),
+            None => Needs::server(Access::View),
+        }
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<DiskReport>, CommandError> {

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::{
     control::{
+        authz::Needs,
         error::CommandError,
         request::{Context, Reply, Request},
         state::Control,
@@ -50,8 +51,8 @@ impl Request for Doctor {
     type View = Vec<DoctorCheck>;
     const NAME: &'static str = "doctor";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<DoctorCheck>>, CommandError> {

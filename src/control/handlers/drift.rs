@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::{
     control::{
+        authz::Needs,
         error::{CommandError, not_found, refused, run_blocking},
         registry::Target,
         request::{Context, Reply, Request},
@@ -137,14 +138,14 @@ impl Request for DriftRequest {
     type View = DriftView;
     const NAME: &'static str = "drift";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
+    fn needs(&self) -> Needs {
         let needed = match self.action {
             DriftAction::Show { .. } | DriftAction::Patches => Access::View,
             // A patch can contain data that is not in the repository, so the right to view is not enough.
-            DriftAction::ShowPatch { .. } => Access::Push,
+            DriftAction::ShowPatch { .. } => Access::Deploy,
             DriftAction::Save | DriftAction::DropPatch { .. } => Access::Operate,
         };
-        (Some(&self.target.project), needed)
+        Needs::environment(&self.target, needed)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<DriftView>, CommandError> {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::releases;
 use crate::{
     control::{
+        authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, run_blocking},
         registry::Target,
         request::{Context, Reply, Request, Stream},
@@ -45,8 +46,8 @@ impl Request for ReleaseExport {
     type View = ();
     const NAME: &'static str = "release export";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {
@@ -130,8 +131,8 @@ impl Request for ReleaseImport {
     type View = Imported;
     const NAME: &'static str = "release import";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Deploy)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Imported>, CommandError> {

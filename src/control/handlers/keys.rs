@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::users::{ensure_key_is_free, no_user};
 use crate::{
     control::{
+        authz::{Caller, Needs},
         error::{CommandError, no_project, not_found, refused},
         registry::{Key, Registry, TrustedKey},
         request::{Context, Reply, Request},
@@ -38,8 +39,8 @@ impl Request for KeyAdd {
     type View = KeyAdded;
     const NAME: &'static str = "key add";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyAdded>, CommandError> {
@@ -76,8 +77,8 @@ impl Request for KeyRemove {
     type View = KeyRemoved;
     const NAME: &'static str = "key remove";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyRemoved>, CommandError> {
@@ -103,8 +104,8 @@ impl Request for KeyShow {
     type View = ServerKeys;
     const NAME: &'static str = "key show";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::View)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ServerKeys>, CommandError> {
@@ -148,17 +149,17 @@ impl Request for KeyTrust {
     type View = KeyTrustView;
     const NAME: &'static str = "key trust";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
+    fn needs(&self) -> Needs {
         match &self.key {
             // The trusted keys decide whose code runs on this server.
-            Some(_) => (None, Access::Admin),
-            None => (Some(&self.project), Access::View),
+            Some(_) => Needs::server(Access::Admin),
+            None => Needs::project(&self.project, Access::View),
         }
     }
 
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyTrustView>, CommandError> {
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<KeyTrustView>, CommandError> {
         let KeyTrust { project, key, name } = self;
-        let Some(key) = key else { return Ok(KeyTrustView::List(list(control, &project)?).into()) };
+        let Some(key) = key else { return Ok(KeyTrustView::List(list(control, caller, &project)?).into()) };
         let name = match name {
             Some(name) => name,
             None => "staging".parse().map_err(|error| CommandError::internal(&error))?,
@@ -192,9 +193,9 @@ fn trust(registry: &mut Registry, project: ProjectName, key: PublicKey, name: Re
     Ok(())
 }
 
-fn list(control: &Control, project: &ProjectName) -> Result<Vec<TrustRow>, CommandError> {
+fn list(control: &Control, caller: &Caller, project: &ProjectName) -> Result<Vec<TrustRow>, CommandError> {
+    let known = control.visible_project(caller, project)?;
     let registry = control.registry();
-    let known = registry.project(project).ok_or_else(|| no_project(project, &[]))?;
     let of_project = registry.trusted.iter().filter(|trusted| trusted.project == *project);
     let row = |trusted: &TrustedKey| TrustRow { on: project.to_string(), key: trusted.key, name: trusted.name.to_string() };
     let mut rows: Vec<_> = of_project.map(row).collect();
@@ -229,8 +230,8 @@ impl Request for KeyUntrust {
     type View = KeyUntrusted;
     const NAME: &'static str = "key untrust";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyUntrusted>, CommandError> {

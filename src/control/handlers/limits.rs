@@ -7,6 +7,7 @@ use super::disk::{limit_of, project_disk};
 use crate::{
     config::ByteSize,
     control::{
+        authz::Needs,
         error::{CommandError, no_project, refused},
         request::{Context, Reply, Request},
         state::Control,
@@ -52,8 +53,8 @@ impl Request for ProjectEnlarge {
     type View = ProjectLimit;
     const NAME: &'static str = "project enlarge";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectLimit>, CommandError> {
@@ -74,8 +75,8 @@ impl Request for ProjectTrim {
     type View = ProjectLimit;
     const NAME: &'static str = "project trim";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectLimit>, CommandError> {

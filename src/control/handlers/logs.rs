@@ -4,6 +4,7 @@ use std::{collections::VecDeque, path::Path};
 
 use crate::{
     control::{
+        authz::Needs,
         error::CommandError,
         registry::Target,
         request::{Context, LogFollower, Reply, Request, Stream},
@@ -29,8 +30,8 @@ impl Request for LogsRead {
     type View = Vec<String>;
     const NAME: &'static str = "logs";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<String>>, CommandError> {

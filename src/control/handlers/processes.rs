@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     control::{
+        authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
         request::{Context, Reply, Request, RunningCommand, Stream},
@@ -56,8 +57,8 @@ impl Request for Ps {
     type View = Vec<ProcessRow>;
     const NAME: &'static str = "ps";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<ProcessRow>>, CommandError> {
@@ -105,8 +106,8 @@ impl Request for Scale {
     type View = Scaled;
     const NAME: &'static str = "scale";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Scaled>, CommandError> {
@@ -162,8 +163,8 @@ impl Request for Restart {
     type View = Restarted;
     const NAME: &'static str = "restart";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Restarted>, CommandError> {
@@ -198,8 +199,8 @@ impl Request for Run {
     type View = ();
     const NAME: &'static str = "run";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<()>, CommandError> {

@@ -6,6 +6,7 @@ use super::{deployments::of_pipeline, limits::registration};
 use crate::{
     config::ByteSize,
     control::{
+        authz::Needs,
         error::{CommandError, no_project, refused, usage},
         registry::Registry,
         request::{Context, Reply, Request},
@@ -53,8 +54,8 @@ impl Request for ProjectCreate {
     type View = ProjectCreated;
     const NAME: &'static str = "project create";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectCreated>, CommandError> {
@@ -297,8 +298,8 @@ impl Request for ProjectList {
     type View = Vec<ProjectRow>;
     const NAME: &'static str = "project list";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::View)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::View)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Vec<ProjectRow>>, CommandError> {
@@ -318,13 +319,12 @@ impl Request for ProjectInfo {
     type View = Vec<ProjectRow>;
     const NAME: &'static str = "project info";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::project(&self.project, Access::View)
     }
 
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<ProjectRow>>, CommandError> {
-        let project = control.registry().project(&self.project).cloned();
-        let project = project.ok_or_else(|| no_project(&self.project, &[]))?;
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Vec<ProjectRow>>, CommandError> {
+        let project = control.visible_project(caller, &self.project)?;
         control.pipeline().refresh_drift(&project.environments).await;
         Ok(vec![row(control, project)].into())
     }
@@ -367,8 +367,8 @@ impl Request for ProjectDestroy {
     type View = ProjectDestroyed;
     const NAME: &'static str = "project destroy";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectDestroyed>, CommandError> {
@@ -395,7 +395,7 @@ impl Request for ProjectDestroy {
             registry.projects.retain(|known| known.id != project.id);
             registry.trusted.retain(|trusted| trusted.project != name);
             for user in &mut registry.users {
-                user.access.remove(&name);
+                user.access.retain(|target, _| target.project != name);
             }
             Ok(())
         };

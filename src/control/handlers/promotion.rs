@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     control::{
-        error::{CommandError, not_found, refused, usage},
+        authz::{self, Needs, Scope},
+        error::{CommandError, no_destination, not_found, refused, several_environments, usage},
         registry::Target,
         request::{Context, Reply, Request, Stream},
         state::Control,
@@ -43,13 +44,14 @@ impl Request for Pull {
     type View = PullView;
     const NAME: &'static str = "pull";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::of_mode(&self.target, Mode::Final, Access::Deploy)
     }
 
-    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<PullView>, CommandError> {
+    async fn handle(self, context: &Context<'_>) -> Result<Reply<PullView>, CommandError> {
+        let Context { control, caller } = context;
         let Pull { target, release, from, overriding } = self;
-        let environment = environment_of_mode(control, &target, Mode::Final)?;
+        let environment = environment_of_mode(context, &target, Mode::Final)?;
         if environment.mode != Mode::Final {
             return Err(builds_its_own(&environment)
                 .hint("create an environment that serves deliverables with `larder project create NAME --mode final`"));
@@ -103,13 +105,14 @@ impl Request for Promote {
     type View = Published;
     const NAME: &'static str = "promote";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs { scope: Scope::Promotion { from: self.target.clone(), to: self.to.clone() }, right: Access::Deploy }
     }
 
-    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Published>, CommandError> {
+    async fn handle(self, context: &Context<'_>) -> Result<Reply<Published>, CommandError> {
+        let Context { control, caller } = context;
         let Promote { target, release, to, overriding } = self;
-        let environment = environment_of_mode(control, &target, Mode::Cooking)?;
+        let environment = environment_of_mode(context, &target, Mode::Cooking)?;
         let release = id_of_tag(control, &environment, release).await;
         let history = control.pipeline().history(environment.id);
         let live = control.pipeline().live(environment.id);
@@ -151,10 +154,7 @@ impl Request for Promote {
 
 /// Returns the environment `to` of the same project. Returns an error if `to` is `environment` itself, or if the mode of `to` is not final.
 fn sibling(control: &Control, environment: &Environment, to: &str) -> Result<Environment, CommandError> {
-    let unknown = || {
-        not_found(format!("{} has neither a remote nor another environment named {to}", environment.title()))
-            .hint("add another server with `larder remote add`, or list the environments with `larder project info`")
-    };
+    let unknown = || no_destination(environment, to);
     let name = to.parse().map_err(|_| unknown())?;
     let target = Target { project: environment.project.clone(), environment: Some(name) };
     let found = control.environment(&target).ok().filter(|found| found.id != environment.id).ok_or_else(unknown)?;
@@ -197,21 +197,14 @@ async fn publish(
 /// Returns the environment that a target names. If the target names only a project, prefers an environment of mode `mode`: the default
 /// environment, or else the project's only environment of this mode. If the project has none, returns the default environment. If the
 /// project has several, and none of them is the default environment, returns an error.
-fn environment_of_mode(control: &Control, target: &Target, mode: Mode) -> Result<Environment, CommandError> {
-    let usual = control.environment(target)?;
-    if target.environment.is_some() || usual.mode == mode {
-        return Ok(usual);
-    }
-    let project = control.registry().project(&target.project).cloned();
-    let environments = project.into_iter().flat_map(|project| project.environments);
-    let fitting: Vec<_> = environments.filter(|environment| environment.mode == mode).collect();
+fn environment_of_mode(context: &Context<'_>, target: &Target, mode: Mode) -> Result<Environment, CommandError> {
+    let Context { control, caller } = context;
+    let registry = control.registry();
+    let mut fitting = registry.environments_of_mode(target, mode);
+    fitting.retain(|environment| authz::on_environment(&registry, caller, environment) >= Access::View);
     match fitting.as_slice() {
-        [] => Ok(usual),
-        [one] => Ok(one.clone()),
-        several => {
-            let names: Vec<_> = several.iter().map(Environment::title).collect();
-            Err(usage(format!("the project {} has several environments of mode {mode}", target.project))
-                .hint(format!("name one of these environments: {}", names.join(", "))))
-        }
+        [] => Err(not_found(format!("there is no environment of {target} that you may see"))),
+        [one] => Ok((*one).clone()),
+        several => Err(several_environments(target, Some(mode), several)),
     }
 }

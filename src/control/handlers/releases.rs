@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::deployments::of_pipeline;
 use crate::{
     control::{
+        authz::Needs,
         error::{CommandError, ErrorKind, not_found, run_blocking, similar, usage},
         registry::Target,
         request::{Context, Reply, Request},
@@ -31,8 +32,8 @@ impl Request for ReleaseList {
     type View = Vec<KnownRelease>;
     const NAME: &'static str = "releases";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<KnownRelease>>, CommandError> {
@@ -186,8 +187,8 @@ impl Request for ReleaseShow {
     type View = ReleaseDetail;
     const NAME: &'static str = "release show";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ReleaseDetail>, CommandError> {
@@ -270,8 +271,8 @@ impl Request for ReleaseDiff {
     type View = ReleaseDiffView;
     const NAME: &'static str = "release diff";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ReleaseDiffView>, CommandError> {
@@ -331,8 +332,8 @@ impl Request for ReleasePin {
     type View = ReleasePinned;
     const NAME: &'static str = "release pin";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<ReleasePinned>, CommandError> {

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::doctor::{DoctorCheck, Grade};
 use crate::{
     control::{
+        authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, usage},
         registry::Target,
         request::{Context, Reply, Request},
@@ -31,8 +32,8 @@ impl Request for RemoteList {
     type View = Vec<Remote>;
     const NAME: &'static str = "remote list";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::View)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::View)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<Remote>>, CommandError> {
@@ -77,8 +78,8 @@ impl Request for RemoteAdd {
     const NAME: &'static str = "remote add";
 
     // A remote determines whose code runs here, and which machines this server connects to.
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<RemoteAdded>, CommandError> {
@@ -267,8 +268,8 @@ impl Request for RemoteRemove {
     type View = RemoteRemoved;
     const NAME: &'static str = "remote remove";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<RemoteRemoved>, CommandError> {
@@ -305,8 +306,8 @@ impl Request for RemoteCheck {
     type View = Vec<DoctorCheck>;
     const NAME: &'static str = "remote check";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Operate)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Operate)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<DoctorCheck>>, CommandError> {

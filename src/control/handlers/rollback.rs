@@ -11,6 +11,7 @@ use super::{
 use crate::{
     backup::DataDiff,
     control::{
+        authz::Needs,
         error::{CommandError, refused, usage},
         registry::Target,
         request::{Confirmation, Context, Reply, Request, Stream},
@@ -98,10 +99,10 @@ impl Request for Rollback {
     type View = RollbackPreview;
     const NAME: &'static str = "rollback";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
+    fn needs(&self) -> Needs {
         // A rollback with data loses data that users have written.
-        let needed = if self.data.is_some() && !self.dry_run { Access::Operate } else { Access::Push };
-        (Some(&self.target.project), needed)
+        let needed = if self.data.is_some() && !self.dry_run { Access::Operate } else { Access::Deploy };
+        Needs::environment(&self.target, needed)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<RollbackPreview>, CommandError> {

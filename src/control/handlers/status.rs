@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{backup_summary::BackupSummary, disk::limit_of};
 use crate::{
     control::{
+        authz::Needs,
         error::CommandError,
         request::{Context, Reply, Request},
         state::Control,
@@ -65,8 +66,8 @@ impl Request for Status {
     type View = StatusReport;
     const NAME: &'static str = "status";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::View)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::View)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<StatusReport>, CommandError> {

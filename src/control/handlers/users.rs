@@ -1,15 +1,18 @@
 //! Requests about users and their rights.
 
+use std::collections::BTreeMap;
+
 use indexmap::IndexMap;
 use serde::Serialize;
 
 use crate::{
     control::{
-        error::{CommandError, not_found, refused, similar},
-        registry::{Key, Registry, User},
+        authz::Needs,
+        error::{CommandError, no_environment, not_found, refused, similar, usage},
+        registry::{Key, Registry, Target, User},
         request::{Context, Reply, Request},
     },
-    model::{Access, ProjectName, UserName},
+    model::{Access, EnvironmentName, ProjectName, UserName},
 };
 
 /// The request for the caller's own name and rights.
@@ -21,25 +24,33 @@ pub struct Whoami;
 pub struct WhoamiView {
     /// The name of the caller, as in logs and in the records of deployments.
     pub name: UserName,
-    /// The right on each project that the caller may see.
-    pub access: IndexMap<ProjectName, Access>,
+    /// The right on each project that the caller may see, and on each environment whose right differs from the right on its project.
+    pub access: IndexMap<Target, Access>,
 }
 
 impl Request for Whoami {
     type View = WhoamiView;
     const NAME: &'static str = "whoami";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::View)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::View)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<WhoamiView>, CommandError> {
-        let projects = control.names(caller).into_iter();
-        let access = projects.map(|project| {
-            let access = control.access(caller, Some(&project));
-            (project, access)
-        });
-        Ok(WhoamiView { name: caller.name(), access: access.collect() }.into())
+        let mut access = IndexMap::new();
+        for project in control.visible(caller) {
+            let on_project = control.right_on_project(caller, &project.name);
+            if on_project > Access::None {
+                access.insert(Target { project: project.name.clone(), environment: None }, on_project);
+            }
+            for environment in &project.environments {
+                let right = control.right_on(caller, environment);
+                if right != on_project {
+                    access.insert(Target::from(environment), right);
+                }
+            }
+        }
+        Ok(WhoamiView { name: caller.name(), access }.into())
     }
 }
 
@@ -67,8 +78,8 @@ impl Request for UserAdd {
     type View = UserAdded;
     const NAME: &'static str = "user add";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserAdded>, CommandError> {
@@ -102,8 +113,8 @@ impl Request for UserList {
     type View = Vec<User>;
     const NAME: &'static str = "user list";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<User>>, CommandError> {
@@ -129,8 +140,8 @@ impl Request for UserRemove {
     type View = UserRemoved;
     const NAME: &'static str = "user remove";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserRemoved>, CommandError> {
@@ -145,15 +156,16 @@ impl Request for UserRemove {
     }
 }
 
-/// The request to give a user a right on a project. The new right replaces the user's earlier right on this project.
+/// The request to give a user a right on a project or an environment. The new right replaces the user's earlier right on this object.
 #[derive(Debug)]
 pub struct UserGrant {
     /// The user.
     pub name: UserName,
-    /// The project.
-    pub project: ProjectName,
-    /// The new right; [`Access::None`] removes the user's right.
-    pub access: Access,
+    /// The project or the environment.
+    pub target: Target,
+    /// The new right. [`Access::None`] takes the right away, on a project also the rights on its environments. `None` removes the right on
+    /// an environment, so that the right on the project counts again.
+    pub access: Option<Access>,
 }
 
 /// A right that was given.
@@ -163,7 +175,9 @@ pub struct UserGranted {
     pub name: UserName,
     /// The project.
     pub project: ProjectName,
-    /// The right that the user has now.
+    /// The environment; absent for a right on the project.
+    pub environment: Option<EnvironmentName>,
+    /// The right that the user has now on the project or the environment.
     pub access: Access,
 }
 
@@ -171,33 +185,43 @@ impl Request for UserGrant {
     type View = UserGranted;
     const NAME: &'static str = "user grant";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (None, Access::Admin)
+    fn needs(&self) -> Needs {
+        Needs::parts(&self.target, Access::Admin)
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserGranted>, CommandError> {
-        let UserGrant { name, project, access } = self;
+        let UserGrant { name, target, access } = self;
         let grant = |registry: &mut Registry| {
-            if registry.project(&project).is_none() {
-                return Err(not_found(format!("there is no project {project}")));
+            let project = registry.project(&target.project);
+            let project = project.ok_or_else(|| not_found(format!("there is no project {}", target.project)))?;
+            if target.environment.is_some() && registry.environment(&target).is_none() {
+                return Err(no_environment(project, &target));
             }
             let unknown = no_user(&registry.users, &name);
             let user = registry.user_mut(&name).ok_or(unknown)?;
-            match access {
-                Access::None => drop(user.access.remove(&project)),
-                Access::Admin => {
-                    return Err(refused(format!(
-                        "cannot make {name} an administrator of {project}: admin is a right on the whole server"
-                    ))
-                    .hint("make an administrator with `larder user add NAME --admin`"));
-                }
-                access => drop(user.access.insert(project.clone(), access)),
-            }
-            Ok(())
+            set_right(&mut user.access, &target, access)
         };
-        control.change(grant).await?;
-        Ok(UserGranted { name, project, access }.into())
+        let access = control.change(grant).await?;
+        Ok(UserGranted { name, project: target.project, environment: target.environment, access }.into())
     }
+}
+
+/// Changes the right on one object in the rights of a user. Returns the right that counts for the object afterwards.
+fn set_right(rights: &mut BTreeMap<Target, Access>, target: &Target, access: Option<Access>) -> Result<Access, CommandError> {
+    let whole = Target { project: target.project.clone(), environment: None };
+    let on_project = rights.get(&whole).copied().unwrap_or(Access::None);
+    match (&target.environment, access) {
+        (None, None) => {
+            return Err(usage(format!("cannot inherit a right on {target}: only an environment inherits a right"))
+                .hint(format!("name an environment, as in {target}/staging")));
+        }
+        (None, Some(Access::None)) => rights.retain(|known, _| known.project != target.project),
+        // Without this entry, the environment would have the right on the project.
+        (Some(_), Some(Access::None)) if on_project > Access::None => drop(rights.insert(target.clone(), Access::None)),
+        (Some(_), None | Some(Access::None)) => drop(rights.remove(target)),
+        (_, Some(access)) => drop(rights.insert(target.clone(), access)),
+    }
+    Ok(rights.get(target).or_else(|| rights.get(&whole)).copied().unwrap_or(Access::None))
 }
 
 /// Returns an error if a user has the key. A key belongs to at most one user, because the key alone identifies the user.

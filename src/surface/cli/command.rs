@@ -3,10 +3,7 @@
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use crate::{
-    control::{Caller, CommandError, Confirmation, Control, Reply, Request, Stream, UploadFn},
-    model::{Access, ProjectName},
-};
+use crate::control::{Caller, CommandError, Confirmation, Control, Needs, Reply, Request, Stream, UploadFn};
 
 /// A command that the server carries out: parsed arguments that become a request, and the text of the answer.
 pub(super) trait Command: Sized {
@@ -84,31 +81,36 @@ pub(super) struct CommandConfirmation {
 
 /// A request that was authorized, with its outcome so far.
 pub(super) struct Asked {
-    /// The project on which the request needs a right; the server as a whole if absent.
-    pub project: Option<ProjectName>,
-    /// The right that the caller must have until the end of the output.
-    pub needed: Access,
-    pub outcome: CommandOutcome,
+    /// The rights that the caller must have until the end of the output.
+    pub needs: Needs,
+    /// The outcome; `None` if only the needed rights were asked for.
+    pub outcome: Option<CommandOutcome>,
 }
 
-/// The access of commands to `control`, on behalf of one caller.
+/// The purpose for which a command becomes a request.
 #[derive(Clone, Copy)]
-pub(super) struct Asking<'a> {
-    pub control: &'a Control,
-    pub caller: &'a Caller,
-    /// True to render the answer as JSON.
-    pub json: bool,
+pub(super) enum Asking<'a> {
+    /// The request is carried out.
+    Run {
+        control: &'a Control,
+        caller: &'a Caller,
+        /// True to render the answer as JSON.
+        json: bool,
+    },
+    /// Only the rights that the request needs are determined.
+    Needs,
 }
 
 impl Asking<'_> {
-    /// Passes a command's request to its handler, and renders the answer.
+    /// Passes a command's request to its handler and renders the answer, or only determines the rights that the request needs.
     pub async fn ask<C: Command + 'static>(self, command: C) -> Result<Asked, CommandError> {
         let request = command.request()?;
-        let (project, needed) = request.needs();
-        let project = project.cloned();
-        let json = self.json;
-        let outcome = outcome::<C>(self.control.handle(self.caller, request).await?, json);
-        Ok(Asked { project, needed, outcome })
+        let needs = request.needs();
+        let outcome = match self {
+            Asking::Run { control, caller, json } => Some(outcome::<C>(control.handle(caller, request).await?, json)),
+            Asking::Needs => None,
+        };
+        Ok(Asked { needs, outcome })
     }
 }
 

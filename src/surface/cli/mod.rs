@@ -9,6 +9,7 @@ mod commands;
 mod confirm;
 mod grammar;
 pub mod quickstart;
+mod rights;
 mod screen;
 pub mod session;
 pub mod socket;
@@ -16,5 +17,6 @@ mod text;
 
 pub use self::{
     grammar::{Cli, CliCommand, Local, ServeArgs, completions, manual, parse},
+    rights::{commands as server_commands, needs as command_needs},
     text::error as error_text,
 };

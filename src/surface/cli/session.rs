@@ -35,14 +35,16 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
         Err(error) => return usage(&error, Screen::new(io.stdout, io.stderr)?).await,
     };
     let asked = match command {
-        CliCommand::Verb(verb) => Box::pin(verb.ask(Asking { control, caller, json })).await,
+        CliCommand::Verb(verb) => Box::pin(verb.ask(Asking::Run { control, caller, json })).await,
         CliCommand::Local(_) => {
             Err(CommandError::new(ErrorKind::Usage, "cannot run this command on the server: it runs on your own machine only")
                 .hint("list the commands of the server with `help`"))
         }
     };
-    let Asked { project, needed, outcome } = match asked {
-        Ok(asked) => asked,
+    let (needs, outcome) = match asked {
+        Ok(Asked { needs, outcome: Some(outcome) }) => (needs, outcome),
+        // A request that is carried out has an outcome.
+        Ok(Asked { outcome: None, .. }) => return Ok(1),
         Err(error) => return Screen::new(io.stdout, io.stderr)?.refuse(&error).await,
     };
     let gone = io.gone.clone();
@@ -51,7 +53,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
     // If the caller loses the right while the command runs, the command ends as if the caller had disconnected.
     tokio::select! {
         code = &mut answering => code,
-        () = control.revoked(caller, project.as_ref(), needed) => {
+        () = control.revoked(caller, &needs) => {
             gone.cancel();
             answering.await
         }

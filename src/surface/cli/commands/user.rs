@@ -12,8 +12,8 @@ use super::{
     key::read_key,
 };
 use crate::{
-    control::{self, CommandError, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
-    model::{Access, ProjectName, UserName},
+    control::{self, CommandError, Target, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
+    model::{Access, UserName},
 };
 
 /// Manage the users of this server and their rights
@@ -23,6 +23,7 @@ pub enum UserVerb {
     List(UserListArgs),
     Remove(UserRemoveArgs),
     Grant(UserGrantArgs),
+    Revoke(UserRevokeArgs),
 }
 
 impl UserVerb {
@@ -32,6 +33,7 @@ impl UserVerb {
             UserVerb::List(command) => asking.ask(command).await,
             UserVerb::Remove(command) => asking.ask(command).await,
             UserVerb::Grant(command) => asking.ask(command).await,
+            UserVerb::Revoke(command) => asking.ask(command).await,
         }
     }
 }
@@ -81,7 +83,7 @@ impl Command for UserListArgs {
         let row = |user: &control::User| {
             let rights: Vec<_> = match user.admin {
                 true => vec![String::from("admin")],
-                false => user.access.iter().map(|(project, access)| format!("{project}:{access}")).collect(),
+                false => user.access.iter().map(|(target, access)| format!("{target}:{access}")).collect(),
             };
             let keys: Vec<_> = user.keys.iter().map(|key| key.fingerprint.clone()).collect();
             vec![user.name.to_string(), rights.join(" "), keys.join(" ")]
@@ -109,29 +111,38 @@ impl Command for UserRemoveArgs {
     }
 }
 
-/// Give a user a right on a project, or take it away
+/// Give a user a right on a project or an environment
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: larder user grant bob shop push")]
+#[command(
+    after_help = "A right on a project counts for each of its environments that has no right of its own. An administrator of a project or an environment may give rights on it.\n\nExamples:\n  larder user grant bob shop push\n  larder user grant ci shop/staging push\n  larder user grant bob shop/production view\n  larder user grant bob shop/production inherit"
+)]
 pub struct UserGrantArgs {
     /// Name of the user
     name: UserName,
-    /// Project on which the right is given
-    project: ProjectName,
-    /// New right of the user, which replaces the earlier right
+    /// Project, or PROJECT/ENVIRONMENT
+    #[arg(value_name = "PROJECT")]
+    target: Target,
+    /// New right of the user, which replaces the earlier right on the project or the environment
     access: Right,
 }
 
-/// A right on one project. Each right includes the rights before it in this list.
+/// A right on one project or environment. Each right includes the rights before it in this list.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Right {
-    /// No right: the project is not even shown
+    /// No right: the project or the environment is not even shown
     None,
     /// See the state, releases and logs; clone the repository; export releases
     View,
-    /// Push, deploy and roll back; take and verify restore points
+    /// Push; retry and cancel deployments
     Push,
+    /// Deploy without a push, roll back, pull and promote; import releases; take and verify restore points
+    Deploy,
     /// Run commands, scale, restart, unfreeze; restore data; pin releases; save drift
     Operate,
+    /// Give rights to other users
+    Admin,
+    /// Only for an environment: the right on its project
+    Inherit,
 }
 
 impl Command for UserGrantArgs {
@@ -139,15 +150,45 @@ impl Command for UserGrantArgs {
 
     fn request(self) -> Result<UserGrant, CommandError> {
         let access = match self.access {
-            Right::None => Access::None,
-            Right::View => Access::View,
-            Right::Push => Access::Push,
-            Right::Operate => Access::Operate,
+            Right::None => Some(Access::None),
+            Right::View => Some(Access::View),
+            Right::Push => Some(Access::Push),
+            Right::Deploy => Some(Access::Deploy),
+            Right::Operate => Some(Access::Operate),
+            Right::Admin => Some(Access::Admin),
+            Right::Inherit => None,
         };
-        Ok(UserGrant { name: self.name, project: self.project, access })
+        Ok(UserGrant { name: self.name, target: self.target, access })
     }
 
     fn show(view: &UserGranted) -> Shown {
-        Shown::Done(format!("{} has the right {} on {}", view.name, view.access, view.project))
+        let UserGranted { name, project, environment, access } = view;
+        let target = Target { project: project.clone(), environment: environment.clone() };
+        Shown::Done(format!("{name} has the right {access} on {target}"))
+    }
+}
+
+/// Take away a user's right on a project or an environment
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "On a project, the rights on its environments are taken away, too. Running requests of the user that need the right end.\n\nExample: larder user revoke bob shop/production"
+)]
+pub struct UserRevokeArgs {
+    /// Name of the user
+    name: UserName,
+    /// Project, or PROJECT/ENVIRONMENT
+    #[arg(value_name = "PROJECT")]
+    target: Target,
+}
+
+impl Command for UserRevokeArgs {
+    type Request = UserGrant;
+
+    fn request(self) -> Result<UserGrant, CommandError> {
+        Ok(UserGrant { name: self.name, target: self.target, access: Some(Access::None) })
+    }
+
+    fn show(view: &UserGranted) -> Shown {
+        UserGrantArgs::show(view)
     }
 }

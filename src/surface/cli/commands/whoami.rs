@@ -6,7 +6,7 @@ use super::super::{
 };
 use crate::control::{self, CommandError, WhoamiView};
 
-/// Show your user name and your right on each project
+/// Show your user name and your rights on projects and environments
 #[derive(Debug, clap::Args)]
 pub struct WhoamiArgs {}
 
@@ -18,7 +18,7 @@ impl Command for WhoamiArgs {
     }
 
     fn show(view: &WhoamiView) -> Shown {
-        let rights = view.access.iter().map(|(project, access)| vec![project.to_string(), access.to_string()]);
+        let rights = view.access.iter().map(|(target, access)| vec![target.to_string(), access.to_string()]);
         Shown::Page(format!("{}\n{}", view.name, text::table(&["PROJECT", "RIGHT"], rights.collect())))
     }
 }

@@ -1,0 +1,406 @@
+//! The rights of users on projects and environments: who may do what, for every command, also after a change of the rights.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
+
+use larder::{
+    control::Scope,
+    model::Access,
+    surface::cli::{command_needs, server_commands},
+};
+
+use crate::harness::{Repo, World, cli::Output, in_one_mode, processes, until};
+
+in_one_mode!(
+    each_command_is_refused_without_its_right,
+    key_of_staging_pushes_nothing_to_production,
+    rights_on_environments_are_given_and_taken_away,
+    administrator_of_a_project_gives_rights_on_it_only,
+    changed_rights_end_requests_of_a_shared_connection,
+);
+
+/// One or more command lines for each command. `SHOP` is the project or environment that the command concerns.
+const SAMPLES: &[(&str, &[&str])] = &[
+    ("whoami", &["whoami"]),
+    ("user add", &["user add eve"]),
+    ("user list", &["user list"]),
+    ("user remove", &["user remove nobody"]),
+    ("user grant", &["user grant nobody SHOP push"]),
+    ("user revoke", &["user revoke nobody SHOP"]),
+    ("key add", &["key add nobody --key 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f'"]),
+    ("key remove", &["key remove SHA256:none"]),
+    ("key show", &["key show"]),
+    ("key trust", &["key trust PROJECT", "key trust PROJECT ed25519:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"]),
+    ("key untrust", &["key untrust PROJECT ed25519:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"]),
+    ("project create", &["project create PROJECT --env other --mode cooking --branch other"]),
+    ("project list", &["project list"]),
+    ("project info", &["project info PROJECT"]),
+    ("project enlarge", &["project enlarge PROJECT 9G"]),
+    ("project trim", &["project trim PROJECT"]),
+    ("project destroy", &["project destroy PROJECT --confirm PROJECT"]),
+    ("deploy", &["deploy SHOP", "deploy SHOP --follow", "deploy SHOP --retry", "deploy SHOP --cancel", "deploy SHOP --unfreeze"]),
+    ("rollback", &["rollback SHOP", "rollback SHOP --with-data --confirm PROJECT", "rollback SHOP --with-data --dry-run"]),
+    ("pull", &["pull SHOP"]),
+    ("promote", &["promote SHOP --to staging"]),
+    ("plan", &["plan SHOP"]),
+    ("releases", &["releases SHOP"]),
+    ("release show", &["release show SHOP"]),
+    ("release diff", &["release diff SHOP v1"]),
+    ("release export", &["release export SHOP v1"]),
+    ("release import", &["release import SHOP"]),
+    ("release pin", &["release pin SHOP v1"]),
+    ("release unpin", &["release unpin SHOP v1"]),
+    ("drift", &["drift SHOP", "drift SHOP --patches", "drift SHOP --show x", "drift SHOP --save", "drift SHOP --drop x"]),
+    ("backup take", &["backup take SHOP"]),
+    ("backup list", &["backup list SHOP"]),
+    ("backup show", &["backup show SHOP"]),
+    ("backup verify", &["backup verify SHOP"]),
+    ("backup restore", &["backup restore SHOP latest --yes"]),
+    ("backup diff", &["backup diff SHOP latest"]),
+    ("backup export", &["backup export SHOP latest"]),
+    ("backup remove", &["backup remove SHOP latest"]),
+    ("backup prune", &["backup prune SHOP"]),
+    ("backup drill", &["backup drill SHOP"]),
+    ("backup copy", &["backup copy SHOP"]),
+    ("backup import", &["backup import SHOP"]),
+    ("db create", &["db create SHOP postgresql"]),
+    ("db list", &["db list SHOP"]),
+    ("db shell", &["db shell SHOP"]),
+    ("db dump", &["db dump SHOP"]),
+    ("db load", &["db load SHOP --confirm PROJECT"]),
+    ("db destroy", &["db destroy SHOP --confirm PROJECT"]),
+    ("ps", &["ps SHOP", "ps SHOP --scale web=2"]),
+    ("restart", &["restart SHOP"]),
+    ("logs", &["logs SHOP", "logs SHOP --follow"]),
+    ("run", &["run SHOP -- true"]),
+    ("remote add", &["remote add SHOP other ssh://larder@localhost/PROJECT"]),
+    ("remote list", &["remote list SHOP"]),
+    ("remote remove", &["remote remove SHOP other"]),
+    ("remote check", &["remote check SHOP other"]),
+    ("deliverable list", &["deliverable list SHOP"]),
+    ("deliverable info", &["deliverable info SHOP v1 manifest"]),
+    ("deliverable get", &["deliverable get SHOP v1 manifest"]),
+    ("status", &["status"]),
+    ("disk", &["disk", "disk PROJECT"]),
+    ("doctor", &["doctor"]),
+];
+
+/// Returns the words of a sample for an environment.
+fn words(sample: &str, target: &str) -> Vec<String> {
+    let project = target.split('/').next().unwrap();
+    shlex::split(&sample.replace("SHOP", target).replace("PROJECT", project)).unwrap()
+}
+
+/// Returns a sample as the table of docs/access.md shows it.
+fn title(sample: &str) -> String {
+    let shown = words(&sample.replace("PROJECT", "shop"), "shop").join(" ");
+    let cut = |text: &str, at: &str| text.split(at).next().unwrap_or_default().trim_end().to_owned();
+    cut(&cut(&shown, " ssh-ed25519"), " ed25519:")
+}
+
+#[test]
+fn every_command_has_a_sample_and_a_row_in_the_table_of_rights() {
+    let known: BTreeSet<String> = server_commands().into_iter().collect();
+    let sampled: BTreeSet<String> = SAMPLES.iter().map(|(command, _)| (*command).to_owned()).collect();
+    assert_eq!(sampled, known, "SAMPLES must have one row for each command of the server");
+    let mut rows = String::from("| command | needs |\n| --- | --- |\n");
+    for sample in SAMPLES.iter().flat_map(|(_, samples)| *samples) {
+        let needs = command_needs(&words(sample, "shop")).unwrap_or_else(|error| panic!("{sample}: {error}"));
+        rows.push_str(&format!("| `{}` | {needs} |\n", title(sample)));
+    }
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/access.md");
+    let text = fs::read_to_string(page).unwrap();
+    let (begin, end) = ("<!-- generated: rights -->\n", "<!-- end -->");
+    let start = text.find(begin).expect("docs/access.md has no table") + begin.len();
+    let stop = start + text[start..].find(end).unwrap();
+    if std::env::var_os("LARDER_BLESS").is_some() {
+        fs::write(page, format!("{}{rows}{}", &text[..start], &text[stop..])).unwrap();
+    } else {
+        assert!(text[start..stop] == rows, "docs/access.md is outdated: LARDER_BLESS=1 cargo test --test it rights");
+    }
+}
+
+/// A connection of a user that several requests share.
+struct Connection<'w> {
+    world: &'w World,
+    user: String,
+    socket: std::path::PathBuf,
+    master: Child,
+}
+
+impl<'w> Connection<'w> {
+    fn open(world: &'w World, user: &str) -> Connection<'w> {
+        let home = world.directory().join("home");
+        let socket = (0..).map(|number| home.join(format!("c{number}-{user}"))).find(|path| !path.exists()).unwrap();
+        let mut command = world.client("ssh");
+        command.args(world.ssh_options(user)).args(["-M", "-N", "-S"]).arg(&socket).arg("larder@127.0.0.1");
+        let master = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("the connection is there", || socket.exists());
+        Connection { world, user: user.to_owned(), socket, master }
+    }
+
+    fn command(&self, words: &[String]) -> Command {
+        let mut command = self.world.client("ssh");
+        command.args(self.world.ssh_options(&self.user)).arg("-S").arg(&self.socket).args(["-o", "ControlMaster=no"]);
+        command.arg("larder@127.0.0.1").arg(shlex::try_join(words.iter().map(String::as_str)).unwrap());
+        command
+    }
+
+    fn ask(&self, words: &[String]) -> Output {
+        Output::of(&mut self.command(words))
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.master.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        let _ = self.master.kill();
+        let _ = self.master.wait();
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+/// The number of requests after which a connection is replaced. The server accepts a limited number of requests on a connection.
+const REQUESTS: usize = 24;
+
+/// Asks every command of a list on shared connections.
+fn ask_all<'s>(
+    world: &World,
+    user: &str,
+    lines: impl IntoIterator<Item = (&'s str, &'s str)>,
+) -> BTreeMap<(String, String), Output> {
+    let lines: Vec<_> = lines.into_iter().collect();
+    let mut outputs = BTreeMap::new();
+    for lines in lines.chunks(REQUESTS) {
+        let connection = Connection::open(world, user);
+        for (sample, target) in lines {
+            outputs.insert(((*sample).to_owned(), (*target).to_owned()), connection.ask(&words(sample, target)));
+        }
+    }
+    outputs
+}
+
+fn user(world: &World, name: &str, rights: &[(&str, &str)]) {
+    world.key(name);
+    world.larder(&["user", "add", name, "--key-file", &world.public_key(name)]).ok();
+    for (target, right) in rights {
+        world.larder(&["user", "grant", name, target, right]).ok();
+    }
+}
+
+const ROLES: [Access; 6] = [Access::None, Access::View, Access::Push, Access::Deploy, Access::Operate, Access::Admin];
+
+/// Every command × every role on shop/staging: on this environment, on another environment of the project, and on another project. Each
+/// command without the right is refused, and a hidden name gets the same answer as a name that does not exist.
+fn each_command_is_refused_without_its_right(world: &World) {
+    world.project("shop").project("secret");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let before = world.larder(&["--json", "project", "list"]).json();
+    let samples: Vec<&str> = SAMPLES.iter().flat_map(|(_, samples)| *samples).copied().collect();
+    for role in ROLES {
+        let name = format!("u-{role}");
+        user(world, &name, &[("shop/staging", role.as_str())]);
+        let refused = |sample: &&&str| {
+            let needs = command_needs(&words(sample, "shop/staging")).unwrap();
+            let has = match needs.scope {
+                // Every user may view the state of the server.
+                Scope::Server => Access::View,
+                // A right on an environment includes the view of its project, but no greater right on the project.
+                Scope::Project(_) => role.min(Access::View),
+                _ => role,
+            };
+            has < needs.right
+        };
+        let own: Vec<_> = samples.iter().filter(refused).map(|sample| (*sample, "shop/staging")).collect();
+        // With no right at all, the other names are tested once.
+        let named: Vec<_> = match role {
+            Access::None | Access::Admin => samples.iter().filter(|sample| sample.contains("SHOP")).copied().collect(),
+            _ => vec!["logs SHOP --follow", "run SHOP -- true", "user grant nobody SHOP push", "promote SHOP --to staging"],
+        };
+        let others = named.iter().flat_map(|sample| {
+            ["shop/production", "shop/nothing", "secret/production", "nowhere/production"].map(|target| (*sample, target))
+        });
+        let outputs = ask_all(world, &name, own.iter().copied().chain(others));
+        for (sample, target) in own {
+            let output = &outputs[&(sample.to_owned(), target.to_owned())];
+            let hidden = role == Access::None && sample.contains("SHOP") || role == Access::None && sample.contains("PROJECT");
+            let server = matches!(command_needs(&words(sample, target)).unwrap().scope, Scope::Server);
+            assert_eq!(output.status, if hidden && !server { 4 } else { 3 }, "{role}: {sample} {output}");
+        }
+        for sample in named {
+            let answer = |target: &str| {
+                let output = &outputs[&(sample.to_owned(), target.to_owned())];
+                assert!(matches!(output.status, 3 | 4), "{role}: {sample} {target} {output}");
+                let (project, environment) = target.split_once('/').unwrap();
+                let hide = |text: &str| text.replace(project, "P").replace(environment, "E");
+                (output.status, hide(&output.stdout), hide(&output.stderr))
+            };
+            assert_eq!(answer("shop/production"), answer("shop/nothing"), "{role}: {sample}");
+            assert_eq!(answer("secret/production"), answer("nowhere/production"), "{role}: {sample}");
+        }
+        for listing in ["status", "project list", "whoami", "disk"] {
+            world.ssh(&name, &[listing]).exits(0).keeps_quiet_about("secret").keeps_quiet_about("production");
+        }
+    }
+    assert_eq!(world.larder(&["--json", "project", "list"]).json(), before, "a refused command had an effect");
+    world.serves("shop", "version one");
+}
+
+fn key_of_staging_pushes_nothing_to_production(world: &World) {
+    world.project("shop");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    let live = repo.head();
+    user(world, "ci", &[("shop/staging", "push")]);
+    let ci = repo.by("ci");
+    ci.page("version two");
+    let push = |refs: &[&str]| ci.git(&[&["push", &ci.url()], refs].concat());
+    push(&["HEAD:refs/heads/next"]).exits(0).says("v1 is live");
+    world.serves("staging--shop", "version two");
+    // The name of the hidden environment does not appear.
+    for refs in [
+        &["HEAD:refs/heads/main"][..],
+        &["--force", "HEAD:refs/heads/main"],
+        &[":refs/heads/main"],
+        &["HEAD:refs/heads/topic"],
+        &["HEAD:refs/tags/v9"],
+    ] {
+        push(refs).exits(1).says("you may not push this ref").says("next deploys to staging").keeps_quiet_about("production");
+    }
+    // The other refs of the same push are judged on their own, and an atomic push is refused as a whole.
+    ci.page("version three");
+    let both = push(&["HEAD:refs/heads/next", "HEAD:refs/heads/main"]);
+    both.exits(1).says("v2 is live").says("you may not push this ref");
+    ci.page("version four");
+    push(&["--atomic", "HEAD:refs/heads/next", "HEAD:refs/heads/main"]).exits(1).says("another ref of this atomic push");
+    world.serves("staging--shop", "version three");
+    world.serves("shop", "version one");
+    assert_eq!(repo.live(), Some(live));
+    let refs = repo.git(&["ls-remote", &repo.url()]);
+    refs.keeps_quiet_about("refs/tags/v9").keeps_quiet_about("refs/heads/topic");
+    world.ssh("ci", &["run", "shop/staging", "--", "true"]).exits(3);
+    world.ssh("ci", &["rollback", "shop/staging"]).exits(3);
+    world.ssh("ci", &["logs", "shop"]).exits(4).says("you may not see the default environment of shop");
+    // The right to view the other environment shows its name in the refusal.
+    world.larder(&["user", "grant", "ci", "shop/production", "view"]).ok();
+    push(&["HEAD:refs/heads/main"]).exits(1).says("you may not push to shop/production");
+    world.ssh("ci", &["deploy", "shop", "--retry"]).exits(3).says("ci may not push to shop/production");
+    world.serves("shop", "version one");
+}
+
+fn rights_on_environments_are_given_and_taken_away(world: &World) {
+    world.project("shop");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    user(world, "bob", &[("shop", "operate")]);
+    let rights = || world.ssh("bob", &["--json", "whoami"]).json()["access"].clone();
+    assert_eq!(rights(), serde_json::json!({"shop": "operate"}));
+    world.larder(&["user", "grant", "bob", "shop/production", "view"]).exits(0).says("bob has the right view on shop/production");
+    assert_eq!(rights(), serde_json::json!({"shop": "operate", "shop/production": "view"}));
+    world.ssh("bob", &["restart", "shop"]).exits(3).says("bob may not operate shop/production");
+    world.larder(&["user", "revoke", "bob", "shop/production"]).exits(0).says("bob has the right none on shop/production");
+    assert_eq!(rights(), serde_json::json!({"shop": "operate"}));
+    world.ssh("bob", &["status"]).exits(0).says("shop/staging").keeps_quiet_about("production");
+    world.ssh("bob", &["project", "info", "shop"]).exits(0).says("staging").keeps_quiet_about("production");
+    world.ssh("bob", &["ps", "shop/production"]).exits(4);
+    world.larder(&["user", "list"]).says("shop:operate shop/production:none");
+    world.larder(&["user", "grant", "bob", "shop/production", "inherit"]).exits(0).says("the right operate on shop/production");
+    world.ssh("bob", &["ps", "shop/production"]).exits(0);
+    world.larder(&["user", "grant", "bob", "shop/staging", "admin"]).ok();
+    world.larder(&["user", "revoke", "bob", "shop"]).ok();
+    assert_eq!(rights(), serde_json::json!({}));
+    for (words, status) in [
+        (&["user", "grant", "bob", "shop/nothing", "push"][..], 4),
+        (&["user", "grant", "bob", "nowhere", "push"], 4),
+        (&["user", "grant", "nobody", "shop", "push"], 4),
+        (&["user", "grant", "bob", "shop", "inherit"], 2),
+        (&["user", "grant", "bob", "shop", "owner"], 2),
+    ] {
+        world.larder(words).exits(status);
+    }
+    // Rights survive a restart, and end with their project.
+    world.larder(&["user", "grant", "bob", "shop/staging", "push"]).ok();
+    world.restart(&[]);
+    assert_eq!(rights(), serde_json::json!({"shop/staging": "push"}));
+    world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
+    world.larder(&["user", "list"]).keeps_quiet_about("staging");
+}
+
+fn administrator_of_a_project_gives_rights_on_it_only(world: &World) {
+    world.project("shop").project("secret");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    user(world, "lead", &[("shop", "admin")]);
+    user(world, "part", &[("shop/staging", "admin")]);
+    user(world, "bob", &[]);
+    world.ssh("lead", &["user", "grant", "bob", "shop", "push"]).exits(0);
+    world.ssh("lead", &["user", "revoke", "bob", "shop/production"]).exits(0);
+    world.ssh("part", &["user", "grant", "bob", "shop/staging", "operate"]).exits(0);
+    world.ssh("part", &["user", "grant", "bob", "shop", "operate"]).exits(3);
+    world.ssh("part", &["user", "grant", "part", "shop", "admin"]).exits(3);
+    world.ssh("part", &["user", "grant", "part", "shop/production", "view"]).exits(4);
+    for words in [&["user", "add", "eve"][..], &["user", "list"], &["user", "remove", "bob"], &["key", "remove", "SHA256:x"]] {
+        world.ssh("lead", words).exits(3).says("lead is not an administrator of this server");
+    }
+    world.ssh("lead", &["user", "grant", "bob", "secret", "view"]).exits(4);
+    world.ssh("lead", &["project", "destroy", "shop", "--confirm", "shop"]).exits(3);
+    let rights = world.ssh("bob", &["--json", "whoami"]).json()["access"].clone();
+    assert_eq!(rights, serde_json::json!({"shop": "push", "shop/staging": "operate"}));
+}
+
+/// Requests that share one connection end when the right that they need is taken away; requests with another need, and the connection
+/// itself, continue. Without the key, everything ends.
+fn changed_rights_end_requests_of_a_shared_connection(world: &World) {
+    world.project("shop");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", "exec larder static-server --root .\n");
+    repo.page("version one");
+    repo.push().accepted();
+    repo.git(&["push", &repo.url(), "HEAD:refs/heads/next"]).ok();
+    user(world, "bob", &[("shop", "operate")]);
+    let mut connection = Connection::open(world, "bob");
+    let start = |connection: &Connection<'_>, line: &str| {
+        let mut command = connection.command(&words(line, "shop"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let running =
+        |seconds: &str| processes::of(world.directory()).iter().any(|process| process.arguments.contains(&seconds.to_owned()));
+    let mut production = start(&connection, "run shop/production -- sleep 98761");
+    let mut staging = start(&connection, "run shop/staging -- sleep 98762");
+    let mut logs = start(&connection, "logs shop/production --follow");
+    until("both commands run", || running("98761") && running("98762"));
+    // The right on the project still counts for staging.
+    let ends = |what: &str, change: &[&str], condition: &mut dyn FnMut() -> bool| {
+        world.larder(change).ok();
+        let changed = Instant::now();
+        until(what, || condition());
+        eprintln!("{what}: {} ms after {}", changed.elapsed().as_millis(), change.join(" "));
+    };
+    ends("the command in production ends", &["user", "grant", "bob", "shop/production", "view"], &mut || {
+        production.try_wait().unwrap().is_some() && !running("98761")
+    });
+    assert!(staging.try_wait().unwrap().is_none() && logs.try_wait().unwrap().is_none(), "another request ended");
+    assert_eq!(connection.ask(&words("run SHOP -- true", "shop/production")).status, 3);
+    assert_eq!(connection.ask(&words("run SHOP -- true", "shop/staging")).status, 0);
+    ends("the log of production ends", &["user", "revoke", "bob", "shop/production"], &mut || logs.try_wait().unwrap().is_some());
+    assert!(staging.try_wait().unwrap().is_none(), "a request of another environment ended");
+    assert_eq!(connection.ask(&words("logs SHOP", "shop/production")).status, 4);
+    assert!(connection.is_open(), "the connection ended with a right");
+    let key = world.larder(&["--json", "user", "list"]).json();
+    let bob = key.as_array().unwrap().iter().find(|user| user["name"] == "bob").unwrap().clone();
+    let fingerprint = bob["keys"][0]["fingerprint"].as_str().unwrap().to_owned();
+    ends("the connection of a removed key ends", &["key", "remove", &fingerprint], &mut || {
+        staging.try_wait().unwrap().is_some() && !running("98762") && !connection.is_open()
+    });
+    world.ssh("bob", &["whoami"]).exits(255);
+    world.serves("shop", "version one");
+}
