@@ -5,7 +5,7 @@ mod observers;
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     os::fd::OwnedFd,
     process::ExitCode,
     sync::{Arc, OnceLock},
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{HttpConfig, HttpScheme, ServerConfig, SshProfile},
-    control::{Caller, CommandError, Control, ErrorKind, Registry, ServerKeys},
+    control::{Caller, CommandError, Control, ErrorKind, KeyOffer, Login, LoginRefusal, Registry, ServerKeys},
     git::{
         Repositories, Service,
         hook::{Listener, PushRegistry},
@@ -38,7 +38,7 @@ use crate::{
     surface::{
         cli::{self, session, session::Io, socket},
         git::Pushes,
-        ssh::{self, ExecCall, ExecHandler, ExecIo, ExecRequest, GitService, PublicKeyInfo, SshIdentity},
+        ssh::{self, ExecCall, ExecHandler, ExecIo, ExecRequest, GitService, KeyAnswer, KeyRefusal, PublicKeyInfo, SshIdentity},
         user_limit::UserLimit,
     },
 };
@@ -395,11 +395,25 @@ struct SshHandler {
 }
 
 impl ExecHandler for SshHandler {
-    fn authenticate(&self, key: &PublicKeyInfo, _source: std::net::IpAddr) -> Option<SshIdentity> {
-        let user = self.control.user_of_key(&key.fingerprint_sha256)?;
+    fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
+        let login = self.control.login(&key.fingerprint_sha256, source);
+        let Login { user, key, .. } = login.map_err(|LoginRefusal { user, reason }| KeyRefusal { user, reason })?;
         // The keeper prepares a process now, because nearly every request of a user starts a process.
         self.control.pipeline().services().launcher.prewarm();
-        Some(SshIdentity { user })
+        Ok(SshIdentity { user, key })
+    }
+
+    fn recheck_after(&self, identity: &SshIdentity) -> Option<Duration> {
+        self.control.expires_in(&identity.key)
+    }
+
+    fn answered(&self, answer: KeyAnswer) {
+        let KeyAnswer { kind, fingerprint, source, outcome } = answer;
+        let (user, refused) = match outcome {
+            Ok(user) => (Some(user), None),
+            Err(KeyRefusal { user, reason }) => (user, Some(reason)),
+        };
+        self.control.offers().record(KeyOffer { user, kind, fingerprint, source, refused });
     }
 
     fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
@@ -410,7 +424,8 @@ impl ExecHandler for SshHandler {
         let (control, pushes) = (self.control.clone(), self.pushes.clone());
         let permit = self.limit.acquire(&call.identity.user);
         Box::pin(async move {
-            let caller = Caller::User(call.identity.user);
+            let SshIdentity { user, key } = call.identity;
+            let caller = Caller::User(Login { user, key, source: call.source });
             // The permit is held until the request has ended.
             let Some(_permit) = permit else {
                 tracing::warn!(%caller, "too many requests of one user");

@@ -5,9 +5,13 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
+
 use super::{
     error::{CommandError, no_destination, no_environment, not_found, refused, several_environments},
-    registry::{Registry, Target, User},
+    login::{KeyScope, Login},
+    registry::{Registry, User},
+    target::Target,
 };
 use crate::model::{Access, Environment, EnvironmentName, Mode, Project, ProjectName, UserName};
 
@@ -16,15 +20,15 @@ use crate::model::{Access, Environment, EnvironmentName, Mode, Project, ProjectN
 pub enum Caller {
     /// A process that may use the control socket: root, or the account that larder runs as.
     Operator,
-    /// A user whose SSH key was verified.
-    User(UserName),
+    /// A user who has logged in.
+    User(Login),
 }
 
 impl Caller {
     /// Returns the caller's name for records and logs.
     pub fn name(&self) -> UserName {
         match self {
-            Caller::User(name) => name.clone(),
+            Caller::User(login) => login.user.clone(),
             Caller::Operator => UserName::operator(),
         }
     }
@@ -118,63 +122,91 @@ impl fmt::Display for Needs {
 }
 
 /// The rights of a caller.
-enum Rights<'a> {
-    /// Every right: the operator, or an administrator of the server.
+struct Rights<'a> {
+    holder: Holder<'a>,
+    /// The object to which the key of the login is restricted.
+    only: Option<&'a KeyScope>,
+}
+
+/// The holder of rights.
+enum Holder<'a> {
+    /// The operator, or an administrator of the server, who has every right.
     All,
-    /// The rights of a user.
-    Of(&'a User),
-    /// No right: a user that does not exist, for example because it was removed.
-    Nothing,
+    /// A user.
+    User(&'a User),
+    /// A login that is not valid, for example because its user or key was removed or has expired.
+    Nobody,
 }
 
 impl<'a> Rights<'a> {
     fn of(registry: &'a Registry, caller: &Caller) -> Rights<'a> {
-        match caller {
-            Caller::Operator => Rights::All,
-            Caller::User(name) => match registry.user(name) {
-                Some(user) if user.admin => Rights::All,
-                Some(user) => Rights::Of(user),
-                None => Rights::Nothing,
-            },
+        let nothing = Rights { holder: Holder::Nobody, only: None };
+        let Caller::User(Login { user, key, source }) = caller else { return Rights { holder: Holder::All, only: None } };
+        let Some(user) = registry.user(user) else { return nothing };
+        match user.keys.iter().find(|known| known.fingerprint == *key) {
+            Some(key) if key.limits.refusal(Timestamp::now(), *source).is_none() => {
+                Rights { only: key.limits.only.as_ref(), ..Rights::of_user(user) }
+            }
+            _ => nothing,
         }
+    }
+
+    /// Returns the rights of a user with an unrestricted key.
+    fn of_user(user: &'a User) -> Rights<'a> {
+        Rights { holder: if user.admin { Holder::All } else { Holder::User(user) }, only: None }
     }
 
     /// Returns the right on the server as a whole. Every known user may view the server's state.
     fn on_server(&self) -> Access {
-        match self {
-            Rights::All => Access::Admin,
-            Rights::Of(_) => Access::View,
-            Rights::Nothing => Access::None,
+        match (&self.holder, self.only) {
+            (Holder::Nobody, _) => Access::None,
+            (Holder::All, None) => Access::Admin,
+            (Holder::All | Holder::User(_), _) => Access::View,
         }
     }
 
     /// Returns the right on a project itself, which counts for each environment without a right of its own.
     fn on_project(&self, project: &ProjectName) -> Access {
-        self.entry(&Target { project: project.clone(), environment: None }).unwrap_or(Access::None)
+        let target = Target { project: project.clone(), environment: None };
+        self.restricted(&target, self.entry(&target).unwrap_or(Access::None))
     }
 
     /// Returns the right on an environment, which may not exist.
     fn on_environment(&self, project: &ProjectName, environment: &EnvironmentName) -> Access {
+        let whole = Target { project: project.clone(), environment: None };
         let target = Target { project: project.clone(), environment: Some(environment.clone()) };
-        self.entry(&target).unwrap_or_else(|| self.on_project(project))
+        let own = self.entry(&target).or_else(|| self.entry(&whole));
+        self.restricted(&target, own.unwrap_or(Access::None))
     }
 
     /// Returns the greatest right on a project or one of its environments.
     fn on_any_part(&self, project: &ProjectName) -> Access {
-        match self {
-            Rights::Of(user) => {
-                let parts = user.access.iter().filter(|(target, _)| target.project == *project);
-                parts.map(|(_, access)| *access).max().unwrap_or(Access::None)
-            }
-            all_or_nothing => all_or_nothing.on_project(project),
+        if let Some(KeyScope { on: Target { project: only, environment: Some(environment) }, .. }) = self.only {
+            return if only == project { self.on_environment(project, environment) } else { Access::None };
+        }
+        let Holder::User(user) = self.holder else { return self.on_project(project) };
+        let parts = user.access.iter().filter(|(target, _)| target.project == *project);
+        let greatest = parts.map(|(_, access)| *access).max().unwrap_or(Access::None);
+        self.restricted(&Target { project: project.clone(), environment: None }, greatest)
+    }
+
+    /// Returns the right that the holder has on exactly this object.
+    fn entry(&self, target: &Target) -> Option<Access> {
+        match self.holder {
+            Holder::All => Some(Access::Admin),
+            Holder::User(user) => user.access.get(target).copied(),
+            Holder::Nobody => None,
         }
     }
 
-    fn entry(&self, target: &Target) -> Option<Access> {
-        match self {
-            Rights::All => Some(Access::Admin),
-            Rights::Of(user) => user.access.get(target).copied(),
-            Rights::Nothing => None,
+    /// Returns the part of a right on an object that the key of the login permits.
+    fn restricted(&self, target: &Target, right: Access) -> Access {
+        match self.only {
+            None => right,
+            Some(KeyScope { on, right: greatest }) => {
+                let covers = on.project == target.project && (on.environment.is_none() || on.environment == target.environment);
+                if covers { right.min(*greatest) } else { Access::None }
+            }
         }
     }
 }
@@ -182,6 +214,12 @@ impl<'a> Rights<'a> {
 /// Returns the right of `caller` on a project itself.
 pub(super) fn on_project(registry: &Registry, caller: &Caller, project: &ProjectName) -> Access {
     Rights::of(registry, caller).on_project(project)
+}
+
+/// Returns the right of a user on an environment, without the limits of a key.
+pub(super) fn of_user(registry: &Registry, name: &UserName, environment: &Environment) -> Access {
+    let rights = registry.user(name).map(Rights::of_user);
+    rights.map_or(Access::None, |rights| rights.on_environment(&environment.project, &environment.name))
 }
 
 /// Returns the right of `caller` on an environment.
@@ -312,7 +350,10 @@ fn verb(access: Access) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::ErrorKind;
+    use crate::control::{
+        ErrorKind,
+        login::{Key, KeyLimits},
+    };
 
     const RIGHTS: [Access; 6] = [Access::None, Access::View, Access::Push, Access::Deploy, Access::Operate, Access::Admin];
 
@@ -326,7 +367,7 @@ mod tests {
         let user = |name: &str, admin, access: &[(&str, Access)]| User {
             name: name.parse().unwrap(),
             admin,
-            keys: Vec::new(),
+            keys: vec![key(name, KeyLimits::default())],
             access: access.iter().map(|(target, access)| (target.parse().unwrap(), *access)).collect(),
         };
         let project = |name: &str, environments: Vec<Environment>| Project {
@@ -346,8 +387,17 @@ mod tests {
         }
     }
 
+    fn key(name: &str, limits: KeyLimits) -> Key {
+        Key { fingerprint: format!("SHA256:{name}"), line: String::new(), limits }
+    }
+
+    fn login(name: &str) -> Caller {
+        let (key, source) = (format!("SHA256:{name}"), "192.0.2.1".parse().unwrap());
+        Caller::User(Login { user: name.parse().unwrap(), key, source })
+    }
+
     fn bob() -> Caller {
-        Caller::User("bob".parse().unwrap())
+        login("bob")
     }
 
     fn may(registry: &Registry, needs: &Needs) -> Result<(), CommandError> {
@@ -426,13 +476,67 @@ mod tests {
     fn administrators_have_every_right_and_unknown_users_have_none() {
         let registry = registry(&[]);
         let by = |caller: &Caller, needs: &Needs| authorize(&registry, caller, needs).is_ok();
-        let ann = Caller::User("ann".parse().unwrap());
-        let eve = Caller::User("eve".parse().unwrap());
+        let (ann, eve) = (login("ann"), login("eve"));
         for needs in [Needs::server(Access::Admin), Needs::environment(&"blog".parse().unwrap(), Access::Admin)] {
             assert!(by(&ann, &needs) && by(&Caller::Operator, &needs));
             assert!(!by(&eve, &needs) && !by(&bob(), &needs));
         }
         assert!(by(&bob(), &Needs::server(Access::View)));
         assert!(!by(&eve, &Needs::server(Access::View)));
+    }
+
+    #[test]
+    fn key_has_at_most_the_rights_of_its_user_and_of_its_limits() {
+        let on = |text: &str| text.parse::<Target>().unwrap();
+        for (user, admin) in [(Access::Push, false), (Access::Operate, false), (Access::None, true)] {
+            for greatest in [Access::View, Access::Push, Access::Deploy] {
+                for only in ["shop", "shop/staging", "shop/production", "blog"] {
+                    let mut registry = registry(&[("shop", user)]);
+                    registry.users[1].admin = admin;
+                    let right = |registry: &Registry, name: &str| {
+                        RIGHTS.into_iter().filter(|right| may(registry, &Needs::environment(&on(name), *right)).is_ok()).max()
+                    };
+                    let names = ["shop/staging", "shop/production", "blog/production"];
+                    let unrestricted = names.map(|name| right(&registry, name).unwrap_or(Access::None));
+                    registry.users[1].keys = vec![key(
+                        "bob",
+                        KeyLimits { only: Some(KeyScope { on: on(only), right: greatest }), ..KeyLimits::default() },
+                    )];
+                    for (name, without) in names.into_iter().zip(unrestricted) {
+                        let covered = name == only || name.split('/').next() == Some(only);
+                        let expected = if covered { without.min(greatest) } else { Access::None };
+                        assert_eq!(
+                            right(&registry, name).unwrap_or(Access::None),
+                            expected,
+                            "{user} {admin} {greatest} {only} {name}"
+                        );
+                    }
+                    // A restricted key manages no users, whoever owns it.
+                    assert!(may(&registry, &Needs::server(Access::Admin)).is_err());
+                    let whole = may(&registry, &Needs::project(&"shop".parse().unwrap(), Access::Push)).is_ok();
+                    assert_eq!(whole, only == "shop" && greatest >= Access::Push && (admin || user >= Access::Push));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn removed_expired_and_foreign_keys_have_no_right() {
+        let limits = |limits: KeyLimits| {
+            let mut registry = registry(&[("shop", Access::Operate)]);
+            registry.users[1].keys = vec![key("bob", limits)];
+            [Needs::server(Access::View), Needs::environment(&"shop".parse().unwrap(), Access::View)]
+                .map(|needs| may(&registry, &needs).is_ok())
+        };
+        let expires = |text: &str| KeyLimits { expires: Some(text.parse().unwrap()), ..KeyLimits::default() };
+        assert_eq!(limits(KeyLimits::default()), [true, true]);
+        assert_eq!(limits(expires("2026-01-01T00:00:00Z")), [false, false]);
+        assert_eq!(limits(expires("9999-01-01T00:00:00Z")), [true, true]);
+        let from = |range: &str| KeyLimits { from: vec![range.parse().unwrap()], ..KeyLimits::default() };
+        assert_eq!(limits(from("198.51.100.0/24")), [false, false]);
+        assert_eq!(limits(from("192.0.2.0/24")), [true, true]);
+        let mut registry = registry(&[("shop", Access::Operate)]);
+        registry.users[1].keys.clear();
+        assert!(may(&registry, &Needs::server(Access::View)).is_err());
     }
 }

@@ -1,6 +1,6 @@
 //! Errors of requests: a message, hints, and a kind that determines the exit status.
 
-use super::registry::Target;
+use super::target::Target;
 use crate::model::{Environment, Mode, Project, ProjectName};
 
 /// The kind of an error. Scripts rely on the exit status of each kind.

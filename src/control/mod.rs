@@ -8,15 +8,19 @@ mod authz;
 mod error;
 mod handlers;
 mod heads;
+mod login;
 mod registry;
 mod request;
 mod state;
+mod target;
 
 pub use self::{
     authz::{Caller, Needs, Scope},
     error::{CommandError, ErrorKind},
     handlers::*,
-    registry::{Key, Registry, Target, TrustedKey, User},
+    login::{Key, KeyLimits, KeyOffer, KeyOffers, KeyRow, KeyScope, Login, LoginRefusal, OfferRow},
+    registry::{Registry, TrustedKey, User},
     request::{Confirmation, Context, DeploymentGoal, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn},
     state::{Control, ServerKeys},
+    target::Target,
 };

@@ -1,25 +1,14 @@
 //! The registry: users, keys, projects and environments of this server, stored as a whole in `state/registry.json`.
 
-use std::{collections::BTreeMap, fmt, io, path::Path, str::FromStr};
+use std::{collections::BTreeMap, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
+use super::{login::Key, target::Target};
 use crate::{
     host::files,
-    model::{
-        Access, EnvId, Environment, EnvironmentName, Mode, NameError, Project, ProjectId, ProjectName, PublicKey, RemoteName,
-        UserName,
-    },
+    model::{Access, EnvId, Environment, Mode, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
 };
-
-/// A public key with which a user may log in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Key {
-    /// `SHA256:...`, as `ssh-keygen -l` prints it.
-    pub fingerprint: String,
-    /// The key as in an `authorized_keys` file, without options.
-    pub line: String,
-}
 
 /// A person or machine that may log in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,55 +33,6 @@ pub struct TrustedKey {
     pub key: PublicKey,
     /// The name of the key, unique in the project.
     pub name: RemoteName,
-}
-
-/// The project and environment that a caller names: `shop`, or `shop/staging`.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Target {
-    /// The project.
-    pub project: ProjectName,
-    /// The environment. If absent, most requests use the project's default environment.
-    pub environment: Option<EnvironmentName>,
-}
-
-impl FromStr for Target {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Target, NameError> {
-        let (project, environment) = match text.split_once('/') {
-            Some((project, environment)) => (project, Some(environment.parse()?)),
-            None => (text, None),
-        };
-        Ok(Target { project: project.parse()?, environment })
-    }
-}
-
-impl TryFrom<String> for Target {
-    type Error = NameError;
-    fn try_from(text: String) -> Result<Target, NameError> {
-        text.parse()
-    }
-}
-
-impl From<Target> for String {
-    fn from(target: Target) -> String {
-        target.to_string()
-    }
-}
-
-impl From<&Environment> for Target {
-    fn from(environment: &Environment) -> Target {
-        Target { project: environment.project.clone(), environment: Some(environment.name.clone()) }
-    }
-}
-
-impl fmt::Display for Target {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.environment {
-            Some(environment) => write!(f, "{}/{environment}", self.project),
-            None => self.project.fmt(f),
-        }
-    }
 }
 
 /// Users, projects and trusted keys.
@@ -197,10 +137,10 @@ impl Registry {
         self.users.iter_mut().find(|user| &user.name == name)
     }
 
-    /// Returns the user that has the key with this fingerprint.
-    pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
-        let holds = |user: &&User| user.keys.iter().any(|key| key.fingerprint == fingerprint);
-        self.users.iter().find(holds).map(|user| user.name.clone())
+    /// Returns the user that has the key with this fingerprint, and the key.
+    pub fn key(&self, fingerprint: &str) -> Option<(&User, &Key)> {
+        let keys = self.users.iter().flat_map(|user| user.keys.iter().map(move |key| (user, key)));
+        keys.into_iter().find(|(_, key)| key.fingerprint == fingerprint)
     }
 
     /// Returns the project with this name.
@@ -246,6 +186,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::login::KeyLimits;
 
     #[test]
     fn saved_registry_loads_and_does_not_reuse_numbers() {
@@ -302,7 +243,8 @@ mod tests {
     fn oversized_registry_is_not_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registry.json");
-        let key = Key { fingerprint: String::from("SHA256:x"), line: "x".repeat(MAX_BYTES as usize) };
+        let key =
+            Key { fingerprint: String::from("SHA256:x"), line: "x".repeat(MAX_BYTES as usize), limits: KeyLimits::default() };
         let user = User { name: "alice".parse().unwrap(), admin: true, keys: vec![key], access: BTreeMap::new() };
         let large = Registry { users: vec![user], ..Registry::default() };
         assert!(large.save(&path).unwrap_err().to_string().contains("expected at most 16777216"));

@@ -1,7 +1,8 @@
 //! [`Control`], the state that all requests share: the registry, the pipeline and the server's keys, with the access checks.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use parking_lot::RwLock;
 use serde::Serialize;
 
@@ -9,7 +10,9 @@ use super::{
     authz::{self, Caller, Needs},
     error::{self, CommandError},
     heads::ManifestHeads,
-    registry::{Registry, Target},
+    login::{KeyOffers, Login, LoginRefusal, until},
+    registry::Registry,
+    target::Target,
 };
 use crate::{
     host::root::Root,
@@ -45,6 +48,7 @@ struct Shared {
     heads: ManifestHeads,
     /// The reasons why the own file systems or the quotas of projects cannot be used.
     storage_problems: RwLock<BTreeMap<ProjectId, String>>,
+    offers: KeyOffers,
 }
 
 /// The state that all requests share. All clones refer to the same state.
@@ -64,6 +68,7 @@ impl Control {
             keys,
             heads: ManifestHeads::default(),
             storage_problems: RwLock::default(),
+            offers: KeyOffers::default(),
         }))
     }
 
@@ -100,9 +105,30 @@ impl Control {
         authz::on_project(&self.0.registry.read(), caller, project)
     }
 
-    /// Returns the user that an SSH key belongs to. The caller must have verified that the client has the private key.
-    pub fn user_of_key(&self, fingerprint: &str) -> Option<UserName> {
-        self.0.registry.read().user_of_key(fingerprint)
+    /// Returns the login of the client at `source` with an SSH key, or the reason why the key is refused. The caller must have verified that
+    /// the client has the private key before the caller uses the login.
+    pub fn login(&self, fingerprint: &str, source: IpAddr) -> Result<Login, LoginRefusal> {
+        let registry = self.0.registry.read();
+        let unknown = || LoginRefusal {
+            user: None,
+            reason: String::from("the key is not known; add the key with `larder key add`"),
+        };
+        let (user, key) = registry.key(fingerprint).ok_or_else(unknown)?;
+        match key.limits.refusal(Timestamp::now(), source) {
+            Some(reason) => Err(LoginRefusal { user: Some(user.name.clone()), reason }),
+            None => Ok(Login { user: user.name.clone(), key: fingerprint.to_owned(), source }),
+        }
+    }
+
+    /// Returns the time until a key may expire, at most an hour; `None` if the key has no end.
+    pub fn expires_in(&self, fingerprint: &str) -> Option<Duration> {
+        let registry = self.0.registry.read();
+        registry.key(fingerprint).and_then(|(_, key)| key.limits.expires).map(until)
+    }
+
+    /// Returns the last keys that clients offered.
+    pub fn offers(&self) -> &KeyOffers {
+        &self.0.offers
     }
 
     /// Returns a receiver that is notified after each change of the registry, which contains users, keys and rights.
@@ -114,7 +140,21 @@ impl Control {
     pub async fn revoked(&self, caller: &Caller, needs: &Needs) {
         let mut changes = self.0.changed.subscribe();
         while self.authorize(caller, needs).is_ok() {
-            if changes.changed().await.is_err() {
+            let expires = match caller {
+                Caller::User(login) => self.expires_in(&login.key),
+                Caller::Operator => None,
+            };
+            let expired = async {
+                match expires {
+                    Some(left) => tokio::time::sleep(left).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let closed = tokio::select! {
+                changed = changes.changed() => changed.is_err(),
+                () = expired => false,
+            };
+            if closed {
                 return std::future::pending().await;
             }
         }
@@ -235,12 +275,12 @@ impl StartCheck for Control {
     fn check(&self, request: &DeployRequest) -> Result<Environment, String> {
         let asked = &request.environment;
         let by = request.trigger.by();
-        let caller = if *by == UserName::operator() { Caller::Operator } else { Caller::User(by.clone()) };
         let (needed, verb) = match request.trigger {
             Trigger::Push { .. } | Trigger::Redeploy { .. } => (Access::Push, "push to"),
             Trigger::Pull { .. } | Trigger::Rollback { .. } => (Access::Deploy, "deploy to"),
         };
-        if self.right_on(&caller, asked) < needed {
+        let right = if *by == UserName::operator() { Access::Admin } else { authz::of_user(&self.registry(), by, asked) };
+        if right < needed {
             return Err(format!("{by} may no longer {verb} {}", asked.title()));
         }
         let registry = self.registry();

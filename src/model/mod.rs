@@ -13,6 +13,7 @@ mod launch;
 mod manifest;
 mod name;
 mod notification;
+mod network;
 mod phase;
 mod signature;
 mod slot_use;
@@ -35,6 +36,7 @@ pub use launch::{Area, Exit, Launch, LimitClass, MeasuredUser, ProcessId, Role, 
 pub use manifest::{BuildpackUse, Manifest};
 pub use name::{BranchName, DatabaseName, EnvironmentName, NameError, ProcessType, ProjectName, RemoteName, UnitName, UserName};
 pub use notification::{MailAddress, NotificationFamily, NotificationKind, NotificationTopic};
+pub use network::{Network, NetworkError};
 pub use phase::Phase;
 pub use signature::{PublicKey, Signature, SignatureBytes};
 pub use slot_use::{Occupant, SlotError, SlotTable, SlotUse, StopLimits};

@@ -32,6 +32,7 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("user grant", &["user grant nobody SHOP push"]),
     ("user revoke", &["user revoke nobody SHOP"]),
     ("key add", &["key add nobody --key 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f'"]),
+    ("key list", &["key list", "key list nobody"]),
     ("key remove", &["key remove SHA256:none"]),
     ("key show", &["key show"]),
     ("key trust", &["key trust PROJECT", "key trust PROJECT ed25519:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"]),
@@ -86,7 +87,7 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("deliverable get", &["deliverable get SHOP v1 manifest"]),
     ("status", &["status"]),
     ("disk", &["disk", "disk PROJECT"]),
-    ("doctor", &["doctor"]),
+    ("doctor", &["doctor", "doctor keys"]),
 ];
 
 /// Returns the words of a sample for an environment.

@@ -14,10 +14,10 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, usage},
-        registry::Target,
         request::{Confirmation, Context, Reply, Request, Stream},
+        target::Target,
     },
-    model::{Access, CommitId, Environment, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_line},
+    model::{Access, CommitId, Environment, ReleaseId, ReleaseNumber, UserName, sanitise_line},
     pipeline::{DrillRecord, Pipeline, PointsError},
 };
 

@@ -11,10 +11,10 @@ use crate::{
     control::{
         authz::Needs,
         error::CommandError,
-        registry::Target,
         request::{Context, Reply, Request},
+        target::Target,
     },
-    model::{Access, ProjectName},
+    model::Access,
     pipeline::{DrillRecord, RestoreRecord},
 };
 

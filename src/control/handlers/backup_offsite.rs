@@ -14,11 +14,11 @@ use crate::{
         authz::Caller,
         authz::Needs,
         error::{CommandError, refused, usage},
-        registry::Target,
         request::{Context, Reply, Request},
         state::Control,
+        target::Target,
     },
-    model::{Access, Environment, ProjectName, sanitise_line},
+    model::{Access, Environment, sanitise_line},
     pipeline::{CopyState, OffsiteState},
 };
 

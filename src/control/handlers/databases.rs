@@ -13,12 +13,12 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, not_found, refused, run_blocking, usage},
-        registry::Target,
         request::{Confirmation, Context, Reply, Request, RunningCommand, Stream},
         state::Control,
+        target::Target,
     },
     host::launch::Stdio,
-    model::{Access, DatabaseEngine, Environment, ProjectName, UserName, sanitise_line},
+    model::{Access, DatabaseEngine, Environment, UserName, sanitise_line},
     pipeline::{PointsError, StoredUrlError},
     runtime::{Boot, RunJob},
 };

@@ -6,12 +6,12 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, not_found, refused, usage},
-        registry::Target,
         request::{Context, DeploymentGoal, Reply, Request, Stream},
         state::Control,
+        target::Target,
     },
     git::{CommitSpec, GitError, GitFailure},
-    model::{Access, CommitId, Environment, Mode, Origin, Phase, ProjectName, ReleaseNameForm, Trigger},
+    model::{Access, CommitId, Environment, Mode, Origin, Phase, ReleaseNameForm, Trigger},
     pipeline::{self, Goal, PipelineError, Summary, SupplyError, ThawError},
 };
 

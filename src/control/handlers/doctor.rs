@@ -11,7 +11,7 @@ use crate::{
     },
     host::{files, launch::Cgroups},
     layout::{Layout, Viewer},
-    model::{Access, ProjectName},
+    model::Access,
 };
 
 /// The request to check this machine's set-up.

@@ -7,12 +7,12 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, not_found, refused, run_blocking},
-        registry::Target,
         request::{Context, Reply, Request},
         state::Control,
+        target::Target,
     },
     drift::{self, Patch},
-    model::{Access, CommitId, Environment, Live, ProjectName, ReleaseId, ReleaseNumber, UserName, sanitise_reason},
+    model::{Access, CommitId, Environment, Live, ReleaseId, ReleaseNumber, UserName, sanitise_reason},
     pipeline::DriftError,
 };
 

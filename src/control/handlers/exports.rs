@@ -17,16 +17,16 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, run_blocking},
-        registry::Target,
         request::{Context, Reply, Request, Stream},
         state::Control,
+        target::Target,
     },
     host::{
         files,
         root::EnvironmentPaths,
         stream::{Inlet, Outlet, TRANSFER_IDLE_TIMEOUT},
     },
-    model::{Access, CommitId, Environment, EnvironmentName, Manifest, ProjectName, PublicKey, ReleaseId},
+    model::{Access, CommitId, Environment, EnvironmentName, Manifest, PublicKey, ReleaseId},
     release::{
         self, Body, Incoming, MAX_RECORD, Refusal, ReleaseError, VerifyLevel,
         trust::{self, Accepted, Expectation},

@@ -6,8 +6,9 @@ use super::users::{ensure_key_is_free, no_user};
 use crate::{
     control::{
         authz::{Caller, Needs},
-        error::{CommandError, no_project, not_found, refused},
-        registry::{Key, Registry, TrustedKey},
+        error::{CommandError, no_project, not_found, refused, usage},
+        login::{Key, KeyRow, OfferRow},
+        registry::{Registry, TrustedKey},
         request::{Context, Reply, Request},
         state::{Control, ServerKeys},
     },
@@ -84,7 +85,7 @@ impl Request for KeyRemove {
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyRemoved>, CommandError> {
         let fingerprint = self.fingerprint;
         let remove = |registry: &mut Registry| {
-            let owner = registry.user_of_key(&fingerprint);
+            let owner = registry.key(&fingerprint).map(|(user, _)| user.name.clone());
             let owner = owner.ok_or_else(|| not_found(format!("there is no key {fingerprint}")))?;
             if let Some(user) = registry.user_mut(&owner) {
                 user.keys.retain(|key| key.fingerprint != fingerprint);
@@ -93,6 +94,56 @@ impl Request for KeyRemove {
         };
         let name = control.change(remove).await?;
         Ok(KeyRemoved { name, fingerprint }.into())
+    }
+}
+
+/// The request to list login keys.
+#[derive(Debug)]
+pub struct KeyList {
+    /// The user whose keys are listed; the caller if absent.
+    pub name: Option<UserName>,
+}
+
+impl Request for KeyList {
+    type View = Vec<KeyRow>;
+    const NAME: &'static str = "key list";
+
+    fn needs(&self) -> Needs {
+        match &self.name {
+            Some(_) => Needs::server(Access::Admin),
+            None => Needs::server(Access::View),
+        }
+    }
+
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Vec<KeyRow>>, CommandError> {
+        let registry = control.registry();
+        let name = match (self.name, caller) {
+            (Some(name), _) => name,
+            (None, Caller::User(login)) => login.user.clone(),
+            (None, Caller::Operator) => {
+                return Err(usage("cannot list the keys of the operator: the operator logs in without a key")
+                    .hint("name a user, as in `larder key list alice`"));
+            }
+        };
+        let user = registry.user(&name).ok_or_else(|| no_user(&registry.users, &name))?;
+        Ok(user.keys.iter().map(|key| KeyRow::new(&name, key)).collect::<Vec<_>>().into())
+    }
+}
+
+/// The request to list the keys that clients offered last.
+#[derive(Debug)]
+pub struct OfferedKeys;
+
+impl Request for OfferedKeys {
+    type View = Vec<OfferRow>;
+    const NAME: &'static str = "doctor keys";
+
+    fn needs(&self) -> Needs {
+        Needs::server(Access::Admin)
+    }
+
+    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<Vec<OfferRow>>, CommandError> {
+        Ok(control.offers().list().into())
     }
 }
 

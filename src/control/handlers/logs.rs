@@ -6,10 +6,10 @@ use crate::{
     control::{
         authz::Needs,
         error::CommandError,
-        registry::Target,
         request::{Context, LogFollower, Reply, Request, Stream},
+        target::Target,
     },
-    model::{Access, ProjectName},
+    model::Access,
     runtime::{self, LogLine, tail},
 };
 

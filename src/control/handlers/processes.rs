@@ -11,12 +11,12 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, usage},
-        registry::Target,
         request::{Context, Reply, Request, RunningCommand, Stream},
         state::Control,
+        target::Target,
     },
     host::launch::Stdio,
-    model::{Access, Environment, ProjectName, ReleaseId, ReleaseNumber, Slot, SlotUse},
+    model::{Access, Environment, ReleaseId, ReleaseNumber, Slot, SlotUse},
     pipeline::{PipelineError, RestartError, names_a_database},
     runtime::{Boot, RunJob},
 };

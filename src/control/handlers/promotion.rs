@@ -10,9 +10,9 @@ use crate::{
     control::{
         authz::{self, Needs, Scope},
         error::{CommandError, no_destination, not_found, refused, several_environments, usage},
-        registry::Target,
         request::{Context, Reply, Request, Stream},
         state::Control,
+        target::Target,
     },
     model::{Access, CommitId, Environment, Mode, Origin, ProjectName, ReleaseNumber, Remote, RemoteName, Trigger},
     pipeline::{Goal, ReleaseCandidate, Summary},

@@ -8,9 +8,9 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, ErrorKind, not_found, run_blocking, similar, usage},
-        registry::Target,
         request::{Context, Reply, Request},
         state::Control,
+        target::Target,
     },
     git::LogEntry,
     model::{Access, BuildpackUse, Digest, EntryKind, Environment, EnvironmentName, Manifest, Mode, ProcessType, ProjectName},

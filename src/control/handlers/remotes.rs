@@ -7,11 +7,11 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, usage},
-        registry::Target,
         request::{Context, Reply, Request},
         state::Control,
+        target::Target,
     },
-    model::{Access, Environment, ProjectName, PublicKey, Remote, RemoteName, sanitise_line},
+    model::{Access, Environment, PublicKey, Remote, RemoteName, sanitise_line},
     pipeline::chain,
     remote::{Address, DeliverableStore, RemoteError, ssh},
 };

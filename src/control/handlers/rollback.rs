@@ -13,11 +13,11 @@ use crate::{
     control::{
         authz::Needs,
         error::{CommandError, refused, usage},
-        registry::Target,
         request::{Confirmation, Context, Reply, Request, Stream},
         state::Control,
+        target::Target,
     },
-    model::{Access, CommitId, Environment, Live, Origin, ProjectName, ReleaseNumber, Trigger, UserName, sanitise_line},
+    model::{Access, CommitId, Environment, Live, Origin, ReleaseNumber, Trigger, UserName, sanitise_line},
     pipeline::{DeployRequest, Goal, PointChoiceError, Summary, Upgrade},
 };
 

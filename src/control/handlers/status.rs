@@ -14,7 +14,7 @@ use crate::{
         files,
         launch::{Capabilities, Cgroups},
     },
-    model::{Access, Environment, Live, Mode, Project, ProjectName, StorageKind},
+    model::{Access, Environment, Live, Mode, Project, StorageKind},
     pipeline::{LastScan, LastUpgrade, unrestored},
 };
 

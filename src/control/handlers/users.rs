@@ -7,10 +7,12 @@ use serde::Serialize;
 
 use crate::{
     control::{
-        authz::Needs,
+        authz::{Caller, Needs},
         error::{CommandError, no_environment, not_found, refused, similar, usage},
-        registry::{Key, Registry, Target, User},
+        login::{Key, KeyRow, KeyScope},
+        registry::{Registry, User},
         request::{Context, Reply, Request},
+        target::Target,
     },
     model::{Access, EnvironmentName, ProjectName, UserName},
 };
@@ -24,6 +26,8 @@ pub struct Whoami;
 pub struct WhoamiView {
     /// The name of the caller, as in logs and in the records of deployments.
     pub name: UserName,
+    /// The key of the login; absent for the operator.
+    pub key: Option<KeyRow>,
     /// The right on each project that the caller may see, and on each environment whose right differs from the right on its project.
     pub access: IndexMap<Target, Access>,
 }
@@ -50,7 +54,12 @@ impl Request for Whoami {
                 }
             }
         }
-        Ok(WhoamiView { name: caller.name(), access }.into())
+        let registry = control.registry();
+        let key = match caller {
+            Caller::User(login) => registry.key(&login.key).map(|(user, key)| KeyRow::new(&user.name, key)),
+            Caller::Operator => None,
+        };
+        Ok(WhoamiView { name: caller.name(), key, access }.into())
     }
 }
 
@@ -192,11 +201,7 @@ impl Request for UserGrant {
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserGranted>, CommandError> {
         let UserGrant { name, target, access } = self;
         let grant = |registry: &mut Registry| {
-            let project = registry.project(&target.project);
-            let project = project.ok_or_else(|| not_found(format!("there is no project {}", target.project)))?;
-            if target.environment.is_some() && registry.environment(&target).is_none() {
-                return Err(no_environment(project, &target));
-            }
+            ensure_exists(registry, &target)?;
             let unknown = no_user(&registry.users, &name);
             let user = registry.user_mut(&name).ok_or(unknown)?;
             set_right(&mut user.access, &target, access)
@@ -226,9 +231,23 @@ fn set_right(rights: &mut BTreeMap<Target, Access>, target: &Target, access: Opt
 
 /// Returns an error if a user has the key. A key belongs to at most one user, because the key alone identifies the user.
 pub(super) fn ensure_key_is_free(registry: &Registry, key: &Key) -> Result<(), CommandError> {
-    match registry.user_of_key(&key.fingerprint) {
-        Some(owner) => Err(refused(format!("cannot add the key {}: it already belongs to {owner}", key.fingerprint))),
+    if let Some((owner, _)) = registry.key(&key.fingerprint) {
+        return Err(refused(format!("cannot add the key {}: it already belongs to {}", key.fingerprint, owner.name)));
+    }
+    // A key that is restricted to an object that does not exist would get rights on a later object with this name.
+    match &key.limits.only {
+        Some(KeyScope { on, .. }) => ensure_exists(registry, on),
         None => Ok(()),
+    }
+}
+
+/// Returns an error if a target names no project or environment of this server.
+fn ensure_exists(registry: &Registry, target: &Target) -> Result<(), CommandError> {
+    let project = registry.project(&target.project);
+    let project = project.ok_or_else(|| not_found(format!("there is no project {}", target.project)))?;
+    match registry.environment(target) {
+        Some(_) => Ok(()),
+        None => Err(no_environment(project, target)),
     }
 }
 

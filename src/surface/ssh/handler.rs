@@ -1,6 +1,6 @@
 //! The interface between the SSH server and the rest of larder: identities, requests, and the handler that carries out requests.
 
-use std::{net::IpAddr, os::fd::OwnedFd};
+use std::{net::IpAddr, os::fd::OwnedFd, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
@@ -14,6 +14,30 @@ use crate::{git::PushCommands, model::UserName};
 pub struct SshIdentity {
     /// The user, a person or a machine.
     pub user: UserName,
+    /// The fingerprint of the key with which the user has logged in.
+    pub key: String,
+}
+
+/// The reason why a key is refused. Clients do not learn the reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRefusal {
+    /// The user of the key, if there is one.
+    pub user: Option<UserName>,
+    /// The reason, as text.
+    pub reason: String,
+}
+
+/// The answer to a key, for the records of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyAnswer {
+    /// The kind, such as `ssh-ed25519`.
+    pub kind: String,
+    /// `SHA256:...`, as `ssh-keygen -l` prints it.
+    pub fingerprint: String,
+    /// The address of the client.
+    pub source: IpAddr,
+    /// The user who has logged in, or the reason of the refusal.
+    pub outcome: Result<UserName, KeyRefusal>,
 }
 
 /// The terminal that a client requested. For a request with a terminal, lines end with `\r\n`, Ctrl-C cancels the request, Ctrl-D ends the
@@ -63,10 +87,16 @@ pub struct ExecCall {
 
 /// The interface of the handler that identifies users and carries out their requests.
 pub trait ExecHandler: Send + Sync + 'static {
-    /// Returns the user of a key. The function must change nothing, because clients may offer keys that they cannot sign with. The function
+    /// Returns the user of a key, or the reason why the key is refused. The function must change nothing, because clients may offer keys that they cannot sign with. The function
     /// must not block, because it runs on the connection's task. The server calls the function again before each request, so that a removed
     /// key stops working at once.
-    fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Option<SshIdentity>;
+    fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Result<SshIdentity, KeyRefusal>;
+
+    /// Returns the time after which the server must check the key of an open connection again; `None` if only changes matter.
+    fn recheck_after(&self, identity: &SshIdentity) -> Option<Duration>;
+
+    /// Records the answer to a key: a refusal, or a login. The signature of a refused key may not have been verified.
+    fn answered(&self, answer: KeyAnswer);
 
     /// Returns a receiver that is notified when keys may have been removed. The server then checks the key of each open connection again,
     /// and closes the connection if the key has no user.

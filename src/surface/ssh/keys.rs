@@ -59,10 +59,12 @@ pub enum KeyError {
         given: usize,
     },
     /// The line has options of `authorized_keys` in front of the key.
-    #[error("the line starts with {given:?}; larder does not use authorized_keys options, give the line without them")]
+    #[error("the line starts with {given:?}; larder does not read options of authorized_keys: {instead}")]
     Options {
         /// The text in front of the key.
         given: String,
+        /// The replacement of the option.
+        instead: &'static str,
     },
     /// The kind of key is not accepted.
     #[error("keys of kind {given:?} are not accepted; make another key with: ssh-keygen -t ed25519")]
@@ -106,7 +108,7 @@ pub fn parse_line(text: &str) -> Result<PublicKeyInfo, KeyError> {
         let options: String = line.split_whitespace().take_while(|word| !is_kind(word)).collect::<Vec<_>>().join(" ");
         let given = options.chars().take(60).collect();
         return Err(if options.len() < line.len() && line.split_whitespace().any(is_kind) {
-            KeyError::Options { given }
+            KeyError::Options { given, instead: instead_of(first) }
         } else {
             KeyError::Kind { given }
         });
@@ -117,6 +119,21 @@ pub fn parse_line(text: &str) -> Result<PublicKeyInfo, KeyError> {
     }
     let key = PublicKey::from_openssh(line).map_err(|source| KeyError::Malformed { source })?;
     info(&key)
+}
+
+/// Returns the replacement of the first option of a line of `authorized_keys`.
+fn instead_of(options: &str) -> &'static str {
+    let name = options.split(['=', ',']).next().unwrap_or_default().to_ascii_lowercase();
+    match name.as_str() {
+        "from" => "give the line without them, and the addresses with --from",
+        "expiry-time" => "give the line without them, and the end with --expires",
+        "command" => "give the line without them, and restrict the key with --only",
+        "restrict" | "no-pty" | "no-port-forwarding" | "no-agent-forwarding" | "no-x11-forwarding" | "no-user-rc" => {
+            "give the line without them; larder forwards nothing and gives no shell"
+        }
+        "cert-authority" | "principals" => "a line for a certificate authority is no login key",
+        _ => "give the line without them",
+    }
 }
 
 /// Returns true if a word names a kind of key, including certificates and kinds that are not accepted.
@@ -176,11 +193,14 @@ mod tests {
 
     #[test]
     fn each_mistake_has_its_own_error() {
-        let cases: [(&str, &str); 9] = [
+        let cases: [(&str, &str); 12] = [
             ("", "no key here"),
             ("# only a comment", "no key here"),
             ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl", "PRIVATE"),
-            ("no-pty,command=\"x\" ssh-ed25519 AAAA", "options"),
+            ("no-pty,command=\"x\" ssh-ed25519 AAAA", "larder forwards nothing"),
+            ("command=\"x y\" ssh-ed25519 AAAA", "restrict the key with --only"),
+            ("from=\"10.0.0.0/8\" ssh-ed25519 AAAA", "with --from"),
+            ("expiry-time=\"20270101\",restrict ssh-ed25519 AAAA", "with --expires"),
             ("ssh-dss AAAAB3NzaC1kc3M= old", "not accepted"),
             ("ecdsa-sha2-nistp521 AAAA x", "not accepted"),
             ("ssh-ed25519-cert-v01@openssh.com AAAA x", "not accepted"),

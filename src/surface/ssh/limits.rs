@@ -12,6 +12,8 @@ use std::{
 
 use parking_lot::Mutex;
 
+use crate::model::Network;
+
 /// All limits of the SSH server. The defaults suit a machine with a few hundred users.
 #[derive(Debug, Clone)]
 pub struct SshLimits {
@@ -81,32 +83,6 @@ impl Default for SshLimits {
                 Network { address: IpAddr::V6(Ipv6Addr::LOCALHOST), prefix: 128 },
             ],
             sources: 4096,
-        }
-    }
-}
-
-/// A range of addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    /// Any address in the range.
-    pub address: IpAddr,
-    /// The number of leading bits that all addresses of the range share.
-    pub prefix: u8,
-}
-
-impl Network {
-    /// Returns true if an address is in this range. An IPv4 address mapped into IPv6 counts as IPv4.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address.to_canonical(), address.to_canonical()) {
-            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
-                let shift = 32_u32.saturating_sub(self.prefix.into());
-                ours.to_bits().checked_shr(shift).unwrap_or(0) == theirs.to_bits().checked_shr(shift).unwrap_or(0)
-            }
-            (IpAddr::V6(ours), IpAddr::V6(theirs)) => {
-                let shift = 128_u32.saturating_sub(self.prefix.into());
-                ours.to_bits().checked_shr(shift).unwrap_or(0) == theirs.to_bits().checked_shr(shift).unwrap_or(0)
-            }
-            _ => false,
         }
     }
 }

@@ -20,8 +20,8 @@ mod tests;
 pub use self::{
     config::{Profile, SshServerConfig},
     exec::{ExecError, ExecRequest, GitService, RepoPath},
-    handler::{ExecCall, ExecHandler, ExecIo, SshIdentity, Tty},
+    handler::{ExecCall, ExecHandler, ExecIo, KeyAnswer, KeyRefusal, SshIdentity, Tty},
     keys::{KeyError, PublicKeyInfo},
-    limits::{Network, SshLimits},
+    limits::SshLimits,
     server::serve,
 };

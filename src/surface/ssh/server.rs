@@ -194,21 +194,31 @@ enum End {
     Shutdown,
 }
 
-/// Waits until the key of the connection is removed. Running requests continue, as after any disconnect.
+/// Waits until the key of the connection is removed or expires. Running requests continue, as after any disconnect.
 async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<ConnectionProgress>, peer: SocketAddr) -> End {
     let mut changes = handler.key_changes();
     progress.logged_in.cancelled().await;
     let Some((key, identity)) = progress.login.get() else { return std::future::pending().await };
     // The receiver was created before the login, so this loop also sees a change that happened between the login and the first wait.
     loop {
-        if changes.changed().await.is_err() {
+        let later = async {
+            match handler.recheck_after(identity) {
+                Some(left) => sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        let closed = tokio::select! {
+            changed = changes.changed() => changed.is_err(),
+            () = later => false,
+        };
+        if closed {
             return std::future::pending().await;
         }
-        if handler.authenticate(key, peer.ip()).as_ref() != Some(identity) {
+        if handler.authenticate(key, peer.ip().to_canonical()).as_ref() != Ok(identity) {
             break;
         }
     }
-    tracing::info!(%peer, user = %identity.user, "the key of an open connection was removed");
+    tracing::info!(%peer, user = %identity.user, "the key of an open connection was removed or has expired");
     End::Revoked
 }
 
@@ -274,7 +284,7 @@ impl ConnectionTask {
                         let why = match end {
                             End::TooManyConnections => "you have too many open connections; close a connection",
                             End::Idle => "the connection was idle for too long",
-                            End::Revoked => "your key or your user was removed",
+                            End::Revoked => "your key was removed or has expired",
                             _ => "the server is stopping",
                         };
                         let told = handle.disconnect(Disconnect::ByApplication, why.to_owned(), String::new());
@@ -309,7 +319,7 @@ impl ConnectionTask {
             () = self.shutdown.cancelled() => return End::Shutdown,
         }
         self.permit.logged_in();
-        if let Some((_, SshIdentity { user })) = progress.login.get() {
+        if let Some((_, SshIdentity { user, .. })) = progress.login.get() {
             self.user_permit = self.user_limit.acquire(user);
             if self.user_permit.is_none() {
                 tracing::warn!(peer = %self.peer, %user, "too many connections of one user");

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
@@ -12,6 +12,7 @@ use std::{
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Pty, Sig,
+    keys::HashAlg,
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey},
 };
 use tokio::sync::watch;
@@ -21,7 +22,7 @@ use super::{
     channel::{self, ChannelState, Job},
     config::SshServerConfig,
     exec::{self, ExecRequest},
-    handler::{ExecHandler, SshIdentity, Tty},
+    handler::{ExecHandler, KeyAnswer, KeyRefusal, SshIdentity, Tty},
     keys::{self, PublicKeyInfo},
 };
 
@@ -131,43 +132,49 @@ impl SshConnection {
         }
     }
 
-    /// Returns the key and its user if the key is known, and the login name and the kind of key are accepted. The client gets the same
-    /// answer to all refusals.
+    /// Returns the key and its user if the key is known, and the login name and the kind of key are accepted. Records a refusal. The client
+    /// gets the same answer to all refusals.
     fn lookup(
         &self,
         login: &str,
         key: &russh::keys::PublicKey,
         algorithm: &russh::keys::Algorithm,
     ) -> Option<(PublicKeyInfo, SshIdentity)> {
-        let peer = self.peer;
-        let known_login = self.config.logins.iter().any(|known| known == login);
-        let info = match keys::info(key) {
-            Ok(info) if keys::accepts_signature(algorithm) => info,
-            Ok(info) => {
-                let fingerprint = info.fingerprint_sha256;
-                tracing::info!(%peer, "cannot accept the key {fingerprint}: signatures of kind {:?} are not safe; update the client", algorithm.as_str());
-                return None;
-            }
-            Err(error) => {
-                tracing::info!(%peer, "cannot accept a key: {error}");
-                return None;
-            }
+        let described = keys::info(key);
+        let (kind, fingerprint) = match &described {
+            Ok(info) => (info.algorithm.clone(), info.fingerprint_sha256.clone()),
+            Err(_) => (key.algorithm().to_string().chars().take(60).collect(), key.fingerprint(HashAlg::Sha256).to_string()),
         };
-        let identity = self.handler.authenticate(&info, peer.ip().to_canonical());
-        let (kind, fingerprint) = (&info.algorithm, &info.fingerprint_sha256);
-        match identity {
-            Some(identity) if known_login => Some((info, identity)),
-            Some(_) => {
-                let expected = self.config.logins.join(" or ");
-                let login: String = login.escape_default().take(80).collect();
-                tracing::info!(%peer, "cannot accept the {kind} key {fingerprint}: the login is {login} (expected {expected})");
-                None
+        let refusal = match described {
+            Ok(info) if keys::accepts_signature(algorithm) => match self.check(login, &info) {
+                Ok(identity) => return Some((info, identity)),
+                Err(refusal) => refusal,
+            },
+            Ok(_) => {
+                let reason = format!("signatures of kind {:?} are not safe; update the client", algorithm.as_str());
+                KeyRefusal { user: None, reason }
             }
-            None => {
-                tracing::info!(%peer, "cannot accept the {kind} key {fingerprint}: the key is not known; add the key with `larder key add`");
-                None
-            }
+            Err(error) => KeyRefusal { user: None, reason: error.to_string() },
+        };
+        tracing::info!(peer = %self.peer, "cannot accept the {kind} key {fingerprint}: {}", refusal.reason);
+        self.handler.answered(KeyAnswer { kind, fingerprint, source: self.source(), outcome: Err(refusal) });
+        None
+    }
+
+    fn check(&self, login: &str, info: &PublicKeyInfo) -> Result<SshIdentity, KeyRefusal> {
+        let identity = self.handler.authenticate(info, self.source())?;
+        if self.config.logins.iter().any(|known| known == login) {
+            return Ok(identity);
         }
+        let expected = self.config.logins.join(" or ");
+        let login: String = login.escape_default().take(80).collect();
+        let reason = format!("the login is {login} (expected {expected})");
+        Err(KeyRefusal { user: Some(identity.user), reason })
+    }
+
+    /// Returns the address of the client.
+    fn source(&self) -> IpAddr {
+        self.peer.ip().to_canonical()
     }
 
     async fn refused(&mut self) -> Result<Auth, SessionError> {
@@ -187,6 +194,7 @@ impl SshConnection {
         request: Result<ExecRequest, exec::ExecError>,
         session: &mut Session,
     ) -> Result<(), SessionError> {
+        let source = self.source();
         let Some(open) = self.channels.get_mut(&id) else {
             return Ok(session.channel_failure(id)?);
         };
@@ -196,13 +204,14 @@ impl SshConnection {
         session.channel_success(id)?;
         let shared = Arc::clone(&open.shared);
         let busy = Busy::new(&self.progress);
-        let source = self.peer.ip().to_canonical();
         let identity = match &self.login {
-            Some((key, login)) => self.handler.authenticate(key, source).filter(|now| now == login),
+            Some((key, login)) => self.handler.authenticate(key, source).ok().filter(|now| now == login),
             None => None,
         };
         let (refusal, status) = match (request, identity) {
-            (_, None) => (String::from("larder: your key was removed; ask an administrator"), channel::STATUS_REFUSED),
+            (_, None) => {
+                (String::from("larder: your key was removed or has expired; ask an administrator"), channel::STATUS_REFUSED)
+            }
             _ if self.shutdown.is_cancelled() => {
                 (String::from("larder: the server is stopping; try again in a moment"), channel::STATUS_REFUSED)
             }
@@ -280,6 +289,12 @@ impl Handler for SshConnection {
             Some((info, identity)) => {
                 let (kind, fingerprint) = (&info.algorithm, &info.fingerprint_sha256);
                 tracing::info!(peer = %self.peer, user = %identity.user, "accepted {kind} {fingerprint}");
+                self.handler.answered(KeyAnswer {
+                    kind: info.algorithm.clone(),
+                    fingerprint: info.fingerprint_sha256.clone(),
+                    source: self.source(),
+                    outcome: Ok(identity.user.clone()),
+                });
                 let _ = self.progress.login.set((info.clone(), identity.clone()));
                 self.login = Some((info, identity));
                 Ok(Auth::Accept)

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
+use jiff::{SignedDuration, Timestamp};
 
 use super::super::{
     command::{Asked, Asking, Command, Shown},
@@ -10,10 +11,10 @@ use super::super::{
 };
 use crate::{
     control::{
-        self, CommandError, ErrorKind, KeyAdd, KeyAdded, KeyRemove, KeyRemoved, KeyShow, KeyTrust, KeyTrustView, KeyUntrust,
-        KeyUntrusted, ServerKeys, TrustRow,
+        self, CommandError, ErrorKind, KeyAdd, KeyAdded, KeyLimits, KeyList, KeyRemove, KeyRemoved, KeyRow, KeyScope, KeyShow,
+        KeyTrust, KeyTrustView, KeyUntrust, KeyUntrusted, ServerKeys, Target, TrustRow,
     },
-    model::{ProjectName, PublicKey, RemoteName, UserName},
+    model::{Access, Network, ProjectName, PublicKey, RemoteName, UserName, sanitise_reason},
     surface::ssh::keys,
 };
 
@@ -21,6 +22,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub enum KeyVerb {
     Add(KeyAddArgs),
+    List(KeyListArgs),
     Remove(KeyRemoveArgs),
     Show(KeyShowArgs),
     Trust(KeyTrustArgs),
@@ -31,6 +33,7 @@ impl KeyVerb {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
             KeyVerb::Add(command) => asking.ask(command).await,
+            KeyVerb::List(command) => asking.ask(command).await,
             KeyVerb::Remove(command) => asking.ask(command).await,
             KeyVerb::Show(command) => asking.ask(command).await,
             KeyVerb::Trust(command) => asking.ask(command).await,
@@ -42,7 +45,7 @@ impl KeyVerb {
 /// Add an SSH key to a user
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  larder key add alice --key-file ~/.ssh/laptop.pub\n  ssh -p 2222 larder@HOST key add alice --key \"'$(cat ~/.ssh/laptop.pub)'\""
+    after_help = "Examples:\n  larder key add alice --key-file ~/.ssh/laptop.pub\n  ssh -p 2222 larder@HOST key add alice --key \"'$(cat ~/.ssh/laptop.pub)'\"\n  larder key add ci --key-file ci.pub --only shop/staging --from 192.0.2.0/24 --expires 90d"
 )]
 pub struct KeyAddArgs {
     /// Name of the user
@@ -53,13 +56,128 @@ pub struct KeyAddArgs {
     /// The public key itself, one line; over ssh, --key-file is not available
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     key: Option<String>,
+    #[command(flatten)]
+    limits: KeyLimitArgs,
+}
+
+/// Limits of logins with a key.
+#[derive(Debug, Default, clap::Args)]
+pub struct KeyLimitArgs {
+    /// Name of the key for people, such as laptop
+    #[arg(long = "key-name", value_name = "TEXT", value_parser = key_name)]
+    key_name: Option<String>,
+    /// Refuse the key after this time: 12h, 30d, 2027-01-31 (its end in UTC) or 2027-01-31T18:00:00Z
+    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    expires: Option<Timestamp>,
+    /// Accept the key from these addresses only, such as 192.0.2.0/24; may be repeated
+    #[arg(long, value_name = "RANGE", value_delimiter = ',')]
+    from: Vec<Network>,
+    /// Restrict the key to this project, or PROJECT/ENVIRONMENT, whatever rights its user has
+    #[arg(long, value_name = "PROJECT")]
+    only: Option<Target>,
+    /// Greatest right of the key on --only
+    #[arg(long, value_name = "RIGHT", requires = "only", default_value = "push")]
+    right: KeyRight,
+}
+
+/// The greatest right of a restricted key.
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub enum KeyRight {
+    View,
+    #[default]
+    Push,
+    Deploy,
+    Operate,
+}
+
+impl KeyLimitArgs {
+    pub(super) fn limits(self) -> KeyLimits {
+        let right = match self.right {
+            KeyRight::View => Access::View,
+            KeyRight::Push => Access::Push,
+            KeyRight::Deploy => Access::Deploy,
+            KeyRight::Operate => Access::Operate,
+        };
+        let only = self.only.map(|on| KeyScope { on, right });
+        KeyLimits { name: self.key_name, expires: self.expires, from: self.from, only }
+    }
+}
+
+/// Parses the name of a key, which appears in lists.
+fn key_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > 60 || sanitise_reason(text) != text {
+        return Err(String::from("expected one line of at most 60 bytes"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses a time span from now, a day, or a moment, which must be in the future.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    let wrong = || format!("{text:?} is not a time (expected for example 12h, 30d, 2027-01-31 or 2027-01-31T18:00:00Z)");
+    let now = Timestamp::now();
+    let span = |text: &str| {
+        let unit = match text.chars().last()? {
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            'w' => 7 * 86_400,
+            _ => return None,
+        };
+        let count: i64 = text.get(..text.len().checked_sub(1)?)?.parse().ok().filter(|count| *count >= 0)?;
+        now.checked_add(SignedDuration::from_secs(count.checked_mul(unit)?)).ok()
+    };
+    let day = |text: &str| {
+        let day: jiff::civil::Date = text.parse().ok()?;
+        let end = day.tomorrow().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+        (text.len() == "2027-01-31".len()).then(|| end.timestamp())
+    };
+    let moment = span(text).or_else(|| day(text)).or_else(|| text.parse().ok()).ok_or_else(wrong)?;
+    if moment > now { Ok(moment) } else { Err(format!("{text:?} is in the past")) }
+}
+
+/// List the login keys of a user with their limits; without a user, your own keys
+#[derive(Debug, clap::Args)]
+pub struct KeyListArgs {
+    /// Name of the user
+    user: Option<UserName>,
+}
+
+impl Command for KeyListArgs {
+    type Request = KeyList;
+
+    fn request(self) -> Result<KeyList, CommandError> {
+        Ok(KeyList { name: self.user })
+    }
+
+    fn show(rows: &Vec<KeyRow>) -> Shown {
+        let line = |row: &KeyRow| {
+            let limits = described(&row.limits);
+            vec![row.user.to_string(), row.limits.name.clone().unwrap_or_default(), row.fingerprint.clone(), limits]
+        };
+        Shown::Page(text::table(&["USER", "NAME", "KEY", "LIMITS"], rows.iter().map(line).collect()))
+    }
+}
+
+/// Describes the limits of a key in one line.
+pub(super) fn described(limits: &KeyLimits) -> String {
+    let mut parts = Vec::new();
+    if let Some(KeyScope { on, right }) = &limits.only {
+        parts.push(format!("only {right} on {on}"));
+    }
+    if let Some(expires) = limits.expires {
+        parts.push(format!("until {}", expires.strftime("%Y-%m-%d %H:%M UTC")));
+    }
+    if !limits.from.is_empty() {
+        parts.push(format!("from {}", limits.from.iter().map(Network::to_string).collect::<Vec<_>>().join(", ")));
+    }
+    parts.join("; ")
 }
 
 impl Command for KeyAddArgs {
     type Request = KeyAdd;
 
     fn request(self) -> Result<KeyAdd, CommandError> {
-        let key = read_key(self.key_file, self.key)?;
+        let key = read_key(self.key_file, self.key, self.limits)?;
         let missing = || CommandError::new(ErrorKind::Usage, "cannot add a key: no key is given").hint("give --key-file FILE");
         Ok(KeyAdd { name: self.user, key: key.ok_or_else(missing)? })
     }
@@ -71,7 +189,11 @@ impl Command for KeyAddArgs {
 
 /// Parses the key of a command. The server reads no file that a caller names, so the local program replaces `--key-file` by `--key`
 /// before it sends the command.
-pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Option<control::Key>, CommandError> {
+pub(super) fn read_key(
+    file: Option<PathBuf>,
+    key: Option<String>,
+    limits: KeyLimitArgs,
+) -> Result<Option<control::Key>, CommandError> {
     if let Some(file) = file {
         return Err(CommandError::new(
             ErrorKind::Usage,
@@ -85,7 +207,7 @@ pub(super) fn read_key(file: Option<PathBuf>, key: Option<String>) -> Result<Opt
         CommandError::new(ErrorKind::Usage, error.to_string())
             .hint("give the public key as one line, such as `ssh-ed25519 AAAA... name`")
     })?;
-    Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line }))
+    Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line, limits: limits.limits() }))
 }
 
 /// Remove a key, refuse logins with this key, and close connections that it opened

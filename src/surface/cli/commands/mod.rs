@@ -128,7 +128,7 @@ impl Verb {
             Verb::Deliverable(noun) => noun.ask(asking).await,
             Verb::Status(command) => asking.ask(command).await,
             Verb::Disk(command) => asking.ask(command).await,
-            Verb::Doctor(command) => asking.ask(command).await,
+            Verb::Doctor(command) => command.ask(asking).await,
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{
         command::{Asked, Asking, Command, Shown},
         text,
     },
-    key::read_key,
+    key::{KeyLimitArgs, read_key},
 };
 use crate::{
     control::{self, CommandError, Target, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
@@ -53,13 +53,15 @@ pub struct UserAddArgs {
     /// The public key itself, one line; over ssh, --key-file is not available
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     key: Option<String>,
+    #[command(flatten)]
+    limits: KeyLimitArgs,
 }
 
 impl Command for UserAddArgs {
     type Request = UserAdd;
 
     fn request(self) -> Result<UserAdd, CommandError> {
-        let keys = read_key(self.key_file, self.key)?.into_iter().collect();
+        let keys = read_key(self.key_file, self.key, self.limits)?.into_iter().collect();
         Ok(UserAdd { name: self.name, admin: self.admin, keys })
     }
 

@@ -1,12 +1,15 @@
 //! The command `larder whoami`, which shows the caller's name and rights.
 
-use super::super::{
-    command::{Command, Shown},
-    text,
+use super::{
+    super::{
+        command::{Command, Shown},
+        text,
+    },
+    key::described,
 };
 use crate::control::{self, CommandError, WhoamiView};
 
-/// Show your user name and your rights on projects and environments
+/// Show your user name, your key, and your rights on projects and environments
 #[derive(Debug, clap::Args)]
 pub struct WhoamiArgs {}
 
@@ -19,6 +22,11 @@ impl Command for WhoamiArgs {
 
     fn show(view: &WhoamiView) -> Shown {
         let rights = view.access.iter().map(|(target, access)| vec![target.to_string(), access.to_string()]);
-        Shown::Page(format!("{}\n{}", view.name, text::table(&["PROJECT", "RIGHT"], rights.collect())))
+        let key = view.key.as_ref().map_or_else(String::new, |key| {
+            let name = key.limits.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+            let limits = Some(described(&key.limits)).filter(|limits| !limits.is_empty());
+            format!("key{name} {}{}\n", key.fingerprint, limits.map(|limits| format!(" ({limits})")).unwrap_or_default())
+        });
+        Shown::Page(format!("{}\n{key}{}", view.name, text::table(&["PROJECT", "RIGHT"], rights.collect())))
     }
 }

@@ -34,6 +34,7 @@ struct TestHandler {
     repositories: std::path::PathBuf,
     keys: Mutex<Vec<(String, SshIdentity)>>,
     calls: Mutex<Vec<Call>>,
+    answers: Mutex<Vec<KeyAnswer>>,
     /// The sender for the receivers of [`ExecHandler::key_changes`].
     changed: watch::Sender<()>,
     /// The notification that the command `stuck` has ended because its client is gone.
@@ -41,10 +42,21 @@ struct TestHandler {
 }
 
 impl ExecHandler for TestHandler {
-    fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Option<SshIdentity> {
+    fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
         assert_ne!(key.openssh_line, line_of(&new_key(PANIC)), "a bug in a session");
         let keys = self.keys.lock();
-        keys.iter().find(|(line, _)| *line == key.openssh_line).map(|(_, identity)| identity.clone())
+        keys.iter()
+            .find(|(line, _)| *line == key.openssh_line)
+            .map(|(_, identity)| identity.clone())
+            .ok_or_else(|| KeyRefusal { user: None, reason: String::from("the key is not known") })
+    }
+
+    fn recheck_after(&self, _identity: &SshIdentity) -> Option<Duration> {
+        None
+    }
+
+    fn answered(&self, answer: KeyAnswer) {
+        self.answers.lock().push(answer);
     }
 
     fn key_changes(&self) -> watch::Receiver<()> {
@@ -175,13 +187,14 @@ impl World {
         for (name, seed) in [("alice", 1), ("bob", 2)] {
             let key = new_key(seed);
             write_key(&root.join(name), &key);
-            known.push((line_of(&key), SshIdentity { user: name.parse().unwrap() }));
+            known.push((line_of(&key), SshIdentity { user: name.parse().unwrap(), key: line_of(&key) }));
         }
         write_key(&root.join("stranger"), &new_key(3));
         let handler = Arc::new(TestHandler {
             repositories: root.to_owned(),
             keys: Mutex::new(known),
             calls: Mutex::default(),
+            answers: Mutex::default(),
             changed: watch::Sender::new(()),
             finished: Arc::default(),
         });
