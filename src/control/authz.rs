@@ -63,6 +63,17 @@ pub enum Scope {
     },
 }
 
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::Server => f.write_str("server"),
+            Scope::Project(project) | Scope::Repository(project) => project.fmt(f),
+            Scope::Environment(target) | Scope::OfMode(target, _) => target.fmt(f),
+            Scope::Promotion { from, to } => write!(f, "{from} to {to}"),
+        }
+    }
+}
+
 /// The right that a request needs, and the object of this right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needs {

@@ -38,6 +38,24 @@ pub struct KeyLimits {
     pub only: Option<KeyScope>,
 }
 
+impl Key {
+    /// Returns the fingerprint and the limits in one line.
+    pub fn summary(&self) -> String {
+        let mut text = self.fingerprint.clone();
+        if let Some(KeyScope { on, right }) = &self.limits.only {
+            text.push_str(&format!(", only {right} on {on}"));
+        }
+        if let Some(expires) = self.limits.expires {
+            text.push_str(&format!(", until {expires}"));
+        }
+        if !self.limits.from.is_empty() {
+            let ranges: Vec<_> = self.limits.from.iter().map(Network::to_string).collect();
+            text.push_str(&format!(", from {}", ranges.join(" ")));
+        }
+        text
+    }
+}
+
 /// The object to which a key is restricted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyScope {
@@ -63,7 +81,7 @@ impl KeyLimits {
 
 /// A login key in a list.
 #[derive(Debug, Clone, Serialize)]
-pub struct KeyRow {
+pub struct LoginKeyRow {
     /// The user.
     pub user: UserName,
     /// The kind, such as `ssh-ed25519`.
@@ -75,11 +93,11 @@ pub struct KeyRow {
     pub limits: KeyLimits,
 }
 
-impl KeyRow {
+impl LoginKeyRow {
     /// Creates the row of a key.
-    pub(super) fn new(user: &UserName, key: &Key) -> KeyRow {
+    pub(super) fn new(user: &UserName, key: &Key) -> LoginKeyRow {
         let kind = key.line.split(' ').next().unwrap_or_default().to_owned();
-        KeyRow { user: user.clone(), kind, fingerprint: key.fingerprint.clone(), limits: key.limits.clone() }
+        LoginKeyRow { user: user.clone(), kind, fingerprint: key.fingerprint.clone(), limits: key.limits.clone() }
     }
 }
 

@@ -4,21 +4,25 @@
 //! handler. The handler returns data: a [`Reply`] with a serialisable view, with a stream, or with a function that reads an upload. The
 //! interface renders the reply. For git's services, [`Control::project`] checks the same rights. The module to read first is [`request`].
 
+mod audit;
 mod authz;
 mod error;
 mod handlers;
 mod heads;
 mod login;
+mod protect;
 mod registry;
 mod request;
 mod state;
 mod target;
 
 pub use self::{
+    audit::{AuditEntry, AuditLog, AuditOutcome, AuditRecord, AuditReport},
     authz::{Caller, Needs, Scope},
     error::{CommandError, ErrorKind},
     handlers::*,
-    login::{Key, KeyLimits, KeyOffer, KeyOffers, KeyRow, KeyScope, Login, LoginRefusal, OfferRow},
+    login::{Key, KeyLimits, KeyOffer, KeyOffers, KeyScope, Login, LoginKeyRow, LoginRefusal, OfferRow},
+    protect::{Approval, DeployWindow, Objection, Protection, ReleaseFreeze, WhenError},
     registry::{Registry, TrustedKey, User},
     request::{Confirmation, Context, DeploymentGoal, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn},
     state::{Control, ServerKeys},

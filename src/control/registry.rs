@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{login::Key, target::Target};
+use super::{login::Key, protect::Protection, target::Target};
 use crate::{
     host::files,
     model::{Access, EnvId, Environment, Mode, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
@@ -47,6 +47,9 @@ pub struct Registry {
     /// The signing keys that projects trust, besides the keys of their remotes.
     #[serde(default)]
     pub trusted: Vec<TrustedKey>,
+    /// The protections of projects and environments against deployments.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub protections: BTreeMap<Target, Protection>,
     /// The highest project number that was ever assigned. Numbers are never reused.
     #[serde(default)]
     pub last_project: u32,

@@ -6,12 +6,14 @@ use futures_util::future::BoxFuture;
 use serde::Serialize;
 
 use super::{
+    audit::{AuditEntry, AuditOutcome},
     authz::{Caller, Needs},
     error::CommandError,
     state::Control,
 };
 use crate::{
     host::launch::{Child, Stdio},
+    model::Access,
     pipeline::{DataCopy, Ticket},
     remote::ssh::Exec,
     runtime::LogLine,
@@ -31,6 +33,14 @@ pub trait Request: Send + Sized + 'static {
     /// Returns the right that the request needs, and the object of this right.
     fn needs(&self) -> Needs;
 
+    /// True if the observers are notified after the request: a change of users, keys, rights or protections.
+    const ANNOUNCED: bool = false;
+
+    /// Returns details for the audit log, which must not be secrets.
+    fn detail(&self) -> Option<String> {
+        None
+    }
+
     /// Carries out the request for a caller that has the needed right.
     fn handle(self, context: &Context<'_>) -> impl Future<Output = Result<Reply<Self::View>, CommandError>> + Send;
 }
@@ -47,9 +57,25 @@ pub struct Context<'a> {
 impl Control {
     /// Carries out a request if `caller` has the right that the request needs.
     pub async fn handle<R: Request>(&self, caller: &Caller, request: R) -> Result<Reply<R::View>, CommandError> {
-        self.authorize(caller, &request.needs())
-            .inspect_err(|_| tracing::warn!(%caller, request = R::NAME, "request refused"))?;
-        request.handle(&Context { control: self, caller }).await
+        let needs = request.needs();
+        let entry = AuditEntry::new(caller, R::NAME, needs.scope.to_string(), request.detail());
+        if let Err(error) = self.authorize(caller, &needs) {
+            tracing::warn!(%caller, request = R::NAME, "request refused");
+            self.audit(entry.ended(AuditOutcome::Refused, &error.message)).await;
+            return Err(error);
+        }
+        // A request that only reads is not recorded.
+        if needs.right <= Access::View {
+            return request.handle(&Context { control: self, caller }).await;
+        }
+        self.audit(entry.clone()).await;
+        let reply = request.handle(&Context { control: self, caller }).await;
+        match &reply {
+            Err(error) => self.audit(entry.ended(AuditOutcome::Failed, &error.message)).await,
+            Ok(_) if R::ANNOUNCED => self.announce(entry),
+            Ok(_) => {}
+        }
+        reply
     }
 }
 

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 
 use super::{
+    audit::{AuditEntry, AuditLog, AuditReport},
     authz::{self, Caller, Needs},
     error::{self, CommandError},
     heads::ManifestHeads,
@@ -17,7 +18,10 @@ use super::{
 use crate::{
     host::root::Root,
     model::{Access, Environment, Project, ProjectId, ProjectName, PublicKey, Trigger, UserName},
-    pipeline::{DeployRequest, Pipeline, StartCheck},
+    pipeline::{
+        DeployRequest, Pipeline, StartCheck,
+        observe::{Announcement, News},
+    },
 };
 
 /// The public halves of this server's own keys.
@@ -49,6 +53,7 @@ struct Shared {
     /// The reasons why the own file systems or the quotas of projects cannot be used.
     storage_problems: RwLock<BTreeMap<ProjectId, String>>,
     offers: KeyOffers,
+    audit: Mutex<AuditLog>,
 }
 
 /// The state that all requests share. All clones refer to the same state.
@@ -58,6 +63,7 @@ pub struct Control(Arc<Shared>);
 impl Control {
     /// Creates the state from `registry`, which was loaded from `root`.
     pub fn new(root: Root, pipeline: Pipeline, registry: Registry, keys: ServerKeys) -> Control {
+        let audit = Mutex::new(AuditLog::open(root.audit()));
         Control(Arc::new(Shared {
             root,
             pipeline,
@@ -69,6 +75,7 @@ impl Control {
             heads: ManifestHeads::default(),
             storage_problems: RwLock::default(),
             offers: KeyOffers::default(),
+            audit,
         }))
     }
 
@@ -109,10 +116,8 @@ impl Control {
     /// the client has the private key before the caller uses the login.
     pub fn login(&self, fingerprint: &str, source: IpAddr) -> Result<Login, LoginRefusal> {
         let registry = self.0.registry.read();
-        let unknown = || LoginRefusal {
-            user: None,
-            reason: String::from("the key is not known; add the key with `larder key add`"),
-        };
+        let unknown =
+            || LoginRefusal { user: None, reason: String::from("the key is not known; add the key with `larder key add`") };
         let (user, key) = registry.key(fingerprint).ok_or_else(unknown)?;
         match key.limits.refusal(Timestamp::now(), source) {
             Some(reason) => Err(LoginRefusal { user: Some(user.name.clone()), reason }),
@@ -124,6 +129,29 @@ impl Control {
     pub fn expires_in(&self, fingerprint: &str) -> Option<Duration> {
         let registry = self.0.registry.read();
         registry.key(fingerprint).and_then(|(_, key)| key.limits.expires).map(until)
+    }
+
+    /// Appends a record to the audit log, and waits until the record is durable.
+    pub async fn audit(&self, entry: AuditEntry) {
+        let control = self.clone();
+        // A panic of the task is logged like a failed write.
+        if let Err(error) = tokio::task::spawn_blocking(move || control.0.audit.lock().append(entry)).await {
+            tracing::error!(%error, "cannot write the audit log");
+        }
+    }
+
+    /// Notifies the observers of a change of users, keys, rights or protections.
+    pub(super) fn announce(&self, entry: AuditEntry) {
+        let AuditEntry { who, what, on, detail, .. } = entry;
+        let at = Timestamp::now();
+        let news = News::AccessChanged { by: who, what, detail };
+        let id = format!("access-{}", at.as_nanosecond());
+        self.pipeline().services().observers.milestone(Announcement { id, at, environment: on, deployment: None, news });
+    }
+
+    /// Reads the audit log and checks its chain.
+    pub(super) fn audit_report(&self) -> std::io::Result<AuditReport> {
+        self.0.audit.lock().read()
     }
 
     /// Returns the last keys that clients offered.
@@ -282,6 +310,9 @@ impl StartCheck for Control {
         let right = if *by == UserName::operator() { Access::Admin } else { authz::of_user(&self.registry(), by, asked) };
         if right < needed {
             return Err(format!("{by} may no longer {verb} {}", asked.title()));
+        }
+        if let Some(objection) = self.objection(request) {
+            return Err(objection.reason);
         }
         let registry = self.registry();
         let environments = registry.projects.iter().flat_map(|project| &project.environments);

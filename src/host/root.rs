@@ -40,6 +40,11 @@ impl Root {
         self.0.join("state")
     }
 
+    /// Returns the directory of the audit log.
+    pub fn audit(&self) -> PathBuf {
+        self.state().join("audit")
+    }
+
     /// Returns the path of the registry of users, keys, projects, environments and trusted signers.
     pub fn registry_file(&self) -> PathBuf {
         self.state().join("registry.json")

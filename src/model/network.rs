@@ -31,11 +31,11 @@ impl Network {
     }
 }
 
-/// The reason why a text is not a range of addresses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{given:?} is not a range of addresses (expected an address or a range such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32)"
 )]
+/// The reason why a text is not a range of addresses.
 pub struct NetworkError {
     given: String,
 }

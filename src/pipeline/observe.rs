@@ -39,6 +39,15 @@ pub enum News {
     Backup(BackupNews),
     /// A person has unfrozen the environment that the deployment had frozen.
     Released(UserName),
+    /// A person has changed users, keys, rights or protections.
+    AccessChanged {
+        /// The person.
+        by: UserName,
+        /// The request, such as `user grant`.
+        what: String,
+        /// The details, without secrets.
+        detail: Option<String>,
+    },
 }
 
 /// A result of the scheduled work on restore points.
@@ -85,9 +94,9 @@ pub struct Announcement {
     pub id: String,
     /// The moment at which this delivery was made.
     pub at: Timestamp,
-    /// The environment, as `project/environment`.
+    /// The environment, as `project/environment`; for [`News::AccessChanged`] also a project or `server`.
     pub environment: String,
-    /// The deployment; `None` for [`News::Backup`].
+    /// The deployment; `None` for [`News::Backup`] and [`News::AccessChanged`].
     pub deployment: Option<DeploymentId>,
     /// The event.
     pub news: News,
@@ -185,6 +194,7 @@ impl fmt::Display for News {
             News::Began => "began",
             News::Committed => "committed",
             News::Released(_) => "released",
+            News::AccessChanged { .. } => "access_changed",
             News::Backup(BackupNews::Verified { .. }) => "backup_verified",
             News::Backup(BackupNews::Damaged { .. }) => "backup_damaged",
             News::Backup(BackupNews::Drilled { .. }) => "drill_succeeded",

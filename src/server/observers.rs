@@ -56,6 +56,9 @@ impl Observer for ServerLog {
             }
             News::Backup(BackupNews::DrillFailed { point, why }) => tracing::error!(id, environment, point, why, "drill failed"),
             News::Backup(BackupNews::Failed { why }) => tracing::error!(id, environment, why, "scheduled restore point failed"),
+            News::AccessChanged { by, what, detail } => {
+                tracing::info!(id, on = environment, %by, what, detail, "access changed");
+            }
             News::Began | News::Committed => tracing::debug!(id, environment, deployment, ?news, "deployment continues"),
         }
         Box::pin(ready(Ok(())))

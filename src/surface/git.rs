@@ -3,6 +3,8 @@
 //! This module handles a push in two functions. [`Pushes::serve`] connects the client with receive-pack. [`Pushes::answer_hooks`] answers
 //! the requests of receive-pack's hooks: it starts deployments and returns the verdict on each ref.
 
+mod rights;
+
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -17,17 +19,17 @@ use std::{
 use parking_lot::Mutex;
 
 use crate::{
-    control::{Caller, CommandError, Control, ErrorKind, Needs},
+    control::{Caller, CommandError, Control, ErrorKind, Needs, Objection},
     git::{
         PushCommands, ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
         source::RecipeFiles,
     },
     host::{files, launch::Stdio},
-    model::{Access, CommitId, Environment, Project, ProjectName, Trigger},
+    model::{Access, CommitId, Project, ProjectName, Trigger},
     pipeline::{
         DeployRequest, PushRejection, Ticket, chain,
-        intake::{RefDecision, RefUpdate, decide, unstorable},
+        intake::{RefDecision, RefUpdate, unstorable},
     },
 };
 
@@ -94,7 +96,7 @@ impl Pushes {
             Service::ReceivePack => Needs::repository(project, Access::Push),
             Service::UploadPack => Needs::project(project, Access::View),
         };
-        let project = self.control.project(&caller, project, &needs)?;
+        let project = self.authorized(&caller, project, service, &needs).await?;
         let services = self.control.pipeline().services();
         let flag = || Arc::new(AtomicBool::new(false));
         let (asked, failed, decided, seen) = (flag(), flag(), flag(), Arc::new(AtomicUsize::new(0)));
@@ -198,24 +200,6 @@ impl Pushes {
         Ok(now)
     }
 
-    /// Returns the decision `fate` about a ref, or the refusal if the pusher has lost the right to push the ref.
-    fn still_may(&self, push: &PushInFlight, project: &Project, update: &RefUpdate, fate: RefDecision) -> RefDecision {
-        let mut now = self.decide(push, project, std::slice::from_ref(update), false);
-        match now.pop() {
-            Some(refused @ RefDecision::Refuse { .. }) => refused,
-            _ => fate,
-        }
-    }
-
-    /// Returns the decision about every ref of a push, with the current rights of the pusher.
-    fn decide(&self, push: &PushInFlight, project: &Project, updates: &[RefUpdate], atomic: bool) -> Vec<RefDecision> {
-        let right = |environment: Option<&Environment>| match environment {
-            Some(environment) => self.control.right_on(&push.caller, environment),
-            None => self.control.right_on_project(&push.caller, &project.name),
-        };
-        decide(&project.environments, &right, updates, atomic)
-    }
-
     /// Records objections that are known before git keeps the objects of a push. Returns true if no ref can be accepted.
     fn look_early(&self, session: &HookSession<PushInFlight>, project: &Project) -> bool {
         let request = &session.request;
@@ -227,7 +211,11 @@ impl Pushes {
                 RefDecision::Store { .. } => None,
                 RefDecision::Deploy { environment, commit, .. } => {
                     let recipe = request.recipes.iter().find(|(known, _)| *known == commit).map(|(_, files)| files.clone());
-                    self.control.pipeline().reject_early(&environment, recipe)
+                    let trigger = Trigger::Push { by: session.ticket.caller.name() };
+                    match self.control.objection_to(&environment, &commit, &trigger) {
+                        Some(Objection { reason, hint }) => Some(PushRejection { lines: vec![hint], reason }),
+                        None => self.control.pipeline().reject_early(&environment, recipe),
+                    }
                 }
             };
             match objection {
@@ -291,7 +279,7 @@ impl Pushes {
                 Ok(project) => self.still_may(&session.ticket, &project, update, fate),
                 Err(why) => refusal(&why),
             };
-            verdicts.push((update.name.clone(), self.verdict(&session, fate).await));
+            verdicts.push((update.name.clone(), self.recorded_verdict(&session, update, fate).await));
         }
         // git refuses some refs by itself, between the two hooks.
         let by_git = session.request.refs.len() < session.ticket.refs.load(Ordering::Relaxed);
@@ -355,9 +343,8 @@ impl Pushes {
                 };
                 let recipe = session.ticket.early.lock().recipe_of(&commit);
                 // A tag that the pusher may not push names no release.
-                let push = &session.ticket;
-                let may_tag = self.control.right_on_project(&push.caller, &push.project.name) >= Access::Push;
-                let tags = if may_tag { coming(session) } else { Vec::new() };
+                let right = self.control.right_on_project(&session.ticket.caller, &session.ticket.project.name);
+                let tags = if right >= Access::Push { coming(session) } else { Vec::new() };
                 let request = DeployRequest {
                     trigger,
                     environment: *environment,

@@ -4,6 +4,7 @@
 
 mod access;
 mod architecture;
+mod audit;
 mod backup;
 mod backup_export;
 mod backup_hooks;
@@ -47,6 +48,7 @@ mod keeper_bounds;
 mod keeper_world;
 mod language;
 mod libraries;
+mod login_keys;
 mod machines;
 mod mirrors;
 mod modes;
@@ -61,6 +63,7 @@ mod plan;
 mod power_cut;
 mod project_quota;
 mod promotion;
+mod protection;
 mod pulling;
 mod push;
 mod queue;

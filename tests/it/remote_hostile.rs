@@ -16,7 +16,9 @@ use larder::{
     remote::{
         Blob, DeliverableStore, DeliverableStores, Offer, ProgressFn, RemoteError, TransferLimits, pull, pull_pack, ssh::PullKey,
     },
-    surface::ssh::{self, ExecCall, ExecHandler, ExecRequest, PublicKeyInfo, SshIdentity, SshServerConfig, keys},
+    surface::ssh::{
+        self, ExecCall, ExecHandler, ExecRequest, KeyAnswer, KeyRefusal, PublicKeyInfo, SshIdentity, SshServerConfig, keys,
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -41,9 +43,15 @@ struct Hostile {
 }
 
 impl ExecHandler for Hostile {
-    fn authenticate(&self, _key: &PublicKeyInfo, _source: IpAddr) -> Option<SshIdentity> {
-        Some(SshIdentity { user: "production".parse().unwrap() })
+    fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
+        Ok(SshIdentity { user: "production".parse().unwrap(), key: key.fingerprint_sha256.clone() })
     }
+
+    fn recheck_after(&self, _identity: &SshIdentity) -> Option<std::time::Duration> {
+        None
+    }
+
+    fn answered(&self, _answer: KeyAnswer) {}
 
     fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
         let (never, changes) = tokio::sync::watch::channel(());

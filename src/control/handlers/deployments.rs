@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::protect::ensure_permitted;
 use crate::{
     control::{
         authz::Needs,
@@ -220,6 +221,7 @@ fn dry_run_phases(asked: Vec<Phase>) -> Result<Vec<Phase>, CommandError> {
 
 /// Submits a deployment. Returns a stream of the deployment's output.
 pub(super) fn submit<V>(control: &Control, request: pipeline::DeployRequest) -> Result<Reply<V>, CommandError> {
+    ensure_permitted(control, &request)?;
     let ticket = control.pipeline().submit(request).map_err(|error| of_pipeline(&error))?;
     Ok(Reply::Stream(Stream::deployment(ticket)))
 }

@@ -7,7 +7,7 @@ use crate::{
     control::{
         authz::{Caller, Needs},
         error::{CommandError, no_project, not_found, refused, usage},
-        login::{Key, KeyRow, OfferRow},
+        login::{Key, LoginKeyRow, OfferRow},
         registry::{Registry, TrustedKey},
         request::{Context, Reply, Request},
         state::{Control, ServerKeys},
@@ -39,9 +39,14 @@ pub struct KeyAdded {
 impl Request for KeyAdd {
     type View = KeyAdded;
     const NAME: &'static str = "key add";
+    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         Needs::server(Access::Admin)
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(format!("{} {}", self.name, self.key.summary()))
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyAdded>, CommandError> {
@@ -77,9 +82,14 @@ pub struct KeyRemoved {
 impl Request for KeyRemove {
     type View = KeyRemoved;
     const NAME: &'static str = "key remove";
+    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         Needs::server(Access::Admin)
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(self.fingerprint.clone())
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyRemoved>, CommandError> {
@@ -105,7 +115,7 @@ pub struct KeyList {
 }
 
 impl Request for KeyList {
-    type View = Vec<KeyRow>;
+    type View = Vec<LoginKeyRow>;
     const NAME: &'static str = "key list";
 
     fn needs(&self) -> Needs {
@@ -115,7 +125,7 @@ impl Request for KeyList {
         }
     }
 
-    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Vec<KeyRow>>, CommandError> {
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Vec<LoginKeyRow>>, CommandError> {
         let registry = control.registry();
         let name = match (self.name, caller) {
             (Some(name), _) => name,
@@ -126,7 +136,7 @@ impl Request for KeyList {
             }
         };
         let user = registry.user(&name).ok_or_else(|| no_user(&registry.users, &name))?;
-        Ok(user.keys.iter().map(|key| KeyRow::new(&name, key)).collect::<Vec<_>>().into())
+        Ok(user.keys.iter().map(|key| LoginKeyRow::new(&name, key)).collect::<Vec<_>>().into())
     }
 }
 
@@ -199,6 +209,7 @@ pub struct TrustRow {
 impl Request for KeyTrust {
     type View = KeyTrustView;
     const NAME: &'static str = "key trust";
+    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         match &self.key {
@@ -206,6 +217,10 @@ impl Request for KeyTrust {
             Some(_) => Needs::server(Access::Admin),
             None => Needs::project(&self.project, Access::View),
         }
+    }
+
+    fn detail(&self) -> Option<String> {
+        self.key.map(|key| key.to_string())
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<KeyTrustView>, CommandError> {
@@ -280,9 +295,14 @@ pub struct KeyUntrusted {
 impl Request for KeyUntrust {
     type View = KeyUntrusted;
     const NAME: &'static str = "key untrust";
+    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         Needs::server(Access::Admin)
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(self.key.to_string())
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<KeyUntrusted>, CommandError> {

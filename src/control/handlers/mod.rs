@@ -1,5 +1,6 @@
 //! The requests that the server carries out. Each request has fields, a needed right, a handler and a view.
 
+mod audit;
 mod backup;
 mod backup_list;
 mod backup_offsite;
@@ -18,6 +19,7 @@ mod notifications;
 mod processes;
 mod projects;
 mod promotion;
+mod protect;
 mod releases;
 mod remotes;
 mod rollback;
@@ -27,5 +29,7 @@ mod users;
 pub use self::{
     backup::*, backup_list::*, backup_offsite::*, backup_summary::*, databases::*, deliverables::*, deployments::*, disk::*,
     doctor::*, drift::*, exports::*, keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*,
+    audit::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, databases::*, deliverables::*, deployments::*,
+    disk::*, doctor::*, drift::*, exports::*, keys::*, limits::*, logs::*, processes::*, projects::*, promotion::*, protect::*,
     releases::*, remotes::*, rollback::*, status::*, users::*,
 };

@@ -397,6 +397,7 @@ impl Request for ProjectDestroy {
             for user in &mut registry.users {
                 user.access.retain(|target, _| target.project != name);
             }
+            registry.protections.retain(|target, _| target.project != name);
             Ok(())
         };
         control.change(remove).await?;

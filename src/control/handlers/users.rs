@@ -9,7 +9,7 @@ use crate::{
     control::{
         authz::{Caller, Needs},
         error::{CommandError, no_environment, not_found, refused, similar, usage},
-        login::{Key, KeyRow, KeyScope},
+        login::{Key, KeyScope, LoginKeyRow},
         registry::{Registry, User},
         request::{Context, Reply, Request},
         target::Target,
@@ -27,7 +27,7 @@ pub struct WhoamiView {
     /// The name of the caller, as in logs and in the records of deployments.
     pub name: UserName,
     /// The key of the login; absent for the operator.
-    pub key: Option<KeyRow>,
+    pub key: Option<LoginKeyRow>,
     /// The right on each project that the caller may see, and on each environment whose right differs from the right on its project.
     pub access: IndexMap<Target, Access>,
 }
@@ -56,7 +56,7 @@ impl Request for Whoami {
         }
         let registry = control.registry();
         let key = match caller {
-            Caller::User(login) => registry.key(&login.key).map(|(user, key)| KeyRow::new(&user.name, key)),
+            Caller::User(login) => registry.key(&login.key).map(|(user, key)| LoginKeyRow::new(&user.name, key)),
             Caller::Operator => None,
         };
         Ok(WhoamiView { name: caller.name(), key, access }.into())
@@ -86,9 +86,15 @@ pub struct UserAdded {
 impl Request for UserAdd {
     type View = UserAdded;
     const NAME: &'static str = "user add";
+    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         Needs::server(Access::Admin)
+    }
+
+    fn detail(&self) -> Option<String> {
+        let keys: Vec<_> = self.keys.iter().map(|key| format!(", {}", key.summary())).collect();
+        Some(format!("{}{}{}", self.name, if self.admin { ", admin" } else { "" }, keys.concat()))
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserAdded>, CommandError> {
@@ -148,9 +154,14 @@ pub struct UserRemoved {
 impl Request for UserRemove {
     type View = UserRemoved;
     const NAME: &'static str = "user remove";
+    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         Needs::server(Access::Admin)
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(self.name.to_string())
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserRemoved>, CommandError> {
@@ -193,9 +204,14 @@ pub struct UserGranted {
 impl Request for UserGrant {
     type View = UserGranted;
     const NAME: &'static str = "user grant";
+    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         Needs::parts(&self.target, Access::Admin)
+    }
+
+    fn detail(&self) -> Option<String> {
+        Some(format!("{} {}", self.name, self.access.map_or("inherit", Access::as_str)))
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserGranted>, CommandError> {

@@ -53,6 +53,17 @@ fn place(path: &Path, parts: &[&[u8]], mode: u32, sync: impl Fn(&File) -> io::Re
     Ok(())
 }
 
+/// Appends `bytes` to the file at `path`, and waits until they are durable. Creates the file with the mode `mode` if it does not exist. After
+/// a crash, a part of `bytes` may be at the end of the file.
+pub fn append_durable(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    let created = !path.exists();
+    let opened = OpenOptions::new().append(true).create(true).mode(mode).open(path);
+    let mut file = opened.map_err(|error| FileError::io("open", path, error))?;
+    file.write_all(bytes).map_err(|error| FileError::io("write", path, error))?;
+    file.sync_data().map_err(|error| FileError::io("sync", path, error))?;
+    if created { sync_dir(parent(path)) } else { Ok(()) }
+}
+
 /// Syncs a directory, so that the names in it are durable.
 pub fn sync_dir(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|dir| dir.sync_all()).map_err(|e| FileError::io("sync the directory", path, e))

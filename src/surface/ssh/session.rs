@@ -487,7 +487,7 @@ fn is_git_protocol(value: &str) -> bool {
 }
 
 #[cfg(test)]
-mod unit {
+mod tests {
     use super::is_git_protocol;
 
     #[test]

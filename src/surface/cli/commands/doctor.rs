@@ -8,11 +8,11 @@ use super::super::{
 };
 use crate::control::{self, CommandError, DoctorCheck, Grade, OfferRow, OfferedKeys};
 
-/// Check this machine's set-up: disk, sandbox, limits, missing languages
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "`larder doctor keys` lists the keys that clients offered last, newest first, with the reason why a key was refused. The list is in memory only, and has a limited length.\n\nExamples:\n  larder doctor\n  larder doctor keys"
 )]
+/// Check this machine's set-up: disk, sandbox, limits, missing languages
 pub struct DoctorArgs {
     /// Subject of the check, instead of this machine
     #[arg(value_name = "SUBJECT")]

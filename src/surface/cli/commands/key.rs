@@ -11,8 +11,8 @@ use super::super::{
 };
 use crate::{
     control::{
-        self, CommandError, ErrorKind, KeyAdd, KeyAdded, KeyLimits, KeyList, KeyRemove, KeyRemoved, KeyRow, KeyScope, KeyShow,
-        KeyTrust, KeyTrustView, KeyUntrust, KeyUntrusted, ServerKeys, Target, TrustRow,
+        self, CommandError, ErrorKind, KeyAdd, KeyAdded, KeyLimits, KeyList, KeyRemove, KeyRemoved, KeyScope, KeyShow, KeyTrust,
+        KeyTrustView, KeyUntrust, KeyUntrusted, LoginKeyRow, ServerKeys, Target, TrustRow,
     },
     model::{Access, Network, ProjectName, PublicKey, RemoteName, UserName, sanitise_reason},
     surface::ssh::keys,
@@ -149,8 +149,8 @@ impl Command for KeyListArgs {
         Ok(KeyList { name: self.user })
     }
 
-    fn show(rows: &Vec<KeyRow>) -> Shown {
-        let line = |row: &KeyRow| {
+    fn show(rows: &Vec<LoginKeyRow>) -> Shown {
+        let line = |row: &LoginKeyRow| {
             let limits = described(&row.limits);
             vec![row.user.to_string(), row.limits.name.clone().unwrap_or_default(), row.fingerprint.clone(), limits]
         };

@@ -3,6 +3,7 @@
 //! with several verbs, such as `user add` and `user list`, is one file with one [`Command`](super::command::Command) for each verb.
 
 mod arguments;
+mod audit;
 mod backup;
 mod backup_offsite;
 mod backup_upkeep;
@@ -19,6 +20,7 @@ mod plan;
 mod project;
 mod project_limit;
 mod promote;
+mod protect;
 mod ps;
 mod pull;
 mod release;
@@ -59,6 +61,9 @@ pub enum Verb {
     Rollback(rollback::RollbackArgs),
     Pull(pull::PullArgs),
     Promote(promote::PromoteArgs),
+    Freeze(protect::FreezeArgs),
+    Protect(protect::ProtectArgs),
+    Approve(protect::ApproveArgs),
     Plan(plan::PlanArgs),
     Releases(release::ReleaseListArgs),
     #[command(subcommand)]
@@ -79,6 +84,7 @@ pub enum Verb {
     #[command(subcommand, hide = true)]
     Deliverable(deliverable::DeliverableVerb),
     Status(status::StatusArgs),
+    Audit(audit::AuditArgs),
     Disk(disk::DiskArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -113,6 +119,9 @@ impl Verb {
             Verb::Rollback(command) => asking.ask(command).await,
             Verb::Pull(command) => asking.ask(command).await,
             Verb::Promote(command) => asking.ask(command).await,
+            Verb::Freeze(command) => asking.ask(command).await,
+            Verb::Protect(command) => asking.ask(command).await,
+            Verb::Approve(command) => asking.ask(command).await,
             Verb::Plan(command) => asking.ask(command).await,
             Verb::Releases(command) => asking.ask(command).await,
             Verb::Release(noun) => noun.ask(asking).await,
@@ -127,6 +136,7 @@ impl Verb {
             Verb::Remote(noun) => noun.ask(asking).await,
             Verb::Deliverable(noun) => noun.ask(asking).await,
             Verb::Status(command) => asking.ask(command).await,
+            Verb::Audit(command) => asking.ask(command).await,
             Verb::Disk(command) => asking.ask(command).await,
             Verb::Doctor(command) => command.ask(asking).await,
         }

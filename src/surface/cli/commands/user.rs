@@ -113,11 +113,11 @@ impl Command for UserRemoveArgs {
     }
 }
 
-/// Give a user a right on a project or an environment
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A right on a project counts for each of its environments that has no right of its own. An administrator of a project or an environment may give rights on it.\n\nExamples:\n  larder user grant bob shop push\n  larder user grant ci shop/staging push\n  larder user grant bob shop/production view\n  larder user grant bob shop/production inherit"
 )]
+/// Give a user a right on a project or an environment
 pub struct UserGrantArgs {
     /// Name of the user
     name: UserName,
@@ -170,11 +170,11 @@ impl Command for UserGrantArgs {
     }
 }
 
-/// Take away a user's right on a project or an environment
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "On a project, the rights on its environments are taken away, too. Running requests of the user that need the right end.\n\nExample: larder user revoke bob shop/production"
 )]
+/// Take away a user's right on a project or an environment
 pub struct UserRevokeArgs {
     /// Name of the user
     name: UserName,

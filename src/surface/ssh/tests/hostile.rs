@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::*;
 
-struct Trusting;
+pub struct Trusting;
 
 impl client::Handler for Trusting {
     type Error = russh::Error;
@@ -19,20 +19,24 @@ impl client::Handler for Trusting {
     }
 }
 
-async fn connect(world: &World) -> Handle<Trusting> {
+pub async fn connect(world: &World) -> Handle<Trusting> {
     client::connect(Arc::default(), world.address, Trusting).await.unwrap()
 }
 
 async fn login(handle: &mut Handle<Trusting>, seed: u8) -> AuthResult {
+    login_as(handle, "git", seed).await
+}
+
+pub async fn login_as(handle: &mut Handle<Trusting>, login: &str, seed: u8) -> AuthResult {
     let key = PrivateKeyWithHashAlg::new(Arc::new(new_key(seed)), None);
-    handle.authenticate_publickey("git", key).await.unwrap()
+    handle.authenticate_publickey(login, key).await.unwrap()
 }
 
 /// A client that claims one key and signs with another key.
-struct Forger(PrivateKey);
+pub struct Forger(pub PrivateKey);
 
 #[derive(Debug)]
-struct Unsendable;
+pub struct Unsendable;
 
 impl From<russh::SendError> for Unsendable {
     fn from(_: russh::SendError) -> Self {
