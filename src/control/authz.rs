@@ -3,7 +3,7 @@
 //! A request states its [`Needs`]: a [`Scope`], and the right that the caller needs on it. [`authorize`] answers the question whether the
 //! caller has this right.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 
@@ -135,6 +135,7 @@ impl fmt::Display for Needs {
 /// The rights of a caller.
 struct Rights<'a> {
     holder: Holder<'a>,
+    registry: &'a Registry,
     /// The object to which the key of the login is restricted.
     only: Option<&'a KeyScope>,
 }
@@ -151,20 +152,20 @@ enum Holder<'a> {
 
 impl<'a> Rights<'a> {
     fn of(registry: &'a Registry, caller: &Caller) -> Rights<'a> {
-        let nothing = Rights { holder: Holder::Nobody, only: None };
-        let Caller::User(Login { user, key, source }) = caller else { return Rights { holder: Holder::All, only: None } };
+        let nothing = Rights { holder: Holder::Nobody, registry, only: None };
+        let Caller::User(Login { user, key, source }) = caller else { return Rights { holder: Holder::All, ..nothing } };
         let Some(user) = registry.user(user) else { return nothing };
         match user.keys.iter().find(|known| known.fingerprint == *key) {
             Some(key) if key.limits.refusal(Timestamp::now(), *source).is_none() => {
-                Rights { only: key.limits.only.as_ref(), ..Rights::of_user(user) }
+                Rights { only: key.limits.only.as_ref(), ..Rights::of_user(registry, user) }
             }
             _ => nothing,
         }
     }
 
     /// Returns the rights of a user with an unrestricted key.
-    fn of_user(user: &'a User) -> Rights<'a> {
-        Rights { holder: if user.admin { Holder::All } else { Holder::User(user) }, only: None }
+    fn of_user(registry: &'a Registry, user: &'a User) -> Rights<'a> {
+        Rights { holder: if user.admin { Holder::All } else { Holder::User(user) }, registry, only: None }
     }
 
     /// Returns the right on the server as a whole. Every known user may view the server's state.
@@ -179,35 +180,34 @@ impl<'a> Rights<'a> {
     /// Returns the right on a project itself, which counts for each environment without a right of its own.
     fn on_project(&self, project: &ProjectName) -> Access {
         let target = Target { project: project.clone(), environment: None };
-        self.restricted(&target, self.entry(&target).unwrap_or(Access::None))
+        self.restricted(&target, self.unrestricted(&target))
     }
 
     /// Returns the right on an environment, which may not exist.
     fn on_environment(&self, project: &ProjectName, environment: &EnvironmentName) -> Access {
-        let whole = Target { project: project.clone(), environment: None };
         let target = Target { project: project.clone(), environment: Some(environment.clone()) };
-        let own = self.entry(&target).or_else(|| self.entry(&whole));
-        self.restricted(&target, own.unwrap_or(Access::None))
+        self.restricted(&target, self.unrestricted(&target))
     }
 
     /// Returns the greatest right on a project or one of its environments.
     fn on_any_part(&self, project: &ProjectName) -> Access {
-        if let Some(KeyScope { on: Target { project: only, environment: Some(environment) }, .. }) = self.only {
-            return if only == project { self.on_environment(project, environment) } else { Access::None };
-        }
-        let Holder::User(user) = self.holder else { return self.on_project(project) };
-        let parts = user.access.iter().filter(|(target, _)| target.project == *project);
-        let greatest = parts.map(|(_, access)| *access).max().unwrap_or(Access::None);
-        self.restricted(&Target { project: project.clone(), environment: None }, greatest)
+        let known = self.registry.project(project).into_iter().flat_map(|project| &project.environments);
+        let parts = known.map(|one| self.on_environment(project, &one.name));
+        parts.chain([self.on_project(project)]).max().unwrap_or(Access::None)
     }
 
-    /// Returns the right that the holder has on exactly this object.
-    fn entry(&self, target: &Target) -> Option<Access> {
-        match self.holder {
-            Holder::All => Some(Access::Admin),
-            Holder::User(user) => user.access.get(target).copied(),
-            Holder::Nobody => None,
-        }
+    /// Returns the right that the holder has on an object: a right of its own, or else the greatest right of its groups.
+    fn unrestricted(&self, target: &Target) -> Access {
+        let user = match self.holder {
+            Holder::All => return Access::Admin,
+            Holder::Nobody => return Access::None,
+            Holder::User(user) => user,
+        };
+        let whole = Target { project: target.project.clone(), environment: None };
+        let of = |rights: &BTreeMap<Target, Access>| rights.get(target).or_else(|| rights.get(&whole)).copied();
+        let groups = self.registry.groups.iter().filter(|group| group.members.contains(&user.name));
+        let of_groups = || groups.filter_map(|group| of(&group.access)).max();
+        of(&user.access).or_else(of_groups).unwrap_or(Access::None)
     }
 
     /// Returns the part of a right on an object that the key of the login permits.
@@ -227,10 +227,9 @@ pub(super) fn on_project(registry: &Registry, caller: &Caller, project: &Project
     Rights::of(registry, caller).on_project(project)
 }
 
-/// Returns the right of a user on an environment, without the limits of a key.
-pub(super) fn of_user(registry: &Registry, name: &UserName, environment: &Environment) -> Access {
-    let rights = registry.user(name).map(Rights::of_user);
-    rights.map_or(Access::None, |rights| rights.on_environment(&environment.project, &environment.name))
+/// Returns the right of a user on an object, without the limits of a key.
+pub(super) fn of_user(registry: &Registry, name: &UserName, target: &Target) -> Access {
+    registry.user(name).map_or(Access::None, |user| Rights::of_user(registry, user).unrestricted(target))
 }
 
 /// Returns the right of `caller` on an environment.
@@ -364,6 +363,7 @@ mod tests {
     use crate::control::{
         ErrorKind,
         login::{Key, KeyLimits},
+        registry::Group,
     };
 
     const RIGHTS: [Access; 6] = [Access::None, Access::View, Access::Push, Access::Deploy, Access::Operate, Access::Admin];
@@ -529,6 +529,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn own_right_counts_before_the_rights_of_groups() {
+        let group = |name: &str, members: &[&str], access: &[(&str, Access)]| Group {
+            name: name.parse().unwrap(),
+            members: members.iter().map(|member| member.parse().unwrap()).collect(),
+            access: access.iter().map(|(target, access)| (target.parse().unwrap(), *access)).collect(),
+        };
+        let right = |access: &[(&str, Access)], groups: Vec<Group>, on: &str| {
+            let registry = Registry { groups, ..registry(access) };
+            RIGHTS.into_iter().filter(|right| may(&registry, &Needs::environment(&on.parse().unwrap(), *right)).is_ok()).max()
+        };
+        let groups = || {
+            vec![
+                group("developers", &["ann", "bob"], &[("shop", Access::Push), ("shop/production", Access::View)]),
+                group("operators", &["bob"], &[("shop", Access::Operate), ("shop/production", Access::None)]),
+                group("others", &["eve"], &[("blog", Access::Operate), ("shop", Access::Admin)]),
+            ]
+        };
+        // Without a right of its own, a user has the greatest right of its groups.
+        assert_eq!(right(&[], groups(), "shop/staging"), Some(Access::Operate));
+        assert_eq!(right(&[], groups(), "shop/production"), Some(Access::View));
+        assert_eq!(right(&[], groups(), "blog"), None);
+        // A right of its own counts instead, also if it is the smaller one.
+        assert_eq!(right(&[("shop", Access::View)], groups(), "shop/staging"), Some(Access::View));
+        assert_eq!(right(&[("shop/staging", Access::None)], groups(), "shop/staging"), None);
+        assert_eq!(right(&[("shop/staging", Access::None)], groups(), "shop/production"), Some(Access::View));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub use self::{
     handlers::*,
     login::{Key, KeyLimits, KeyOffer, KeyOffers, KeyScope, Login, LoginKeyRow, LoginRefusal, OfferRow},
     protect::{Approval, DeployWindow, Objection, Protection, ReleaseFreeze, WhenError},
-    registry::{Registry, TrustedKey, User},
+    registry::{Group, Registry, TrustedKey, User},
     request::{Confirmation, Context, DeploymentGoal, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn},
     state::{Control, ServerKeys},
     target::Target,

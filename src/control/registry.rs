@@ -24,6 +24,18 @@ pub struct User {
     pub access: BTreeMap<Target, Access>,
 }
 
+/// Users who have rights together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// The name, unique among the groups of this server.
+    pub name: UserName,
+    /// The users, sorted.
+    pub members: Vec<UserName>,
+    /// The rights of each member that has no right of its own on the object.
+    #[serde(default)]
+    pub access: BTreeMap<Target, Access>,
+}
+
 /// A signing key whose deliverables a project accepts from any source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrustedKey {
@@ -41,6 +53,9 @@ pub struct Registry {
     /// The users, in the order in which they were added.
     #[serde(default)]
     pub users: Vec<User>,
+    /// The groups of users, in the order in which they were added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
     /// The projects with their environments, in the order in which they were created.
     #[serde(default)]
     pub projects: Vec<Project>,
@@ -138,6 +153,11 @@ impl Registry {
     /// Returns a mutable reference to the user with this name.
     pub fn user_mut(&mut self, name: &UserName) -> Option<&mut User> {
         self.users.iter_mut().find(|user| &user.name == name)
+    }
+
+    /// Returns a mutable reference to the group with this name.
+    pub fn group_mut(&mut self, name: &UserName) -> Option<&mut Group> {
+        self.groups.iter_mut().find(|group| &group.name == name)
     }
 
     /// Returns the user that has the key with this fingerprint, and the key.

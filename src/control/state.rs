@@ -307,7 +307,8 @@ impl StartCheck for Control {
             Trigger::Push { .. } | Trigger::Redeploy { .. } => (Access::Push, "push to"),
             Trigger::Pull { .. } | Trigger::Rollback { .. } => (Access::Deploy, "deploy to"),
         };
-        let right = if *by == UserName::operator() { Access::Admin } else { authz::of_user(&self.registry(), by, asked) };
+        let right =
+            if *by == UserName::operator() { Access::Admin } else { authz::of_user(&self.registry(), by, &Target::from(asked)) };
         if right < needed {
             return Err(format!("{by} may no longer {verb} {}", asked.title()));
         }

@@ -56,7 +56,7 @@ fn audit_log_names_user_key_address_and_outcome(world: &World) {
     world.kill9_all();
     world.start(&[]);
     let after = records(world);
-    assert_eq!(after.last().unwrap()["detail"], "bob view");
+    assert!(after.iter().any(|row| row["detail"] == "bob view"), "{after:#?}");
     assert!(after.len() > all.len());
 }
 

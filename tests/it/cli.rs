@@ -127,7 +127,7 @@ fn second_environment_deploys_its_own_branch(world: &World) {
     repo.program(".larder/build", "#!/bin/sh\nexit 1\n");
     repo.commit("does not build");
     repo.push_as(&["HEAD:refs/heads/next"]).says("`larder deploy shop/staging --retry`").rejected();
-    world.larder(&["ps", "shop/nowhere"]).exits(4).says("production, staging");
+    world.larder(&["ps", "shop/nowhere"]).exits(4).says("shop/production, shop/staging");
 }
 
 fn excess_local_commands_are_refused(world: &World) {

@@ -21,6 +21,8 @@ in_one_mode!(
     rights_on_environments_are_given_and_taken_away,
     administrator_of_a_project_gives_rights_on_it_only,
     changed_rights_end_requests_of_a_shared_connection,
+    members_of_a_group_have_its_rights,
+    commands_of_the_page_work,
 );
 
 /// One or more command lines for each command. `SHOP` is the project or environment that the command concerns.
@@ -31,6 +33,11 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("user remove", &["user remove nobody"]),
     ("user grant", &["user grant nobody SHOP push"]),
     ("user revoke", &["user revoke nobody SHOP"]),
+    ("group add", &["group add crew"]),
+    ("group remove", &["group remove crew"]),
+    ("group list", &["group list"]),
+    ("group grant", &["group grant crew SHOP push"]),
+    ("group revoke", &["group revoke crew SHOP"]),
     ("key add", &["key add nobody --key 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f'"]),
     ("key list", &["key list", "key list nobody"]),
     ("key remove", &["key remove SHA256:none"]),
@@ -83,6 +90,9 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("db dump", &["db dump SHOP"]),
     ("db load", &["db load SHOP --confirm PROJECT"]),
     ("db destroy", &["db destroy SHOP --confirm PROJECT"]),
+    ("notify test", &["notify test SHOP"]),
+    ("notify log", &["notify log SHOP", "notify log PROJECT"]),
+    ("notify retry", &["notify retry PROJECT"]),
     ("ps", &["ps SHOP", "ps SHOP --scale web=2"]),
     ("restart", &["restart SHOP"]),
     ("logs", &["logs SHOP", "logs SHOP --follow"]),
@@ -208,6 +218,14 @@ fn user(world: &World, name: &str, rights: &[(&str, &str)]) {
 
 const ROLES: [Access; 6] = [Access::None, Access::View, Access::Push, Access::Deploy, Access::Operate, Access::Admin];
 
+/// Returns the roles that a run tests: all of them with `LARDER_TEST_THOROUGH`.
+fn roles() -> Vec<Access> {
+    match std::env::var_os("LARDER_TEST_THOROUGH") {
+        Some(_) => ROLES.to_vec(),
+        None => vec![Access::View, Access::Deploy],
+    }
+}
+
 /// Every command × every role on shop/staging: on this environment, on another environment of the project, and on another project. Each
 /// command without the right is refused, and a hidden name gets the same answer as a name that does not exist.
 fn each_command_is_refused_without_its_right(world: &World) {
@@ -222,7 +240,7 @@ fn each_command_is_refused_without_its_right(world: &World) {
     };
     let before = state();
     let samples: Vec<&str> = SAMPLES.iter().flat_map(|(_, samples)| *samples).copied().collect();
-    for role in ROLES {
+    for role in roles() {
         let name = format!("u-{role}");
         user(world, &name, &[("shop/staging", role.as_str())]);
         let refused = |sample: &&&str| {
@@ -338,7 +356,6 @@ fn rights_on_environments_are_given_and_taken_away(world: &World) {
         (&["user", "grant", "bob", "shop/nothing", "push"][..], 4),
         (&["user", "grant", "bob", "nowhere", "push"], 4),
         (&["user", "grant", "nobody", "shop", "push"], 4),
-        (&["user", "grant", "bob", "shop", "inherit"], 2),
         (&["user", "grant", "bob", "shop", "owner"], 2),
     ] {
         world.larder(words).exits(status);
@@ -419,4 +436,80 @@ fn changed_rights_end_requests_of_a_shared_connection(world: &World) {
     });
     world.ssh("bob", &["whoami"]).exits(255);
     world.serves("shop", "version one");
+}
+
+fn members_of_a_group_have_its_rights(world: &World) {
+    world.project("shop");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    user(world, "bob", &[]);
+    user(world, "eve", &[]);
+    world.larder(&["group", "add", "crew", "bob", "eve"]).exits(0).says("the group crew has 2 members: bob eve");
+    world.larder(&["group", "grant", "crew", "shop", "operate"]).exits(0).says("the group crew has the right operate on shop");
+    world.ssh("bob", &["restart", "shop/staging"]).exits(4).says("nothing is live");
+    let mut connection = Connection::open(world, "bob");
+    let mut command = connection.command(&words("logs SHOP --follow", "shop/staging"));
+    let mut logs = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // A right of its own counts instead of the rights of the groups.
+    world.larder(&["user", "grant", "bob", "shop/production", "view"]).ok();
+    world.ssh("bob", &["restart", "shop/production"]).exits(3);
+    world.larder(&["user", "revoke", "bob", "shop/production"]).exits(0).says("bob has the right none on shop/production");
+    world.ssh("bob", &["logs", "shop/production"]).exits(4);
+    world.larder(&["user", "grant", "bob", "shop/production", "inherit"]).exits(0).says("the right operate on shop/production");
+    assert!(logs.try_wait().unwrap().is_none(), "a request with another need ended");
+    // The rights of a group end with the membership, also for open requests.
+    world.larder(&["group", "remove", "crew", "bob"]).exits(0).says("the group crew has 1 member: eve");
+    until("the log of a former member ends", || logs.try_wait().unwrap().is_some());
+    assert!(connection.is_open());
+    world.ssh("bob", &["logs", "shop"]).exits(4);
+    world.restart(&[]);
+    world.ssh("eve", &["logs", "shop"]).exits(0);
+    world.larder(&["group", "list"]).says("shop:operate");
+    world.larder(&["user", "remove", "eve"]).ok();
+    world.larder(&["group", "list"]).keeps_quiet_about("eve");
+    world.larder(&["group", "remove", "crew"]).exits(0).says("was removed");
+    for words in
+        [&["group", "remove", "crew"][..], &["group", "grant", "crew", "shop", "push"], &["group", "add", "crew", "nobody"]]
+    {
+        world.larder(words).exits(4);
+    }
+}
+
+/// Carries out every command of the examples in docs/access.md, in the order of the page.
+fn commands_of_the_page_work(world: &World) {
+    world.project("shop");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    for name in ["bob", "ci", "laptop"] {
+        world.key(name);
+    }
+    // The page adds the file of a CI key twice: for a CI user, and for a CI key of bob.
+    let second = world.directory().join("home/second.pub");
+    world.key("second");
+    let fingerprint = || {
+        let keys = world.larder(&["--json", "key", "list", "bob"]).json();
+        let laptop = keys.as_array().unwrap().iter().find(|key| key["name"] == "laptop").unwrap().clone();
+        laptop["fingerprint"].as_str().unwrap().to_owned()
+    };
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/access.md")).unwrap();
+    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let lines: Vec<_> = blocks.flat_map(str::lines).filter(|line| line.starts_with("larder ")).collect();
+    assert!(lines.len() > 12, "the examples were not found: {lines:?}");
+    for line in lines {
+        let mut words = shlex::split(line.split("  #").next().unwrap()).unwrap();
+        let is_key_of_bob = words.contains(&String::from("--only"));
+        for word in &mut words {
+            *word = match word.as_str() {
+                "SHA256:..." => fingerprint(),
+                "COMMIT" => "0123456789".repeat(4),
+                "ci.pub" if is_key_of_bob => second.display().to_string(),
+                file if file.ends_with(".pub") => world.directory().join("home").join(file).display().to_string(),
+                other => other.to_owned(),
+            };
+        }
+        world.larder(&words[1..].iter().map(String::as_str).collect::<Vec<_>>()).ok();
+    }
+    let rights = |user: &str| world.ssh(user, &["whoami", "--json"]).json()["access"].clone();
+    assert_eq!(rights("bob"), serde_json::json!({"shop": "push", "shop/production": "view"}));
+    assert_eq!(rights("ci"), serde_json::json!({"shop/staging": "push"}));
+    assert_eq!(rights("second"), serde_json::json!({"shop/staging": "push"}));
+    world.ssh("laptop", &["whoami"]).exits(255);
 }

@@ -12,6 +12,7 @@ mod disk;
 mod doctor;
 mod drift;
 mod exports;
+mod groups;
 mod keys;
 mod limits;
 mod logs;
@@ -27,9 +28,7 @@ mod status;
 mod users;
 
 pub use self::{
-    backup::*, backup_list::*, backup_offsite::*, backup_summary::*, databases::*, deliverables::*, deployments::*, disk::*,
-    doctor::*, drift::*, exports::*, keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*,
     audit::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, databases::*, deliverables::*, deployments::*,
-    disk::*, doctor::*, drift::*, exports::*, keys::*, limits::*, logs::*, processes::*, projects::*, promotion::*, protect::*,
-    releases::*, remotes::*, rollback::*, status::*, users::*,
+    disk::*, doctor::*, drift::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*,
+    projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, status::*, users::*,
 };

@@ -8,11 +8,12 @@ use serde::Serialize;
 
 use crate::{
     control::{
+        authz::Needs,
         error::{CommandError, refused},
-        registry::Target,
         request::{Context, Reply, Request},
+        target::Target,
     },
-    model::{Access, NotificationKind, ProjectName},
+    model::{Access, Environment, NotificationKind, ProjectName},
     notify::{MessageRecord, MessageState, Notification, Recipients},
 };
 
@@ -84,8 +85,8 @@ impl Request for NotifyTest {
     type View = DeliveryReport;
     const NAME: &'static str = "notify test";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::environment(&self.target, Access::Push)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<DeliveryReport>, CommandError> {
@@ -130,18 +131,20 @@ impl Request for NotifyLog {
     type View = Vec<MessageView>;
     const NAME: &'static str = "notify log";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.target.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::parts(&self.target, Access::Push)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<Vec<MessageView>>, CommandError> {
-        let project = control.project(caller, &self.target.project, Access::Push)?;
+        let project = control.visible_project(caller, &self.target.project)?;
         if self.target.environment.is_some() {
             control.environment(&self.target)?;
         }
         let title = self.target.environment.map(|environment| format!("{}/{environment}", project.name));
         let messages = control.pipeline().services().notifier.log(Some(&project.name)).into_iter();
-        let wanted = messages.filter(|(_, record)| title.is_none() || record.environment == title);
+        let seen: Vec<_> = project.environments.iter().map(Environment::title).collect();
+        let visible = |record: &MessageRecord| record.environment.as_ref().is_none_or(|environment| seen.contains(environment));
+        let wanted = messages.filter(|(_, record)| (title.is_none() || record.environment == title) && visible(record));
         Ok(wanted.map(|(_, record)| record.into()).collect::<Vec<_>>().into())
     }
 }
@@ -157,12 +160,12 @@ impl Request for NotifyRetry {
     type View = DeliveryReport;
     const NAME: &'static str = "notify retry";
 
-    fn needs(&self) -> (Option<&ProjectName>, Access) {
-        (Some(&self.project), Access::Push)
+    fn needs(&self) -> Needs {
+        Needs::project(&self.project, Access::Push)
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<DeliveryReport>, CommandError> {
-        let project = control.project(caller, &self.project, Access::Push)?;
+        let project = control.visible_project(caller, &self.project)?;
         let notifier = &control.pipeline().services().notifier;
         let open = notifier.retry(Some(&project.name)).await;
         let open: Vec<_> = open.into_iter().map(|(number, record)| (number, record.attempts)).collect();

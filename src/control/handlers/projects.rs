@@ -397,6 +397,9 @@ impl Request for ProjectDestroy {
             for user in &mut registry.users {
                 user.access.retain(|target, _| target.project != name);
             }
+            for group in &mut registry.groups {
+                group.access.retain(|target, _| target.project != name);
+            }
             registry.protections.retain(|target, _| target.project != name);
             Ok(())
         };

@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::{
     control::{
-        authz::{Caller, Needs},
-        error::{CommandError, no_environment, not_found, refused, similar, usage},
+        authz::{Caller, Needs, of_user},
+        error::{CommandError, no_environment, not_found, refused, similar},
         login::{Key, KeyScope, LoginKeyRow},
         registry::{Registry, User},
         request::{Context, Reply, Request},
@@ -169,6 +169,9 @@ impl Request for UserRemove {
         let remove = |registry: &mut Registry| {
             let before = registry.users.len();
             registry.users.retain(|user| user.name != name);
+            for group in &mut registry.groups {
+                group.members.retain(|member| *member != name);
+            }
             if registry.users.len() == before { Err(no_user(&registry.users, &name)) } else { Ok(()) }
         };
         control.change(remove).await?;
@@ -220,29 +223,35 @@ impl Request for UserGrant {
             ensure_exists(registry, &target)?;
             let unknown = no_user(&registry.users, &name);
             let user = registry.user_mut(&name).ok_or(unknown)?;
-            set_right(&mut user.access, &target, access)
+            set_right(&mut user.access, &target, access);
+            // A user without the right of its own would have the right of its groups.
+            if access == Some(Access::None)
+                && of_user(registry, &name, &target) > Access::None
+                && let Some(user) = registry.user_mut(&name)
+            {
+                user.access.insert(target.clone(), Access::None);
+            }
+            Ok(of_user(registry, &name, &target))
         };
+        // A right of a group of the user may count as well.
         let access = control.change(grant).await?;
         Ok(UserGranted { name, project: target.project, environment: target.environment, access }.into())
     }
 }
 
-/// Changes the right on one object in the rights of a user. Returns the right that counts for the object afterwards.
-fn set_right(rights: &mut BTreeMap<Target, Access>, target: &Target, access: Option<Access>) -> Result<Access, CommandError> {
+/// Changes the right on one object in the rights of a user or a group. Returns the right that counts for the object afterwards.
+pub(super) fn set_right(rights: &mut BTreeMap<Target, Access>, target: &Target, access: Option<Access>) -> Access {
     let whole = Target { project: target.project.clone(), environment: None };
     let on_project = rights.get(&whole).copied().unwrap_or(Access::None);
     match (&target.environment, access) {
-        (None, None) => {
-            return Err(usage(format!("cannot inherit a right on {target}: only an environment inherits a right"))
-                .hint(format!("name an environment, as in {target}/staging")));
-        }
+        (None, None) => drop(rights.remove(target)),
         (None, Some(Access::None)) => rights.retain(|known, _| known.project != target.project),
         // Without this entry, the environment would have the right on the project.
         (Some(_), Some(Access::None)) if on_project > Access::None => drop(rights.insert(target.clone(), Access::None)),
         (Some(_), None | Some(Access::None)) => drop(rights.remove(target)),
         (_, Some(access)) => drop(rights.insert(target.clone(), access)),
     }
-    Ok(rights.get(target).or_else(|| rights.get(&whole)).copied().unwrap_or(Access::None))
+    rights.get(target).or_else(|| rights.get(&whole)).copied().unwrap_or(Access::None)
 }
 
 /// Returns an error if a user has the key. A key belongs to at most one user, because the key alone identifies the user.
@@ -258,7 +267,7 @@ pub(super) fn ensure_key_is_free(registry: &Registry, key: &Key) -> Result<(), C
 }
 
 /// Returns an error if a target names no project or environment of this server.
-fn ensure_exists(registry: &Registry, target: &Target) -> Result<(), CommandError> {
+pub(super) fn ensure_exists(registry: &Registry, target: &Target) -> Result<(), CommandError> {
     let project = registry.project(&target.project);
     let project = project.ok_or_else(|| not_found(format!("there is no project {}", target.project)))?;
     match registry.environment(target) {

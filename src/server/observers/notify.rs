@@ -10,7 +10,7 @@ use futures_util::future::BoxFuture;
 use super::deployment_mail;
 use crate::{
     config::Settings,
-    control::{Caller, Control},
+    control::{Caller, Control, Needs},
     model::{Access, Blame, DeploymentId, Environment, Fault, MailAddress, NotificationKind, Outcome},
     notify::{Notification, Notifier, Recipients},
     pipeline::{
@@ -85,7 +85,8 @@ impl Observer for Notifications {
 /// Returns the environment with a title such as `shop/production`.
 fn environment(control: &Control, title: &str) -> Option<Environment> {
     let (project, _) = title.split_once('/')?;
-    let project = control.project(&Caller::Operator, &project.parse().ok()?, Access::View).ok()?;
+    let name = project.parse().ok()?;
+    let project = control.project(&Caller::Operator, &name, &Needs::project(&name, Access::View)).ok()?;
     project.environments.into_iter().find(|environment| environment.title() == title)
 }
 

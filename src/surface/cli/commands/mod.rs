@@ -13,6 +13,7 @@ mod deploy;
 mod disk;
 mod doctor;
 mod drift;
+mod group;
 mod key;
 mod logs;
 mod notify;
@@ -53,6 +54,8 @@ pub enum Verb {
     Whoami(whoami::WhoamiArgs),
     #[command(subcommand)]
     User(user::UserVerb),
+    #[command(subcommand)]
+    Group(group::GroupVerb),
     #[command(subcommand)]
     Key(key::KeyVerb),
     #[command(subcommand)]
@@ -113,6 +116,7 @@ impl Verb {
         match self {
             Verb::Whoami(command) => asking.ask(command).await,
             Verb::User(noun) => noun.ask(asking).await,
+            Verb::Group(noun) => noun.ask(asking).await,
             Verb::Key(noun) => noun.ask(asking).await,
             Verb::Project(noun) => noun.ask(asking).await,
             Verb::Deploy(command) => asking.ask(command).await,

@@ -143,15 +143,14 @@ pub enum Right {
     Operate,
     /// Give rights to other users
     Admin,
-    /// Only for an environment: the right on its project
+    /// No right of its own: the right on the project, or else the rights of the groups
     Inherit,
 }
 
-impl Command for UserGrantArgs {
-    type Request = UserGrant;
-
-    fn request(self) -> Result<UserGrant, CommandError> {
-        let access = match self.access {
+impl Right {
+    /// Returns the right; `None` to inherit the right on the project.
+    pub(super) fn access(self) -> Option<Access> {
+        match self {
             Right::None => Some(Access::None),
             Right::View => Some(Access::View),
             Right::Push => Some(Access::Push),
@@ -159,8 +158,15 @@ impl Command for UserGrantArgs {
             Right::Operate => Some(Access::Operate),
             Right::Admin => Some(Access::Admin),
             Right::Inherit => None,
-        };
-        Ok(UserGrant { name: self.name, target: self.target, access })
+        }
+    }
+}
+
+impl Command for UserGrantArgs {
+    type Request = UserGrant;
+
+    fn request(self) -> Result<UserGrant, CommandError> {
+        Ok(UserGrant { name: self.name, target: self.target, access: self.access.access() })
     }
 
     fn show(view: &UserGranted) -> Shown {
