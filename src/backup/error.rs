@@ -69,7 +69,7 @@ impl From<PointError> for BackupFailure {
         let kind = match &error {
             _ if error.is_no_space() => FailureKind::NoSpace,
             PointError::NotFound { .. } | PointError::BadName { .. } => FailureKind::NotFound,
-            PointError::Malformed { .. } | PointError::Damaged { .. } => FailureKind::Damaged,
+            PointError::Malformed { .. } | PointError::Damaged { .. } | PointError::WrongSize { .. } => FailureKind::Damaged,
             PointError::Io { .. } | PointError::UnsafeStore { .. } => FailureKind::Machine,
             _ => FailureKind::Refused,
         };

@@ -5,6 +5,7 @@
 //! - A content is removed only if no restore point refers to it. [`Store::collect`] finds such contents by reading all indexes. A capture or
 //!   removal that ends early leaves a directory `.new-<id>` or `.old-<id>`, and the next [`Store::sweep`] then calls [`Store::collect`].
 //! - A capture shares a content only with a restore point whose index names the content. That a file with the name exists is not enough.
+//!   Before the restore point gets its name, the sizes of its contents are compared with its index.
 
 use std::{
     collections::{HashMap, HashSet},

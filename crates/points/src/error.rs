@@ -2,6 +2,8 @@
 
 use std::{fmt, io, path::PathBuf};
 
+use crate::Digest;
+
 /// The result of an operation on restore points.
 pub type Result<T> = std::result::Result<T, PointError>;
 
@@ -65,6 +67,12 @@ pub enum PointError {
     Busy {
         /// The lock.
         path: PathBuf,
+    },
+    /// Stored contents, which a capture was to share, have other sizes than the restore points record.
+    #[error("cannot share {} stored contents: their sizes are wrong", contents.len())]
+    WrongSize {
+        /// The contents.
+        contents: Vec<Digest>,
     },
     /// A restore point with this id already exists.
     #[error("cannot create restore point {id}: it exists")]

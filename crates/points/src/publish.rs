@@ -1,18 +1,21 @@
 //! The creation of a restore point by a capture or an import: the restore point is complete and durable before it gets its name.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    panic::resume_unwind,
+    thread,
 };
 
 use rustix::{
-    fs::{AtFlags, RenameFlags, fsync, renameat_with, unlinkat},
+    fs::{AtFlags, FileType, RenameFlags, fsync, renameat_with, unlinkat},
     io::Errno,
 };
 
 use crate::{
-    Entry, PointError, Result, Store,
-    contents::NewContents,
+    Digest, Entry, Kind, PointError, Result, Store,
+    contents::{NewContents, NewName},
     meta, step,
     store::{self, CONTENTS, NEW},
     sys,
@@ -24,6 +27,8 @@ pub(crate) struct NewPoint {
     /// The directory of the restore point, with its index and manifest.
     pub dir: OwnedFd,
     pub contents: NewContents,
+    /// True if the restore point shares contents of an earlier restore point, which were not examined yet.
+    pub shares: bool,
 }
 
 impl Store {
@@ -82,7 +87,7 @@ impl Store {
         step();
         // The files become durable before the final name exists. A power failure therefore leaves the complete restore point, or a
         // leftover that a sweep removes.
-        self.sync_all()?;
+        self.sync_and_check(contents, point, &existing)?;
         step();
         point.contents.replace(contents, &existing, &shown)?;
         unlinkat(&point.dir, store::FILES, AtFlags::REMOVEDIR).map_err(wrong)?;
@@ -93,6 +98,34 @@ impl Store {
         }
         step();
         fsync(&self.fd).map_err(wrong)
+    }
+
+    /// Makes the files of a restore point durable. Meanwhile, compares the sizes of the shared contents with the index: the processor is idle
+    /// while the disk writes. Returns [`PointError::WrongSize`] if a content was cut or lengthened. `existing` are the contents that the new
+    /// files will replace.
+    fn sync_and_check(&self, contents: BorrowedFd<'_>, point: &NewPoint, existing: &[(NewName, Digest)]) -> Result<()> {
+        if !point.shares {
+            return self.sync_all();
+        }
+        let replaced: HashSet<Digest> = existing.iter().map(|(_, digest)| *digest).collect();
+        let has_size = |digest: Digest, size| {
+            let stat = sys::stat_at(contents, OsStr::new(&digest.to_string()));
+            stat.is_ok_and(|stat| stat.kind == FileType::RegularFile && stat.size == size)
+        };
+        let wrong: HashSet<Digest> = thread::scope(|scope| {
+            let check = scope.spawn(|| {
+                let files = point.entries.iter().filter_map(|entry| match entry.kind {
+                    Kind::File { digest, size, .. } => Some((digest, size)),
+                    _ => None,
+                });
+                let kept = files.filter(|(digest, _)| !replaced.contains(digest));
+                kept.filter(|(digest, size)| !has_size(*digest, *size)).map(|(digest, _)| digest).collect()
+            });
+            let synced = self.sync_all();
+            let wrong = check.join().unwrap_or_else(|panic| resume_unwind(panic));
+            synced.map(|()| wrong)
+        })?;
+        if wrong.is_empty() { Ok(()) } else { Err(PointError::WrongSize { contents: wrong.into_iter().collect() }) }
     }
 
     /// Opens the new directory of a restore point, and creates the directory of its new contents.

@@ -1,7 +1,7 @@
 //! The capture of single files: shared with the previous restore point, cloned or copied.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
@@ -48,6 +48,8 @@ pub(super) struct Capture<'a> {
     pub begun: Time,
     pub new: NewContents,
     pub old: Option<&'a Old>,
+    /// The contents that are not shared, because their sizes are wrong.
+    pub distrusted: &'a HashSet<Digest>,
     pub copier: Copier<'a>,
     pub space: Space<'a>,
     pub entries: Mutex<Vec<Entry>>,
@@ -264,7 +266,7 @@ impl Capture<'_> {
         size: u64,
         digest: Digest,
     ) -> Result<Option<Option<NewName>>> {
-        let Some(old) = self.old else { return Ok(None) };
+        let Some(old) = self.old.filter(|_| !self.distrusted.contains(&digest)) else { return Ok(None) };
         let same = known.filter(|file| matches!(file.kind, Kind::File { size: s, digest: d, .. } if (s, d) == (size, digest)));
         let shared = match &old.shared {
             SharedContents::Listed { names, indexed } => {

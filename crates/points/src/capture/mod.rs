@@ -7,6 +7,7 @@ mod file;
 mod staged;
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     os::{
         fd::{AsFd, BorrowedFd},
@@ -116,7 +117,19 @@ impl Store {
         options: &CaptureOptions<'_>,
     ) -> Result<Captured> {
         source::check(sources)?;
-        self.create_point(id, |new, contents| self.write(new, id, label, base, contents, sources, previous, options))
+        let mut distrusted = HashSet::new();
+        loop {
+            let captured = self.create_point(id, |new, contents| {
+                self.write(new, id, label, base, contents, sources, previous, options, &distrusted)
+            });
+            match captured {
+                // The next attempt copies the files of these contents again, and thereby repairs the contents.
+                Err(PointError::WrongSize { contents }) if contents.iter().any(|content| !distrusted.contains(content)) => {
+                    distrusted.extend(contents);
+                }
+                other => return other,
+            }
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "only the function above calls this function")]
@@ -130,6 +143,7 @@ impl Store {
         sources: &[Source],
         previous: Option<&Point>,
         options: &CaptureOptions<'_>,
+        distrusted: &HashSet<Digest>,
     ) -> Result<(Captured, NewPoint)> {
         let shown = self.path().join(new);
         let (dir, new_contents) = self.open_new(new)?;
@@ -170,6 +184,7 @@ impl Store {
             begun,
             new: new_contents,
             old: old.as_ref(),
+            distrusted,
             copier: Copier::new(options.clone, options.cancel),
             space: Space::new(self.fd.as_fd(), options.limits.free_bytes),
             entries: Mutex::default(),
@@ -184,6 +199,7 @@ impl Store {
         }
         let entries = capture.assemble()?;
         let Capture { shared_files, copied_bytes, new: new_contents, .. } = capture;
+        let shares = old.as_ref().is_some_and(|old| matches!(old.shared, SharedContents::Listed { .. }));
         let (skipped_count, missed, skipped) = walk.counts.skipped();
         let index = match changed_index(&entries, old.as_ref(), previous, dir.as_fd())? {
             Some(changes) => changes,
@@ -215,7 +231,7 @@ impl Store {
         store::write_new(dir.as_fd(), store::INDEX, &index, &shown)?;
         store::write_new(dir.as_fd(), store::MANIFEST, &bytes, &shown)?;
         store::write_new(dir.as_fd(), store::CHECKSUMS, store::checksum_line(digest).as_bytes(), &shown)?;
-        Ok((Captured { manifest, digest, missed }, NewPoint { entries, dir, contents: new_contents }))
+        Ok((Captured { manifest, digest, missed }, NewPoint { entries, dir, contents: new_contents, shares }))
     }
 
     /// Returns the contents that can be shared with a restore point. The contents themselves are not examined.

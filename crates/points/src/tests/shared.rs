@@ -138,6 +138,30 @@ fn missing_content_is_stored_again() {
 }
 
 #[test]
+fn content_with_a_wrong_size_is_stored_again() {
+    let scene = filled();
+    let cut = |path: &str, size| {
+        let stored = File::options().write(true).open(scene.stored("two", path)).unwrap();
+        stored.set_len(size).unwrap();
+    };
+    cut("uploads/1/4", 0);
+    cut("uploads/2/5", 4);
+    cut("uploads/0/6", 4096);
+    // The list of the contents shows that this content is missing. The first attempt stores it, and the second attempt shares it.
+    fs::remove_file(scene.stored("two", "uploads/1/7")).unwrap();
+    let live = tree(&scene.base);
+    let three = scene.capture("three", &uploads(), Some("two")).unwrap();
+    assert_eq!((three.manifest.totals.shared_files, three.manifest.totals.copied_bytes), (18, 27));
+    for id in ["one", "two", "three"] {
+        is_intact(&scene, id);
+    }
+    assert_eq!(scene.restored("three"), live);
+    assert_eq!(scene.restored("two"), live);
+    scene.has_only_used_contents();
+    assert_eq!(scene.store.sweep().unwrap(), Vec::<String>::new());
+}
+
+#[test]
 fn content_without_a_restore_point_is_not_trusted() {
     let scene = filled();
     // A power failure can leave a content that was not written completely. No index refers to such a content.
