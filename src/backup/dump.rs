@@ -109,8 +109,9 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
                     compared(&from, Some(to.id()), &diff(&from, &to, MAX_LISTED)?)
                 }
                 None => {
-                    let options =
-                        LookOptions { threads: THREADS, cross_mounts: true, listed: MAX_LISTED, ..LookOptions::default() };
+                    // The dumps of databases and the files of the project's script exist only in restore points.
+                    let (listed, only) = (MAX_LISTED, Some(DATA));
+                    let options = LookOptions { threads: THREADS, cross_mounts: true, listed, only, ..LookOptions::default() };
                     compared(&from, None, &diff_live(&from, paths.base()?.as_fd(), &options)?)
                 }
             };

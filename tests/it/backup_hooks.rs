@@ -51,6 +51,8 @@ fn scripts_of_the_project_save_and_restore_data_that_larder_does_not_know(world:
     let point = take(world);
     assert_eq!(fs::read_to_string(stored(world, "one\n")).unwrap(), "one\n");
     world.larder(&["backup", "verify", "shop"]).says("ok (");
+    let diff = world.larder(&["--json", "backup", "diff", "shop", id(&point)]).json();
+    assert_eq!((&diff["removed"], &diff["added"]), (&0.into(), &0.into()), "{diff}");
     let file = || fs::read_to_string(data(world).join("media/file")).unwrap();
 
     server.ask(0, &["SET", "index", "two"]);

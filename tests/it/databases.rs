@@ -101,6 +101,9 @@ fn postgres_and_files_are_restored_together(world: &World) {
     assert_eq!(point["databases"][0]["path"], "databases/main.dump");
     world.larder(&["backup", "show", "shop"]).says("main: PostgreSQL 15").says("databases/main.dump");
     world.larder(&["backup", "verify", "shop"]).says("ok (");
+    // The dump has no counterpart among the live files, and does not count as a removed file.
+    let diff = world.larder(&["--json", "backup", "diff", "shop", id(&point)]).json();
+    assert_eq!((&diff["removed"], &diff["added"], &diff["changed"]), (&0.into(), &0.into(), &0.into()), "{diff}");
     let before = postgres.content();
 
     postgres.shop(UPGRADE);

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::{
     Entry, Kind, Limits, Point, PointError, Result, Source,
     content::Copier,
-    entry::order,
+    entry::{is_within, order},
     index::{file_of, find},
     pool::lock,
     sys::{self, Stat},
@@ -162,13 +162,23 @@ pub struct LookOptions<'a> {
     pub read: bool,
     /// The maximum number of changes that are named.
     pub listed: usize,
+    /// The path of the source that is compared; `None` to compare all sources.
+    pub only: Option<&'a str>,
     /// A flag that stops the operation when it becomes true.
     pub cancel: Option<&'a AtomicBool>,
 }
 
 impl Default for LookOptions<'_> {
     fn default() -> Self {
-        LookOptions { limits: Limits::default(), threads: 4, cross_mounts: false, read: true, listed: 1000, cancel: None }
+        LookOptions {
+            limits: Limits::default(),
+            threads: 4,
+            cross_mounts: false,
+            read: true,
+            listed: 1000,
+            only: None,
+            cancel: None,
+        }
     }
 }
 
@@ -187,10 +197,11 @@ impl LookOptions<'_> {
     }
 }
 
-/// Lists the changes of the live files below `base` since the restore point. Changes of extended attributes are not found.
+/// Lists the changes of the live files below `base` since the restore point, or only those of the source `options.only`. Changes of extended attributes are not found.
 pub fn diff_live(point: &Point, base: BorrowedFd<'_>, options: &LookOptions<'_>) -> Result<Diff> {
     let entries = point.entries()?;
-    let sources: Vec<Source> = point.manifest.sources.iter().map(|record| record.source.clone()).collect();
+    let is_wanted = |source: &&Source| options.only.is_none_or(|only| only == source.path);
+    let sources: Vec<Source> = point.manifest.sources.iter().map(|record| &record.source).filter(is_wanted).cloned().collect();
     let walk = options.walk(base, &sources);
     let live = Live {
         walk: &walk,
@@ -204,7 +215,8 @@ pub fn diff_live(point: &Point, base: BorrowedFd<'_>, options: &LookOptions<'_>)
     let mut changes = live.changes.into_inner().unwrap_or_else(PoisonError::into_inner);
     let mut seen = live.seen.into_inner().unwrap_or_else(PoisonError::into_inner);
     seen.sort_unstable();
-    for (at, entry) in entries.iter().enumerate() {
+    let is_compared = |entry: &Entry| options.only.is_none_or(|only| is_within(&entry.path, only.as_bytes()));
+    for (at, entry) in entries.iter().enumerate().filter(|(_, entry)| is_compared(entry)) {
         if seen.binary_search(&at).is_err() {
             let (path, kind) = (entry.path.clone(), ChangeKind::Removed);
             changes.push(Change { path, kind, size_before: size(&entries, entry), size_after: 0 });

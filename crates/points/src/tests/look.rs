@@ -67,6 +67,22 @@ fn differences_are_named_with_sizes() {
 }
 
 #[test]
+fn difference_of_one_source_names_no_other_source() {
+    let scene = edited();
+    let two: Vec<_> = sources().into_iter().chain([Source::directory("dumps")]).collect();
+    scene.write("dumps/main.dump", "dump");
+    scene.settle();
+    scene.capture("two", &two, Some("one")).unwrap();
+    fs::remove_dir_all(scene.path("dumps")).unwrap();
+    scene.write("uploads/later", "12345");
+    let (base, point) = (fs::File::open(&scene.base).unwrap(), scene.store.point("two").unwrap());
+    let all = diff_live(&point, base.as_fd(), &LookOptions::default()).unwrap();
+    assert_eq!((all.added, all.removed), (1, 2));
+    let only = diff_live(&point, base.as_fd(), &LookOptions { only: Some("uploads"), ..LookOptions::default() }).unwrap();
+    assert_eq!((only.added, only.removed, only.changed, only.new_bytes), (1, 0, 0, 5));
+}
+
+#[test]
 fn estimate_counts_what_a_capture_copies() {
     let scene = edited();
     let base = fs::File::open(&scene.base).unwrap();
