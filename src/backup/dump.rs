@@ -76,6 +76,10 @@ pub fn work(job: &DumpJob, paths: &DumpPaths) -> Result<DumpReport, BackupFailur
             staging::complete(&store, &paths.points, point, databases)?;
             Ok(DumpReport::Completed)
         }
+        DumpJob::DropCopies { point, databases } => {
+            staging::drop_copies(point, databases)?;
+            Ok(DumpReport::Dropped)
+        }
         DumpJob::List => list(&store),
         DumpJob::Show { point } => Ok(DumpReport::Point(Box::new(described(&named(&store, point)?)?), Vec::new())),
         DumpJob::Verify { point } => verify(&store, point),

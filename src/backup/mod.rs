@@ -177,6 +177,13 @@ pub enum DumpJob {
         /// The restore point to restore; absent to measure only the capture.
         restored: Option<String>,
     },
+    /// Drops the copies of databases of a restore point. The restore point stays without their dumps.
+    DropCopies {
+        /// The id of the restore point.
+        point: String,
+        /// The databases.
+        databases: Vec<DatabaseJob>,
+    },
     /// Removes the files of killed captures, imports and removals.
     Sweep,
     /// Executes a job with low priority, so that the applications of this machine stay fast.
@@ -207,6 +214,8 @@ pub enum DumpReport {
     Survey(Vec<DatabaseSurvey>),
     /// The restore point has all dumps, or is removed, and its copies are dropped.
     Completed,
+    /// The copies of databases are dropped.
+    Dropped,
     /// The files of killed captures, imports and removals were removed.
     Swept,
     /// The id of a removed restore point.

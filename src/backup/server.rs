@@ -65,6 +65,7 @@ fn limit_of(job: &DumpJob) -> Duration {
         | DumpJob::Plan { .. }
         | DumpJob::Measure { .. }
         | DumpJob::Survey { .. }
+        | DumpJob::DropCopies { .. }
         | DumpJob::Sweep => RECORDS_LIMIT,
         DumpJob::Quietly(job) => limit_of(job),
     }

@@ -240,6 +240,11 @@ pub(super) fn complete(store: &Store, points: &Path, id: &str, jobs: &[DatabaseJ
         Err(PointError::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
+    drop_copies(id, jobs)
+}
+
+/// Drops the copies of databases that the restore point `id` has on their servers.
+pub(super) fn drop_copies(id: &str, jobs: &[DatabaseJob]) -> Result<(), BackupFailure> {
     for job in jobs {
         if let Some(copies) = databases::server_copies(job.engine) {
             copies.discard(job, &copies.name(job, id)?)?;

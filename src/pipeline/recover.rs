@@ -110,9 +110,10 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Removes environments from service, either all of them or none. The caller removes their processes and files. Returns an error if an
-    /// environment is being deployed. Waits until a restart, a restore or an unfreeze that is under way ends.
-    pub async fn detach(&self, environments: &[Environment]) -> Result<(), PipelineError> {
+    /// Removes environments from service, either all of them or none, and drops the copies of their databases. The caller removes their
+    /// processes and files. Returns the reasons why copies stay on their servers, or an error if an environment is being deployed. Waits until
+    /// a restart, a restore or an unfreeze that is under way ends.
+    pub async fn detach(&self, environments: &[Environment]) -> Result<Vec<String>, PipelineError> {
         let queues: Vec<_> = environments.iter().filter_map(|environment| self.queue(environment.id)).collect();
         for (at, queue) in queues.iter().enumerate() {
             if let Err(running) = queue.close() {
@@ -120,9 +121,11 @@ impl Pipeline {
                 return Err(queue.busy(Some(running)));
             }
         }
+        let mut left = Vec::new();
         for queue in &queues {
             // An operation that is under way holds this lock. Later operations find the queue closed.
             drop(queue.work.lock().await);
+            left.extend(self.drop_copies(queue).await);
         }
         for environment in environments {
             if let Some(queue) = self.0.queues.lock().remove(&environment.id) {
@@ -130,7 +133,7 @@ impl Pipeline {
             }
             self.services().close_route(environment.id);
         }
-        Ok(())
+        Ok(left)
     }
 
     /// Returns the reason why no process may start: a stuck deployment has not restored the data of its upgrade. A process would write data

@@ -20,6 +20,7 @@ in_one_mode!(
     upgrade_without_changed_paths_is_skipped,
     failed_restore_freezes_the_environment_and_starts_no_process,
     failure_after_the_commit_point_keeps_the_data,
+    destroyed_project_leaves_no_copy_of_its_database,
 );
 
 /// An application that acknowledges a write after the write is in `store/ledger`, and answers 500 to `/health` if `broken` exists.
@@ -339,4 +340,38 @@ fn upgrade_killed_at_its_events_restores_or_keeps_the_data(world: &World) {
     let missed: Vec<_> = events.iter().filter(|event| !died.contains(event)).collect();
     assert!(missed.is_empty(), "no kill happened at {missed:?}");
     world.is_consistent("shop");
+}
+
+/// A frozen environment keeps the copy that its hold made on the database server.
+fn destroyed_project_leaves_no_copy_of_its_database(world: &World) {
+    let Some(mut postgres) = Postgres::start(world) else { return };
+    postgres.sql("postgres", "alter role shop createdb");
+    let copies = |postgres: &Postgres| {
+        postgres.sql("postgres", "select count(*) from pg_database where datname like '%larder%'").trim().to_owned()
+    };
+    let env = format!("env: {{DATABASE_URL: \"{}\"}}\n", postgres.url(Postgres::PASSWORD));
+    for is_down in [false, true] {
+        world.project("shop");
+        let repo = Repo::new(world, "shop");
+        repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", &env);
+        repo.page("version one");
+        repo.push().accepted();
+        let failing = "health: {path: /missing, timeout: 1s}\nupgrade: {run: \"true\", safety: hold}\n";
+        repo.write("larder.yml", format!("{env}{failing}")).page("version two");
+        world.restart(&[("FAILPOINTS", "undo.deploy.quiesce=return")]);
+        repo.push().rejected_with("the environment is frozen");
+        assert_eq!(copies(&postgres), "1");
+        if is_down {
+            postgres.down();
+        }
+        let destroyed = world.larder(&["project", "destroy", "shop", "--confirm", "shop"]);
+        destroyed.ok();
+        if is_down {
+            destroyed.says("cannot drop the copies of the databases of shop/production for the restore point");
+            postgres.up();
+            assert_eq!(copies(&postgres), "1");
+        } else {
+            assert_eq!(copies(&postgres), "0");
+        }
+    }
 }

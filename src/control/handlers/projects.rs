@@ -144,8 +144,8 @@ async fn take_back(control: &Control, project: &Project, error: CommandError) ->
     let launcher = &control.pipeline().services().launcher;
     let detached = control.pipeline().detach(std::slice::from_ref(environment)).await.map_err(|error| chain(&error));
     let left = match detached {
-        Ok(()) => launcher.unregister(project.id, (!only).then_some(environment.id)).await.map_err(|error| chain(&error)),
-        busy => busy,
+        Ok(_) => launcher.unregister(project.id, (!only).then_some(environment.id)).await.map_err(|error| chain(&error)),
+        Err(busy) => Err(busy),
     };
     if let Err(left) = left {
         tracing::error!(
@@ -361,6 +361,8 @@ pub struct ProjectDestroy {
 pub struct ProjectDestroyed {
     /// The project.
     pub project: ProjectName,
+    /// The reasons why copies of databases stay on their servers.
+    pub left: Vec<String>,
 }
 
 impl Request for ProjectDestroy {
@@ -382,7 +384,7 @@ impl Request for ProjectDestroy {
             ))
             .hint(format!("confirm with `larder project destroy {name} --confirm {name}`")));
         }
-        control.pipeline().detach(&project.environments).await.map_err(|busy| {
+        let left = control.pipeline().detach(&project.environments).await.map_err(|busy| {
             of_pipeline(&busy).hint(format!("wait for the deployment, or run `larder deploy {name} --cancel`"))
         })?;
         let services = control.pipeline().services();
@@ -404,7 +406,7 @@ impl Request for ProjectDestroy {
             Ok(())
         };
         control.change(remove).await?;
-        Ok(ProjectDestroyed { project: name }.into())
+        Ok(ProjectDestroyed { project: name, left }.into())
     }
 }
 

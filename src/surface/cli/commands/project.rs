@@ -209,6 +209,7 @@ impl Command for ProjectDestroyArgs {
     }
 
     fn show(view: &ProjectDestroyed) -> Shown {
-        Shown::Done(format!("{} was destroyed", view.project))
+        let left: String = view.left.iter().map(|why| format!("\n{why}")).collect();
+        Shown::Done(format!("{} was destroyed{left}", view.project))
     }
 }
