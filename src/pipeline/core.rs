@@ -15,6 +15,7 @@ use super::{
     disk_state::DiskState,
     error::PipelineError,
     facts::Facts,
+    fault,
     history::History,
     journal::{JournalError, JournalState},
     queue::{DeployRequest, Queue, Ticket},
@@ -114,9 +115,14 @@ impl Pipeline {
         self.0.awaited.lock().extend(environments.into_iter().map(|environment| environment.id));
     }
 
+    /// Returns true until an environment is attached after the start of the server.
+    pub fn is_recovering(&self, environment: EnvId) -> bool {
+        self.0.awaited.lock().contains(&environment)
+    }
+
     /// Returns the queue of an environment, or an error that states why the queue does not exist.
     pub(super) fn queue_of(&self, environment: &Environment) -> Result<Queue, PipelineError> {
-        let missing = || match self.0.awaited.lock().contains(&environment.id) {
+        let missing = || match self.is_recovering(environment.id) {
             true => PipelineError::Recovering(environment.title()),
             false => PipelineError::NoEnvironment(environment.title()),
         };
@@ -191,7 +197,7 @@ impl Pipeline {
             spare: queue.spare.clone(),
             renewed: queue.renewed.clone(),
             entries: 0,
-            space_timeout: reserve::TIMEOUT,
+            space_timeout: fault::space_limit().map_or(reserve::TIMEOUT, Duration::from_millis),
         };
         Deployment { spec, facts, environment, services, paths, transcript, memory }
     }

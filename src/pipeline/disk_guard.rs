@@ -29,6 +29,9 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// The time after a release of the ballast before the ballast is created again.
 const PAUSE: Duration = Duration::from_secs(60);
 
+/// The time between two attempts to start a release after a full disk.
+const RESTART_PAUSE: Duration = Duration::from_secs(2);
+
 /// The divisor of the reserve. The guard acts if less than this part of the reserve is free.
 const CRITICAL: u64 = 2;
 
@@ -91,7 +94,8 @@ impl Pipeline {
         }
     }
 
-    /// Ends the deployments that could not end because the disk was full, and records the ends of restores.
+    /// Ends the deployments that could not end because the disk was full, records the ends of restores, and starts live releases that could not
+    /// be started.
     async fn resume_after_full_disk(&self) {
         let unrecorded = std::mem::take(&mut *self.0.disk.unrecorded.lock());
         for (id, (environment, mut record)) in unrecorded {
@@ -104,6 +108,16 @@ impl Pipeline {
         for environment in open {
             if !self.resume_open_deployments(environment).await {
                 self.0.disk.open.lock().insert(environment);
+            }
+        }
+        let unserved: Vec<_> = {
+            let mut unserved = self.0.disk.unserved.lock();
+            let due = unserved.extract_if(|_, attempt| attempt.elapsed() > RESTART_PAUSE);
+            due.map(|(environment, _)| environment).collect()
+        };
+        for environment in unserved {
+            if !self.start_after_full_disk(environment).await {
+                self.0.disk.unserved.lock().insert(environment, Instant::now());
             }
         }
     }

@@ -23,6 +23,8 @@ pub(super) struct DiskState {
     pub(super) stopped: Mutex<HashMap<EnvId, String>>,
     /// The environments with a deployment that could not end because the disk was full.
     pub(super) open: Mutex<BTreeSet<EnvId>>,
+    /// The environments whose live release could not be started because the disk was full, each with the time of the last attempt.
+    pub(super) unserved: Mutex<HashMap<EnvId, Instant>>,
     /// The restores whose end could not be recorded.
     pub(super) unrecorded: Mutex<HashMap<EnvId, (Environment, RestoreRecord)>>,
 }

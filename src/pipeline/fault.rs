@@ -64,6 +64,12 @@ pub fn step_fails(name: &str) -> bool {
     false
 }
 
+/// Returns the time in milliseconds for which a deployment waits for space, if the failpoint `space.limit` sets another time.
+pub fn space_limit() -> Option<u64> {
+    fail::fail_point!("space.limit", |ms| ms.and_then(|ms| ms.parse().ok()));
+    None
+}
+
 /// Returns the error of a broken disk if a failpoint (`record.opened` or `record.ended`) makes the journal fail to record `event`.
 pub fn record_fails(event: &Event) -> std::io::Result<()> {
     let word = match event {

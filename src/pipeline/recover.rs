@@ -315,6 +315,25 @@ impl Pipeline {
         true
     }
 
+    /// Starts the live release of an environment whose last start failed because the disk was full. Returns false if the attempt must be
+    /// repeated later: the environment is busy, or its disk is still full.
+    pub(super) async fn start_after_full_disk(&self, environment: EnvId) -> bool {
+        let Some(queue) = self.queue(environment) else { return true };
+        let Ok(_work) = queue.work.clone().try_lock_owned() else { return false };
+        let registered = queue.environment();
+        let paths = self.services().root.environment(&registered.project, &registered.name);
+        if !reserve::has_space(paths.path()) {
+            return false;
+        }
+        let history = queue.state.lock().history.clone();
+        // Data that is not restored yet must not be changed by a process. The end of the restore starts the release.
+        if history.restore.is_none() && self.unfinished_restore(&registered, &history).is_none() {
+            tracing::warn!(environment = registered.title(), "the disk has space again; the live release is started");
+            self.serve_again(&queue, &paths).await;
+        }
+        true
+    }
+
     /// Ensures that the release named by the links on disk serves.
     pub(super) async fn serve_again(&self, queue: &Queue, paths: &EnvironmentPaths) {
         let (live, history) = {

@@ -50,7 +50,7 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
             }
             Err(mut failure) => {
                 clock.leave(deployment);
-                failure.hints.extend(space_wait::hint(deployment, &failure));
+                space_wait::explain(deployment, &mut failure);
                 let fault = failure.in_phase(step.phase());
                 deployment.transcript.error(&fault.to_string());
                 for hint in &fault.hints {

@@ -1,7 +1,10 @@
 //! Starts the live release and routes requests to its processes. The callers are the start of the server, a requested restart, a
 //! restore of the data, the undo of a failed upgrade, an unfreeze, and the recovery of a deployment.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +17,7 @@ use super::{
     history::History,
     phases::deploy::{boot, processes, slot},
     queue::Queue,
+    space_wait::may_be_out_of_space,
     util::seconds,
 };
 use crate::{
@@ -39,11 +43,17 @@ impl Pipeline {
         before_boot: impl AsyncFnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let served = self.serve_live(queue, history, live, before_boot).await;
-        let route = self.0.services.route(&queue.environment());
-        if let Err(failure) = &served
-            && !matches!(route.state(), RouteState::Live(_))
-        {
-            drop(route.set(RouteState::Failed(failure.why.clone())));
+        let environment = queue.environment();
+        let route = self.0.services.route(&environment);
+        if let Err(failure) = &served {
+            if !matches!(route.state(), RouteState::Live(_)) {
+                drop(route.set(RouteState::Failed(failure.why.clone())));
+            }
+            let paths = self.0.services.root.environment(&environment.project, &environment.name);
+            if may_be_out_of_space(paths.path(), failure) {
+                // The guard of the disk starts the release when there is space.
+                self.0.disk.unserved.lock().insert(environment.id, Instant::now());
+            }
         }
         served
     }

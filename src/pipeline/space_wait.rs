@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -71,21 +72,31 @@ fn free(deployment: &Deployment) -> Option<FreeSpace> {
 
 /// Returns true if a failure of a deployment may have the full disk as its cause.
 pub(super) fn is_out_of_space(deployment: &Deployment, failure: &Failure) -> bool {
-    let is_full = |free: FreeSpace| free.bytes < FULL.bytes || free.inodes < FULL.inodes;
-    let texts = [Errno::NOSPC, Errno::DQUOT].map(|errno| format!("(os error {})", errno.raw_os_error()));
-    texts.iter().any(|text| failure.why.contains(text)) || free(deployment).is_some_and(is_full)
+    may_be_out_of_space(deployment.paths.path(), failure)
 }
 
-/// Returns a hint with the free space if a step failed and the disk has less than the space that must stay free.
-pub(super) fn hint(deployment: &Deployment, failure: &Failure) -> Option<String> {
+/// Returns true if a failure may have the full disk at `path` as its cause.
+pub(super) fn may_be_out_of_space(path: &Path, failure: &Failure) -> bool {
+    let is_full = |free: FreeSpace| free.bytes < FULL.bytes || free.inodes < FULL.inodes;
+    let texts = [Errno::NOSPC, Errno::DQUOT].map(|errno| format!("(os error {})", errno.raw_os_error()));
+    let is_named = texts.iter().any(|text| failure.why.contains(text));
+    is_named || run_blocking(|| files::free_space(path)).is_ok_and(is_full)
+}
+
+/// Adds the free space to the reason of a failed step if the disk is full, and a hint if the disk has less than the space that must stay free.
+/// The transcript of a deployment cannot be written on a full disk, so git shows only the reason.
+pub(super) fn explain(deployment: &Deployment, failure: &mut Failure) {
     let reserve = deployment.services.config.limits.disk_reserve.bytes();
-    let found = free(deployment)?;
-    let is_low = found.bytes < reserve || found.inodes < 1000 || is_out_of_space(deployment, failure);
-    is_low.then(|| {
-        format!(
+    let Some(found) = free(deployment) else { return };
+    let is_full = is_out_of_space(deployment, failure);
+    if is_full && !failure.why.contains("are free") {
+        failure.why = format!("{} ({})", failure.why, figures(found));
+    }
+    if is_full || found.bytes < reserve || found.inodes < 1000 {
+        failure.hints.push(format!(
             "the server's disk is nearly full: {}, of which {} must stay free; ask the server's operator to free space",
             figures(found),
             shown(reserve)
-        )
-    })
+        ));
+    }
 }

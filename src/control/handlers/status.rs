@@ -125,6 +125,10 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
             };
             ("live", note)
         }
+        (None, None, None) if pipeline.is_recovering(environment.id) => {
+            let note = "the server was restarted, and finishes or reverts what it had begun";
+            ("recovering", Some(String::from(note)))
+        }
         (None, None, None) => ("empty", None),
     };
     EnvironmentStatus {

@@ -19,13 +19,16 @@ impl Disk {
         Disk::new(kind, mib + super::world::program_size().div_ceil(1 << 20))
     }
 
-    /// Creates a file system of a kind, `ext4` or `xfs`, with `mib` MiB. Without root or the tools, prints `SKIPPED:` and returns `None`.
+    /// Creates a file system of a kind, `ext4`, `ext4-inodes` (ext4 with few inodes), `xfs`, `btrfs` or `tmpfs`, with `mib` MiB. Without root or the tools, prints `SKIPPED:` and
+    /// returns `None`.
     pub fn new(kind: &str, mib: u64) -> Option<Disk> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("SKIPPED: a mounted disk needs root");
             return None;
         }
-        let program = format!("mkfs.{kind}");
+        let (kind, has_few_inodes) = (kind.trim_end_matches("-inodes"), kind.ends_with("-inodes"));
+        // A file system in memory needs no image, so `true` makes it.
+        let program = if kind == "tmpfs" { String::from("true") } else { format!("mkfs.{kind}") };
         let make = ["/usr/sbin", "/sbin", "/usr/bin"].iter().map(|directory| Path::new(directory).join(&program));
         let Some(make) = make.into_iter().find(|path| path.is_file()) else {
             eprintln!("SKIPPED: {program} is not installed");
@@ -37,7 +40,13 @@ impl Disk {
         fs::create_dir(disk.path()).unwrap();
         fs::File::create(disk.image()).unwrap().set_len(mib << 20).unwrap();
         // Without blocks for root, root meets the full disk as well.
-        let words = if kind == "ext4" { &["-q", "-F", "-m", "0"][..] } else { &["-q", "-f"][..] };
+        let words = match kind {
+            "ext4" if has_few_inodes => &["-q", "-F", "-m", "0", "-N", "8000"][..],
+            "ext4" => &["-q", "-F", "-m", "0"],
+            // Small file systems of btrfs store data and metadata together.
+            "btrfs" => &["-q", "-f", "--mixed"],
+            _ => &["-q", "-f"],
+        };
         assert!(Command::new(make).args(words).arg(disk.image()).status().unwrap().success(), "{program} failed");
         // The disk is unmounted in the namespaces of all worlds at once: the keepers are slaves of this mount.
         run("mount", &["--bind".as_ref(), disk.directory.path(), disk.directory.path()]);
@@ -60,7 +69,11 @@ impl Disk {
 
     fn mount(&self) -> bool {
         let mut mount = Command::new("mount");
-        mount.args(["-t", &self.kind, "-o", "loop"]).arg(self.image()).arg(self.path());
+        match self.kind.as_str() {
+            "tmpfs" => mount.args(["-t", "tmpfs", "-o"]).arg(format!("size={}", fs::metadata(self.image()).unwrap().len())),
+            kind => mount.args(["-t", kind, "-o", "loop"]),
+        };
+        mount.arg(self.image()).arg(self.path());
         let mounted = mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success());
         if mounted {
             fs::set_permissions(self.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -103,6 +116,8 @@ impl Disk {
     pub fn free(&self) {
         let _ = fs::remove_file(self.path().join("filler"));
         let _ = fs::remove_dir_all(self.path().join("fillers"));
+        // btrfs returns the space of a removed file with its next transaction.
+        let _ = fs::File::open(self.path()).map(rustix::fs::syncfs);
     }
 
     /// Cuts the power: nothing reaches the disk any more.

@@ -19,6 +19,7 @@ use crate::{
         durations::HoldRun,
         live_app::{UpgradeCase, UpgradePlan},
         phases::post_deploy::request_smoke_pages,
+        space_wait::is_out_of_space,
         step::{Failure, Step, Work, seconds},
     },
     proxy::{Retired, RouteState},
@@ -228,6 +229,10 @@ pub(super) async fn restore_writers(deployment: &mut Deployment) -> Result<(), F
         (None, None) => Ok(()),
     };
     if let Err(failure) = started {
+        if is_out_of_space(deployment, &failure) {
+            // The undo is repeated when there is space. The repetition does not restore the data again.
+            return Err(failure);
+        }
         // The undo is complete, because the data is restored if a restore was necessary. An unhealthy old release does not
         // freeze the environment.
         deployment.transcript.error(&format!("the live release does not run: {}", failure.why));

@@ -8,6 +8,7 @@ use crate::{
     pipeline::{
         context::Deployment,
         drift, slots,
+        space_wait::is_out_of_space,
         state_files::Postdeploy,
         step::{Acquired, Failure, Step, Work, seconds},
     },
@@ -75,7 +76,7 @@ impl Step for PrepareSlot {
             let stopped =
                 deployment.memory.slots.stop_reverted(&deployment.services.runtime, deployment.environment.id, spec.slot);
             stopped.await.map_err(|error| Failure::host(&error))?;
-            unseed(deployment).await;
+            unseed(deployment).await?;
             reset(deployment).await?;
             deployment.memory.slots.release(spec.slot, spec.id);
             Ok(())
@@ -136,20 +137,21 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
 
 /// Removes the content that this deployment created in data/. Changed content stays in two cases. If a release was live before, its
 /// application may have changed the content for visitors. If the postdeploy script has run in this deployment, the content may be the work
-/// of the script, which is not repeated.
-pub(super) async fn unseed(deployment: &Deployment) {
+/// of the script, which is not repeated. Returns an error only if the disk is full, so that the undo is repeated when there is space.
+pub(super) async fn unseed(deployment: &Deployment) -> Result<(), Failure> {
     if deployment.settings().data.is_empty() {
-        return;
+        return Ok(());
     }
     let id = deployment.spec.id;
     let postdeploy = Postdeploy::read(&deployment.paths.postdeploy());
     let ran_here = postdeploy.as_ref().map_or(true, |record| record.as_ref().is_some_and(|record| record.deployment == id));
     let data = DataJob::Unseed { deployment: id, all: deployment.spec.previous.is_none() && !ran_here };
     let job = RunJob { data: Some(data), ..processes::job(deployment) };
-    // A failure is only reported: data that stays does no harm, but a failed undo would freeze the environment.
+    // Another failure is only reported: data that stays does no harm, but a failed undo would freeze the environment.
     let late = || Err(Failure::blameless(format!("the removal took longer than {}", seconds(UNSEED_TIMEOUT))));
     let removed = tokio::time::timeout(UNSEED_TIMEOUT, processes::task(deployment, &job)).await.unwrap_or_else(|_| late());
     match removed.and_then(|ended| ended.success("removing seeded data").map(drop)) {
+        Err(failure) if is_out_of_space(deployment, &failure) => return Err(failure),
         Ok(()) => {}
         Err(failure) => {
             deployment
@@ -158,4 +160,5 @@ pub(super) async fn unseed(deployment: &Deployment) {
             tracing::warn!(deployment = %id, why = failure.why, "seeded data stays");
         }
     }
+    Ok(())
 }

@@ -138,7 +138,7 @@ impl Step for SyncTree {
             deployment.is_not_current()?;
             boot::stop_reverted(deployment).await?;
             if deployment.facts.upgrade.as_ref().is_none_or(|upgrade| upgrade.point.is_none()) {
-                slot::unseed(deployment).await;
+                slot::unseed(deployment).await?;
             }
             let (id, old) =
                 (deployment.spec.id, deployment.facts.replaced.as_ref().and_then(|replaced| replaced.occupant.clone()));
