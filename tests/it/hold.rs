@@ -20,6 +20,7 @@ in_one_mode!(
     upgrade_without_changed_paths_is_skipped,
     failed_restore_freezes_the_environment_and_starts_no_process,
     failure_after_the_commit_point_keeps_the_data,
+    return_by_an_exchange_killed_at_its_steps_restores_the_data,
     destroyed_project_leaves_no_copy_of_its_database,
 );
 
@@ -339,6 +340,47 @@ fn upgrade_killed_at_its_events_restores_or_keeps_the_data(world: &World) {
     let died = names(&marks);
     let missed: Vec<_> = events.iter().filter(|event| !died.contains(event)).collect();
     assert!(missed.is_empty(), "no kill happened at {missed:?}");
+    world.is_consistent("shop");
+}
+
+/// The worker cannot open a directory of the failed upgrade, so it cannot put single files back. All files are written beside the live data,
+/// and exchanged.
+fn return_by_an_exchange_killed_at_its_steps_restores_the_data(world: &World) {
+    if crate::harness::installed("python3").is_none() {
+        return;
+    }
+    let repo = shop(world, "");
+    let before = seen(world);
+    let marks = marks(world);
+    let events = ["restore.filled", "restore.exchanged", "restore.served"];
+    let points = events.map(|event| format!("{event}=return({})", marks.display())).join(";");
+    repo.write("broken", "");
+    let damage = DAMAGE.replace(": > store/ledger;", "");
+    version(&repo, "version two", &format!("upgrade: |\n  {damage}; mkdir store/closed; chmod 000 store/closed\n"));
+    let mut acknowledged = Vec::new();
+    // A server that is killed in a recovery has a kill of its own, so a deployment can have several kills.
+    loop {
+        world.restart(&[("FAILPOINTS", &points)]);
+        let died = names(&marks).len();
+        let writer = Writer::start(world, &format!("w{died}"));
+        writer.goes_on();
+        let push = repo.push();
+        assert_ne!(push.0.status, 0);
+        until("the deployment has ended", || {
+            let now = names(&marks).len();
+            world.larder(&["status"]).status == 0 && world.has_ended("shop") && names(&marks).len() == now
+        });
+        acknowledged.extend(writer.stop());
+        keeps(world, &acknowledged);
+        world.serves("shop", "version one");
+        assert_eq!(seen(world), before, "after {} kills: {}", names(&marks).len(), push.0);
+        if names(&marks).len() == died {
+            push.rejected_with("web.1 answered 500 to GET /health").says("v1 is still live");
+            break;
+        }
+    }
+    assert_eq!(names(&marks).len(), events.len(), "{:?}", names(&marks));
+    until("nothing is left", || names(&world.environment("shop").join("restoring")).is_empty());
     world.is_consistent("shop");
 }
 
