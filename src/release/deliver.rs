@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     host::{
-        files::{FileError, create_new, durable, free_space, open_regular, remove_if_present, rename_over, sync_dir},
+        files::{FileError, durable, free_space, open_regular, remove_if_present, rename_over, sync_dir},
         root::EnvironmentPaths,
     },
     model::{Manifest, ReleaseId, Role},
@@ -157,11 +157,7 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
             let base = open_regular(&paths.delta(release)).ok().and_then(|delta| delta::endpoints(&delta).ok());
             let before = base
                 .and_then(|(base, _)| Some((open_regular(&paths.archive(base)).ok()?, index::open(&paths.manifest(base)).ok()?)));
-            for path in [&files.new_archive, &files.new_manifest] {
-                remove_if_present(path)?;
-            }
-            let out = (create_new(&files.new_archive, 0o640)?, create_new(&files.new_manifest, 0o640)?);
-            Ok(Ok((manifest, out, before)))
+            Ok(Ok((manifest, files.create_new()?, before)))
         })
         .await?
     };
@@ -182,7 +178,7 @@ pub async fn rebuild(context: &WorkerContext<'_>, release: ReleaseId) -> Result<
         let kept = report.and_then(|_| keep(&files, &manifest, &archive, &written, &delta));
         if kept.is_err() {
             // Errors of the removal are ignored, so that the first error is reported. The next attempt removes these files.
-            let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
+            let _ = files.remove_new();
         }
         kept
     })

@@ -38,7 +38,7 @@ pub use error::{ReleaseError, WorkerAnswer};
 pub use promotion::promotable;
 pub use refusal::Refusal;
 pub use retention::{Keep, ReleaseSummary, prune_plan};
-pub use server::{Bundled, Installed, bundle, install, renew_times, spare};
+pub use server::{Bundled, Installed, bundle, install, remove_unfinished, renew_times, spare};
 pub use signing::{SigningKey, SigningKeyError, verify_signature};
 pub use verify::{Difference, verify};
 pub use worker::WorkerContext;

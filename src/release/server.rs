@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     host::{
-        files::{create_new, durable, open_regular, remove_if_present, rename_over, sync_dir},
+        files::{FileError, durable, open_regular, remove_if_present, rename_over, sync_dir},
         root::EnvironmentPaths,
     },
     model::{Digest, Manifest, ReleaseId, Role},
@@ -39,6 +39,11 @@ pub struct Installed {
     pub report: UnpackReport,
 }
 
+/// Removes the temporary files of a release, which a cancelled bundling leaves.
+pub fn remove_unfinished(paths: &EnvironmentPaths, release: ReleaseId) -> Result<(), FileError> {
+    Files::of(paths, release).remove_new()
+}
+
 /// Bundles the built tree into a release. `previous` is a release in the store whose frames may be reused. The call may be repeated: the
 /// files of an interrupted attempt are replaced.
 pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<ReleaseId>) -> Result<Bundled, ReleaseError> {
@@ -50,10 +55,8 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
         blocking(move || {
             // The reuse of frames only saves time, so an unreadable previous release does not fail the job.
             let before = before.and_then(|files| Some((open_regular(&files.archive).ok()?, index::open(&files.manifest).ok()?)));
-            for path in [&files.new_archive, &files.new_manifest] {
-                remove_if_present(path)?;
-            }
-            Ok((create_new(&files.new_archive, 0o640)?, create_new(&files.new_manifest, 0o640)?, before))
+            let (archive, manifest) = files.create_new()?;
+            Ok((archive, manifest, before))
         })
         .await?
     };
@@ -71,7 +74,7 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
         let kept = report.and_then(|report| keep(&files, &archive, &manifest, &head, report, &signing));
         if kept.is_err() {
             // Errors of the removal are ignored, so that the first error is reported. The next attempt removes these files.
-            let _ = (remove_if_present(&files.new_archive), remove_if_present(&files.new_manifest));
+            let _ = files.remove_new();
         }
         kept
     })

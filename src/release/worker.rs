@@ -9,7 +9,7 @@ use std::{
 use super::{ReleaseError, SigningKey, error::WorkerAnswer, manifest::index};
 use crate::{
     host::{
-        files::{FileError, open_regular},
+        files::{FileError, create_new, open_regular, remove_if_present},
         launch::{Launcher, Stdio},
         root::EnvironmentPaths,
     },
@@ -56,6 +56,24 @@ impl Files {
             new_archive: releases.join(format!(".new-{release}.tar.zst")),
             new_manifest: releases.join(format!(".new-{release}.manifest.json")),
         }
+    }
+
+    /// Creates the temporary files of the archive and the manifest. The files of an interrupted attempt are replaced. If one of the files cannot
+    /// be created, neither stays.
+    pub(super) fn create_new(&self) -> Result<(File, File), FileError> {
+        self.remove_new()?;
+        let created =
+            create_new(&self.new_archive, 0o640).and_then(|archive| Ok((archive, create_new(&self.new_manifest, 0o640)?)));
+        if created.is_err() {
+            // The first error is reported. The next attempt repeats a failed removal.
+            let _ = self.remove_new();
+        }
+        created
+    }
+
+    /// Removes the temporary files.
+    pub(super) fn remove_new(&self) -> Result<(), FileError> {
+        [&self.new_archive, &self.new_manifest].into_iter().try_for_each(|path| remove_if_present(path))
     }
 }
 

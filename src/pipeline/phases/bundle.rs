@@ -81,11 +81,11 @@ impl Step for WriteArchive {
             deployment.is_not_current()?;
             let paths = &deployment.paths;
             // The manifest is removed first, because a release without a manifest does not count as stored.
-            let release = deployment.spec.release;
-            for path in [paths.manifest(release), paths.index(release), paths.archive(release)] {
+            let id = deployment.spec.release;
+            for path in [paths.manifest(id), paths.index(id), paths.archive(id)] {
                 files::remove_if_present(&path).map_err(|error| Failure::host(&error))?;
             }
-            Ok(())
+            release::remove_unfinished(paths, id).map_err(|error| Failure::host(&error))
         })
     }
 }
