@@ -29,6 +29,8 @@ const MAX_BYTES: u64 = 2 * MAX_OUTPUT;
 /// The space that the transcript of a running deployment allocates in advance, in bytes. A deployment that has filled the disk can still say
 /// so.
 const HELD: u64 = 64 * 1024;
+/// The maximum size of the lines that wait in memory for space on a full disk, in bytes.
+const MAX_UNWRITTEN: usize = 16 * 1024;
 /// The maximum number of bytes that are shown from the end of the left-out output.
 const MAX_TAIL: usize = 16 * 1024;
 
@@ -36,6 +38,8 @@ const MAX_TAIL: usize = 16 * 1024;
 struct Shared {
     path: PathBuf,
     log: Mutex<Log>,
+    /// The lines that could not be written because the disk is full.
+    unwritten: Arc<Mutex<String>>,
     /// The number of bytes written, and true if the transcript is complete.
     state: watch::Sender<(u64, bool)>,
 }
@@ -98,7 +102,7 @@ impl Transcript {
         let file = files::append(&path, 0o640)?;
         let bytes = file.metadata()?.len();
         let log = Mutex::new(Log { file, left_out: LeftOut::default(), held: None });
-        Ok(Transcript(Arc::new(Shared { path, log, state: watch::Sender::new((bytes, false)) })))
+        Ok(Transcript(Arc::new(Shared { path, log, unwritten: Arc::default(), state: watch::Sender::new((bytes, false)) })))
     }
 
     /// Allocates disk space in advance until the transcript is closed.
@@ -158,10 +162,22 @@ impl Transcript {
             log.held = Some(is_held.map_or(held, |is_held| if is_held { bytes.saturating_add(HELD) } else { u64::MAX }));
         }
         // The transcript is for people, so a full disk must not fail the deployment here.
-        match log.file.write_all(text.as_bytes()) {
-            Ok(()) => self.0.state.send_modify(|(bytes, _)| *bytes = bytes.saturating_add(text.len() as u64)),
+        let mut unwritten = self.0.unwritten.lock();
+        let before = unwritten.len();
+        unwritten.push_str(text);
+        let length = unwritten.len() as u64;
+        match log.file.write_all(unwritten.as_bytes()) {
+            Ok(()) => {
+                unwritten.clear();
+                self.0.state.send_modify(|(bytes, _)| *bytes = bytes.saturating_add(length));
+            }
             // A part of the text would shift the lines that follow.
-            Err(_) => drop(log.file.set_len(bytes)),
+            Err(_) => {
+                let _ = log.file.set_len(bytes);
+                if unwritten.len() > MAX_UNWRITTEN {
+                    unwritten.truncate(before);
+                }
+            }
         }
         true
     }
@@ -169,6 +185,9 @@ impl Transcript {
     /// Marks the transcript as complete.
     pub fn close(&self) {
         let mut log = self.0.log.lock();
+        if !self.0.unwritten.lock().is_empty() {
+            self.write(&mut log, "", MAX_BYTES);
+        }
         if log.held.take().is_some() {
             let _ = log.file.set_len(self.0.state.borrow().0);
         }
@@ -177,7 +196,8 @@ impl Transcript {
 
     /// Returns a reader that starts at the beginning of the transcript.
     pub fn follow(&self) -> io::Result<Follower> {
-        Ok(Follower { file: File::open(&self.0.path)?, offset: 0, state: self.0.state.subscribe() })
+        let (file, state, unwritten) = (File::open(&self.0.path)?, self.0.state.subscribe(), self.0.unwritten.clone());
+        Ok(Follower { file, offset: 0, state, unwritten: Some(unwritten) })
     }
 }
 
@@ -187,11 +207,13 @@ pub struct Follower {
     file: File,
     offset: u64,
     state: watch::Receiver<(u64, bool)>,
+    /// The lines that the file does not contain; `None` after they were returned.
+    unwritten: Option<Arc<Mutex<String>>>,
 }
 
 impl Follower {
     /// Returns the next whole lines, at most 32 KiB. A line that is longer than 32 KiB is returned in pieces. Returns `None` at the end of
-    /// a closed transcript.
+    /// a closed transcript. The lines that could not be written on a full disk come last.
     pub async fn next(&mut self) -> Option<String> {
         let offset = self.offset;
         let (bytes, _) = *self.state.wait_for(|(bytes, closed)| *bytes > offset || *closed).await.ok()?;
@@ -199,7 +221,8 @@ impl Follower {
         let mut buffer = vec![0; usize::try_from(want).ok()?];
         self.file.read_exact_at(&mut buffer, offset).ok()?;
         if buffer.is_empty() {
-            return None;
+            let unwritten = self.unwritten.take()?.lock().clone();
+            return Some(unwritten).filter(|text| !text.is_empty());
         }
         let whole = buffer.iter().rposition(|byte| *byte == b'\n').map_or(buffer.len(), |last| last.saturating_add(1));
         buffer.truncate(whole);
@@ -226,6 +249,28 @@ mod tests {
         let mut late = transcript.follow().unwrap();
         assert_eq!(late.next().await.unwrap(), "-----> Building\n       one\n");
         assert_eq!(late.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn follower_gets_the_lines_that_a_full_disk_refuses() {
+        let directory = tempfile::tempdir().unwrap();
+        let transcript = Transcript::open(directory.path()).unwrap();
+        transcript.title("Building");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let file = std::mem::replace(&mut transcript.0.log.lock().file, full);
+        transcript.error("the disk is full");
+        transcript.output(&"x".repeat(2 * MAX_UNWRITTEN));
+        let mut follower = transcript.follow().unwrap();
+        assert_eq!(follower.next().await.unwrap(), "-----> Building\n");
+        transcript.close();
+        assert_eq!(follower.next().await.unwrap(), " !     the disk is full\n");
+        assert_eq!(follower.next().await, None);
+        // Space has returned.
+        transcript.0.log.lock().file = file;
+        transcript.detail("later");
+        let kept = std::fs::read_to_string(directory.path().join("log")).unwrap();
+        assert_eq!(kept, "-----> Building\n !     the disk is full\n       later\n");
+        assert!(transcript.0.unwritten.lock().is_empty());
     }
 
     #[test]
