@@ -95,6 +95,7 @@ pub struct PointOwner {
 
 /// The job of the dump worker. A restore point is named by its id, by the beginning or end of its id, or by `latest`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)] // A job exists once, and is serialised at once.
 pub enum DumpJob {
     /// Captures the data.
     Take {
@@ -192,6 +193,7 @@ pub enum DumpJob {
 
 /// The job of a worker of the role `dump`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant)] // A job exists once, and is serialised at once.
 pub enum DumpWork {
     /// A job with a report.
     Job(DumpJob),
