@@ -41,7 +41,7 @@ impl Disk {
         fs::File::create(disk.image()).unwrap().set_len(mib << 20).unwrap();
         // Without blocks for root, root meets the full disk as well.
         let words = match kind {
-            "ext4" if has_few_inodes => &["-q", "-F", "-m", "0", "-N", "8000"][..],
+            "ext4" if has_few_inodes => &["-q", "-F", "-m", "0", "-N", "16000"][..],
             "ext4" => &["-q", "-F", "-m", "0"],
             // Small file systems of btrfs store data and metadata together.
             "btrfs" => &["-q", "-f", "--mixed"],
