@@ -29,14 +29,18 @@ fn main() -> ExitCode {
     }
     log_to_stderr();
     let words: Vec<String> = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let cli = match cli::parse(&words) {
-        Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+    let error = match cli::parse(&words) {
+        Ok(cli) => return run(cli, words).unwrap_or_else(failed),
+        Err(error) => error,
     };
-    run(cli, words).unwrap_or_else(failed)
+    // From a laptop, the project of a command may be missing, because the name of the server stands for it.
+    if let Some(cli) = client::parse_without_project(&words, &error)
+        && let Ok(code) = run(cli, words)
+    {
+        return code;
+    }
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 /// Prints an error and returns its exit code.
@@ -84,6 +88,9 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
         CliCommand::Verb(_) => Ok(ExitCode::from(client::run(&cli, words, &root)?)),
         CliCommand::Local(Local::Serve(args)) => serve::main(root, args),
         CliCommand::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
+        CliCommand::Local(Local::Init(args)) => client::init(&args, cli.json).map(ExitCode::from),
+        CliCommand::Local(Local::Push(args)) => client::push(&args, cli.remote.as_deref()).map(ExitCode::from),
+        CliCommand::Local(Local::Open(args)) => client::open(&args, cli.remote.as_deref(), cli.json).map(ExitCode::from),
         CliCommand::Local(Local::Server(_)) => server::main(root).map_err(server_failed),
         CliCommand::Local(Local::Completions { shell }) => Ok(printed(cli::completions(shell, &mut io::stdout()))),
         CliCommand::Local(Local::Manual) => Ok(printed(cli::manual(&mut io::stdout()))),

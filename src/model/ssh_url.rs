@@ -37,6 +37,13 @@ pub struct SshUrlError {
     why: &'static str,
 }
 
+impl SshUrlError {
+    /// Returns the refused address, without a password.
+    pub fn given(&self) -> &str {
+        &self.given
+    }
+}
+
 impl SshUrl {
     /// Returns the login name and the host, as `ssh` expects them: without the brackets of an IPv6 address. The text never begins with `-`.
     pub fn destination(&self) -> String {

@@ -13,6 +13,7 @@ mod badinput;
 mod cli;
 mod client;
 mod client_hostile;
+mod client_projects;
 mod clients;
 mod contributing;
 mod copies;

@@ -1,5 +1,6 @@
 //! The request `status`, which shows the state of the server and of the environments that the caller may see.
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{backup_summary::BackupSummary, disk::limit_of};
@@ -14,8 +15,8 @@ use crate::{
         files,
         launch::{Capabilities, Cgroups},
     },
-    model::{Access, Environment, Live, Mode, Project, StorageKind},
-    pipeline::{LastScan, LastUpgrade, unrestored},
+    model::{Access, CommitId, Environment, Live, Mode, Outcome, Project, ReleaseNumber, StorageKind, UserName},
+    pipeline::{LastScan, LastUpgrade, Summary, unrestored},
 };
 
 /// The request for the state of the server and of the environments that the caller may see.
@@ -56,10 +57,51 @@ pub struct EnvironmentStatus {
     pub note: Option<String>,
     /// The result of the last comparison of the live files with their release.
     pub drift: Option<LastScan>,
+    /// The last deployment that was not a dry run.
+    pub last: Option<LastDeployment>,
+    /// The disk space of the project at its last daily measurement, in bytes.
+    pub disk: Option<u64>,
     /// The scheduled restore points.
     pub backup: BackupSummary,
     /// The last upgrade, if one of the last deployments had an upgrade and data.
     pub upgrade: Option<LastUpgrade>,
+}
+
+/// The last deployment of an environment.
+#[derive(Debug, Clone, Serialize)]
+pub struct LastDeployment {
+    /// The number that the release has or would have.
+    pub number: ReleaseNumber,
+    /// The commit.
+    pub commit: CommitId,
+    /// The user who started the deployment.
+    pub by: UserName,
+    /// The outcome: `live`, `refused`, `rolled back`, `stuck`, or `in flight` before the end.
+    pub outcome: &'static str,
+    /// The moment at which the deployment began.
+    pub began: Timestamp,
+    /// The moment at which the deployment ended.
+    pub ended: Option<Timestamp>,
+}
+
+impl LastDeployment {
+    fn of(summary: &Summary) -> LastDeployment {
+        let outcome = match &summary.outcome {
+            None => "in flight",
+            Some(Outcome::Live { .. } | Outcome::Tried) => "live",
+            Some(Outcome::Refused { .. }) => "refused",
+            Some(Outcome::RolledBack { .. }) => "rolled back",
+            Some(Outcome::Stuck { .. }) => "stuck",
+        };
+        LastDeployment {
+            number: summary.number,
+            commit: summary.commit.clone(),
+            by: summary.trigger.by().clone(),
+            outcome,
+            began: summary.opened,
+            ended: summary.ended,
+        }
+    }
 }
 
 impl Request for Status {
@@ -77,19 +119,25 @@ impl Request for Status {
         let space = space_protection(control, &projects);
         let environments: Vec<_> = projects.into_iter().flat_map(|project| project.environments).collect();
         control.pipeline().refresh_drift(&environments).await;
+        // A record that cannot be read is reported by `larder disk`.
+        let totals = control.pipeline().disk_history().ok().and_then(|history| history.days().last().cloned());
+        let used = |environment: &Environment| totals.as_ref()?.projects.get(&environment.project_id).copied();
         let report = StatusReport {
             version: env!("CARGO_PKG_VERSION"),
             mode: String::from(if capabilities.system { "system" } else { "rootless" }),
             protection: protection(&capabilities, space),
             host_key: control.keys().fingerprint.clone(),
             disk_free: files::free_space(control.root().path()).map_or(0, |free| free.bytes),
-            environments: environments.iter().map(|environment| environment_status(control, environment)).collect(),
+            environments: environments
+                .iter()
+                .map(|environment| environment_status(control, environment, used(environment)))
+                .collect(),
         };
         Ok(report.into())
     }
 }
 
-fn environment_status(control: &Control, environment: &Environment) -> EnvironmentStatus {
+fn environment_status(control: &Control, environment: &Environment, disk: Option<u64>) -> EnvironmentStatus {
     let pipeline = control.pipeline();
     let live = pipeline.live(environment.id);
     let history = pipeline.history(environment.id);
@@ -139,6 +187,8 @@ fn environment_status(control: &Control, environment: &Environment) -> Environme
         state,
         note,
         drift: pipeline.last_drift(environment.id),
+        last: history.deployments.iter().rev().find(|summary| !summary.dry_run).map(LastDeployment::of),
+        disk,
         backup: BackupSummary::of(control, environment),
         upgrade: pipeline.last_upgrade(environment),
     }

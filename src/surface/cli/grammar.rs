@@ -4,7 +4,12 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand, builder::TypedValueParser as _};
 
-use super::{command::TerminalUse, commands::Verb, quickstart};
+use super::{
+    client::arguments::{InitArgs, OpenArgs, PushArgs},
+    command::TerminalUse,
+    commands::Verb,
+    habits, quickstart,
+};
 
 /// Push-to-deploy: staging cooks, the larder keeps, production serves
 ///
@@ -55,6 +60,14 @@ impl CliCommand {
         }
     }
 
+    /// Returns the time limit of each server, if the command is `status`.
+    pub(super) fn status_limit(&self) -> Option<std::time::Duration> {
+        match self {
+            CliCommand::Verb(Verb::Status(status)) => Some(std::time::Duration::from_secs(status.timeout.into())),
+            _ => None,
+        }
+    }
+
     /// Returns the use that the command makes of a terminal.
     pub(super) fn terminal(&self) -> TerminalUse {
         match self {
@@ -69,6 +82,9 @@ impl CliCommand {
 pub enum Local {
     /// Start a server in a separate directory, and push an example to it over ssh
     Quickstart(quickstart::Args),
+    Init(InitArgs),
+    Push(PushArgs),
+    Open(OpenArgs),
     /// Run the server
     Serve(ServeArgs),
     /// Print completions for a shell: `larder completions bash > /etc/bash_completion.d/larder`
@@ -106,27 +122,47 @@ fn address(text: String) -> Result<SocketAddr, String> {
 
 /// Parses a command line without the program's name.
 pub fn parse(words: &[String]) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(std::iter::once(String::from("larder")).chain(split_colons(words)))
+    Cli::try_parse_from(std::iter::once(String::from("larder")).chain(normalised(words)?))
 }
 
-/// Converts `project:create shop` into `project create shop`.
-pub(super) fn split_colons(words: &[String]) -> Vec<String> {
-    let nouns: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
-    let mut split = Vec::with_capacity(words.len());
-    let mut verb_seen = false;
-    for word in words {
+/// Converts `project:create shop` into `project create shop`, and a command of Heroku or Dokku into the command of larder. Returns an error
+/// with an instruction if larder has no such command.
+pub(super) fn normalised(words: &[String]) -> Result<Vec<String>, clap::Error> {
+    let cli = Cli::command();
+    let verb = verb_index(&cli, words);
+    let words = habits::translated(words.to_vec(), verb).map_err(|(given, instruction)| {
+        let message = format!("larder has no command {given}\nhint: {instruction}\n");
+        Cli::command().error(clap::error::ErrorKind::InvalidSubcommand, message)
+    })?;
+    let mut split = Vec::with_capacity(words.len().saturating_add(1));
+    for (index, word) in words.into_iter().enumerate() {
         match word.split_once(':') {
-            Some((noun, verb)) if !verb_seen && nouns.iter().any(|known| known == noun) => {
-                split.extend([noun.to_owned(), verb.to_owned()]);
-                verb_seen = true;
+            Some((noun, rest)) if index == verb && cli.get_subcommands().any(|known| known.get_name() == noun) => {
+                split.extend([noun.to_owned(), rest.to_owned()]);
             }
-            _ => {
-                verb_seen |= nouns.contains(word);
-                split.push(word.clone());
-            }
+            _ => split.push(word),
         }
     }
-    split
+    Ok(split)
+}
+
+/// Returns the index of the first word that is neither a global option nor its value.
+fn verb_index(cli: &clap::Command, words: &[String]) -> usize {
+    let mut index = 0_usize;
+    while let Some(word) = words.get(index).filter(|word| word.starts_with('-')) {
+        index = index.saturating_add(if takes_value(cli, word) { 2 } else { 1 });
+    }
+    index
+}
+
+/// Returns true if a word is an option of a command whose value is the next word.
+pub(super) fn takes_value(command: &clap::Command, word: &str) -> bool {
+    let is_it = |argument: &clap::Arg| {
+        let is_long = word.strip_prefix("--").is_some_and(|name| argument.get_long() == Some(name));
+        let is_short = word.len() == 2 && word.starts_with('-') && argument.get_short() == word.chars().nth(1);
+        (is_long || is_short) && argument.get_action().takes_values()
+    };
+    command.get_arguments().any(is_it)
 }
 
 /// Writes completions for `shell`.
@@ -173,7 +209,63 @@ mod tests {
         {
             assert!(parse(&words(line)).is_ok(), "{line}");
         }
-        assert_eq!(split_colons(&words("run shop rake db:migrate")), words("run shop rake db:migrate"));
+        let unchanged = ["run shop rake db:migrate", "-r prod run shop rake db:migrate", "--root /x logs shop"];
+        for line in unchanged {
+            assert_eq!(normalised(&words(line)).unwrap(), words(line));
+        }
+    }
+
+    #[test]
+    fn commands_of_heroku_and_dokku_run_or_name_a_command_that_exists() {
+        use habits::{HABITS, Habit};
+        let known: Vec<_> = Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        let parses = |line: &str| {
+            let words = shlex::split(line).unwrap();
+            match parse(&words) {
+                Ok(_) => true,
+                // Other arguments are given by the user.
+                Err(error) => matches!(
+                    error.kind(),
+                    clap::error::ErrorKind::MissingRequiredArgument | clap::error::ErrorKind::DisplayVersion
+                ),
+            }
+        };
+        for (index, (given, habit)) in HABITS.iter().enumerate() {
+            assert!(!known.iter().any(|known| known == given), "{given} is a command of larder");
+            assert!(HABITS[..index].iter().all(|(other, _)| other != given), "{given} appears twice");
+            match habit {
+                Habit::Same(replacement) => {
+                    assert!(parses(replacement), "{given}: {replacement}");
+                    let line = format!("--json -r prod {given} shop");
+                    let expected = format!("--json -r prod {replacement} shop");
+                    assert_eq!(normalised(&words(&line)).unwrap().join(" "), expected);
+                }
+                Habit::Scale => {
+                    let line = format!("{given} web=2 worker=1 -a shop");
+                    assert_eq!(normalised(&words(&line)).unwrap().join(" "), "ps --scale web=2 --scale worker=1 -a shop");
+                    assert!(parses(&line));
+                }
+                Habit::Instead(instruction) => {
+                    let error = parse(&words(&format!("{given} shop"))).unwrap_err();
+                    let shown = error.to_string();
+                    assert_eq!(error.exit_code(), 2);
+                    assert!(shown.contains(&format!("larder has no command {given}")) && shown.contains(instruction), "{shown}");
+                    let commands: Vec<_> =
+                        instruction.split('`').skip(1).step_by(2).filter_map(|code| code.strip_prefix("larder ")).collect();
+                    assert!(
+                        !commands.is_empty() || instruction.contains("docs/") || instruction.contains("`git "),
+                        "{given}: {instruction}"
+                    );
+                    assert!(commands.iter().all(|line| parses(line)), "{given}: {commands:?}");
+                    let pages = instruction.split('(').filter_map(|part| part.split_once(')').map(|(page, _)| page));
+                    for page in pages.filter(|page| page.starts_with("docs/")) {
+                        assert!(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(page).exists(), "{given}: {page}");
+                    }
+                }
+            }
+        }
+        // The words of a command of the project are not commands of larder.
+        assert_eq!(normalised(&words("run shop -- tail -f x")).unwrap(), words("run shop -- tail -f x"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod command;
 mod commands;
 mod confirm;
 mod grammar;
+mod habits;
 pub mod quickstart;
 mod rights;
 mod screen;

@@ -3,7 +3,11 @@
 //! On the server itself, the words go through the control socket. From other machines, they go through the user's own `ssh`. The function to
 //! read first is [`run`]; `target` finds the server, and `ssh` builds the command line of `ssh`.
 
+pub(super) mod arguments;
+mod ask;
+mod init;
 mod output;
+mod overview;
 mod server;
 mod sources;
 mod ssh;
@@ -13,14 +17,25 @@ mod words;
 
 use std::{io, os::fd::AsFd};
 
+pub use self::init::{init, open, push};
 use self::{
     output::OutputFile,
     server::Server,
     ssh::SshCall,
     words::{inline_key_files, with_environment, without_output, without_remote},
 };
-use super::grammar::Cli;
+use super::grammar::{self, Cli};
 use crate::{control::CommandError, host::root::Root};
+
+/// Parses words in which only the project is missing, which the client adds before it sends the words. `error` is the error of the parser.
+/// Returns `None` for other words.
+pub fn parse_without_project(words: &[String], error: &clap::Error) -> Option<Cli> {
+    if error.kind() != clap::error::ErrorKind::MissingRequiredArgument {
+        return None;
+    }
+    let placeholder = "project".parse().ok()?;
+    grammar::parse(&with_environment(words.to_vec(), &placeholder)).ok()
+}
 
 /// Sends `words` to the server that carries out the command. Returns the exit status.
 pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandError> {
@@ -29,6 +44,7 @@ pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandErro
     let file = output.map(OutputFile::create).transpose()?;
     let sent = if output.is_some() { without_output(words) } else { words };
     let code = match server::find(cli, root)? {
+        Server::Several(code) => return Ok(code),
         Server::Local(connection) => {
             let stdout = io::stdout();
             let descriptor = file.as_ref().map_or_else(|| stdout.as_fd(), |output| output.file.as_fd());

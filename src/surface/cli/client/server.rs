@@ -14,6 +14,7 @@ use super::{
         grammar::Cli,
         socket::{self, CallError},
     },
+    overview,
     sources::Sources,
     target::ClientTarget,
 };
@@ -28,6 +29,8 @@ pub(super) enum Server {
     Local(UnixStream),
     /// A server that `ssh` reaches.
     Remote(ClientTarget),
+    /// All servers of the project, which were asked for their state, with the exit status.
+    Several(u8),
 }
 
 /// Finds the server: the server that `--remote` names, or else the server of `--root`, or else the server in the default directory on this
@@ -50,6 +53,11 @@ pub(super) fn find(cli: &Cli, root: &Root) -> Result<Server, CommandError> {
     );
     if cli.root.is_none() && is_absent {
         let sources = Sources::read(directory)?;
+        if let Some(limit) = cli.command.status_limit()
+            && let Some(code) = overview::status(&sources, cli.json, limit)?
+        {
+            return Ok(Server::Several(code));
+        }
         if let Some(target) = ClientTarget::only(&sources)? {
             return Ok(Server::Remote(target));
         }

@@ -2,9 +2,11 @@
 
 use std::{
     fs::File,
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Read},
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
 };
 
 use super::{super::command::TerminalUse, terminal};
@@ -12,6 +14,17 @@ use crate::{
     control::{CommandError, ErrorKind},
     model::SshUrl,
 };
+
+/// The maximum size of an answer that the client reads itself, in bytes.
+const MAX_ANSWER: u64 = 8 << 20;
+
+/// The output of a command that the client reads itself.
+pub(super) struct Captured {
+    /// The exit status of `ssh`.
+    pub code: u8,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
 
 /// A command for a server that `ssh` reaches.
 pub(super) struct SshCall<'a> {
@@ -47,8 +60,61 @@ impl SshCall<'_> {
         exit_status(&mut child)
     }
 
-    /// Returns the command line. No shell on this machine reads the words, and larder's server splits them without a shell.
+    /// Runs the command and reads its output. Returns `None` if the command does not end within `limit`. Without `may_prompt`, `ssh` asks the
+    /// user nothing.
+    pub(super) fn capture(&self, limit: Duration, may_prompt: bool) -> Result<Option<Captured>, CommandError> {
+        let connect = format!("ConnectTimeout={}", limit.as_secs().max(1));
+        let quiet = ["-o", "BatchMode=yes", "-o", connect.as_str()];
+        let mut ssh = self.command_with(false, if may_prompt { &[] } else { &quiet })?;
+        if !may_prompt {
+            // Programs of `ssh`, such as `ProxyCommand`, are killed together with it. A program in another process group could not ask.
+            ssh.process_group(0);
+        }
+        let child = ssh.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.map_err(|error| cannot_start(&error))?;
+        let (send, receive) = mpsc::channel();
+        let read = |from: Option<Box<dyn Read + Send>>, is_output: bool| {
+            let send = send.clone();
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                // An error counts as the end of the output.
+                let _ = from.map(|from| from.take(MAX_ANSWER).read_to_end(&mut bytes));
+                let _ = send.send((is_output, bytes));
+            });
+        };
+        read(child.stdout.take().map(|from| Box::new(from) as _), true);
+        read(child.stderr.take().map(|from| Box::new(from) as _), false);
+        let deadline = Instant::now().checked_add(limit);
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            let rest = deadline.map_or(limit, |deadline| deadline.saturating_duration_since(Instant::now()));
+            match receive.recv_timeout(rest) {
+                Ok((true, bytes)) => stdout = bytes,
+                Ok((false, bytes)) => stderr = bytes,
+                Err(_) => {
+                    kill(&mut child, !may_prompt);
+                    return Ok(None);
+                }
+            }
+        }
+        if stdout.len() as u64 >= MAX_ANSWER {
+            kill(&mut child, !may_prompt);
+            let server = self.url.server();
+            return Err(CommandError::new(
+                ErrorKind::Internal,
+                format!("the answer of {server} has more than {MAX_ANSWER} bytes"),
+            ));
+        }
+        let code = exit_status(&mut child)?;
+        Ok(Some(Captured { code, stdout, stderr: String::from_utf8_lossy(&stderr).into_owned() }))
+    }
+
     fn command(&self, with_terminal: bool) -> Result<Command, CommandError> {
+        self.command_with(with_terminal, &[])
+    }
+
+    /// Returns the command line. No shell on this machine reads the words, and larder's server splits them without a shell.
+    fn command_with(&self, with_terminal: bool, options: &[&str]) -> Result<Command, CommandError> {
         let quoted = shlex::try_join(self.words.iter().map(String::as_str))
             .map_err(|_| CommandError::new(ErrorKind::Usage, "cannot send the command: a word contains a NUL byte"))?;
         let mut ssh = Command::new("ssh");
@@ -57,10 +123,19 @@ impl SshCall<'_> {
         }
         ssh.arg(if with_terminal { "-t" } else { "-T" });
         // A server of larder needs neither the agent nor a display nor a forwarded port, and a host that a repository names must not get them.
-        ssh.args(["-a", "-x", "-o", "ClearAllForwardings=yes"]);
+        ssh.args(["-a", "-x", "-o", "ClearAllForwardings=yes"]).args(options);
         ssh.arg("--").arg(self.url.destination()).arg(quoted);
         Ok(ssh)
     }
+}
+
+/// Kills `ssh`, with its process group if `ssh` leads one.
+fn kill(child: &mut Child, with_group: bool) {
+    if with_group {
+        let _ = rustix::process::kill_process_group(rustix::process::Pid::from_child(child), rustix::process::Signal::KILL);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn exit_status(child: &mut Child) -> Result<u8, CommandError> {

@@ -32,14 +32,26 @@ impl ClientTarget {
             let url = url.map_err(|error| CommandError::new(ErrorKind::Usage, format!("cannot use the server: {error}")))?;
             return Ok(ClientTarget { url, id: None, source: None, notes: Vec::new() });
         }
-        let sources = read()?;
+        ClientTarget::in_sources(text, &read()?, ServerSource::ALL)
+    }
+
+    /// Returns the server with a name for `larder init`, which creates the git remote of this name: an existing git remote counts last.
+    pub(super) fn for_init(text: &str, read: &dyn Fn() -> Result<Sources, CommandError>) -> Result<ClientTarget, CommandError> {
+        if text.contains("://") {
+            return ClientTarget::named(text, read);
+        }
+        ClientTarget::in_sources(text, &read()?, [ServerSource::Repository, ServerSource::UserFile, ServerSource::GitRemotes])
+    }
+
+    fn in_sources(text: &str, sources: &Sources, order: [ServerSource; 3]) -> Result<ClientTarget, CommandError> {
         let (name, host) = text.split_once('@').map_or((text, None), |(name, host)| (name, Some(host)));
-        let entries =
-            ServerSource::ALL.into_iter().flat_map(|kind| sources.entries.iter().filter(move |(known, _)| *known == kind));
+        let entries = order.into_iter().flat_map(|kind| sources.entries.iter().filter(move |(known, _)| *known == kind));
         let mut named = entries.filter(|(_, entry)| entry.name == name);
-        let Some((kind, entry)) = named.next() else { return Err(unknown(name, &sources)) };
+        let Some((kind, entry)) = named.next() else { return Err(unknown(name, sources)) };
         let mut target = of_entry(*kind, entry, host)?;
-        for (other, differing) in named.filter(|(_, other)| other.hosts != entry.hosts) {
+        let is_known =
+            |url: &SshUrl| entry.hosts.iter().any(|host| (host.destination(), host.port()) == (url.destination(), url.port()));
+        for (other, differing) in named.filter(|(_, other)| !other.hosts.iter().all(is_known)) {
             let hosts = servers(differing);
             target.notes.push(format!("{} names other servers for {name}: {hosts}; {} is used", other.title(), kind.title()));
         }
@@ -65,6 +77,31 @@ impl ClientTarget {
         Ok(None)
     }
 
+    /// Returns the servers with a name, one for each host of the environment.
+    pub(super) fn all_hosts(text: &str, sources: &Sources) -> Result<Vec<ClientTarget>, CommandError> {
+        let name = text.split('@').next().unwrap_or_default();
+        let entries =
+            ServerSource::ALL.into_iter().flat_map(|kind| sources.entries.iter().filter(move |(known, _)| *known == kind));
+        match entries.into_iter().find(|(_, entry)| entry.name == name) {
+            Some((kind, entry)) if !text.contains('@') => Ok(hosts_of(*kind, entry)),
+            _ => Ok(vec![ClientTarget::in_sources(text, sources, ServerSource::ALL)?]),
+        }
+    }
+
+    /// Returns the servers of the only environment that the first place names.
+    pub(super) fn only_with_all_hosts(sources: &Sources) -> Result<Option<Vec<ClientTarget>>, CommandError> {
+        for kind in ServerSource::ALL {
+            let mut entries = sources.of(kind);
+            if let (Some(entry), None) = (entries.next(), entries.next()) {
+                return Ok(Some(hosts_of(kind, entry)));
+            }
+            if sources.of(kind).next().is_some() {
+                break;
+            }
+        }
+        Ok(ClientTarget::only(sources)?.map(|target| vec![target]))
+    }
+
     /// Returns the environment that a command without a project concerns.
     pub(super) fn environment(&self) -> Option<EnvironmentRef> {
         let of_url = || Some(EnvironmentRef { project: self.url.project()?.clone(), environment: None });
@@ -78,16 +115,26 @@ impl ClientTarget {
         for note in &self.notes {
             text.push_str(&format!("note: {note}\n"));
         }
-        if self.source == Some(ServerSource::Repository) && is_first_use(&self.url) {
-            let (url, file) = (&self.url, ServerSource::Repository.title());
-            text.push_str(&format!(
-                "note: first use of the server {} ({url}), which {file} of this repository names\n",
-                url.server()
-            ));
-        }
         // A closed standard error does not matter.
         let _ = io::stderr().write_all(sanitise_text(&text).as_bytes());
+        if self.source == Some(ServerSource::Repository) {
+            note_first_use(&self.url);
+        }
     }
+}
+
+/// Writes to the standard error that a file of the repository names a server, if this user has not used the server before.
+pub(super) fn note_first_use(url: &SshUrl) {
+    if is_first_use(url) {
+        let file = ServerSource::Repository.title();
+        let text = format!("note: first use of the server {} ({url}), which {file} of this repository names\n", url.server());
+        let _ = io::stderr().write_all(text.as_bytes());
+    }
+}
+
+fn hosts_of(kind: ServerSource, entry: &ClientEntry) -> Vec<ClientTarget> {
+    let of_host = |url: &SshUrl| ClientTarget { url: url.clone(), id: entry.id.clone(), source: Some(kind), notes: Vec::new() };
+    entry.hosts.iter().map(of_host).collect()
 }
 
 /// Returns true if the user has not used a server before, and records the server. If the record cannot be written, each use is the first.

@@ -5,7 +5,7 @@ use std::fs;
 
 use clap::{Arg, CommandFactory as _, error::ErrorKind as ClapError};
 
-use super::super::grammar::{Cli, split_colons};
+use super::super::grammar::{Cli, normalised, takes_value};
 use crate::{
     config::EnvironmentRef,
     control::{CommandError, ErrorKind},
@@ -97,7 +97,7 @@ pub(super) fn without_remote(words: &[String]) -> Vec<String> {
 
 /// Adds the environment of the client to a command that concerns an environment and names none. Other words stay unchanged.
 pub(super) fn with_environment(words: Vec<String>, environment: &EnvironmentRef) -> Vec<String> {
-    let mut words = split_colons(&words);
+    let Ok(mut words) = normalised(&words) else { return words };
     let mut cli = Cli::command();
     cli.build();
     let (leaf, at) = leaf(&cli, &words);
@@ -130,16 +130,6 @@ fn leaf<'c>(cli: &'c clap::Command, words: &[String]) -> (&'c clap::Command, usi
         index += 1;
     }
     (command, at)
-}
-
-/// Returns true if a word is an option whose value is the next word.
-fn takes_value(command: &clap::Command, word: &str) -> bool {
-    let is_it = |argument: &&Arg| {
-        let is_long = word.strip_prefix("--").is_some_and(|name| argument.get_long() == Some(name));
-        let is_short = word.len() == 2 && word.starts_with('-') && argument.get_short() == word.chars().nth(1);
-        (is_long || is_short) && argument.get_action().takes_values()
-    };
-    command.get_arguments().any(|argument| is_it(&argument))
 }
 
 fn is_environment(argument: &Arg) -> bool {

@@ -37,9 +37,16 @@ fn last_upgrade(environment: &str, upgrade: &LastUpgrade) -> String {
     text
 }
 
-/// Show how projects are isolated here, and the state of all environments
 #[derive(Debug, clap::Args)]
-pub struct StatusArgs {}
+#[command(
+    after_help = "On a machine without a server, in a repository, the command shows the environments of the project on all servers that the repository names. A server that does not answer is a line of the table, and makes the exit status 1."
+)]
+/// Show how projects are isolated here, and the state of all environments
+pub struct StatusArgs {
+    /// Time limit for each of several servers, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=600))]
+    pub timeout: u16,
+}
 
 impl Command for StatusArgs {
     type Request = control::Status;

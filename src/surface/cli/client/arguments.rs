@@ -1,0 +1,60 @@
+//! The arguments of the commands that run on a developer's machine.
+
+use crate::{
+    config::EnvironmentRef,
+    model::{BranchName, EnvironmentName, ProjectName},
+};
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "The command changes nothing that exists: run it again after an error, or in another clone. A git remote of the same name with another address is an error.\n\nExit status: 0 the environment and the git remote exist, 3 refused, 4 no such server.\n\nExamples:\n  larder init shop --to prod\n  larder init shop --to staging --branch next\n  larder init shop --to ssh://larder@HOST:2222"
+)]
+/// Create a project or an environment on a server, and add its git remote
+pub struct InitArgs {
+    /// Name of the project [default: the project that --to names]
+    #[arg(value_name = "PROJECT")]
+    pub project: Option<ProjectName>,
+    /// Server: a name of larder-environments.json, a git remote or ~/.config/larder/config.yml, or an ssh address
+    #[arg(long, value_name = "NAME")]
+    pub to: String,
+    /// Name of the environment [default: the environment that --to names; for an address, production]
+    #[arg(long, value_name = "NAME")]
+    pub env: Option<EnvironmentName>,
+    /// Branch that the environment deploys [default: main, or the name of the environment if another environment deploys main]
+    #[arg(long, value_name = "BRANCH")]
+    pub branch: Option<BranchName>,
+    /// Mode of a new environment: cooking builds, final serves what another environment built
+    #[arg(long, value_name = "MODE", value_parser = ["cooking", "final"], default_value = "cooking")]
+    pub mode: String,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "The command runs `git push` to the branch that the environment deploys. Its output and exit status are those of git. With several hosts, the first failure ends the command, and the remaining hosts are named.\n\nExamples:\n  larder push staging\n  larder push production --ref v1.4"
+)]
+/// Push a commit to the branch that an environment deploys, on all its hosts
+pub struct PushArgs {
+    /// Environment: a name of larder-environments.json, a git remote or ~/.config/larder/config.yml
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Commit, branch or tag to deploy
+    #[arg(long = "ref", value_name = "REF", default_value = "HEAD")]
+    pub reference: String,
+    /// Deploy a commit that does not follow the live commit
+    #[arg(long)]
+    pub force: bool,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "A browser is started with xdg-open if the output is a terminal of a graphical session.\n\nExample: larder open shop/staging"
+)]
+/// Print the address of an environment, and open it in a browser
+pub struct OpenArgs {
+    /// Project, or PROJECT/ENVIRONMENT
+    #[arg(value_name = "PROJECT")]
+    pub target: Option<EnvironmentRef>,
+    /// Only print the address
+    #[arg(long)]
+    pub print: bool,
+}

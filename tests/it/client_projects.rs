@@ -1,0 +1,196 @@
+//! The commands that connect a clone with its servers: `init`, `push`, `open`, and `status` over several servers.
+
+use std::{fs, net::TcpListener};
+
+use crate::harness::{Laptop, World, cli::Output, in_one_mode, installed};
+
+in_one_mode!(
+    init_creates_what_is_missing_and_may_run_twice,
+    push_deploys_to_every_host_of_an_environment,
+    status_shows_all_environments_and_a_server_that_does_not_answer,
+    address_of_an_environment_is_printed_and_opened,
+    commands_of_heroku_and_dokku_work_from_a_laptop,
+);
+
+fn init_creates_what_is_missing_and_may_run_twice(world: &World) {
+    let Some(laptop) = Laptop::new(world, "alice") else { return };
+    laptop.servers(&format!("prod: {{url: {0}, id: shop/production}}\nstaging: {{url: {0}}}\n", laptop.url("")));
+    laptop.larder("empty", &["init", "shop", "--to", "prod"]).exits(4).says("git init");
+    laptop.site("shop", "version one");
+    let larder = |words: &[&str]| laptop.larder("shop", words);
+    larder(&["init", "shop", "--to", "nowhere"]).exits(4).says("names in ~/.config/larder/config.yml: prod, staging");
+    larder(&["init", "blog", "--to", "prod"]).exits(3).says("prod names the project shop, not blog");
+    larder(&["init", "--to", "staging"]).exits(2).says("larder init shop --to staging");
+    let first = larder(&["init", "shop", "--to", "prod", "--json"]).json();
+    assert_eq!(
+        (&first["created"], &first["remote_added"], &first["branch"]),
+        (&true.into(), &true.into(), &"main".into()),
+        "{first}"
+    );
+    let second = larder(&["init", "--to", "prod"]);
+    second.exits(0).says("shop/production exists already").says("the git remote prod exists already");
+    assert_eq!(laptop.git("shop", &["remote", "get-url", "prod"]).ok().trim(), laptop.url("shop"));
+    // The second environment has a branch of its own. Its remote knows the environment.
+    let staging = larder(&["init", "shop", "--to", "staging"]);
+    staging.exits(0).says("shop/staging was created").says("deploys the branch staging").says("larder push staging");
+    larder(&["push", "staging"]).exits(0).says("v1 is live");
+    world.serves("staging--shop", "version one");
+    assert_eq!(
+        larder(&["-r", "staging", "releases", "--json"]).json(),
+        world.larder(&["releases", "shop/staging", "--json"]).json()
+    );
+    larder(&["init", "shop", "--to", "staging", "--branch", "next"]).exits(3).says("deploys the branch staging, not next");
+    // Another clone gets the remote only.
+    laptop.site("other", "version two");
+    let other = laptop.larder("other", &["init", "shop", "--to", "staging"]);
+    other.exits(0).says("shop/staging exists already").says("the git remote staging was added");
+    // A remote of the same name with another address stays.
+    let elsewhere = "ssh://larder@elsewhere.example.com/shop";
+    laptop.git("other", &["remote", "set-url", "staging", elsewhere]).ok();
+    let refused = laptop.larder("other", &["init", "shop", "--to", "staging"]);
+    refused.exits(3).says(&format!("the git remote staging has the address {elsewhere} (expected {}", laptop.url("shop")));
+    refused.says("git remote set-url staging");
+    assert_eq!(laptop.git("other", &["remote", "get-url", "staging"]).ok().trim(), elsewhere);
+    // A user who may not create gets the server's sentence.
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    let Some(bob) = Laptop::new(world, "bob") else { return };
+    bob.site("blog", "version one");
+    let address = bob.url("");
+    bob.larder("blog", &["init", "blog", "--to", &address]).exits(3).says("bob is not an administrator");
+    assert_eq!(bob.git("blog", &["remote"]).ok(), "");
+    world.larder(&["project", "list"]).keeps_quiet_about("blog");
+}
+
+fn push_deploys_to_every_host_of_an_environment(world: &World) {
+    world.project("shop");
+    let Some(laptop) = Laptop::new(world, "alice") else { return };
+    laptop.site("shop", "version one");
+    laptop.larder("shop", &["push"]).exits(4).says("larder init PROJECT");
+    // Two names of one server stand for two hosts.
+    let hosts = ["127.0.0.1", "localhost"].map(|host| format!("ssh://larder@{host}:{}", world.ssh_port()));
+    let file = serde_json::json!({ "environments": { "production": { "id": "shop/production", "hosts": hosts } } });
+    fs::write(laptop.directory("shop").join("larder-environments.json"), file.to_string()).unwrap();
+    let pushed = laptop.larder("shop", &["push"]);
+    pushed.exits(0).says("v1 is live").says("Everything up-to-date").says("first use of the server localhost:");
+    world.serves("shop", "version one");
+    let program = laptop.directory("shop/.larder").join("build");
+    fs::write(&program, "#!/bin/sh\nexit 1\n").unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    laptop.page("shop", "does not build");
+    let rejected = laptop.larder("shop", &["push", "production"]);
+    rejected.exits(1).says("! [remote rejected]").says("note: not pushed to: localhost:");
+    world.serves("shop", "version one");
+    // One host, and an older commit.
+    laptop.larder("shop", &["push", "production@localhost", "--ref", "HEAD~1"]).exits(0).says("Everything up-to-date");
+    for reference in ["--all", "-d", "+HEAD", ":main", "a:b", ""] {
+        let refused = laptop.larder("shop", &["push", "production", &format!("--ref={reference}")]);
+        refused.exits(2).says("is not a commit, a branch or a tag");
+    }
+    world.serves("shop", "version one");
+}
+
+fn status_shows_all_environments_and_a_server_that_does_not_answer(world: &World) {
+    world.project("shop").project("blog");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    let Some(laptop) = Laptop::new(world, "alice") else { return };
+    laptop.site("shop", "version one");
+    laptop.git("shop", &["remote", "add", "prod", &laptop.url("shop")]).ok();
+    laptop.git("shop", &["push", "--quiet", "prod", "HEAD:main"]).exits(0);
+    let alone = laptop.larder("shop", &["status"]);
+    alone.exits(0).says("shop/production").says("shop/staging").says("live by alice").keeps_quiet_about("blog");
+    // The first server of the second environment accepts connections and never answers, and the second server does not exist.
+    let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let silent_port = silent.local_addr().unwrap().port();
+    let closed = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let closed_port = closed.local_addr().unwrap().port();
+    drop(closed);
+    let file = serde_json::json!({ "environments": {
+        "production": { "id": "shop/production", "hosts": [laptop.url("")] },
+        "far": { "id": "shop/far", "hosts": [
+            format!("ssh://larder@127.0.0.1:{silent_port}"),
+            format!("ssh://larder@127.0.0.1:{closed_port}"),
+        ] },
+    } });
+    fs::write(laptop.directory("shop").join("larder-environments.json"), file.to_string()).unwrap();
+    let shown = laptop.larder("shop", &["status", "--timeout", "6"]);
+    shown.exits(1);
+    let row = |text: &str| shown.stdout.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("{shown}")).to_owned();
+    let live = row("shop/production");
+    let here = format!("127.0.0.1:{}", world.ssh_port());
+    for part in [here.as_str(), "v1 (", "live by alice", "free", "blue"] {
+        assert!(live.contains(part) || (part == "blue" && live.contains("green")), "{part}: {live}");
+    }
+    assert!(row("shop/staging").contains("empty"), "{shown}");
+    assert!(
+        row(&format!("127.0.0.1:{silent_port}")).contains("no answer within 6 seconds")
+            || row(&silent_port.to_string()).contains("timed out"),
+        "{shown}"
+    );
+    assert!(row(&closed_port.to_string()).contains("Connection refused"), "{shown}");
+    assert_eq!(shown.stdout.lines().count(), 5, "{shown}");
+    let value = laptop.larder("shop", &["status", "--timeout", "6", "--json"]);
+    let value = value.exits(1).any_json();
+    let servers = value.as_array().unwrap();
+    assert_eq!(servers.iter().filter(|server| server["error"].is_string()).count(), 2, "{value}");
+    let own = servers.iter().find(|server| server["environments"].is_array()).unwrap();
+    assert_eq!(own["environments"][0]["last"]["by"], "alice");
+    // A failed push shows as the last deployment.
+    fs::remove_file(laptop.directory("shop").join("larder-environments.json")).unwrap();
+    let build = laptop.directory("shop/.larder").join("build");
+    fs::write(&build, "#!/bin/sh\nexit 1\n").unwrap();
+    fs::set_permissions(&build, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    laptop.page("shop", "does not build");
+    laptop.git("shop", &["push", "--quiet", "prod", "HEAD:main"]).exits(1);
+    let failed = laptop.larder("shop", &["status"]);
+    failed.exits(0).says("rolled back by alice").says("v1 (");
+    // With a name, the status is that of the server.
+    laptop.larder("shop", &["-r", "prod", "status"]).exits(0).says("host key").says("blog/production");
+    drop(silent);
+}
+
+fn address_of_an_environment_is_printed_and_opened(world: &World) {
+    world.project("shop");
+    let Some(laptop) = Laptop::new(world, "alice") else { return };
+    laptop.servers(&format!("prod: {{url: {}, id: shop/production}}\n", laptop.url("")));
+    let address = format!("http://shop.localhost:{}", world.http_port());
+    assert_eq!(laptop.larder("", &["open"]).ok().trim(), address);
+    assert_eq!(laptop.larder("", &["--json", "open", "shop"]).json()["url"], address.as_str());
+    laptop.larder("", &["open", "shop/nowhere"]).exits(4).says("there is no environment shop/nowhere");
+    laptop.program("xdg-open", "printf '%s\\n' \"$*\" >> \"$HOME/browser.log\"\n");
+    let log = laptop.home().join("browser.log");
+    if installed("script").is_some() {
+        let line = format!("{} open", env!("CARGO_BIN_EXE_larder"));
+        let run = |line: &str| Output::of(laptop.command("script", "").env("DISPLAY", ":0").args(["-qec", line, "/dev/null"]));
+        run(&line).exits(0).says(&address);
+        assert_eq!(fs::read_to_string(&log).unwrap().trim(), address);
+        // An address that a hostile server gives starts no other program than a browser with a web page.
+        fs::remove_file(&log).unwrap();
+        for url in ["file:///etc/passwd", "--help", "javascript:1", "ssh://x"] {
+            let answer = serde_json::json!([{ "project": { "environments": [
+                { "name": "production", "branch": "main", "default": true },
+            ] }, "urls": [[url]] }]);
+            laptop.program("ssh", &format!("printf '%s' '{answer}'\n"));
+            run(&line).exits(4);
+        }
+        assert!(!log.exists());
+    }
+}
+
+fn commands_of_heroku_and_dokku_work_from_a_laptop(world: &World) {
+    let Some(laptop) = Laptop::new(world, "alice") else { return };
+    laptop.servers(&format!("prod: {{url: {}, id: shop}}\n", laptop.url("")));
+    laptop.site("shop", "version one");
+    laptop.larder("", &["apps:create", "shop"]).exits(0).says("shop/production is ready");
+    laptop.larder("shop", &["init", "--to", "prod"]).exits(0);
+    laptop.larder("shop", &["push"]).exits(0);
+    laptop.larder("", &["ps:scale", "web=2"]).exits(0);
+    laptop.larder("", &["ps:scale", "web=1", "-a", "shop"]).exits(0);
+    laptop.larder("", &["git:report"]).exits(2);
+    laptop.larder("", &["git:report", "shop"]).exits(0).says("shop/production");
+    laptop.larder("", &["pg:psql"]).exits(4).says("database");
+    laptop.larder("", &["config:set", "A=b"]).exits(2).says("larder has no command config:set").says("`env:` of larder.yml");
+    // The server gives the same answers to ssh alone.
+    world.ssh("alice", &["apps"]).exits(0).says("shop/production");
+    world.ssh("alice", &["domains:add", "shop", "x.example.com"]).exits(2).says("`domains:` of larder.yml");
+}
