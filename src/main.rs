@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 
 /// Prints an error and returns its exit code.
 fn failed(error: CommandError) -> ExitCode {
-    let _ = io::stderr().write_all(cli::error_text(&error).as_bytes());
+    let _ = io::stderr().write_all(cli::painted_error(&error).as_bytes());
     ExitCode::from(error.kind.exit_code())
 }
 
@@ -88,11 +88,19 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
         CliCommand::Verb(_) => Ok(ExitCode::from(client::run(&cli, words, &root)?)),
         CliCommand::Local(Local::Serve(args)) => serve::main(root, args),
         CliCommand::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
-        CliCommand::Local(Local::Init(args)) => client::init(&args, cli.json).map(ExitCode::from),
-        CliCommand::Local(Local::Push(args)) => client::push(&args, cli.remote.as_deref()).map(ExitCode::from),
-        CliCommand::Local(Local::Open(args)) => client::open(&args, cli.remote.as_deref(), cli.json).map(ExitCode::from),
+        CliCommand::Local(Local::Init(args)) => client::init(&args, cli.json, cli.quiet).map(ExitCode::from),
+        CliCommand::Local(Local::Push(args)) => client::push(&args, cli.remote.as_deref(), cli.quiet).map(ExitCode::from),
+        CliCommand::Local(Local::Open(args)) => {
+            client::open(&args, cli.remote.as_deref(), cli.json, cli.quiet).map(ExitCode::from)
+        }
         CliCommand::Local(Local::Server(_)) => server::main(root).map_err(server_failed),
         CliCommand::Local(Local::Completions { shell }) => Ok(printed(cli::completions(shell, &mut io::stdout()))),
+        CliCommand::Local(Local::Man { directory }) => {
+            cli::manual_pages(&directory).map(|()| ExitCode::SUCCESS).map_err(|error| {
+                let why = format!("cannot write the manual pages into {}: {error}", directory.display());
+                CommandError::new(ErrorKind::Refused, why)
+            })
+        }
         CliCommand::Local(Local::Manual) => Ok(printed(cli::manual(&mut io::stdout()))),
     }
 }

@@ -10,7 +10,9 @@ use std::{
 use crate::harness::source::{Imports, Source, paths, sources, top};
 
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
-const KEPT: [(&str, &[&str]); 21] = [
+const KEPT: [(&str, &[&str]); 23] = [
+    ("anstream", &["surface/cli"]),
+    ("indicatif", &["surface/cli"]),
     ("git2", &["git"]),
     ("russh", &["surface/ssh", "remote/ssh", "server.rs", "backup/offsite/ssh.rs"]),
     ("object_store", &["remote", "backup/offsite"]),

@@ -10,6 +10,8 @@ in_one_mode!(
     status_shows_all_environments_and_a_server_that_does_not_answer,
     address_of_an_environment_is_printed_and_opened,
     commands_of_heroku_and_dokku_work_from_a_laptop,
+    colours_and_progress_follow_the_terminal_and_the_variables,
+    manual_pages_and_completions_cover_every_command,
 );
 
 fn init_creates_what_is_missing_and_may_run_twice(world: &World) {
@@ -193,4 +195,60 @@ fn commands_of_heroku_and_dokku_work_from_a_laptop(world: &World) {
     // The server gives the same answers to ssh alone.
     world.ssh("alice", &["apps"]).exits(0).says("shop/production");
     world.ssh("alice", &["domains:add", "shop", "x.example.com"]).exits(2).says("`domains:` of larder.yml");
+}
+
+fn colours_and_progress_follow_the_terminal_and_the_variables(world: &World) {
+    world.project("shop");
+    let Some(laptop) = Laptop::new(world, "alice") else { return };
+    laptop.servers(&format!("prod: {{url: {}, id: shop/production}}\n", laptop.url("")));
+    laptop.site("shop", "version one");
+    laptop.larder("shop", &["push", "prod"]).exits(0);
+    let colour = |variables: &[(&str, &str)]| {
+        let mut command = laptop.larder_command("shop");
+        command.args(["-r", "nowhere", "whoami"]).envs(variables.iter().copied());
+        Output::of(&mut command).exits(4).stderr.contains("\u{1b}[")
+    };
+    assert!(!colour(&[]), "a pipe gets plain lines");
+    assert!(colour(&[("CLICOLOR_FORCE", "1")]));
+    assert!(!colour(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+    let status = laptop.larder("shop", &["status"]);
+    status.exits(0).keeps_quiet_about("\u{1b}").keeps_quiet_about("servers that answered");
+    if installed("script").is_some() {
+        let line = format!("{} status", env!("CARGO_BIN_EXE_larder"));
+        let on_terminal = |name: &str, value: &str| {
+            let mut script = laptop.command("script", "shop");
+            Output::of(script.env("TERM", "xterm").env(name, value).args(["-qec", &line, "/dev/null"]))
+        };
+        on_terminal("LC_ALL", "C.UTF-8").exits(0).says("servers that answered").says("shop/production");
+    }
+    // Quiet: a deployment prints only its failure.
+    let quiet = laptop.larder("shop", &["deploy", "--quiet"]);
+    assert_eq!((quiet.status, quiet.stdout.as_str()), (0, ""), "{quiet}");
+    let build = laptop.directory("shop/.larder").join("build");
+    fs::write(&build, "#!/bin/sh\nexit 1\n").unwrap();
+    fs::set_permissions(&build, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    laptop.page("shop", "does not build");
+    laptop.larder("shop", &["push", "prod", "--quiet"]).exits(1);
+    let retry = laptop.larder("shop", &["deploy", "--retry", "--quiet"]);
+    retry.exits(1).says(" !     build").keeps_quiet_about("----->");
+}
+
+fn manual_pages_and_completions_cover_every_command(world: &World) {
+    let Some(laptop) = Laptop::new(world, "alice") else { return };
+    let pages = laptop.directory("").join("man/man1");
+    laptop.larder("", &["man", pages.to_str().unwrap()]).exits(0);
+    for page in ["larder.1", "larder-init.1", "larder-backup-take.1", "larder-db-shell.1"] {
+        let text = fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".TH"), "{page}: {text}");
+    }
+    laptop.larder("", &["man", "/dev/null/x"]).exits(3).says("cannot write the manual pages into /dev/null/x");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = laptop.larder("", &["completions", shell]);
+        script.exits(0).says("init").says("backup");
+        let file = laptop.directory("").join(format!("completions.{shell}"));
+        fs::write(&file, &script.stdout).unwrap();
+        if installed(shell).is_some() {
+            Output::of(laptop.command(shell, "").arg("-n").arg(&file)).exits(0);
+        }
+    }
 }

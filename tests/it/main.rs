@@ -12,6 +12,7 @@ mod backup_schedule;
 mod badinput;
 mod cli;
 mod client;
+mod client_docs;
 mod client_hostile;
 mod client_projects;
 mod clients;

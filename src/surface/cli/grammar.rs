@@ -35,6 +35,9 @@ pub struct Cli {
     /// Print JSON instead of text
     #[arg(long, global = true, help_heading = "Everywhere")]
     pub json: bool,
+    /// Print answers and errors only: no progress, no notes, and of a deployment only the lines of its failure
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub quiet: bool,
     /// Command to carry out
     #[command(subcommand)]
     pub command: CliCommand,
@@ -91,6 +94,12 @@ pub enum Local {
     Completions {
         /// Name of the shell
         shell: clap_complete::Shell,
+    },
+    /// Write a manual page for each command: `larder man /usr/share/man/man1`
+    Man {
+        /// Directory of the pages, which is created if it does not exist
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
     },
     /// Print the manual page: `larder manual > /usr/share/man/man1/larder.1`
     #[command(hide = true)]
@@ -171,6 +180,12 @@ pub fn completions(shell: clap_complete::Shell, out: &mut dyn std::io::Write) ->
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);
     out.write_all(&text)
+}
+
+/// Writes a manual page for each command into a directory.
+pub fn manual_pages(directory: &std::path::Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    clap_mangen::generate_to(Cli::command(), directory)
 }
 
 /// Writes the manual page.

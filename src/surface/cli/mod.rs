@@ -9,6 +9,7 @@ mod commands;
 mod confirm;
 mod grammar;
 mod habits;
+mod paint;
 pub mod quickstart;
 mod rights;
 mod screen;
@@ -17,7 +18,8 @@ pub mod socket;
 mod text;
 
 pub use self::{
-    grammar::{Cli, CliCommand, Local, ServeArgs, completions, manual, parse},
+    grammar::{Cli, CliCommand, Local, ServeArgs, completions, manual, manual_pages, parse},
+    paint::painted_error,
     rights::{commands as server_commands, needs as command_needs},
     text::error as error_text,
 };

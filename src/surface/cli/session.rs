@@ -30,7 +30,7 @@ pub async fn run(control: &Control, caller: &Caller, words: &[String], io: Io) -
 }
 
 async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -> io::Result<u8> {
-    let Cli { json, command, .. } = match parse(words) {
+    let Cli { json, quiet, command, .. } = match parse(words) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, Screen::new(io.stdout, io.stderr)?).await,
     };
@@ -48,7 +48,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
         Err(error) => return Screen::new(io.stdout, io.stderr)?.refuse(&error).await,
     };
     let gone = io.gone.clone();
-    let answering = conclude(outcome, json, io);
+    let answering = conclude(outcome, json, quiet, io);
     tokio::pin!(answering);
     // If the caller loses the right while the command runs, the command ends as if the caller had disconnected.
     tokio::select! {
@@ -70,7 +70,7 @@ async fn usage(error: &clap::Error, mut screen: Screen) -> io::Result<u8> {
     Ok(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
-async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8> {
+async fn conclude(outcome: CommandOutcome, json: bool, quiet: bool, io: Io) -> io::Result<u8> {
     let outcome = match outcome {
         CommandOutcome::Confirm(confirmation) => match confirm::confirmed(confirmation, json, &io).await? {
             Ok(outcome) => outcome,
@@ -139,7 +139,7 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
         }
         CommandOutcome::Stream(Stream::Deployment { ticket, goal }) => {
             drop(stdin);
-            deployment(Screen::new(stdout, stderr)?, *ticket, goal, &gone).await
+            deployment(Screen::new(stdout, stderr)?, *ticket, goal, quiet, &gone).await
         }
         CommandOutcome::Stream(Stream::Logs { past, follower }) => {
             drop(stdin);
@@ -153,7 +153,13 @@ async fn conclude(outcome: CommandOutcome, json: bool, io: Io) -> io::Result<u8>
 }
 
 /// Shows a deployment until it ends. The deployment continues if the caller disconnects.
-async fn deployment(mut screen: Screen, mut ticket: Ticket, goal: DeploymentGoal, gone: &CancellationToken) -> io::Result<u8> {
+async fn deployment(
+    mut screen: Screen,
+    mut ticket: Ticket,
+    goal: DeploymentGoal,
+    quiet: bool,
+    gone: &CancellationToken,
+) -> io::Result<u8> {
     use model::Outcome;
     let failed = ErrorKind::Deployment.exit_code();
     let mut lines = ticket.transcript.follow()?;
@@ -163,6 +169,10 @@ async fn deployment(mut screen: Screen, mut ticket: Ticket, goal: DeploymentGoal
             text = lines.next() => text,
         };
         match text {
+            Some(text) if quiet => {
+                let errors: String = text.split_inclusive('\n').filter(|line| line.starts_with(" !")).collect();
+                screen.out(&errors).await?;
+            }
             Some(text) => screen.out(&text).await?,
             None => break,
         }

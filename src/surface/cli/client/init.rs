@@ -29,7 +29,7 @@ fn refused(message: impl Into<String>) -> CommandError {
 }
 
 /// Creates the environment and the git remote, if they do not exist.
-pub fn init(args: &InitArgs, as_json: bool) -> Result<u8, CommandError> {
+pub fn init(args: &InitArgs, as_json: bool, is_quiet: bool) -> Result<u8, CommandError> {
     if git(Path::new("."), &["rev-parse", "--git-dir"]).is_none() {
         return Err(
             CommandError::new(ErrorKind::NotFound, "this directory is in no git repository").hint("create one with `git init`")
@@ -55,7 +55,7 @@ pub fn init(args: &InitArgs, as_json: bool) -> Result<u8, CommandError> {
     let remote = if target.source.is_some() { name.to_owned() } else { environment.to_string() };
     let url = target.url.of_project(&project);
     let has_remote = check_remote(&remote, &url)?;
-    target.announce();
+    target.announce(is_quiet);
 
     let known = environments(&url, project.as_str())?.unwrap_or_default();
     let existing = known.iter().find(|known| known.name == environment.as_str());
@@ -160,7 +160,7 @@ fn create(
 }
 
 /// Pushes a commit to all hosts of an environment. Returns the exit status of git.
-pub fn push(args: &PushArgs, remote: Option<&str>) -> Result<u8, CommandError> {
+pub fn push(args: &PushArgs, remote: Option<&str>, is_quiet: bool) -> Result<u8, CommandError> {
     let sources = read()?;
     let targets = match args.name.as_deref().or(remote) {
         Some(name) if name.contains("://") => vec![ClientTarget::named(name, &read)?],
@@ -172,7 +172,7 @@ pub fn push(args: &PushArgs, remote: Option<&str>) -> Result<u8, CommandError> {
     };
     let mut remaining = targets.iter();
     while let Some(target) = remaining.next() {
-        let code = push_to(target, args, &sources)?;
+        let code = push_to(target, args, &sources, is_quiet)?;
         if code != 0 {
             let rest: Vec<_> = remaining.map(|target| target.url.server()).collect();
             if !rest.is_empty() {
@@ -184,12 +184,12 @@ pub fn push(args: &PushArgs, remote: Option<&str>) -> Result<u8, CommandError> {
     Ok(0)
 }
 
-fn push_to(target: &ClientTarget, args: &PushArgs, sources: &Sources) -> Result<u8, CommandError> {
+fn push_to(target: &ClientTarget, args: &PushArgs, sources: &Sources, is_quiet: bool) -> Result<u8, CommandError> {
     let id = target.environment().ok_or_else(|| {
         CommandError::new(ErrorKind::Usage, format!("cannot push to {}: no project is named there", target.url.server()))
             .hint("add the project to the address, or `id: PROJECT/ENVIRONMENT` to ~/.config/larder/config.yml")
     })?;
-    target.announce();
+    target.announce(is_quiet);
     let url = target.url.of_project(&id.project);
     let known = environments(&url, id.project.as_str())?;
     let found = known.unwrap_or_default().into_iter().find(|known| match &id.environment {
@@ -208,14 +208,14 @@ fn push_to(target: &ClientTarget, args: &PushArgs, sources: &Sources) -> Result<
     let named = sources.of(ServerSource::GitRemotes).find(|entry| entry.hosts == [url.clone()]);
     let place = named.map_or_else(|| url.to_string(), |entry| entry.name.clone());
     let mut push = Command::new("git");
-    push.arg("push").args(args.force.then_some("--force")).arg("--").arg(place);
+    push.arg("push").args(args.force.then_some("--force")).args(is_quiet.then_some("--quiet")).arg("--").arg(place);
     push.arg(format!("{}:refs/heads/{branch}", args.reference));
     let status = push.status().map_err(|error| CommandError::new(ErrorKind::Internal, format!("cannot start git: {error}")))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }
 
 /// Prints the address of an environment, and opens it in a browser.
-pub fn open(args: &OpenArgs, remote: Option<&str>, as_json: bool) -> Result<u8, CommandError> {
+pub fn open(args: &OpenArgs, remote: Option<&str>, as_json: bool, is_quiet: bool) -> Result<u8, CommandError> {
     let target = match remote {
         Some(name) => ClientTarget::named(name, &read)?,
         None => ClientTarget::only(&read()?)?.ok_or_else(|| {
@@ -225,7 +225,7 @@ pub fn open(args: &OpenArgs, remote: Option<&str>, as_json: bool) -> Result<u8, 
     let id = args.target.clone().or_else(|| target.environment()).ok_or_else(|| {
         CommandError::new(ErrorKind::Usage, "no project is named").hint("name a project, as in `larder open shop`")
     })?;
-    target.announce();
+    target.announce(is_quiet);
     let known = environments(&target.url, id.project.as_str())?.unwrap_or_default();
     let found = known.iter().find(|known| match &id.environment {
         Some(name) => known.name == name.as_str(),

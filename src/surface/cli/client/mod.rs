@@ -51,7 +51,7 @@ pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandErro
             server::ask(root, connection, sent, descriptor)?
         }
         Server::Remote(target) => {
-            target.announce();
+            target.announce(cli.quiet);
             let words = without_remote(&sent);
             let words = match target.environment() {
                 Some(environment) => with_environment(words, &environment),
@@ -60,7 +60,7 @@ pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandErro
             let call = SshCall { url: &target.url, words: &words, terminal: cli.command.terminal() };
             match &file {
                 None => call.run()?,
-                Some(output) => call.run_into(output.file.try_clone().map_err(|error| output.failed(&error))?)?,
+                Some(output) => call.run_into(output.file.try_clone().map_err(|error| output.failed(&error))?, cli.quiet)?,
             }
         }
     };

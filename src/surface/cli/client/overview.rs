@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    super::{command::TerminalUse, text},
+    super::{command::TerminalUse, paint, text},
     ask::plain,
     sources::{ServerSource, Sources},
     ssh::SshCall,
@@ -36,19 +36,30 @@ struct AskedServer {
 type Report = Result<Value, String>;
 
 /// Shows the environments of all servers. Returns 0 if every server answered, otherwise 1. Returns `None` if no server is named.
-pub(super) fn status(sources: &Sources, as_json: bool, limit: Duration) -> Result<Option<u8>, CommandError> {
+pub(super) fn status(sources: &Sources, as_json: bool, is_quiet: bool, limit: Duration) -> Result<Option<u8>, CommandError> {
     let servers = asked(sources);
     if servers.is_empty() {
         return Ok(None);
     }
     let shared = sources.of(ServerSource::Repository).flat_map(|entry| &entry.hosts);
     shared.for_each(note_first_use);
+    let bar = paint::counter(servers.len() as u64, "servers that answered", is_quiet);
+    let one = |server: &AskedServer| {
+        let report = report(&server.url, limit);
+        bar.inc(1);
+        report
+    };
+    let one = &one;
     let reports: Vec<Report> = std::thread::scope(|scope| {
-        let asking: Vec<_> = servers.iter().map(|server| scope.spawn(move || report(&server.url, limit))).collect();
+        let asking: Vec<_> = servers.iter().map(|server| scope.spawn(move || one(server))).collect();
         asking.into_iter().map(|asked| asked.join().unwrap_or_else(|_| Err(String::from("the client failed")))).collect()
     });
+    bar.finish_and_clear();
     let code = u8::from(reports.iter().any(Result::is_err));
-    let shown = if as_json { format!("{:#}\n", as_value(&servers, &reports)) } else { as_text(&servers, &reports) };
+    let shown = match as_json {
+        true => format!("{:#}\n", as_value(&servers, &reports)),
+        false => as_text(&servers, &reports, paint::has_colours(&io::stdout())),
+    };
     // A closed output is no error.
     let _ = io::stdout().write_all(shown.as_bytes());
     Ok(Some(code))
@@ -135,7 +146,7 @@ fn as_value(servers: &[AskedServer], reports: &[Report]) -> Value {
     servers.iter().zip(reports).map(one).collect()
 }
 
-fn as_text(servers: &[AskedServer], reports: &[Report]) -> String {
+fn as_text(servers: &[AskedServer], reports: &[Report], with_colours: bool) -> String {
     const HEADER: [&str; 9] =
         ["ENVIRONMENT", "SERVER", "LIVE", "SLOT", "LAST DEPLOYMENT", "DRIFT", "DISK", "RESTORE POINT", "STATE"];
     let mut rows = Vec::new();
@@ -162,7 +173,24 @@ fn as_text(servers: &[AskedServer], reports: &[Report]) -> String {
             }
         }
     }
-    text::table(&HEADER, rows)
+    let alarming: Vec<bool> = rows.iter().map(|row| is_alarming(row)).collect();
+    let table = text::table(&HEADER, rows);
+    let line = |(index, line): (usize, &str)| {
+        // The first line is the header.
+        let is_marked = index.checked_sub(1).and_then(|row| alarming.get(row)).copied().unwrap_or_default();
+        format!("{}\n", if with_colours && is_marked { paint::alarming(line) } else { line.to_owned() })
+    };
+    table.lines().enumerate().map(line).collect()
+}
+
+/// Returns true for a server without an answer, for a frozen environment, and for an environment whose last deployment failed.
+fn is_alarming(row: &[String]) -> bool {
+    let last = row.get(4).map(String::as_str).unwrap_or_default();
+    // Only a server without an answer has no free disk space.
+    let is_unknown = row.get(6).is_some_and(|disk| disk == "-");
+    ["stuck", "refused", "rolled back"].iter().any(|word| last.starts_with(word))
+        || is_unknown
+        || row.last().is_some_and(|state| state.starts_with("frozen"))
 }
 
 fn row(place: &str, environment: &Value, report: &Value) -> Vec<String> {
@@ -250,7 +278,7 @@ mod tests {
             { "environment": "shop/\u{1b}[2Jx\ny", "live": { "number": "x", "commit": 5 }, "state": "live", "note": "\u{202e}a" },
             7,
         ], "disk_free": -1 });
-        let text = as_text(&[server], &[Ok(report)]);
+        let text = as_text(&[server], &[Ok(report)], false);
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(!text.contains('\u{1b}') && text.contains("shop/[2Jxy") && text.contains("live: a"), "{text}");
     }

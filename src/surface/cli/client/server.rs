@@ -54,7 +54,7 @@ pub(super) fn find(cli: &Cli, root: &Root) -> Result<Server, CommandError> {
     if cli.root.is_none() && is_absent {
         let sources = Sources::read(directory)?;
         if let Some(limit) = cli.command.status_limit()
-            && let Some(code) = overview::status(&sources, cli.json, limit)?
+            && let Some(code) = overview::status(&sources, cli.json, cli.quiet, limit)?
         {
             return Ok(Server::Several(code));
         }

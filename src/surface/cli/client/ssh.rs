@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{super::command::TerminalUse, terminal};
+use super::{
+    super::{command::TerminalUse, paint},
+    terminal,
+};
 use crate::{
     control::{CommandError, ErrorKind},
     model::SshUrl,
@@ -55,8 +58,19 @@ impl SshCall<'_> {
     }
 
     /// Runs the command with a file as its standard output. Returns the exit status of `ssh`.
-    pub(super) fn run_into(&self, file: File) -> Result<u8, CommandError> {
+    pub(super) fn run_into(&self, file: File, is_quiet: bool) -> Result<u8, CommandError> {
+        let written = file.try_clone();
         let mut child = self.command(false)?.stdout(file).spawn().map_err(|error| cannot_start(&error))?;
+        if io::stderr().is_terminal() && !is_quiet {
+            let bar = paint::bytes("received", is_quiet);
+            while let Ok(None) = child.try_wait() {
+                bar.set_position(
+                    written.as_ref().ok().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len()),
+                );
+                std::thread::sleep(paint::TICK);
+            }
+            bar.finish_and_clear();
+        }
         exit_status(&mut child)
     }
 

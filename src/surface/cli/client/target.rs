@@ -109,10 +109,10 @@ impl ClientTarget {
     }
 
     /// Writes to the standard error if a file of the repository names a server that this user has not used before, or if another place has
-    /// another server of the same name.
-    pub(super) fn announce(&self) {
+    /// another server of the same name. `is_quiet` omits the second note only.
+    pub(super) fn announce(&self, is_quiet: bool) {
         let mut text = String::new();
-        for note in &self.notes {
+        for note in self.notes.iter().filter(|_| !is_quiet) {
             text.push_str(&format!("note: {note}\n"));
         }
         // A closed standard error does not matter.
