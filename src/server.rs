@@ -1,6 +1,7 @@
 //! The composition root of the server role: creates each module once, connects the modules, and starts, drains and stops the server.
 
 mod observers;
+mod reports;
 
 use std::{
     collections::BTreeMap,
@@ -160,7 +161,9 @@ async fn run(root: Root) -> Result<(), ServerError> {
 
     pipeline.run_upkeep();
     pipeline.guard_disk();
+    pipeline.watch_sites();
     pipeline.run_offsite();
+    tokio::spawn(reports::run(control.clone()));
     let delivered = CancellationToken::new();
     let notifications = tokio::spawn(services.notifier.clone().run(delivered.clone()));
     let tokens = PushRegistry::new();
@@ -230,7 +233,7 @@ fn services(
     inherited: &Inherited,
     for_observers: &Arc<OnceLock<Control>>,
 ) -> Result<Arc<Services>, ServerError> {
-    let notifier = Notifier::open(root.messages(), config.mail.clone()).map_err(system("read the queue of notifications"))?;
+    let notifier = Notifier::open(root.messages(), &config).map_err(system("read the queue of notifications"))?;
     let limits = remote::TransferLimits {
         archive_bytes: config.limits.archive_bytes.bytes(),
         pack_bytes: config.limits.push_bytes.bytes(),

@@ -12,6 +12,7 @@ use super::{
     },
     reader::ConfigReader,
     value::Domain,
+    webhook::{self, WebhookTarget},
     yaml::Node,
 };
 use crate::model::{MailAddress, NotificationTopic};
@@ -194,6 +195,8 @@ pub struct NotifySettings {
     pub mail: Vec<MailAddress>,
     /// The topics; `None` for all topics.
     pub events: Option<Vec<NotificationTopic>>,
+    /// The receivers of webhooks.
+    pub webhooks: Vec<WebhookTarget>,
 }
 
 impl NotifySettings {
@@ -217,14 +220,21 @@ pub(super) const NOTIFY_KEYS: &[KeyRow<NotifySettings>] = &[
     ),
     KeyRow::value(
         "events",
-        "The events: deployed, failed, rolled-back, stuck.",
+        "The events: deployed, failed, rolled-back, stuck, backup, site, summary.",
         Says("all events"),
-        "[deployed, failed, rolled-back, stuck]",
+        "[deployed, failed, rolled-back, stuck, backup, site, summary]",
         |reader, node, key, notify| {
             let nodes = reader.bounded(node, key, "[failed, stuck]");
             let topics = nodes.iter().filter_map(|node| reader.choice(node, key, &NotificationTopic::WORDS)).collect();
             notify.events = Some(topics);
         },
+    ),
+    KeyRow::custom(
+        "webhooks",
+        "The URLs that get a request for each event. All users who can read the repository can read the secrets.",
+        Says("none"),
+        webhook::example,
+        |reader, node, key, notify| notify.webhooks = webhook::read_webhooks(reader, node, key),
     ),
 ];
 

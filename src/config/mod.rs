@@ -12,6 +12,7 @@ mod client;
 mod database;
 mod database_servers;
 mod error;
+mod forge;
 mod health;
 mod keep;
 mod keys;
@@ -31,6 +32,7 @@ mod settings;
 mod space;
 mod upgrade;
 mod value;
+mod webhook;
 pub mod yaml;
 
 #[cfg(test)]
@@ -44,6 +46,7 @@ pub use client::{ClientEntry, ENVIRONMENTS_FILE, EnvironmentRef};
 pub use database::{DatabaseLocation, DatabaseSpec};
 pub use database_servers::DatabaseServers;
 pub use error::ConfigError;
+pub use forge::{ForgeConfig, ForgeKind};
 pub use health::{Health, HealthCheck, Smoke};
 pub use keep::BackupKeep;
 pub use mail::{MailConfig, MailTransport, NotifySettings};
@@ -60,3 +63,4 @@ pub use settings::Settings;
 pub use space::SpaceConfig;
 pub use upgrade::{Safety, UpgradeSettings};
 pub use value::{BuildpackRef, CommandLine, DataPath, Domain, HttpPath, RelativePath, VariableName};
+pub use webhook::{AddressRange, WebhookFormat, WebhookPolicy, WebhookSecret, WebhookTarget, WebhookUrl};

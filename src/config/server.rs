@@ -15,6 +15,7 @@ use super::{
     backup::{BACKUP_KEYS, BackupConfig},
     database_servers::{DATABASE_SERVER_KEYS, DatabaseServers},
     error::{ConfigError, shown},
+    forge::{self, ForgeConfig},
     keys::{
         self,
         Fallback::{Is, Says, Unstated},
@@ -28,6 +29,7 @@ use super::{
     services::{SERVICES_KEYS, ServicesConfig},
     space::{SPACE_KEYS, SpaceConfig},
     value::{Domain, VariableName, host_path},
+    webhook::{WEBHOOK_POLICY_KEYS, WebhookPolicy},
     yaml::{self, FileLimits, Node},
 };
 
@@ -71,6 +73,10 @@ pub struct ServerConfig {
     pub databases: DatabaseServers,
     /// The way in which this server sends mail; `None` if the server sends no mail.
     pub mail: Option<MailConfig>,
+    /// The operator's limits for webhooks.
+    pub webhooks: WebhookPolicy,
+    /// The repositories that get the status of deployments.
+    pub forges: Vec<ForgeConfig>,
     /// Configuration variables for all projects. A project's own value takes precedence.
     pub env: IndexMap<VariableName, String>,
 }
@@ -104,6 +110,8 @@ impl Default for ServerConfig {
             services: ServicesConfig::default(),
             databases: DatabaseServers::default(),
             mail: None,
+            webhooks: WebhookPolicy::default(),
+            forges: Vec::new(),
             env: IndexMap::new(),
         }
     }
@@ -247,6 +255,22 @@ pub(super) const KEYS: &[KeyRow<ServerConfig>] = &[
         Says("no mail is sent"),
         || keys::render(MAIL_KEYS),
         |reader, node, key, config| config.mail = mail::read_mail(reader, node, key),
+    ),
+    KeyRow::custom(
+        "webhooks",
+        "Limits for the webhooks of projects (`notify.webhooks` of the recipe).",
+        Unstated,
+        || keys::render(WEBHOOK_POLICY_KEYS),
+        |reader, node, key, config| {
+            keys::read_section(reader, node, key, "{allow: [10.0.0.0/8]}", WEBHOOK_POLICY_KEYS, &mut config.webhooks)
+        },
+    ),
+    KeyRow::custom(
+        "forges",
+        "The repository of each project at GitHub, GitLab, Gitea or Forgejo that gets the status of deployments.",
+        Says("none"),
+        forge::example,
+        |reader, node, key, config| config.forges = forge::read_forges(reader, node, key),
     ),
     KeyRow::custom(
         "env",

@@ -390,7 +390,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
     ),
     KeyRow::custom(
         "notify",
-        "The recipients of mails about this project.",
+        "The recipients of mails and webhooks about this project.",
         Says("none"),
         || keys::render(NOTIFY_KEYS),
         |reader, node, key, draft| {

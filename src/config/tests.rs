@@ -75,6 +75,7 @@ fn server_reference_shows_the_defaults() {
     let stores: Vec<_> = config.backup.offsite.drain(..).collect();
     assert_eq!((stores.len(), stores[0].keep), (1, Some(BackupKeep { daily: 30, yearly: 5, ..BackupKeep::default() })));
     assert_eq!(config.mail.take().unwrap().admins.len(), 1);
+    assert_eq!((config.webhooks.allow.drain(..).count(), config.forges.drain(..).count()), (2, 1));
     assert!(config.databases.postgres.take().is_some() && config.databases.mariadb.take().is_some());
     assert_eq!(config, ServerConfig::default());
 }

@@ -233,6 +233,12 @@ impl Control {
         keys
     }
 
+    /// Returns all environments, project by project.
+    pub fn environments(&self) -> Vec<Environment> {
+        let registry = self.0.registry.read();
+        registry.projects.iter().flat_map(|project| project.environments.iter().cloned()).collect()
+    }
+
     /// Returns the pipeline, which runs the deployments.
     pub fn pipeline(&self) -> &Pipeline {
         &self.0.pipeline

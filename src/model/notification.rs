@@ -45,6 +45,8 @@ impl MailAddress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NotificationKind {
+    /// A deployment began. Only the forge of the project is told.
+    Began,
     /// A release went live.
     Deployed,
     /// A deployment failed, and all its changes were reverted.
@@ -55,6 +57,30 @@ pub enum NotificationKind {
     Stuck,
     /// A person unfroze the environment.
     Unfrozen,
+    /// A scheduled restore point failed, or a restore point is damaged.
+    BackupFailed,
+    /// A scheduled restore point succeeded.
+    BackupSucceeded,
+    /// A drill failed.
+    DrillFailed,
+    /// A drill succeeded.
+    DrillSucceeded,
+    /// The web processes of the live release exit again and again, or larder has stopped them.
+    SiteDown,
+    /// The web processes run without an unexpected exit.
+    SiteUp,
+    /// The disk of the server is nearly full, so deployments are refused.
+    DiskLow,
+    /// The disk of the server has space again.
+    DiskNormal,
+    /// An environment was created.
+    EnvironmentCreated,
+    /// A person changed users, keys, rights or protections.
+    AccessChanged,
+    /// The summary of a month of one project.
+    Summary,
+    /// The weekly report about the server.
+    Weekly,
     /// A test, which a person requested.
     Test,
 }
@@ -64,6 +90,14 @@ pub enum NotificationKind {
 pub enum NotificationFamily {
     /// Deployments and frozen environments.
     Deployment,
+    /// Restore points.
+    Backup,
+    /// Drills.
+    Drill,
+    /// Running applications.
+    Site,
+    /// The disk of the server.
+    Disk,
     /// Single notifications, which belong to no thread.
     Single,
 }
@@ -72,23 +106,49 @@ impl NotificationKind {
     /// Returns the name in records and payloads.
     pub fn as_str(self) -> &'static str {
         match self {
+            NotificationKind::Began => "began",
             NotificationKind::Deployed => "deployed",
             NotificationKind::Failed => "failed",
             NotificationKind::RolledBack => "rolled_back",
             NotificationKind::Stuck => "stuck",
             NotificationKind::Unfrozen => "unfrozen",
+            NotificationKind::BackupFailed => "backup_failed",
+            NotificationKind::BackupSucceeded => "backup_succeeded",
+            NotificationKind::DrillFailed => "drill_failed",
+            NotificationKind::DrillSucceeded => "drill_succeeded",
+            NotificationKind::SiteDown => "site_down",
+            NotificationKind::SiteUp => "site_up",
+            NotificationKind::DiskLow => "disk_low",
+            NotificationKind::DiskNormal => "disk_normal",
+            NotificationKind::EnvironmentCreated => "environment_created",
+            NotificationKind::AccessChanged => "access_changed",
+            NotificationKind::Summary => "summary",
+            NotificationKind::Weekly => "weekly",
             NotificationKind::Test => "test",
         }
     }
 
-    /// Returns the topic to which recipients subscribe; `None` for a test, which all recipients get.
+    /// Returns the topic to which the recipients of a project subscribe; `None` for a test, which all recipients get, and for kinds that
+    /// only administrators get.
     pub fn topic(self) -> Option<NotificationTopic> {
         match self {
             NotificationKind::Deployed => Some(NotificationTopic::Deployed),
             NotificationKind::Failed => Some(NotificationTopic::Failed),
             NotificationKind::RolledBack => Some(NotificationTopic::RolledBack),
             NotificationKind::Stuck | NotificationKind::Unfrozen => Some(NotificationTopic::Stuck),
-            NotificationKind::Test => None,
+            NotificationKind::BackupFailed
+            | NotificationKind::BackupSucceeded
+            | NotificationKind::DrillFailed
+            | NotificationKind::DrillSucceeded => Some(NotificationTopic::Backup),
+            NotificationKind::SiteDown | NotificationKind::SiteUp => Some(NotificationTopic::Site),
+            NotificationKind::Summary => Some(NotificationTopic::Summary),
+            NotificationKind::Began
+            | NotificationKind::DiskLow
+            | NotificationKind::DiskNormal
+            | NotificationKind::EnvironmentCreated
+            | NotificationKind::AccessChanged
+            | NotificationKind::Weekly
+            | NotificationKind::Test => None,
         }
     }
 
@@ -100,18 +160,76 @@ impl NotificationKind {
             | NotificationKind::RolledBack
             | NotificationKind::Stuck
             | NotificationKind::Unfrozen => NotificationFamily::Deployment,
-            NotificationKind::Test => NotificationFamily::Single,
+            NotificationKind::BackupFailed | NotificationKind::BackupSucceeded => NotificationFamily::Backup,
+            NotificationKind::DrillFailed | NotificationKind::DrillSucceeded => NotificationFamily::Drill,
+            NotificationKind::SiteDown | NotificationKind::SiteUp => NotificationFamily::Site,
+            NotificationKind::DiskLow | NotificationKind::DiskNormal => NotificationFamily::Disk,
+            NotificationKind::Began
+            | NotificationKind::EnvironmentCreated
+            | NotificationKind::AccessChanged
+            | NotificationKind::Summary
+            | NotificationKind::Weekly
+            | NotificationKind::Test => NotificationFamily::Single,
         }
     }
 
     /// Returns true for a problem, which a later notification of the same family ends.
     pub fn is_problem(self) -> bool {
-        matches!(self, NotificationKind::Failed | NotificationKind::Stuck)
+        matches!(
+            self,
+            NotificationKind::Failed
+                | NotificationKind::Stuck
+                | NotificationKind::BackupFailed
+                | NotificationKind::DrillFailed
+                | NotificationKind::SiteDown
+                | NotificationKind::DiskLow
+        )
     }
 
-    /// Returns true if the administrators of the server get the notification, besides the recipients of the project.
+    /// Returns true for the end of a problem that is news only for recipients who were told of the problem.
+    pub fn ends_problem(self) -> bool {
+        matches!(
+            self,
+            NotificationKind::BackupSucceeded
+                | NotificationKind::DrillSucceeded
+                | NotificationKind::SiteUp
+                | NotificationKind::DiskNormal
+        )
+    }
+
+    /// Returns true for a problem of which recipients are told once until its end.
+    pub fn is_told_once(self) -> bool {
+        matches!(self, NotificationKind::SiteDown | NotificationKind::DiskLow)
+    }
+
+    /// Returns true if the recipients of the project get the notification.
+    pub fn concerns_project(self) -> bool {
+        self.topic().is_some()
+    }
+
+    /// Returns true if the administrators of the server get the notification.
     pub fn concerns_administrators(self) -> bool {
-        matches!(self, NotificationKind::Stuck | NotificationKind::Unfrozen)
+        match self {
+            NotificationKind::Began
+            | NotificationKind::Deployed
+            | NotificationKind::Failed
+            | NotificationKind::RolledBack
+            | NotificationKind::Summary
+            | NotificationKind::Test => false,
+            NotificationKind::Stuck
+            | NotificationKind::Unfrozen
+            | NotificationKind::BackupFailed
+            | NotificationKind::BackupSucceeded
+            | NotificationKind::DrillFailed
+            | NotificationKind::DrillSucceeded
+            | NotificationKind::SiteDown
+            | NotificationKind::SiteUp
+            | NotificationKind::DiskLow
+            | NotificationKind::DiskNormal
+            | NotificationKind::EnvironmentCreated
+            | NotificationKind::AccessChanged
+            | NotificationKind::Weekly => true,
+        }
     }
 }
 
@@ -127,15 +245,24 @@ pub enum NotificationTopic {
     RolledBack,
     /// Frozen environments, and their unfreezing.
     Stuck,
+    /// Failed restore points and drills, and their next success.
+    Backup,
+    /// Applications that do not run, and that run again.
+    Site,
+    /// The monthly summary.
+    Summary,
 }
 
 impl NotificationTopic {
     /// The topics with their words in recipes.
-    pub const WORDS: [(&'static str, NotificationTopic); 4] = [
+    pub const WORDS: [(&'static str, NotificationTopic); 7] = [
         ("deployed", NotificationTopic::Deployed),
         ("failed", NotificationTopic::Failed),
         ("rolled-back", NotificationTopic::RolledBack),
         ("stuck", NotificationTopic::Stuck),
+        ("backup", NotificationTopic::Backup),
+        ("site", NotificationTopic::Site),
+        ("summary", NotificationTopic::Summary),
     ];
 }
 

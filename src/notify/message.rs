@@ -4,7 +4,10 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{NotificationKind, ProjectName};
+use crate::{
+    config::WebhookSecret,
+    model::{NotificationKind, ProjectName},
+};
 
 /// The version of the file format that this program writes.
 pub(super) const VERSION: u32 = 1;
@@ -22,11 +25,11 @@ pub struct MessageRecord {
     pub project: Option<ProjectName>,
     /// The environment, as `project/environment`.
     pub environment: Option<String>,
-    /// The recipient: a mail address.
+    /// The recipient: a mail address, or the masked URL of a webhook.
     pub to: String,
     /// The subject.
     pub subject: String,
-    /// The `Message-ID`, which depends on the event only.
+    /// The `Message-ID` of a mail or the `webhook-id` of a webhook, which depends on the event only.
     pub message_id: String,
     /// The `Message-ID`s of the earlier messages of the thread, oldest first.
     pub references: Vec<String>,
@@ -75,11 +78,51 @@ pub(super) struct Lane(Option<ProjectName>, String);
 
 /// The content of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct MessageContent {
-    /// The mail as plain text.
+#[serde(tag = "channel", rename_all = "snake_case")]
+pub(super) enum MessageContent {
+    /// A mail.
+    Mail(MailContent),
+    /// A webhook.
+    Webhook(WebhookContent),
+    /// A report to a forge.
+    Forge(ForgeContent),
+}
+
+/// A report about a deployment to the forge of its repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ForgeContent {
+    /// The kind, which determines the state.
+    pub kind: NotificationKind,
+    /// The full id of the commit.
+    pub commit: String,
+    /// The branch.
+    pub branch: String,
+    /// The name of the environment.
+    pub environment: String,
+    /// The state in one sentence.
+    pub description: String,
+    /// The address of the application.
+    pub url: Option<String>,
+}
+
+/// The two parts of a mail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MailContent {
+    /// The plain text.
     pub text: String,
-    /// The mail as HTML.
+    /// The HTML.
     pub html: String,
+}
+
+/// The request of a webhook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct WebhookContent {
+    /// The URL, which may contain a secret.
+    pub url: String,
+    /// The secrets that sign the request.
+    pub secrets: Vec<WebhookSecret>,
+    /// The body, which is JSON.
+    pub body: String,
 }
 
 /// A message as its file.

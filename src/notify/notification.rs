@@ -16,6 +16,8 @@ const MAX_LINE: usize = 300;
 const MAX_LINES: usize = 30;
 /// The maximum number of commits, and of other rows.
 const MAX_ROWS: usize = 20;
+/// The maximum number of lines of a list with a heading.
+const MAX_SECTION: usize = 60;
 
 /// An event as data for a reader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,6 +32,8 @@ pub struct Notification {
     pub project: Option<ProjectName>,
     /// The environment, as `project/environment`.
     pub environment: Option<String>,
+    /// The full id of the commit, and the branch, of a deployment.
+    pub commit: Option<(String, String)>,
     /// The subject of a mail, without the environment.
     pub subject: String,
     /// The event in one sentence.
@@ -38,6 +42,8 @@ pub struct Notification {
     pub serves: Option<String>,
     /// The failure.
     pub failure: Option<FailureReport>,
+    /// Further lists, each with a heading.
+    pub sections: Vec<DetailList>,
     /// The heading above the changes.
     pub changes_title: String,
     /// The changes, newest first.
@@ -50,6 +56,15 @@ pub struct Notification {
     pub url: Option<String>,
     /// The next steps of the reader.
     pub advice: Vec<Advice>,
+}
+
+/// A list with a heading.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DetailList {
+    /// The heading.
+    pub title: String,
+    /// The lines.
+    pub lines: Vec<String>,
 }
 
 /// A failure.
@@ -94,10 +109,12 @@ impl Notification {
             at,
             project: None,
             environment: None,
+            commit: None,
             subject,
             headline,
             serves: None,
             failure: None,
+            sections: Vec::new(),
             changes_title: String::new(),
             changes: Vec::new(),
             more_changes: false,
@@ -124,6 +141,12 @@ impl Notification {
             let left_out = failure.output.len().saturating_sub(MAX_LINES);
             failure.output.drain(..left_out);
             failure.output.iter_mut().for_each(|line| *line = plain_line(line, MAX_LINE));
+        }
+        self.sections.truncate(MAX_ROWS);
+        for DetailList { title, lines } in &mut self.sections {
+            sentence(title);
+            lines.truncate(MAX_SECTION);
+            lines.iter_mut().for_each(sentence);
         }
         self.more_changes |= self.changes.len() > MAX_ROWS;
         self.changes.truncate(MAX_ROWS);

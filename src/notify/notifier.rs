@@ -6,14 +6,15 @@ use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 
 use super::{
-    message::{MessageContent, MessageRecord, MessageState},
+    forge, formats,
+    message::{ForgeContent, MessageContent, MessageRecord, MessageState, WebhookContent},
     notification::Notification,
     queue::{MessageQueue, QueueError},
     render::MailTemplates,
     smtp,
 };
 use crate::{
-    config::MailConfig,
+    config::{AddressRange, ForgeConfig, MailConfig, ServerConfig, WebhookTarget},
     model::{MailAddress, ProjectName, plain_line},
 };
 
@@ -25,6 +26,8 @@ const MAX_SUBJECT: usize = 150;
 pub struct Recipients {
     /// The mail addresses.
     pub mail: Vec<MailAddress>,
+    /// The receivers of webhooks.
+    pub webhooks: Vec<WebhookTarget>,
 }
 
 /// The reason why a notification was not queued.
@@ -42,6 +45,9 @@ pub struct Notifier(Arc<NotifierState>);
 struct NotifierState {
     queue: MessageQueue,
     mail: Option<MailConfig>,
+    /// The internal addresses to which webhooks may be sent.
+    allowed: Vec<AddressRange>,
+    forges: Vec<ForgeConfig>,
     templates: MailTemplates,
     /// Wakes the task that delivers messages.
     wake: Notify,
@@ -50,16 +56,18 @@ struct NotifierState {
 }
 
 impl Notifier {
-    /// Opens the queue in `directory`. Without `mail`, no mail is queued.
-    pub fn open(directory: PathBuf, mail: Option<MailConfig>) -> io::Result<Notifier> {
-        if let Some(MailConfig { password_file: Some(file), .. }) = &mail
+    /// Opens the queue in `directory`, with the settings of the server file. Without `mail:`, no mail is queued.
+    pub fn open(directory: PathBuf, config: &ServerConfig) -> io::Result<Notifier> {
+        if let Some(MailConfig { password_file: Some(file), .. }) = &config.mail
             && let Err(error) = smtp::password(file)
         {
             tracing::error!(?error, "mails cannot be sent");
         }
         let state = NotifierState {
             queue: MessageQueue::open(directory)?,
-            mail,
+            mail: config.mail.clone(),
+            allowed: config.webhooks.allow.clone(),
+            forges: config.forges.clone(),
             templates: MailTemplates::new(),
             wake: Notify::new(),
             attempts: watch::Sender::new(0),
@@ -86,38 +94,74 @@ impl Notifier {
     }
 
     fn enqueue(&self, notification: Notification, recipients: &Recipients) -> Result<Vec<u64>, NotifyError> {
-        let Some(mail) = &self.0.mail else { return Ok(Vec::new()) };
         let notification = notification.cleaned();
         let place = notification.environment.clone().unwrap_or_else(|| String::from("larder"));
         let subject = plain_line(&format!("[{place}] {}", notification.subject), MAX_SUBJECT);
-        let content = self.0.templates.render(&subject, &notification);
-        let digest = blake3::hash(notification.id.as_bytes()).to_hex();
-        let message_id = format!("<{}@{}>", digest.get(..40).unwrap_or_default(), mail.from.host());
+        // Ids of events are unique within an environment.
+        let digest = blake3::hash(format!("{place}\n{}", notification.id).as_bytes()).to_hex();
+        let digest = digest.get(..40).unwrap_or_default();
         let now = Timestamp::now();
+        let record = |to: String, message_id: String| MessageRecord {
+            event: notification.id.clone(),
+            kind: notification.kind,
+            at: notification.at,
+            project: notification.project.clone(),
+            environment: notification.environment.clone(),
+            to,
+            subject: subject.clone(),
+            message_id,
+            references: Vec::new(),
+            queued: now,
+            state: MessageState::Waiting,
+            attempts: 0,
+            next: now,
+            error: None,
+            ended: None,
+        };
+        let mut messages = Vec::new();
+        if let Some(mail) = self.0.mail.as_ref().filter(|_| !recipients.mail.is_empty()) {
+            let content = self.0.templates.render(&subject, &notification);
+            let content = content.map_err(|why| NotifyError { to: String::from("all recipients"), why })?;
+            let message_id = format!("<{digest}@{}>", mail.from.host());
+            for to in &recipients.mail {
+                messages.push((record(to.to_string(), message_id.clone()), MessageContent::Mail(content.clone())));
+            }
+        }
+        for target in &recipients.webhooks {
+            let (url, body) = formats::render(target, &subject, &notification);
+            let content = WebhookContent { url, secrets: target.secrets.clone(), body };
+            messages.push((record(target.url.masked(), format!("msg_{digest}")), MessageContent::Webhook(content)));
+        }
+        messages.extend(
+            self.report(&notification).map(|(to, content)| (record(to, format!("msg_{digest}")), MessageContent::Forge(content))),
+        );
         let mut queued = Vec::new();
-        for to in &recipients.mail {
-            let failed = |why: String| NotifyError { to: to.to_string(), why };
-            let content: MessageContent = content.clone().map_err(failed)?;
-            let record = MessageRecord {
-                event: notification.id.clone(),
-                kind: notification.kind,
-                at: notification.at,
-                project: notification.project.clone(),
-                environment: notification.environment.clone(),
-                to: to.to_string(),
-                subject: subject.clone(),
-                message_id: message_id.clone(),
-                references: Vec::new(),
-                queued: now,
-                state: MessageState::Waiting,
-                attempts: 0,
-                next: now,
-                error: None,
-                ended: None,
-            };
-            queued.extend(self.0.queue.add(record, content).map_err(|error: QueueError| failed(error.to_string()))?);
+        for (record, content) in messages {
+            let to = record.to.clone();
+            let added = self.0.queue.add(record, content);
+            queued.extend(added.map_err(|error: QueueError| NotifyError { to, why: error.to_string() })?);
         }
         Ok(queued)
+    }
+
+    /// Returns the report about a deployment to the forge of its project, with the URL of the repository.
+    fn report(&self, notification: &Notification) -> Option<(String, ForgeContent)> {
+        let forge = self.forge(notification.project.as_ref()?)?;
+        let (commit, branch) = notification.commit.clone()?;
+        let content = ForgeContent {
+            kind: notification.kind,
+            commit,
+            branch,
+            environment: notification.environment.as_deref()?.split('/').next_back()?.to_owned(),
+            description: plain_line(&notification.headline, forge::MAX_DESCRIPTION - 1),
+            url: notification.url.clone(),
+        };
+        Some((format!("{}/{}", forge.server, forge.repository), content))
+    }
+
+    /// Returns the forge of a project.
+    pub fn forge(&self, project: &ProjectName) -> Option<&ForgeConfig> {
+        self.0.forges.iter().find(|forge| forge.project == *project)
     }
 
     /// Returns the messages of a project, or of the whole server, oldest first, each with its number.
@@ -162,6 +206,11 @@ impl Notifier {
         };
         let _ = tokio::time::timeout(limit, all).await;
         messages.iter().filter_map(record).map(|(record, _)| record).collect()
+    }
+
+    /// Returns the internal addresses to which webhooks may be sent.
+    pub(super) fn allowed(&self) -> &[AddressRange] {
+        &self.0.allowed
     }
 
     pub(super) fn queue(&self) -> &MessageQueue {

@@ -76,8 +76,8 @@ impl MessageQueue {
         self.directory.join(format!("{number:012}.json"))
     }
 
-    /// Adds a message durably. Returns `None` if a message with the same key was added before. Sets the references of the message to the
-    /// open thread of its environment and recipient.
+    /// Adds a message durably, and sets its references to the open thread of its environment and recipient. Returns `None` if a message with
+    /// the same key was added before, or if the recipient needs no message.
     pub fn add(&self, mut record: MessageRecord, content: MessageContent) -> Result<Option<u64>, QueueError> {
         // The lock is held during the write, so that the files are written in the order of their numbers.
         let mut table = self.table.lock();
@@ -89,7 +89,12 @@ impl MessageQueue {
         if waiting >= MAX_WAITING {
             return Err(QueueError::Full(waiting));
         }
-        record.references = table.thread(&record);
+        let thread = table.thread(&record);
+        // The end of a problem is news only for a recipient who was told of the problem, and some problems are told once.
+        if (record.kind.ends_problem() && thread.is_empty()) || (record.kind.is_told_once() && !thread.is_empty()) {
+            return Ok(None);
+        }
+        record.references = thread;
         let last = table.messages.last_key_value().map_or(0, |(number, _)| *number);
         let number = self.after_unreadable(last.saturating_add(1));
         self.write(number, &record, Some(content))?;
@@ -237,7 +242,7 @@ fn read(path: &Path) -> Result<StoredMessage, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::message::MailContent, *};
     use crate::model::NotificationKind;
 
     fn record(event: &str, to: &str, kind: NotificationKind) -> MessageRecord {
@@ -261,7 +266,7 @@ mod tests {
     }
 
     fn content() -> MessageContent {
-        MessageContent { text: String::from("text"), html: String::from("html") }
+        MessageContent::Mail(MailContent { text: String::from("text"), html: String::from("html") })
     }
 
     fn delivered(record: &mut MessageRecord) {
@@ -320,6 +325,22 @@ mod tests {
             references.push(queue.record(number).unwrap().references.join(" "));
         }
         assert_eq!(references, ["", "", "<b@example.com>", "<b@example.com> <c@example.com>", ""]);
+    }
+
+    #[test]
+    fn thousand_crashes_give_two_messages() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("notify");
+        let mut queue = MessageQueue::open(path.clone()).unwrap();
+        let add = |queue: &MessageQueue, event: &str, kind| queue.add(record(event, "x@example.com", kind), content()).unwrap();
+        assert_eq!(add(&queue, "calm", NotificationKind::SiteUp), None, "the end of no problem is no news");
+        let added = (0..1000).filter(|crash| add(&queue, &format!("down {crash}"), NotificationKind::SiteDown).is_some()).count();
+        assert_eq!(added, 1);
+        queue = MessageQueue::open(path).unwrap();
+        assert_eq!(add(&queue, "down again", NotificationKind::SiteDown), None, "a restart forgets no problem");
+        assert!(add(&queue, "up", NotificationKind::SiteUp).is_some());
+        assert_eq!(add(&queue, "up again", NotificationKind::SiteUp), None);
+        assert!(add(&queue, "down later", NotificationKind::SiteDown).is_some());
     }
 
     #[test]

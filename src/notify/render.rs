@@ -2,7 +2,7 @@
 
 use minijinja::{Environment, Value, syntax::SyntaxConfig, value::Serde};
 
-use super::{message::MessageContent, notification::Notification};
+use super::{message::MailContent, notification::Notification};
 
 /// The templates of mails.
 pub(super) struct MailTemplates(Environment<'static>);
@@ -28,14 +28,14 @@ impl MailTemplates {
     }
 
     /// Renders a notification. `title` is the subject of the mail.
-    pub fn render(&self, title: &str, notification: &Notification) -> Result<MessageContent, String> {
+    pub fn render(&self, title: &str, notification: &Notification) -> Result<MailContent, String> {
         let at = notification.at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string();
         let values = minijinja::context! { title, at, n => Value::from(Serde(notification)) };
         let render = |name: &str| {
             let rendered = self.0.get_template(name).and_then(|template| template.render(values.clone()));
             rendered.map_err(|error| format!("cannot render the mail: {error}"))
         };
-        Ok(MessageContent { text: render("mail.txt")?, html: render("mail.html")? })
+        Ok(MailContent { text: render("mail.txt")?, html: render("mail.html")? })
     }
 }
 

@@ -12,9 +12,11 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    message::{Lane, MessageState},
+    delivery::DeliveryError,
+    forge,
+    message::{Lane, MessageContent, MessageState},
     notifier::Notifier,
-    smtp::{self, DeliveryError},
+    smtp, webhook,
 };
 
 /// The maximum number of deliveries at the same time.
@@ -79,11 +81,19 @@ impl Notifier {
 
     async fn attempt(&self, number: u64) -> Result<(), DeliveryError> {
         let message = self.queue().message(number).map_err(DeliveryError::Permanent)?;
-        let content = message.content.ok_or_else(|| DeliveryError::Permanent(String::from("the message has no content")))?;
-        let Some(mail) = self.mail() else {
-            return Err(DeliveryError::Temporary(String::from("the server file has no section `mail:`")));
-        };
-        smtp::send(mail, &message.record, content).await
+        let content = message.content.ok_or_else(|| DeliveryError::permanent("the message has no content"))?;
+        match content {
+            MessageContent::Webhook(webhook) => webhook::send(self.allowed(), &message.record, webhook).await,
+            MessageContent::Forge(content) => {
+                let forge = message.record.project.as_ref().and_then(|project| self.forge(project));
+                let missing = || DeliveryError::temporary("the server file has no entry of `forges:` for the project");
+                forge::send(forge.ok_or_else(missing)?, content).await
+            }
+            MessageContent::Mail(content) => {
+                let mail = self.mail().ok_or_else(|| DeliveryError::temporary("the server file has no section `mail:`"))?;
+                smtp::send(mail, &message.record, content).await
+            }
+        }
     }
 
     fn record(&self, number: u64, result: Result<(), DeliveryError>) {

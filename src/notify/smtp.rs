@@ -15,11 +15,13 @@ use lettre::{
     },
 };
 
-use super::message::{MessageContent, MessageRecord};
+use super::{
+    delivery::DeliveryError,
+    message::{MailContent, MessageRecord},
+};
 use crate::{
     config::{MailConfig, MailTransport},
     host::files::read_private,
-    model::plain_line,
 };
 
 /// The time limit of one delivery, from the connection to the last answer. RFC 5321 (section 4.5.3.2) allows several minutes for single
@@ -29,33 +31,12 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum size of the file with the password, in bytes.
 const MAX_PASSWORD: u64 = 1024;
-/// The maximum length of the reason of a failure, in characters.
-const MAX_REASON: usize = 300;
 /// The program that accepts mails on this machine.
 const SENDMAIL: &str = "/usr/sbin/sendmail";
 
 /// The answers of a mail server that concern the login or the encryption, and not the message (RFC 4954, RFC 3207). An operator corrects the
 /// cause, so the delivery is repeated.
 const LOGIN_CODES: [u16; 4] = [530, 534, 535, 538];
-
-/// The reason why a message was not delivered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum DeliveryError {
-    /// A later attempt may succeed.
-    Temporary(String),
-    /// The recipient's server refuses the message for good.
-    Permanent(String),
-}
-
-impl DeliveryError {
-    fn temporary(why: impl fmt::Display) -> DeliveryError {
-        DeliveryError::Temporary(plain_line(&why.to_string(), MAX_REASON))
-    }
-
-    fn permanent(why: impl fmt::Display) -> DeliveryError {
-        DeliveryError::Permanent(plain_line(&why.to_string(), MAX_REASON))
-    }
-}
 
 /// The header that prevents automatic replies (RFC 3834, section 5).
 #[derive(Debug, Clone)]
@@ -76,7 +57,7 @@ impl Header for AutoSubmitted {
 }
 
 /// Returns a mail as lettre's type.
-fn compose(config: &MailConfig, record: &MessageRecord, content: MessageContent) -> Result<Message, DeliveryError> {
+fn compose(config: &MailConfig, record: &MessageRecord, content: MailContent) -> Result<Message, DeliveryError> {
     let address = |text: &str| text.parse::<Address>().map_err(DeliveryError::permanent);
     let mut message = Message::builder()
         .from(Mailbox::new(Some(String::from("larder")), address(config.from.as_str())?))
@@ -92,7 +73,7 @@ fn compose(config: &MailConfig, record: &MessageRecord, content: MessageContent)
 }
 
 /// Sends a mail.
-pub(super) async fn send(config: &MailConfig, record: &MessageRecord, content: MessageContent) -> Result<(), DeliveryError> {
+pub(super) async fn send(config: &MailConfig, record: &MessageRecord, content: MailContent) -> Result<(), DeliveryError> {
     let message = compose(config, record, content)?;
     let sending = async {
         match &config.transport {
@@ -201,7 +182,7 @@ mod tests {
             error: None,
             ended: None,
         };
-        let content = MessageContent { text: String::from("one\n.\ntwo\r\n"), html: String::from("<p>one") };
+        let content = MailContent { text: String::from("one\n.\ntwo\r\n"), html: String::from("<p>one") };
         let message = compose(&config(), &record, content).unwrap();
         let bytes = String::from_utf8(message.formatted()).unwrap();
         let (headers, _) = bytes.split_once("\r\n\r\n").unwrap();

@@ -23,6 +23,7 @@ use super::{
     transcript::Transcript,
     upkeep::records::Upkeep,
     verdict,
+    watch_state::Watch,
 };
 use crate::{
     config::Settings,
@@ -56,6 +57,7 @@ pub(super) struct PipelineState {
     pub(super) awaited: Mutex<HashSet<EnvId>>,
     pub(super) upkeep: Upkeep,
     pub(super) disk: DiskState,
+    pub(super) watch: Watch,
     pub(super) start_check: OnceLock<Arc<dyn StartCheck>>,
     pub(super) limits: OnceLock<Arc<dyn ProjectLimits>>,
     pub(super) tasks: TaskTracker,
@@ -80,6 +82,7 @@ impl Pipeline {
         Pipeline(Arc::new(PipelineState {
             upkeep: Upkeep::new(&services.config.backup),
             disk: DiskState::default(),
+            watch: Watch::default(),
             services,
             queues: Mutex::default(),
             awaited: Mutex::default(),

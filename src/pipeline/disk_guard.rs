@@ -152,6 +152,7 @@ impl Pipeline {
             tracing::error!(environment = environment.title(), error = chain(&error), "cannot stop the application");
         }
         // `disk_offence` deletes the reason if a process runs, so the reason is stored after the end of the processes.
+        self.site_stopped(environment, &why);
         self.0.disk.stopped.lock().insert(environment.id, why);
     }
 }

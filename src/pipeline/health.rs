@@ -46,6 +46,7 @@ impl Pipeline {
         if let Err(error) = note(&paths.restarts(), &Ended { release: label.release, restart }) {
             tracing::warn!(%error, "cannot record the exit of a process");
         }
+        self.site_exited(&environment, label, &exit);
     }
 
     /// Returns the signed health record of `release` in `environment`; `None` if the release never went live there, or if the digest of its

@@ -54,6 +54,7 @@ mod restore_record;
 mod runner;
 mod running;
 mod scans;
+mod site_watch;
 mod slot_recovery;
 mod slots;
 mod space_wait;
@@ -66,6 +67,7 @@ mod transcript;
 mod upkeep;
 mod util;
 mod verdict;
+mod watch_state;
 
 pub use self::{
     context::Services,

@@ -48,6 +48,41 @@ pub enum News {
         /// The details, without secrets.
         detail: Option<String>,
     },
+    /// A change of the state of a running application.
+    Site(SiteNews),
+    /// A change of the free space of the server's disk. The announcement names no environment.
+    Disk(DiskNews),
+    /// A person has created the environment.
+    Created(UserName),
+}
+
+/// A change of the state of a running application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SiteNews {
+    /// The application does not run reliably, or does not run.
+    Down {
+        /// The reason, as one line.
+        why: String,
+    },
+    /// The application has run for some time without an unexpected exit.
+    Up,
+}
+
+/// A change of the free space of the server's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskNews {
+    /// Less space is free than deployments need.
+    Low {
+        /// The free bytes.
+        free: u64,
+        /// The bytes that must stay free.
+        reserve: u64,
+    },
+    /// Deployments have enough space again.
+    Normal {
+        /// The free bytes.
+        free: u64,
+    },
 }
 
 /// A result of the scheduled work on restore points.
@@ -94,9 +129,9 @@ pub struct Announcement {
     pub id: String,
     /// The moment at which this delivery was made.
     pub at: Timestamp,
-    /// The environment, as `project/environment`; for [`News::AccessChanged`] also a project or `server`.
+    /// The environment, as `project/environment`; for [`News::AccessChanged`] also a project or `server`; empty for [`News::Disk`].
     pub environment: String,
-    /// The deployment; `None` for [`News::Backup`] and [`News::AccessChanged`].
+    /// The deployment; `None` for news that concern no deployment.
     pub deployment: Option<DeploymentId>,
     /// The event.
     pub news: News,
@@ -195,6 +230,11 @@ impl fmt::Display for News {
             News::Committed => "committed",
             News::Released(_) => "released",
             News::AccessChanged { .. } => "access_changed",
+            News::Site(SiteNews::Down { .. }) => "site_down",
+            News::Site(SiteNews::Up) => "site_up",
+            News::Disk(DiskNews::Low { .. }) => "disk_low",
+            News::Disk(DiskNews::Normal { .. }) => "disk_normal",
+            News::Created(_) => "created",
             News::Backup(BackupNews::Verified { .. }) => "backup_verified",
             News::Backup(BackupNews::Damaged { .. }) => "backup_damaged",
             News::Backup(BackupNews::Drilled { .. }) => "drill_succeeded",

@@ -4,6 +4,7 @@
 //! entry in [`all`] here.
 
 mod deployment_mail;
+mod event_mail;
 mod notify;
 
 use std::{
@@ -17,10 +18,12 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
+pub(super) use self::notify::recipients;
+
 use crate::{
     control::Control,
     notify::Notifier,
-    pipeline::observe::{Announcement, BackupNews, News, Observer},
+    pipeline::observe::{Announcement, BackupNews, DiskNews, News, Observer, SiteNews},
 };
 
 /// Creates the observers of this server. `control` is set before the first announcement.
@@ -59,6 +62,11 @@ impl Observer for ServerLog {
             News::AccessChanged { by, what, detail } => {
                 tracing::info!(id, on = environment, %by, what, detail, "access changed");
             }
+            News::Site(SiteNews::Down { why }) => tracing::error!(id, environment, why, "site is down"),
+            News::Site(SiteNews::Up) => tracing::debug!(id, environment, "site is up"),
+            News::Disk(DiskNews::Low { free, .. }) => tracing::error!(id, free, "the disk is low; deployments are refused"),
+            News::Disk(DiskNews::Normal { free }) => tracing::debug!(id, free, "the disk has space"),
+            News::Created(by) => tracing::info!(id, environment, %by, "environment created"),
             News::Began | News::Committed => tracing::debug!(id, environment, deployment, ?news, "deployment continues"),
         }
         Box::pin(ready(Ok(())))

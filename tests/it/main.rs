@@ -91,6 +91,7 @@ mod syscall_faults;
 mod unwind;
 mod upgrade_kills;
 mod verdicts;
+mod webhooks;
 
 /// A file in `tests/it` without a `mod` line would not be compiled, and its tests would never run.
 #[test]

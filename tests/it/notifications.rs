@@ -58,7 +58,6 @@ fn log(world: &World) -> Vec<Value> {
 fn mails_say_what_changed_what_serves_and_how_to_go_back(world: &World) {
     let server = MailServer::start();
     world.larder(&["project", "create", "other", "--mode", "cooking"]).ok();
-    world.larder(&["notify", "test", "other"]).exits(3).says("this server sends no mail");
     configure(world, &format!("smtp://127.0.0.1:{}", server.port), "");
     world.larder(&["notify", "test", "other"]).exits(3).says("names no recipients");
 
@@ -109,12 +108,12 @@ fn mails_say_what_changed_what_serves_and_how_to_go_back(world: &World) {
     back.says("rolled shop/production back").says("These commits are taken back").says("the second page (Alice)");
     assert_eq!(back.header("References"), None);
 
-    // The commands of docs/notifications.md.
+    follow_the_page(world);
     world.ssh("alice", &["notify", "test", "shop"]).exits(0).says("team@example.com: delivered");
-    server.wait_for(10)[8].says("requested this test message for shop/production");
+    server.wait_for(12)[10].says("requested this test message for shop/production");
     let log = log(world);
     let states: Vec<_> = log.iter().map(|message| message["state"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(states, vec!["delivered"; 10], "{log:#?}");
+    assert_eq!(states, vec!["delivered"; 12], "{log:#?}");
     world.larder(&["notify", "log", "shop"]).says("rolled_back").says("boss@example.com");
     world.larder(&["notify", "retry", "shop"]).exits(0).says("no message of shop waits, and none failed");
     world.larder(&["notify", "retry", "shop/production"]).exits(2);
@@ -122,6 +121,31 @@ fn mails_say_what_changed_what_serves_and_how_to_go_back(world: &World) {
     let modes: Vec<_> = fs::read_dir(private).unwrap().map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap()).collect();
     assert!(modes.iter().all(|text| !text.contains("\"content\"")), "the content of delivered messages is removed");
     world.is_consistent("shop");
+}
+
+/// Runs the commands of docs/notifications.md, and checks its configuration files.
+fn follow_the_page(world: &World) {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/notifications.md")).unwrap();
+    let blocks = |kind: &str| -> Vec<String> {
+        let fence = format!("```{kind}\n");
+        page.split(&fence).skip(1).map(|block| block.split("```").next().unwrap().to_owned()).collect()
+    };
+    let commands: Vec<_> = blocks("sh").iter().flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>()).collect();
+    assert_eq!(commands.len(), 3, "{commands:#?}");
+    for command in commands {
+        let words: Vec<_> = command.strip_prefix("larder ").unwrap().split(' ').collect();
+        world.larder(&words).exits(0);
+    }
+    let files = blocks("yaml");
+    assert!(files.len() >= 2, "{files:#?}");
+    for file in files {
+        let problems = if file.starts_with("notify:") {
+            larder::config::Recipe::parse(file.as_bytes()).err()
+        } else {
+            larder::config::ServerConfig::parse("", file.as_bytes()).err()
+        };
+        assert!(problems.is_none(), "{problems:#?}\n{file}");
+    }
 }
 
 fn mails_arrive_once_and_in_order_although_servers_are_killed_and_absent(world: &World) {

@@ -25,15 +25,15 @@ const DELIVERY_WAIT: Duration = Duration::from_secs(20);
 pub struct MessageView {
     /// The time of the event.
     pub at: Timestamp,
-    /// The kind of the notification: `deployed`, `failed`, `rolled_back`, `stuck`, `unfrozen` or `test`.
+    /// The kind of the notification: such as `deployed`, `failed` or `test`.
     pub kind: NotificationKind,
     /// The environment, as `project/environment`.
     pub environment: Option<String>,
-    /// The recipient.
+    /// The recipient: a mail address, or the URL of a webhook without its path.
     pub to: String,
     /// The subject.
     pub subject: String,
-    /// The `Message-ID`.
+    /// The `Message-ID` of a mail, or the `webhook-id` of a webhook.
     pub message_id: String,
     /// The state: `waiting`, `delivered` or `failed`.
     pub state: MessageState,
@@ -94,14 +94,15 @@ impl Request for NotifyTest {
         let title = environment.title();
         let pipeline = control.pipeline();
         let notifier = &pipeline.services().notifier;
-        if notifier.mail().is_none() {
-            return Err(refused("cannot send a test message: this server sends no mail")
-                .hint("ask an operator to add the section `mail:` to the server file"));
-        }
-        let mail = pipeline.live_settings(&environment).map(|settings| settings.notify.mail).unwrap_or_default();
-        if mail.is_empty() {
+        let settings = pipeline.live_settings(&environment).map(|settings| settings.notify).unwrap_or_default();
+        let recipients = Recipients { mail: settings.mail, webhooks: settings.webhooks };
+        if recipients == Recipients::default() {
             return Err(refused(format!("cannot send a test message: the live release of {title} names no recipients"))
                 .hint("add `notify: {mail: [ADDRESS]}` to larder.yml, and push"));
+        }
+        if notifier.mail().is_none() && recipients.webhooks.is_empty() {
+            return Err(refused("cannot send a test message: this server sends no mail")
+                .hint("ask an operator to add the section `mail:` to the server file"));
         }
         let now = Timestamp::now();
         let by = caller.name();
@@ -113,7 +114,7 @@ impl Request for NotifyTest {
             format!("{by} requested this test message for {title}. Mails about {title} reach you."),
         );
         (notification.project, notification.environment) = (Some(environment.project.clone()), Some(title));
-        let queued = notifier.notify(notification, Recipients { mail }).await.map_err(|error| CommandError::internal(&error))?;
+        let queued = notifier.notify(notification, recipients).await.map_err(|error| CommandError::internal(&error))?;
         let queued: Vec<_> = queued.into_iter().map(|number| (number, 0)).collect();
         let messages = notifier.attempted(&queued, DELIVERY_WAIT).await.into_iter().map(MessageView::from).collect();
         Ok(DeliveryReport { project: environment.project, messages }.into())

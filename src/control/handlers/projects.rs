@@ -58,7 +58,7 @@ impl Request for ProjectCreate {
         Needs::server(Access::Admin)
     }
 
-    async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<ProjectCreated>, CommandError> {
+    async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<ProjectCreated>, CommandError> {
         ensure_available(&self)?;
         // The lock is held until the environment is ready, or is removed after a failure, so that no concurrent request creates or destroys
         // an environment.
@@ -67,6 +67,9 @@ impl Request for ProjectCreate {
         match prepare(control, &project).await {
             Ok(unset) => {
                 let url = urls(control, &project).pop().into_iter().flatten().next().unwrap_or_default();
+                if let Some(environment) = project.environments.last() {
+                    control.pipeline().announce_created(environment, caller.name());
+                }
                 Ok(ProjectCreated { project, ssh_port: control.pipeline().services().ssh.port(), url, unset }.into())
             }
             Err(error) => Err(take_back(control, &project, error).await),

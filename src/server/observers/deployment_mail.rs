@@ -15,6 +15,28 @@ use crate::{
 /// The maximum number of commits in a notification.
 const MAX_COMMITS: usize = 20;
 
+/// Returns the notification of the begin of a deployment.
+pub(super) fn began(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    announcement: &Announcement,
+    report: &DeploymentReport,
+) -> Notification {
+    let commit = report.spec.commit.short();
+    let (subject, headline) =
+        (format!("{commit} is being deployed"), format!("{commit} is being deployed to {}.", environment.title()));
+    let mut notification =
+        Notification::new(announcement.id.clone(), NotificationKind::Began, announcement.at, subject, headline);
+    place(pipeline, environment, &mut notification);
+    notification.commit = commit_of(report);
+    notification
+}
+
+/// Returns the full id of the commit and the branch.
+fn commit_of(report: &DeploymentReport) -> Option<(String, String)> {
+    Some((report.spec.commit.to_string(), report.spec.branch.to_string()))
+}
+
 /// Returns the notification of the end of a deployment that has a journal.
 pub(super) async fn ended(
     pipeline: &Pipeline,
@@ -65,6 +87,7 @@ pub(super) async fn ended(
         (commits.title, commits.changes, commits.more);
     verdict(environment, &mut notification, outcome, spec.previous.as_ref(), |fault| report.excerpt(fault));
     notification.facts = facts(report, at);
+    notification.commit = commit_of(report);
     notification
 }
 
@@ -105,15 +128,20 @@ pub(super) fn unfrozen(
     let mut notification =
         Notification::new(announcement.id.clone(), NotificationKind::Unfrozen, announcement.at, subject, headline);
     place(pipeline, environment, &mut notification);
-    notification.serves = Some(match pipeline.live(environment.id) {
-        Some(live) => format!("{} (commit {}) serves visitors.", live.number, live.commit.short()),
-        None => String::from("Nothing is live."),
-    });
+    notification.serves = Some(serves(pipeline, environment));
     notification
 }
 
+/// Returns the sentence that names the live release.
+pub(super) fn serves(pipeline: &Pipeline, environment: &Environment) -> String {
+    match pipeline.live(environment.id) {
+        Some(live) => format!("{} (commit {}) serves visitors.", live.number, live.commit.short()),
+        None => String::from("Nothing is live."),
+    }
+}
+
 /// Sets the fields that name the environment.
-fn place(pipeline: &Pipeline, environment: &Environment, notification: &mut Notification) {
+pub(super) fn place(pipeline: &Pipeline, environment: &Environment, notification: &mut Notification) {
     let services = pipeline.services();
     let host = environment.hosts(services.config.domain.as_str()).into_iter().next().unwrap_or_default();
     notification.project = Some(environment.project.clone());

@@ -7,11 +7,11 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-use super::deployment_mail;
+use super::{deployment_mail, event_mail};
 use crate::{
     config::Settings,
     control::{Caller, Control, Needs},
-    model::{Access, Blame, DeploymentId, Environment, Fault, MailAddress, NotificationKind, Outcome},
+    model::{Access, Blame, DeploymentId, Environment, Fault, NotificationKind, Outcome},
     notify::{Notification, Notifier, Recipients},
     pipeline::{
         Pipeline,
@@ -34,42 +34,72 @@ impl Notifications {
     }
 
     async fn handle(&self, announcement: &Announcement) -> Result<(), String> {
-        let (Some(deployment), News::Ended(_) | News::Released(_)) = (announcement.deployment, &announcement.news) else {
-            return Ok(());
-        };
-        if self.notifier.mail().is_none() {
+        let is_milestone = matches!(announcement.news, News::Began | News::Committed);
+        if is_milestone && !self.is_for_a_forge(announcement) {
             return Ok(());
         }
         let control = self.control.get().ok_or("the server is starting")?;
+        if let News::Disk(news) = &announcement.news {
+            return self.send(event_mail::disk(announcement, *news), None).await;
+        }
+        if let News::AccessChanged { by, what, detail } = &announcement.news {
+            return self.send(event_mail::access(announcement, by, what, detail.as_deref()), None).await;
+        }
         // An environment that was removed meanwhile has no recipients.
         let Some(environment) = environment(control, &announcement.environment) else { return Ok(()) };
         let pipeline = control.pipeline();
         if !pipeline.in_service(&environment, RECOVERY_WAIT).await {
             return Err(String::from("the environment is being recovered"));
         }
-        let Some((notification, settings)) = of_deployment(pipeline, &environment, announcement, deployment).await else {
-            return Ok(());
+        let event = match (&announcement.news, announcement.deployment) {
+            (News::Ended(_) | News::Released(_), Some(deployment)) => {
+                of_deployment(pipeline, &environment, announcement, deployment).await
+            }
+            (News::Began, Some(deployment)) => {
+                let report = tokio::task::block_in_place(|| pipeline.report(&environment, deployment));
+                let report = report.filter(|report| report.spec.dry_run_phases().is_none());
+                report.map(|report| (deployment_mail::began(pipeline, &environment, announcement, &report), None))
+            }
+            (News::Backup(news), _) => Some(event_mail::backup(pipeline, &environment, announcement, news)),
+            (News::Site(news), _) => Some(event_mail::site(pipeline, &environment, announcement, news)),
+            (News::Created(by), _) => Some(event_mail::created(pipeline, &environment, announcement, by)),
+            _ => None,
         };
-        let recipients = self.recipients(notification.kind, settings.as_ref());
-        self.notifier.notify(notification, recipients).await.map(drop).map_err(|error| error.to_string())
+        match event {
+            Some((notification, settings)) => self.send(notification, settings.as_ref()).await,
+            None => Ok(()),
+        }
     }
 
-    /// Returns the recipients of a notification: those of the recipe, and for some kinds the administrators.
-    fn recipients(&self, kind: NotificationKind, settings: Option<&Settings>) -> Recipients {
-        let mut mail: Vec<MailAddress> = Vec::new();
-        if let Some(notify) = settings.map(|settings| &settings.notify).filter(|notify| notify.wants(kind.topic())) {
-            mail.extend(notify.mail.iter().cloned());
-        }
-        if kind.concerns_administrators() {
-            let admins = self.notifier.mail().map(|mail| mail.admins.as_slice()).unwrap_or_default();
-            for admin in admins {
-                if !mail.contains(admin) {
-                    mail.push(admin.clone());
-                }
+    /// Returns true for the begin of a deployment of a project with a forge.
+    fn is_for_a_forge(&self, announcement: &Announcement) -> bool {
+        let project = announcement.environment.split('/').next().and_then(|project| project.parse().ok());
+        announcement.news == News::Began && project.is_some_and(|project| self.notifier.forge(&project).is_some())
+    }
+
+    /// Queues a notification for the recipients in `settings` and, for some kinds, for the administrators.
+    async fn send(&self, notification: Notification, settings: Option<&Settings>) -> Result<(), String> {
+        let recipients = recipients(&self.notifier, notification.kind, settings);
+        self.notifier.notify(notification, recipients).await.map(drop).map_err(|error| error.to_string())
+    }
+}
+
+/// Returns the recipients of a notification: those of the recipe, and for some kinds the administrators.
+pub(in crate::server) fn recipients(notifier: &Notifier, kind: NotificationKind, settings: Option<&Settings>) -> Recipients {
+    let mut recipients = Recipients::default();
+    let notify = settings.map(|settings| &settings.notify).filter(|notify| notify.wants(kind.topic()));
+    if let Some(notify) = notify.filter(|_| kind.concerns_project()) {
+        recipients.mail.extend(notify.mail.iter().cloned());
+        recipients.webhooks.extend(notify.webhooks.iter().cloned());
+    }
+    if kind.concerns_administrators() {
+        for admin in notifier.mail().map(|mail| mail.admins.as_slice()).unwrap_or_default() {
+            if !recipients.mail.contains(admin) {
+                recipients.mail.push(admin.clone());
             }
         }
-        Recipients { mail }
     }
+    recipients
 }
 
 impl Observer for Notifications {

@@ -22,6 +22,7 @@ pub mod postfix;
 pub mod postgres;
 pub mod processes;
 pub mod python;
+pub mod receiver;
 pub mod server;
 pub mod source;
 pub mod sshd;

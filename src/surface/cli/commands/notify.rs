@@ -1,4 +1,4 @@
-//! The command `larder notify`, which shows and repeats the deliveries of mails.
+//! The command `larder notify`, which shows and repeats the deliveries of mails and webhooks.
 
 use std::fmt::Write as _;
 
@@ -16,7 +16,7 @@ use crate::{
     notify::MessageState,
 };
 
-/// Show, test and repeat the mails about a project
+/// Show, test and repeat the mails and webhooks about a project
 #[derive(Debug, Subcommand)]
 pub enum NotifyVerb {
     Test(NotifyTestArgs),
