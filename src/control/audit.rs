@@ -255,18 +255,13 @@ impl AuditLog {
             let text = files::read_limited(&path, MAX_FILE.saturating_mul(2)).map_err(io::Error::other)?;
             for (at, line) in text.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
                 let place = format!("line {} of {name}", at.saturating_add(1));
-                match checked(line, before.as_ref(), file, &place) {
+                match serde_json::from_slice::<AuditRecord>(line) {
                     Ok(record) => {
+                        damage = damage.or_else(|| defect(&record, before.as_ref(), file, &place));
                         before = Some(Head { number: record.number, digest: Digest::of(line) });
                         records.push(record);
                     }
-                    Err((record, why)) => {
-                        damage = damage.or(Some(why));
-                        if let Some(record) = record {
-                            before = Some(Head { number: record.number, digest: Digest::of(line) });
-                            records.push(record);
-                        }
-                    }
+                    Err(error) => damage = damage.or_else(|| Some(format!("{place} is no record: {error}"))),
                 }
             }
         }
@@ -283,10 +278,9 @@ impl AuditLog {
     }
 }
 
-/// Parses a line, and compares it with the record before it. Returns the record, and the defect if there is one.
-fn checked(line: &[u8], before: Option<&Head>, file: u64, place: &str) -> Result<AuditRecord, (Option<AuditRecord>, String)> {
-    let record: AuditRecord = serde_json::from_slice(line).map_err(|error| (None, format!("{place} is no record: {error}")))?;
-    let why = match before {
+/// Compares a record with the record before it. Returns the defect, if there is one.
+fn defect(record: &AuditRecord, before: Option<&Head>, file: u64, place: &str) -> Option<String> {
+    Some(match before {
         _ if record.format > FORMAT => format!("{place} has the format {} (expected at most {FORMAT})", record.format),
         Some(before) if record.number != before.number.saturating_add(1) => {
             format!("{place} is record {} (expected {})", record.number, before.number.saturating_add(1))
@@ -298,9 +292,8 @@ fn checked(line: &[u8], before: Option<&Head>, file: u64, place: &str) -> Result
         None if (file == 1 || record.number == 1) && (record.number != 1 || record.previous.is_some()) => {
             format!("{place} is record {} (expected the first record)", record.number)
         }
-        _ => return Ok(record),
-    };
-    Err((Some(record), why))
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -266,7 +266,7 @@ fn each_command_is_refused_without_its_right(world: &World) {
         let outputs = ask_all(world, &name, own.iter().copied().chain(others));
         for (sample, target) in own {
             let output = &outputs[&(sample.to_owned(), target.to_owned())];
-            let hidden = role == Access::None && sample.contains("SHOP") || role == Access::None && sample.contains("PROJECT");
+            let hidden = role == Access::None && (sample.contains("SHOP") || sample.contains("PROJECT"));
             let server = matches!(command_needs(&words(sample, target)).unwrap().scope, Scope::Server);
             assert_eq!(output.status, if hidden && !server { 4 } else { 3 }, "{role}: {sample} {output}");
         }
@@ -415,7 +415,7 @@ fn changed_rights_end_requests_of_a_shared_connection(world: &World) {
     let ends = |what: &str, change: &[&str], condition: &mut dyn FnMut() -> bool| {
         world.larder(change).ok();
         let changed = Instant::now();
-        until(what, || condition());
+        until(what, condition);
         eprintln!("{what}: {} ms after {}", changed.elapsed().as_millis(), change.join(" "));
     };
     ends("the command in production ends", &["user", "grant", "bob", "shop/production", "view"], &mut || {
