@@ -259,17 +259,19 @@ mod tests {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let file = std::mem::replace(&mut transcript.0.log.lock().file, full);
         transcript.error("the disk is full");
-        transcript.output(&"x".repeat(2 * MAX_UNWRITTEN));
+        let long = format!("{}\n", "x".repeat(4000));
+        (0..2 * MAX_UNWRITTEN / long.len()).for_each(|_| transcript.output(&long));
         let mut follower = transcript.follow().unwrap();
         assert_eq!(follower.next().await.unwrap(), "-----> Building\n");
         transcript.close();
-        assert_eq!(follower.next().await.unwrap(), " !     the disk is full\n");
+        let unwritten = follower.next().await.unwrap();
+        assert_eq!(unwritten, format!(" !     the disk is full\n{}", long.repeat(MAX_UNWRITTEN / long.len())));
         assert_eq!(follower.next().await, None);
         // Space has returned.
         transcript.0.log.lock().file = file;
         transcript.detail("later");
         let kept = std::fs::read_to_string(directory.path().join("log")).unwrap();
-        assert_eq!(kept, "-----> Building\n !     the disk is full\n       later\n");
+        assert_eq!(kept, format!("-----> Building\n{unwritten}       later\n"));
         assert!(transcript.0.unwritten.lock().is_empty());
     }
 

@@ -49,7 +49,13 @@ fn due(control: &Control, kind: NotificationKind, now: Timestamp) -> Option<Peri
     let zone = &control.pipeline().services().config.backup.time_zone;
     let end = schedule.last_until(now, zone)?;
     let begin = schedule.last_until(end.saturating_sub(SignedDuration::from_secs(1)).ok()?, zone)?;
-    (now.duration_since(end) <= LATE).then_some(Period { begin, end })
+    (now.duration_since(end) <= LATE && existed(control, end)).then_some(Period { begin, end })
+}
+
+/// Returns true if this server existed at `moment`. A new server has nothing to report. The first start of a server creates the host key.
+fn existed(control: &Control, moment: Timestamp) -> bool {
+    let created = std::fs::metadata(control.pipeline().services().root.host_key()).and_then(|found| found.modified());
+    created.ok().and_then(|created| Timestamp::try_from(created).ok()).is_none_or(|created| created < moment)
 }
 
 async fn send(control: &Control, kind: NotificationKind, period: &Period) {

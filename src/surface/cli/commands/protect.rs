@@ -11,7 +11,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A rollback is always permitted. Without options, the command shows the release freeze. Times are in the time zone of the server (`backup: {time_zone}` in the server file).\n\nA release freeze is set by a person. An environment is frozen if its last deployment got stuck, and `larder deploy --unfreeze` releases the environment.\n\nExamples:\n  larder freeze shop --until \"Mon 8:00\" --why \"stocktaking\"\n  larder freeze shop/production --why \"trade fair\"\n  larder freeze shop --end"
+    after_help = "A rollback is always permitted. Without options, the command shows the release freeze. Times are in the time zone of the server (`backup: {time_zone}` in the server file).\n\nA release freeze is set by a person. An environment is frozen if its last deployment got stuck, and `larder deploy --unfreeze` releases the environment.\n\nExamples:\n  larder freeze shop --until \"Mon 8:00\" --why \"stocktaking\"\n  larder freeze shop/production --why \"product launch\"\n  larder freeze shop --end"
 )]
 /// Refuse deployments until a time, with a reason that every pusher sees
 pub struct FreezeArgs {
