@@ -48,6 +48,10 @@ use crate::{
 /// progress.
 const RECOVERY_WAIT: Duration = Duration::from_secs(5);
 
+/// The size of the stack of a thread, in bytes. Only used pages need memory. The nested futures of a restore in the recovery of a deployment
+/// need more than the default of 2 MiB in builds without optimisation.
+const THREAD_STACK: usize = 8 << 20;
+
 /// The time within which deployments and requests of ssh clients may finish during a stop. The next server takes over unfinished
 /// deployments.
 const WORK_DRAIN: Duration = Duration::from_secs(30);
@@ -107,7 +111,8 @@ fn system(doing: &'static str) -> impl FnOnce(io::Error) -> ServerError {
 pub fn main(root: Root) -> Result<ExitCode, ServerError> {
     // The guard `_faults` keeps failpoints active until the process exits. Only test builds have failpoints.
     let _faults = fail::FailScenario::setup();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(system("start the runtime"))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_stack_size(THREAD_STACK).enable_all().build();
+    let runtime = runtime.map_err(system("start the runtime"))?;
     runtime.block_on(run(root))?;
     // The next server finishes or unwinds deployments that are still in flight.
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -64,12 +64,15 @@ impl Control {
             self.audit(entry.ended(AuditOutcome::Refused, &error.message)).await;
             return Err(error);
         }
+        let context = Context { control: self, caller };
+        // The futures of some requests are large, so they are not kept on the stack of the caller.
+        let handling: BoxFuture<'_, _> = Box::pin(request.handle(&context));
         // A request that only reads is not recorded.
         if needs.right <= Access::View {
-            return request.handle(&Context { control: self, caller }).await;
+            return handling.await;
         }
         self.audit(entry.clone()).await;
-        let reply = request.handle(&Context { control: self, caller }).await;
+        let reply = handling.await;
         match &reply {
             Err(error) => self.audit(entry.ended(AuditOutcome::Failed, &error.message)).await,
             Ok(_) if R::ANNOUNCED => self.announce(entry),
