@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::{
     core::Pipeline,
     observe::{Announcement, DiskNews, News, SiteNews},
-    watch_state::SiteState,
+    watch_state::{SiteHealth, SiteState},
 };
 use crate::{
     host::files,
@@ -56,7 +56,7 @@ impl Pipeline {
         }
         let goes_down = {
             let mut sites = self.0.watch.sites.lock();
-            sites.entry(environment.id).or_insert_with(|| SiteState::new(false)).exited(Instant::now())
+            sites.entry(environment.id).or_insert_with(|| SiteState::new(SiteHealth::Unknown)).exited(Instant::now())
         };
         if goes_down {
             let why = format!("{} exits again and again; its last exit: {exit}", label.name());
@@ -66,7 +66,7 @@ impl Pipeline {
 
     /// Records that larder has stopped an application.
     pub(super) fn site_stopped(&self, environment: &Environment, why: &str) {
-        self.0.watch.sites.lock().insert(environment.id, SiteState::new(true));
+        self.0.watch.sites.lock().insert(environment.id, SiteState::new(SiteHealth::Down));
         self.announce_site(environment, SiteNews::Down { why: why.to_owned() });
     }
 
@@ -76,14 +76,14 @@ impl Pipeline {
         for environment in environments {
             let is_calm = {
                 let mut sites = self.0.watch.sites.lock();
+                let state = sites.entry(environment.id).or_insert_with(|| SiteState::new(SiteHealth::Unknown));
                 // An earlier server may have announced that the site is down, so the first calm time is announced, too.
-                let state = sites.entry(environment.id).or_insert_with(|| SiteState::new(true));
-                state.is_down && now.duration_since(state.last) >= calm()
+                state.health != SiteHealth::Up && now.duration_since(state.last) >= calm()
             };
             let runs = || !self.services().runtime.instances(environment.id, None).is_empty();
             if is_calm && runs() {
                 if let Some(state) = self.0.watch.sites.lock().get_mut(&environment.id) {
-                    (state.is_down, state.exits) = (false, VecDeque::new());
+                    (state.health, state.exits) = (SiteHealth::Up, VecDeque::new());
                 }
                 self.announce_site(&environment, SiteNews::Up);
             }

@@ -22,16 +22,25 @@ pub(super) struct Watch {
     pub(super) is_low: Mutex<Option<bool>>,
 }
 
+/// The last announcement about a site.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SiteHealth {
+    /// This server has announced nothing. An earlier server may have announced that the site is down.
+    Unknown,
+    Up,
+    Down,
+}
+
 /// The last exits of the web processes of one site.
 pub(super) struct SiteState {
     pub(super) exits: VecDeque<Instant>,
     pub(super) last: Instant,
-    pub(super) is_down: bool,
+    pub(super) health: SiteHealth,
 }
 
 impl SiteState {
-    pub(super) fn new(is_down: bool) -> SiteState {
-        SiteState { exits: VecDeque::new(), last: Instant::now(), is_down }
+    pub(super) fn new(health: SiteHealth) -> SiteState {
+        SiteState { exits: VecDeque::new(), last: Instant::now(), health }
     }
 
     /// Records an exit. Returns true if the site is down from now on.
@@ -41,8 +50,10 @@ impl SiteState {
         while self.exits.len() > MAX_EXITS || self.exits.front().is_some_and(|first| now.duration_since(*first) > WINDOW) {
             self.exits.pop_front();
         }
-        let goes_down = !self.is_down && self.exits.len() >= MAX_EXITS;
-        self.is_down |= goes_down;
+        let goes_down = self.health != SiteHealth::Down && self.exits.len() >= MAX_EXITS;
+        if goes_down {
+            self.health = SiteHealth::Down;
+        }
         goes_down
     }
 }
@@ -55,10 +66,12 @@ mod tests {
     fn site_goes_down_once_after_three_exits_within_a_minute() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut slow = SiteState::new(false);
+        let mut slow = SiteState::new(SiteHealth::Up);
         assert!((0..10).all(|exit| !slow.exited(at(exit * 40))), "rare exits are no failure of the site");
-        let mut site = SiteState::new(false);
-        let down: Vec<_> = (0..1000).filter(|exit| site.exited(at(*exit))).collect();
-        assert_eq!(down, [2]);
+        for health in [SiteHealth::Unknown, SiteHealth::Up] {
+            let mut site = SiteState::new(health);
+            let down: Vec<_> = (0..1000).filter(|exit| site.exited(at(*exit))).collect();
+            assert_eq!(down, [2], "{health:?}");
+        }
     }
 }
