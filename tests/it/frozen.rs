@@ -78,6 +78,7 @@ fn unreadable_journal_freezes_environment(world: &World) {
     let application = world.application("shop");
     let deployments = world.environment("shop").join("deployments");
     let journal = deployments.join(names(&deployments).remove(0)).join("journal.jsonl");
+    until("observers are told", || fs::read_to_string(&journal).unwrap().contains("\"announced\""));
     let text = fs::read(&journal).unwrap();
     fs::write(&journal, [b"garbage\n", &text[..]].concat()).unwrap();
     world.kill9_server();

@@ -399,7 +399,7 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     production
         .larder(&["remote", "add", "shop", "staging", &url, "--host-key", &host, "--trust", &signing])
         .exits(3)
-        .says("already");
+        .says("has a remote of this name");
     // The remote survives a restart, and `check` reports what does not work.
     production.restart(&[]);
     production.larder(&["remote", "check", "shop", "staging"]).says("the remote offers one deliverable");
@@ -413,11 +413,11 @@ fn remotes_are_added_checked_and_removed(staging: &World) {
     production.ssh("bob", &["remote", "list", "shop"]).exits(0).says("staging");
     for (words, says) in [
         (&["remote", "add", "shop", "x", "nonsense"][..], "file:///DIRECTORY"),
-        (&["remote", "add", "shop", "x", "file:///srv", "--host-key", &host], "only for a larder server"),
+        (&["remote", "add", "shop", "x", "file:///srv", "--host-key", &host], "only a larder server"),
         (&["remote", "add", "shop", "x", "file:///srv"], "neither a trusted key nor --publish"),
         (
             &["remote", "add", "shop", "x", &url, "--publish", "--host-key", &host, "--trust", &signing],
-            "a larder server, which pulls them",
+            "a larder server pulls releases itself",
         ),
         (&["remote", "add", "shop", "x", &url, "--host-key", "SHA256:abc"], "ssh-ed25519 AAAA"),
         (&["remote", "add", "shop", "x", &url, "--trust", "abc"], "ed25519:"),

@@ -136,6 +136,8 @@ impl MariaDb {
         start(&directory.join("log"), "ready for connections", |port| {
             let mut serve = command(Path::new("/usr/sbin/mariadbd"));
             serve.arg("--no-defaults").arg(format!("--datadir={}", directory.join("data").display()));
+            // At its start, a server removes the temporary tables of all servers in its directory for temporary files.
+            serve.arg(format!("--tmpdir={}", directory.join("data").display()));
             // The socket is relative to the data directory, because the path of a socket has at most 107 bytes.
             serve.args(["--socket=s", "--bind-address=127.0.0.1", "--skip-log-bin", "--performance-schema=0"]);
             serve.args(["--innodb-buffer-pool-size=16M", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0"]);
