@@ -522,7 +522,7 @@ mod tests {
                             "{user} {admin} {greatest} {only} {name}"
                         );
                     }
-                    // A restricted key manages no users, whoever owns it.
+                    // A restricted key manages no users, even if its user is an administrator.
                     assert!(may(&registry, &Needs::server(Access::Admin)).is_err());
                     let whole = may(&registry, &Needs::project(&"shop".parse().unwrap(), Access::Push)).is_ok();
                     assert_eq!(whole, only == "shop" && greatest >= Access::Push && (admin || user >= Access::Push));
