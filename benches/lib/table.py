@@ -64,6 +64,18 @@ def render(rows, runs):
         for line in row.lines():
             body.append([title, *line])
             title = ""
+    out = columns(head, body)
+    out += ["", f"Rounds per row: {runs}. Contestants take turns within a round; a ratio is the median of the rounds' own ratios to the"]
+    out += ["line with 1.00x, its spread their minimum and maximum. Times of different runs of this program are not comparable."]
+    notes = [(row.title, note) for row in rows for note in row.notes]
+    if notes:
+        out += ["", "Notes"]
+        out += [f"  {title}: {note}" for title, note in notes]
+    return "\n".join(out)
+
+
+def columns(head, body):
+    """Returns the lines of a table. The last column is not padded, and a line with a title in its first column begins a group."""
     widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head) - 1)]
 
     def text(line):
@@ -75,13 +87,7 @@ def render(rows, runs):
         if line[0] and out[-1] and len(out) > 2:
             out.append("")
         out.append(text(line))
-    out += ["", f"Rounds per row: {runs}. Contestants take turns within a round; a ratio is the median of the rounds' own ratios to the"]
-    out += ["line with 1.00x, its spread their minimum and maximum. Times of different runs of this program are not comparable."]
-    notes = [(row.title, note) for row in rows for note in row.notes]
-    if notes:
-        out += ["", "Notes"]
-        out += [f"  {title}: {note}" for title, note in notes]
-    return "\n".join(out)
+    return out
 
 
 def rounds(runs, contestants):
