@@ -133,7 +133,7 @@ one_of() {
 # download cache.
 
 # cache_key SETTINGS WORD... -- FILE...: sets KEY. SETTINGS is an extended regular expression of the names of variables that the tool
-# reads; files that do not exist are skipped.
+# reads; files that do not exist are skipped. The identity of a program, which is one WORD, also differs between machines.
 cache_key() {
   _settings=$1
   shift
@@ -145,11 +145,18 @@ cache_key() {
   done
   [ $# = 0 ] || shift
   for _file in "$0" "$lib"/*; do set -- "$@" "$_file"; done
+  # Each program costs a build about 2 ms. One program computes all digests, and none sorts the variables: a shell exports the same
+  # variables in the same order.
   KEY=$({
-    printf '%s %s\n%s' "$(uname -m)" "$BUILD_DIR" "$_words"
-    env -0 | LC_ALL=C sort -z | grep -zE "^($_settings)" | tr '\0' '\n'
-    sha256sum -- "$@" 2>/dev/null
-  } | sha256sum)
+    printf '%s\n%s' "$BUILD_DIR" "$_words"
+    env -0 | grep -zE "^($_settings)"
+  } | sha256sum -- - "$@" 2>/dev/null)
+  # `restore` reads one line.
+  set -f
+  # shellcheck disable=SC2086 # words become lines of one
+  set -- $KEY
+  set +f
+  KEY=$*
 }
 
 # identity PROGRAM: prints a word that changes when the program is replaced. Running the program for its version would take longer.
@@ -158,7 +165,7 @@ identity() { stat -Lc '%n:%s:%i:%Z' -- "$(command -v "$1")" 2>/dev/null || echo 
 # restore NAME DIRECTORY: moves the copy that was kept under KEY to DIRECTORY; fails if there is none.
 restore() {
   [ -f "$CACHE_DIR/$1/key" ] && IFS= read -r _key <"$CACHE_DIR/$1/key" && [ "$_key" = "$KEY" ] || return 1
-  rm -rf "$2"
+  if [ -e "$2" ] || [ -L "$2" ]; then rm -rf "$2"; fi
   cp -a --reflink=auto "$CACHE_DIR/$1/tree" "$2"
 }
 
@@ -179,7 +186,7 @@ forget() { rm -rf "$CACHE_DIR/$1/key" "$CACHE_DIR/$1/tree"; }
 
 # profile NAME TEXT: writes a script that every process sources when it starts.
 profile() {
-  mkdir -p .profile.d
+  [ -d .profile.d ] || mkdir -p .profile.d
   printf '%s\n' "$2" >".profile.d/$1.sh"
 }
 
