@@ -2,7 +2,8 @@
 //!
 //! A record is one line of JSON in a numbered file of `state/audit/`. Each record contains the digest of the line before it, also across
 //! files, so that a line that is changed, removed or inserted later breaks the chain. The file `head.json` contains the number and the
-//! digest of the last record, so that missing records at the end are noticed as well. Secrets are never recorded: a record names the
+//! digest of the last record, so that missing records at the end are noticed as well. The head follows the records: no request waits for
+//! the head, and a start brings the head up to the last record that continues the chain. Secrets are never recorded: a record names the
 //! request and its object, and a few details that the request chooses itself.
 
 use std::{
@@ -139,13 +140,15 @@ pub struct AuditReport {
 pub struct AuditLog {
     directory: PathBuf,
     head: Option<Head>,
+    /// True if `head.json` is older than `head`.
+    unsaved: bool,
     lost: u64,
 }
 
 impl AuditLog {
     /// Opens the log in `directory`, which may be missing. A record that a crash has cut off is removed: its request had no effect yet.
     pub fn open(directory: PathBuf) -> AuditLog {
-        let mut log = AuditLog { directory, head: None, lost: 0 };
+        let mut log = AuditLog { directory, head: None, unsaved: false, lost: 0 };
         if let Err(error) = log.resume() {
             // The next records start with what is known; `verify` reports the break.
             tracing::error!(%error, "the audit log is damaged; `larder audit --verify` shows the place");
@@ -159,20 +162,29 @@ impl AuditLog {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(io::Error::other(error)),
         };
-        let Some((_, last)) = self.files()?.pop() else { return Ok(()) };
-        let text = fs::read(&last)?;
+        let files = self.files()?;
+        let Some((_, last)) = files.last() else { return Ok(()) };
+        let text = fs::read(last)?;
         let complete = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at.saturating_add(1));
         if complete < text.len() {
-            files::write_atomic(&last, text.get(..complete).unwrap_or_default(), 0o600).map_err(io::Error::other)?;
+            files::write_atomic(last, text.get(..complete).unwrap_or_default(), 0o600).map_err(io::Error::other)?;
         }
-        // A crash between the record and the head leaves a head that is one record older than the log.
         let lines = text.get(..complete).unwrap_or_default();
-        let line = lines.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
-        if let Ok(record) = serde_json::from_slice::<AuditRecord>(line)
-            && record.number == self.head.as_ref().map_or(0, |head| head.number).saturating_add(1)
-            && record.previous == self.head.as_ref().map(|head| head.digest)
-        {
-            self.head = Some(Head { number: record.number, digest: Digest::of(line) });
+        let end = lines.split(|byte| *byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
+        if self.head.as_ref().is_some_and(|head| head.digest == Digest::of(end)) {
+            return Ok(());
+        }
+        // A crash between a record and the head leaves a head that is older than the log. The records in between may be in two files.
+        for (_, path) in files.iter().skip(files.len().saturating_sub(2)) {
+            for line in fs::read(path)?.split(|byte| *byte == b'\n') {
+                if let Ok(record) = serde_json::from_slice::<AuditRecord>(line)
+                    && record.number == self.head.as_ref().map_or(0, |head| head.number).saturating_add(1)
+                    && record.previous == self.head.as_ref().map(|head| head.digest)
+                {
+                    self.head = Some(Head { number: record.number, digest: Digest::of(line) });
+                    self.unsaved = true;
+                }
+            }
         }
         Ok(())
     }
@@ -192,7 +204,7 @@ impl AuditLog {
     }
 
     /// Appends a record and waits until it is durable. A record that cannot be written is counted, and does not stop the request: a server
-    /// with a full disk must stay operable.
+    /// with a full disk must stay operable. [`AuditLog::save_head`] must follow, and may run after the request has begun.
     pub fn append(&mut self, entry: AuditEntry) {
         match self.write(entry) {
             Ok(()) => self.lost = 0,
@@ -229,10 +241,8 @@ impl AuditLog {
             }
         };
         files::append_durable(&path, &line, 0o600).map_err(io::Error::other)?;
-        let bytes = serde_json::to_vec(&head).map_err(io::Error::other)?;
-        // The record is durable. A head that cannot be replaced is one record older, which `resume` corrects.
         self.head = Some(head);
-        files::write_atomic(&self.directory.join("head.json"), &bytes, 0o600).map_err(io::Error::other)?;
+        self.unsaved = true;
         if files.last().is_none_or(|(_, last)| *last != path) {
             files.push((0, path));
             for (_, old) in files.iter().take(files.len().saturating_sub(MAX_FILES)) {
@@ -240,6 +250,19 @@ impl AuditLog {
             }
         }
         Ok(())
+    }
+
+    /// Writes the head if records were appended since it was written. A head that cannot be written stays older than the log, which the next
+    /// start corrects.
+    pub fn save_head(&mut self) {
+        let Some(head) = self.head.as_ref().filter(|_| self.unsaved) else { return };
+        let written = serde_json::to_vec(head)
+            .map_err(io::Error::other)
+            .and_then(|bytes| files::write_atomic(&self.directory.join("head.json"), &bytes, 0o600).map_err(io::Error::other));
+        match written {
+            Ok(()) => self.unsaved = false,
+            Err(error) => tracing::error!(%error, "cannot write the head of the audit log"),
+        }
     }
 
     /// Reads all records and checks their chain.
@@ -308,6 +331,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut log = AuditLog::open(directory.path().join("audit"));
         (0..count).for_each(|number| log.append(entry(number)));
+        log.save_head();
         (directory, log)
     }
 
@@ -368,17 +392,19 @@ mod tests {
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"format\":1,\"num").unwrap();
         let mut again = AuditLog::open(directory.path().join("audit"));
         again.append(entry(3));
+        again.save_head();
         let report = again.read().unwrap();
         assert_eq!((report.records.len(), report.damage), (4, None));
-        // A kill between a record and the head leaves an old head.
-        let head = directory.path().join("audit/head.json");
-        let old = fs::read(&head).unwrap();
+        // A kill between records and the head leaves an old head, also if the last record has begun a new file.
         again.append(entry(4));
-        fs::write(&head, old).unwrap();
+        fs::write(&path, fs::read_to_string(&path).unwrap() + &"\n".repeat(MAX_FILE as usize)).unwrap();
+        again.append(entry(5));
+        assert!(again.read().unwrap().damage.unwrap().contains("the record 4 was the last one (found 6)"));
         let mut log = AuditLog::open(directory.path().join("audit"));
-        log.append(entry(5));
+        log.append(entry(6));
+        log.save_head();
         let report = log.read().unwrap();
-        assert_eq!((report.records.len(), report.damage), (6, None));
+        assert_eq!((report.records.len(), report.damage), (7, None));
     }
 
     #[test]
@@ -391,6 +417,7 @@ mod tests {
             let padding = "\n".repeat(MAX_FILE as usize);
             fs::write(&path, fs::read_to_string(&path).unwrap() + &padding).unwrap();
             log.append(entry(0));
+            log.save_head();
         }
         assert_eq!(files(), MAX_FILES);
         let report = log.read().unwrap();
@@ -408,6 +435,7 @@ mod tests {
         fs::write(directory.path().join("audit/head.json"), include_str!("../../tests/fixtures/audit/1.head.json")).unwrap();
         let mut log = AuditLog::open(directory.path().join("audit"));
         log.append(entry(0));
+        log.save_head();
         let report = log.read().unwrap();
         assert_eq!((report.records.len(), report.damage), (3, None));
         assert_eq!(report.records[1].lost, 3);

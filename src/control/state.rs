@@ -138,6 +138,9 @@ impl Control {
         if let Err(error) = tokio::task::spawn_blocking(move || control.0.audit.lock().append(entry)).await {
             tracing::error!(%error, "cannot write the audit log");
         }
+        // No request waits for the head.
+        let control = self.clone();
+        tokio::task::spawn_blocking(move || control.0.audit.lock().save_head());
     }
 
     /// Notifies the observers of a change of users, keys, rights or protections.
@@ -151,7 +154,9 @@ impl Control {
 
     /// Reads the audit log and checks its chain.
     pub(super) fn audit_report(&self) -> std::io::Result<AuditReport> {
-        self.0.audit.lock().read()
+        let mut audit = self.0.audit.lock();
+        audit.save_head();
+        audit.read()
     }
 
     /// Returns the last keys that clients offered.

@@ -81,7 +81,8 @@ pub async fn record(deployment: &Deployment, journal: &mut Journal, event: Event
     let mut wait = SpaceWait::new();
     loop {
         let event = event.clone();
-        let recorded = run_blocking(|| if sync { journal.append(event) } else { journal.note(event) });
+        // A write without a sync takes less time than the hand-over of this thread's other tasks to another thread.
+        let recorded = if sync { run_blocking(|| journal.append(event)) } else { journal.note(event) };
         match recorded {
             Err(error) if error.is_no_space() && wait.goes_on(deployment, "write the journal").await => {}
             recorded => return recorded,
