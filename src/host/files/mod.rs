@@ -32,7 +32,7 @@ pub fn place_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError>
 }
 
 /// Replaces a file like [`write_atomic`], without any sync. After a power cut, the content is undefined. Use this function only for files
-/// that have a checksum and can be recreated.
+/// that can be recreated, and whose readers notice damage.
 pub fn place_unsynced(path: &Path, parts: &[&[u8]], mode: u32) -> Result<(), FileError> {
     place(path, parts, mode, |_| Ok(()))
 }
