@@ -23,6 +23,11 @@ impl Digest {
     pub fn from_hex(text: &str) -> Option<Digest> {
         blake3::Hash::from_hex(text).ok().map(|hash| Digest(hash.into()))
     }
+
+    /// Returns the 64 hexadecimal digits without an allocation.
+    pub(crate) fn hex(&self) -> impl std::ops::Deref<Target = str> {
+        blake3::Hash::from_bytes(self.0).to_hex()
+    }
 }
 
 impl fmt::Display for Digest {

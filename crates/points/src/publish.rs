@@ -3,8 +3,10 @@
 use std::{
     collections::HashSet,
     ffi::OsStr,
+    num::NonZero,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     panic::resume_unwind,
+    sync::{Mutex, PoisonError},
     thread,
 };
 
@@ -16,10 +18,15 @@ use rustix::{
 use crate::{
     Digest, Entry, Kind, PointError, Result, Store,
     contents::{NewContents, NewName},
-    meta, step,
+    meta,
+    pool::{each_chunk, lock},
+    step,
     store::{self, CONTENTS, NEW},
     sys,
 };
+
+/// The number of entries that a thread examines at once.
+const CHUNK: usize = 1024;
 
 /// A restore point whose files are written, but neither durable nor visible.
 pub(crate) struct NewPoint {
@@ -109,22 +116,28 @@ impl Store {
         }
         let replaced: HashSet<Digest> = existing.iter().map(|(_, digest)| *digest).collect();
         let has_size = |digest: Digest, size| {
-            let stat = sys::stat_at(contents, OsStr::new(&digest.to_string()));
+            let stat = sys::stat_at(contents, OsStr::new(&*digest.hex()));
             stat.is_ok_and(|stat| stat.kind == FileType::RegularFile && stat.size == size)
         };
-        let wrong: HashSet<Digest> = thread::scope(|scope| {
-            let check = scope.spawn(|| {
-                let files = point.entries.iter().filter_map(|entry| match entry.kind {
-                    Kind::File { digest, size, .. } => Some((digest, size)),
-                    _ => None,
-                });
-                let kept = files.filter(|(digest, _)| !replaced.contains(digest));
-                kept.filter(|(digest, size)| !has_size(*digest, *size)).map(|(digest, _)| digest).collect()
-            });
+        let wrong = Mutex::new(HashSet::new());
+        let check = |entries: &[Entry]| {
+            for entry in entries {
+                if let Kind::File { digest, size, .. } = entry.kind
+                    && !replaced.contains(&digest)
+                    && !has_size(digest, size)
+                {
+                    lock(&wrong).insert(digest);
+                }
+            }
+            Ok(())
+        };
+        let threads = thread::available_parallelism().map_or(1, NonZero::get);
+        thread::scope(|scope| {
+            let checked = scope.spawn(|| each_chunk(threads, &point.entries, CHUNK, None, check));
             let synced = self.sync_all();
-            let wrong = check.join().unwrap_or_else(|panic| resume_unwind(panic));
-            synced.map(|()| wrong)
+            checked.join().unwrap_or_else(|panic| resume_unwind(panic)).and(synced)
         })?;
+        let wrong = wrong.into_inner().unwrap_or_else(PoisonError::into_inner);
         if wrong.is_empty() { Ok(()) } else { Err(PointError::WrongSize { contents: wrong.into_iter().collect() }) }
     }
 
