@@ -25,6 +25,7 @@ pub mod proxy;
 pub mod release;
 pub mod remote;
 pub mod runtime;
+pub mod snapshots;
 pub mod space;
 
 pub mod config;

@@ -36,6 +36,7 @@ use crate::{
     release::{SigningKey, SigningKeyError},
     remote::{self, DeliverableStores, ssh::PullKey},
     runtime::{Label, LogLimits, Logs, Ports, Runtime},
+    snapshots::{SnapshotError, SnapshotStore},
     surface::{
         cli::{self, session, session::Io, socket},
         git::Pushes,
@@ -87,6 +88,9 @@ pub enum ServerError {
     /// The signing key cannot be used.
     #[error(transparent)]
     Signing(SigningKeyError),
+    /// The key of the configuration snapshots cannot be used.
+    #[error(transparent)]
+    Snapshots(SnapshotError),
     /// A request to the keeper failed.
     #[error("cannot complete a request to the keeper")]
     Keeper(#[source] crate::host::launch::LaunchError),
@@ -98,6 +102,7 @@ impl ServerError {
         match self {
             ServerError::HostKey(error) => error.hint(),
             ServerError::Signing(error) => error.hint(),
+            ServerError::Snapshots(error) => error.hint(),
             ServerError::System { .. } | ServerError::Config(_) | ServerError::Keeper(_) => None,
         }
     }
@@ -258,6 +263,7 @@ fn services(
         drift: Default::default(),
         observers: Observers::start(observers::all(&notifier, for_observers)),
         notifier,
+        snapshots: SnapshotStore::open(&root.configuration_key()).map_err(ServerError::Snapshots)?,
         numbers: BuildNumbers::open(root.build_numbers()).map_err(system("read the build numbers"))?,
         root,
         config,

@@ -216,7 +216,12 @@ fn opened(store: &Store) -> Result<(Vec<Point>, Vec<PointInfo>), BackupFailure> 
 /// Describes a restore point of a list. `used` is the disk usage of all restore points of the list.
 fn listed(point: &Point, used: &Usage) -> PointInfo {
     let space = used.points.iter().find(|space| space.id == point.id());
-    info(point, space.map_or((0, 0), |space| (space.bytes, space.unique)))
+    let mut info = info(point, space.map_or((0, 0), |space| (space.bytes, space.unique)));
+    // A list of many restore points would otherwise be large.
+    if let Some(configuration) = info.label.as_mut().and_then(|label| label.configuration.as_mut()) {
+        configuration.file.clear();
+    }
+    info
 }
 
 fn plan(store: &Store, keep: &BackupKeep, protected: &ProtectedReleases) -> Result<DumpReport, BackupFailure> {

@@ -41,7 +41,7 @@ pub use self::{
     staging::is_separate,
 };
 use crate::config::BackupKeep;
-use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, ReleaseNumber, UserName};
+use crate::model::{CommitId, EnvironmentName, PointId, ProjectName, ReleaseId, ReleaseNumber, SnapshotRef, UserName};
 
 /// The name of the captured directory in a restore point.
 const DATA: &str = "data";
@@ -82,6 +82,18 @@ pub struct PointLabel {
     /// The sessions of other clients on the databases while the processes of the application were stopped. The dump worker writes this list.
     #[serde(default)]
     pub sessions: Vec<OtherSessions>,
+    /// The configuration snapshot of the live release; absent without a configuration.
+    #[serde(default)]
+    pub configuration: Option<PointConfiguration>,
+}
+
+/// The configuration snapshot in a restore point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointConfiguration {
+    /// The snapshot.
+    pub snapshot: SnapshotRef,
+    /// The encrypted file in base64; empty in a list of restore points, and if the file could not be read at the time of the capture.
+    pub file: String,
 }
 
 /// The environment to which a restore point must belong.

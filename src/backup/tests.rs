@@ -90,6 +90,7 @@ fn label(project: &str) -> PointLabel {
         databases: Vec::new(),
         custom: false,
         sessions: Vec::new(),
+        configuration: None,
     }
 }
 

@@ -1,6 +1,12 @@
 //! Runs `bin/compile` and `bin/release` of the selected buildpacks.
 
-use std::{ffi::OsStr, fs, io::Write, path::Path, path::PathBuf};
+use std::{
+    ffi::OsStr,
+    fs,
+    io::Write,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
 
 use crate::model::{Blame, ProcessType};
 
@@ -17,9 +23,13 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
     pub(super) fn compile(&mut self) -> Result<(), BuildStop> {
         let selected = self.select()?;
         let temporary = self.temporary()?;
-        let variables = temporary.join("env");
-        self.write_variables(&variables)
-            .map_err(|error| BuildStop::new("compile", format!("cannot write ENV_DIR: {error}"), Blame::Host, ""))?;
+        let host = |error: std::io::Error| BuildStop::new("compile", format!("cannot write ENV_DIR: {error}"), Blame::Host, "");
+        // In a sandbox, `/tmp` is in memory, so that no value of the configuration is written to the disk.
+        let in_memory = self.paths.app == Path::new("/app");
+        let parent = if in_memory { PathBuf::from("/tmp") } else { temporary.clone() };
+        let directory = tempfile::TempDir::with_prefix_in("env-", parent).map_err(host)?;
+        let variables = directory.path();
+        self.write_variables(variables).map_err(host)?;
         let mut exports: Vec<PathBuf> = Vec::new();
         for (number, pack) in selected.iter().enumerate() {
             let what = format!("buildpack {}: bin/compile", pack.label);
@@ -55,9 +65,8 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
 
     /// Writes one file per variable, in the format of Heroku's `ENV_DIR`.
     fn write_variables(&self, directory: &Path) -> std::io::Result<()> {
-        fs::create_dir_all(directory)?;
         for (name, value) in self.job.configuration.iter().filter(|(name, _)| is_variable(name)) {
-            fs::write(directory.join(name), value)?;
+            fs::write(directory.join(name), value.as_bytes())?;
         }
         Ok(())
     }

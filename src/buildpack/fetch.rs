@@ -30,7 +30,7 @@ pub(super) fn fetch<W: Write + Send + 'static>(
     paths: &BuildPaths,
     url: &str,
     commit: &str,
-    configuration: &[(String, String)],
+    configuration: &[(String, OsString)],
     to: &Path,
     output: &Arc<Mutex<W>>,
 ) -> Result<(), FetchError> {
@@ -58,7 +58,7 @@ pub(super) fn fetch<W: Write + Send + 'static>(
 }
 
 /// Returns the variables for git: the proxies and certificates of `configuration`.
-fn network(configuration: &[(String, String)]) -> Vec<(OsString, OsString)> {
+fn network(configuration: &[(String, OsString)]) -> Vec<(OsString, OsString)> {
     let proxy = |name: &str| PROXIES.iter().any(|known| name == *known || name == known.to_ascii_lowercase());
     let known = configuration.iter().filter(|(name, _)| proxy(name) || CERTIFICATES.contains(&name.as_str()));
     let mut all: Vec<(OsString, OsString)> = known.map(|(name, value)| (name.into(), value.into())).collect();
@@ -139,11 +139,11 @@ mod tests {
             ("Https_Proxy", "x"),
             ("ssl_cert_file", "x"),
         ];
-        let found = network(&given.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let found = network(&given.map(|(name, value)| (name.to_owned(), value.into())));
         let found: Vec<(&str, &str)> =
             found.iter().map(|(name, value)| (name.to_str().unwrap(), value.to_str().unwrap())).collect();
         assert_eq!(found, [&given[..6], &[("http_proxy", "a")]].concat());
-        let certificates = network(&[("SSL_CERT_FILE".to_owned(), "e".to_owned())]);
+        let certificates = network(&[("SSL_CERT_FILE".to_owned(), "e".into())]);
         assert_eq!(certificates, [("SSL_CERT_FILE".into(), "e".into()), ("GIT_SSL_CAINFO".into(), "e".into())]);
     }
 }

@@ -1,5 +1,7 @@
 //! The messages between the server and the build worker: the server sends a job, and the worker answers with a report.
 
+use std::ffi::OsString;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,7 +42,7 @@ pub struct BuildJob {
     /// The buildpacks that the recipe names, in order. If empty, the first built-in buildpack that accepts the project is used.
     pub buildpacks: Vec<BuildpackRef>,
     /// The project's configuration: files in `ENV_DIR` for buildpacks, variables for phase scripts.
-    pub configuration: Vec<(String, String)>,
+    pub configuration: Vec<(String, OsString)>,
     /// larder's own environment variables for every script, such as `LARDER_PROJECT`, `SOURCE_VERSION` and `REQUEST_ID`.
     pub environment: Vec<(String, String)>,
     /// The merged variables of the deployment, a JSON object.

@@ -1,6 +1,9 @@
 //! Tests of the worker with tiny buildpacks: selection, `bin/compile`, `bin/release`, and phase scripts.
 
-use std::{os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    os::unix::{ffi::OsStringExt as _, fs::PermissionsExt},
+    path::PathBuf,
+};
 
 use tempfile::TempDir;
 
@@ -68,6 +71,7 @@ fn job(steps: &[BuildStep], buildpacks: &[&str]) -> BuildJob {
         buildpacks: buildpacks.iter().map(|name| name.parse().unwrap()).collect(),
         configuration: vec![
             ("GREETING".into(), "good 'morning'\n$(x)".into()),
+            ("BYTES".into(), std::ffi::OsString::from_vec(vec![1, 0xff, b'\n'])),
             ("LARDER_RELEASE".into(), "forged".into()),
             ("../x".into(), "y".into()),
         ],
@@ -124,13 +128,16 @@ fn unrecognised_project_gets_hint() {
 #[test]
 fn configuration_variables_are_files_in_env_dir() {
     let world = World::new();
-    let compile = "ls \"$3\"; cat \"$3/GREETING\"; echo; echo \"$SOURCE_VERSION $STACK ${GREETING-none} ${LARDER_RELEASE-none}\"; echo \"$HOME $1\"";
+    let compile = "ls \"$3\"; cat \"$3/GREETING\"; echo; od -An -tx1 \"$3/BYTES\"; echo \"$SOURCE_VERSION $STACK ${GREETING-none} ${LARDER_RELEASE-none}\"; echo \"$HOME $1\"";
     world.pack("builtin/node", compile);
     let (report, output) = world.run(job(&ALL, &["node"]));
     assert_eq!(report.failure, None);
     let app = world.path("app");
     let app = app.display();
-    assert!(output.ends_with(&format!("GREETING\ngood 'morning'\n$(x)\nc0ffee {STACK} none none\n{app} {app}\n")), "{output}");
+    assert!(
+        output.ends_with(&format!("BYTES\nGREETING\ngood 'morning'\n$(x)\n 01 ff 0a\nc0ffee {STACK} none none\n{app} {app}\n")),
+        "{output}"
+    );
 }
 
 #[test]
@@ -315,7 +322,7 @@ fn git_pack_is_fetched_by_commit() {
     assert!(why.contains(missing), "{why}");
 
     // git uses the proxy of the configuration. This proxy does not exist, so the fetch fails.
-    let nowhere = vec![("https_proxy".to_owned(), "http://127.0.0.1:1".to_owned())];
+    let nowhere = vec![("https_proxy".to_owned(), "http://127.0.0.1:1".into())];
     let buildpacks = vec![format!("https://buildpacks.invalid/x#{commit}").parse().unwrap()];
     let why = world.run(BuildJob { buildpacks, configuration: nowhere, ..job(&ALL, &[]) }).0.failure.unwrap().why;
     assert!(why.contains("127.0.0.1") || why.contains("proxy"), "{why}");

@@ -140,7 +140,8 @@ fn read(problems: &mut Problems, top: &Map<String, Value>) -> AppJson {
             other => problems.add("/healthchecks/web", &described(other), "a list [...]"),
         }
     }
-    app.warnings = unused(top);
+    app.warnings.extend(unused(top));
+    app.warnings.truncate(MAX_WARNINGS);
     app
 }
 
@@ -210,6 +211,19 @@ fn script_remedy(name: &str) -> &'static str {
 
 fn variable(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Value) {
     let pointer = format!("/env/{}", escaped(name));
+    // Files for Heroku and Dokku often set these variables, and an application also works with larder's values.
+    if matches!(name, "PORT" | "HOME") {
+        app.warnings.push(format!("{FILE}: env.{name} has no effect; larder sets {name} itself"));
+        return;
+    }
+    if matches!(value, Value::Number(number) if number.is_f64())
+        || matches!(value.get("value"), Some(Value::Number(number)) if number.is_f64())
+    {
+        let shown = escaped(name);
+        app.warnings.push(format!(
+            "{FILE}: env.{shown} is a fraction, of which JSON keeps the value but not the digits; write the value in quotes"
+        ));
+    }
     let variable = match name.parse::<VariableName>() {
         Ok(variable) => variable,
         Err(why) => return problems.add(&pointer, &why, "another name"),
@@ -249,17 +263,14 @@ fn variable(problems: &mut Problems, app: &mut AppJson, name: &str, value: &Valu
     }
 }
 
-/// Returns the value of a variable as text. Whole numbers and booleans are converted to text. Fractions are refused, because the JSON
-/// parser does not preserve their digits: `1.10` would become `1.1`.
+/// Returns the value of a variable as text. Numbers and booleans are converted to text. The JSON parser does not preserve the digits of
+/// fractions: `1.10` becomes `1.1`, which is the subject of a warning.
 fn plain(value: &Value) -> Result<String, String> {
     match value {
         Value::String(text) if text.contains('\0') => Err("the value has a NUL character".to_owned()),
         Value::String(text) => Ok(text.clone()),
         Value::Bool(value) => Ok(value.to_string()),
-        Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
-        Value::Number(number) => {
-            Err(format!("this is the fraction {number}, and JSON does not preserve the digits of fractions"))
-        }
+        Value::Number(number) => Ok(number.to_string()),
         other => Err(described(other)),
     }
 }
@@ -355,8 +366,11 @@ mod tests {
     fn number_or_boolean_in_env_becomes_text() {
         let app = AppJson::parse(br#"{"env": {"A": 5, "B": {"value": true}, "C": -1}}"#).unwrap();
         assert_eq!(app.env.values().collect::<Vec<_>>(), ["5", "true", "-1"]);
-        let problems = AppJson::parse(br#"{"env": {"A": 1.10}}"#).unwrap_err();
-        assert!(problems[0].to_string().contains("/env/A: this is the fraction 1.1, and JSON"), "{}", problems[0]);
+        assert!(app.warnings.is_empty());
+        let app = AppJson::parse(br#"{"env": {"A": 1.10, "PORT": 3000, "HOME": {"value": "/x"}, "ENV": "production"}}"#).unwrap();
+        assert_eq!(app.env.values().collect::<Vec<_>>(), ["1.1", "production"]);
+        let of = |name: &str| app.warnings.iter().filter(|line| line.contains(&format!("env.{name} "))).count();
+        assert_eq!([of("A"), of("PORT"), of("HOME"), of("ENV")], [1, 1, 1, 0], "{:?}", app.warnings);
     }
 
     #[test]

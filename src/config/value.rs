@@ -45,12 +45,29 @@ checked_text!(
             return Err(format!("the variable {text} is set by larder itself"));
         }
         // These variables would also affect the programs of larder that start a project's processes.
-        if text.starts_with("LD_") || matches!(text, "IFS" | "BASH_ENV" | "ENV" | "SHELLOPTS" | "BASHOPTS" | "PS4") {
+        if text.starts_with("LD_") || matches!(text, "IFS" | "BASH_ENV" | "SHELLOPTS" | "BASHOPTS" | "PS4") {
             return Err(format!("the variable {text} changes how every program starts and is not allowed"));
         }
         Ok(())
     }
 );
+
+impl VariableName {
+    /// Returns the instruction for a name that a project may not set, or `None` for any other name.
+    pub fn remedy(name: &str) -> Option<&'static str> {
+        Some(match name {
+            "PORT" => "remove the variable, and listen on $PORT: larder chooses the port of each process",
+            "HOME" => "remove the variable: HOME is /app",
+            "SOURCE_VERSION" => "remove the variable: SOURCE_VERSION is the deployed commit",
+            _ if name.starts_with("LARDER_") => "choose a name that does not begin with LARDER_",
+            _ if name.starts_with("LD_") => {
+                "set the variable for a single command of the Procfile, as in `web: env LD_PRELOAD=/usr/lib/.../libjemalloc.so.2 bin/web`"
+            }
+            _ if name.parse::<VariableName>().is_err() => "choose another name",
+            _ => return None,
+        })
+    }
+}
 
 checked_text!(
     /// A path relative to the application's directory, without empty, `.` and `..` parts, and outside of `.git` and `.larder`.
@@ -274,7 +291,7 @@ mod tests {
 
     #[test]
     fn variable_of_larder_or_of_the_loader_is_rejected() {
-        for good in ["A", "_x", "DATABASE_URL", "PATH"] {
+        for good in ["A", "_x", "DATABASE_URL", "PATH", "ENV"] {
             assert!(good.parse::<VariableName>().is_ok(), "{good}");
         }
         for bad in ["", "1A", "A-B", "PORT", "HOME", "LARDER_DATA", "LD_PRELOAD", "BASH_ENV", "A=B", "A\nB", "\u{e9}"] {

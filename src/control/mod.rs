@@ -24,7 +24,9 @@ pub use self::{
     login::{Key, KeyLimits, KeyOffer, KeyOffers, KeyScope, Login, LoginKeyRow, LoginRefusal, OfferRow},
     protect::{Approval, DeployWindow, Objection, Protection, ReleaseFreeze, WhenError},
     registry::{Group, Registry, TrustedKey, User},
-    request::{Confirmation, Context, DeploymentGoal, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn},
+    request::{
+        Confirmation, Context, DeploymentGoal, InputFn, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn,
+    },
     state::{Control, ServerKeys},
     target::Target,
 };

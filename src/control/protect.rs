@@ -121,7 +121,8 @@ pub(super) fn objection(
         let reason = format!("{title} is deployed only at {} ({name})", times.join(", "));
         return Some(Objection { reason, hint: overriding });
     }
-    let wanted = counting.iter().any(|protection| protection.approval);
+    // An approval concerns a commit, and a change of the configuration deploys no other commit.
+    let wanted = counting.iter().any(|protection| protection.approval) && !matches!(trigger, Trigger::Configure { .. });
     let approved = |given: &&&Approval| given.overriding.is_none() && given.by != *trigger.by() && fresh(given, APPROVAL_LIFE);
     if wanted && !given.iter().any(|given| approved(&given)) {
         let reason = format!("{title} wants the approval of {} by a second person", commit.short());

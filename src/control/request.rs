@@ -88,6 +88,8 @@ pub enum Reply<V> {
     View(V),
     /// A function that reads all bytes that the caller sends, and then returns the view.
     Upload(UploadFn<V>),
+    /// A function that reads all bytes that the caller sends, and then continues the request.
+    Input(InputFn<V>),
     /// Output that arrives over time.
     Stream(Stream),
     /// The consequences of a request that loses data. The request continues after a person has confirmed it on a terminal.
@@ -115,6 +117,9 @@ impl<V> From<V> for Reply<V> {
 
 /// A function that reads bytes from a descriptor and returns the view of the result.
 pub type UploadFn<V> = Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<V, CommandError>> + Send>;
+
+/// A function that reads bytes from a descriptor and returns the next reply.
+pub type InputFn<V> = Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<Reply<V>, CommandError>> + Send>;
 
 /// Output that arrives over time.
 pub enum Stream {

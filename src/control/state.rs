@@ -317,6 +317,7 @@ impl StartCheck for Control {
         let (needed, verb) = match request.trigger {
             Trigger::Push { .. } | Trigger::Redeploy { .. } => (Access::Push, "push to"),
             Trigger::Pull { .. } | Trigger::Rollback { .. } => (Access::Deploy, "deploy to"),
+            Trigger::Configure { .. } => (Access::Operate, "change the configuration of"),
         };
         let right =
             if *by == UserName::operator() { Access::Admin } else { authz::of_user(&self.registry(), by, &Target::from(asked)) };

@@ -80,6 +80,11 @@ impl Root {
         self.state().join("signing_ed25519_key")
     }
 
+    /// Returns the path of the key with which this server encrypts configuration snapshots.
+    pub fn configuration_key(&self) -> PathBuf {
+        self.state().join("config_age_key")
+    }
+
     /// Returns the path of the SSH key with which this server pulls from other servers.
     pub fn pull_key(&self) -> PathBuf {
         self.state().join("pull_ed25519_key")
@@ -320,6 +325,11 @@ impl EnvironmentPaths {
     /// database that `larder db create` created.
     pub fn secrets(&self) -> PathBuf {
         self.0.join("generated.json")
+    }
+
+    /// Returns the directory of the configuration snapshots.
+    pub fn configuration(&self) -> PathBuf {
+        self.0.join("config")
     }
 
     /// Returns the path of the file with the releases that are never pruned.

@@ -4,6 +4,7 @@
 
 mod address;
 mod checked;
+mod configuration;
 mod database;
 mod environment;
 mod event;
@@ -26,6 +27,7 @@ mod words;
 
 pub use address::{ServerAddress, bucket_and_prefix, has_dots};
 pub(crate) use checked::{checked_text, text_form};
+pub use configuration::{ConfigChange, ConfigVariables, SnapshotNumber, SnapshotRef, VariableChange};
 pub use database::DatabaseEngine;
 pub use environment::{Environment, Live, Project, Remote, StorageKind, Strategy};
 pub use event::{Blame, Event, Fault, Outcome, Record, StepStatus};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::{
     BranchName, CommitId, DeploymentId, EnvId, Environment, EnvironmentName, Live, Mode, Phase, ProjectId, ProjectName,
-    ReleaseId, ReleaseNumber, RemoteName, Slot, Strategy, UserName,
+    ReleaseId, ReleaseNumber, RemoteName, Slot, SnapshotRef, Strategy, UserName,
 };
 
 /// The name of a step in plans and journals, in the form `phase.word`.
@@ -58,13 +58,22 @@ pub enum Trigger {
         /// The user who requested the deployment.
         by: UserName,
     },
+    /// A change of the configuration, such as `larder config set`.
+    Configure {
+        /// The user who changed the configuration.
+        by: UserName,
+    },
 }
 
 impl Trigger {
     /// Returns the user who started the deployment.
     pub fn by(&self) -> &UserName {
         match self {
-            Trigger::Push { by } | Trigger::Redeploy { by } | Trigger::Pull { by } | Trigger::Rollback { by } => by,
+            Trigger::Push { by }
+            | Trigger::Redeploy { by }
+            | Trigger::Pull { by }
+            | Trigger::Rollback { by }
+            | Trigger::Configure { by } => by,
         }
     }
 }
@@ -85,6 +94,9 @@ pub enum Origin {
     /// An earlier deployment of this environment: the release was live before, and the journal of that deployment describes it.
     #[serde(rename = "past")]
     Previous,
+    /// The live release, which starts again with a changed configuration. The journal of the deployment that made the release live describes
+    /// the release.
+    Configuration,
 }
 
 impl fmt::Display for Origin {
@@ -95,6 +107,7 @@ impl fmt::Display for Origin {
             Origin::Environment(name) => write!(f, "the environment {name}"),
             Origin::Remote(name) => write!(f, "the remote {name}"),
             Origin::Previous => f.write_str("an earlier deployment"),
+            Origin::Configuration => f.write_str("the live release"),
         }
     }
 }
@@ -189,6 +202,10 @@ pub struct DeploymentSpec {
     /// The id of the restore point whose data goes live together with the release; `None` if the data stays as it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<String>,
+    /// The configuration snapshot that the processes of the release get; `None` if the environment has no configuration, as in all journals
+    /// that were written before snapshots existed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<SnapshotRef>,
 }
 
 /// The fields of a specification in a journal, of version 1 or 2.
@@ -221,6 +238,7 @@ struct Fields {
     #[serde(default)]
     tags: Vec<(String, CommitId)>,
     data: Option<String>,
+    configuration: Option<SnapshotRef>,
 }
 
 /// The reason why a specification cannot be used.
@@ -302,6 +320,7 @@ impl TryFrom<Map<String, Value>> for DeploymentSpec {
             newest: fields.newest,
             tags: fields.tags,
             data: fields.data,
+            configuration: fields.configuration,
         })
     }
 }
@@ -345,7 +364,7 @@ impl DeploymentSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Event, Record};
+    use crate::model::{Digest, Event, Record, SnapshotNumber};
 
     /// Returns an `opened` event as larder 0.1 wrote it.
     fn version_1() -> Value {
@@ -378,7 +397,10 @@ mod tests {
     fn spec_survives_a_round_trip() {
         let environment = Environment::of_shop("production", "main");
         let old = spec_of(version_1()).unwrap();
-        let spec = DeploymentSpec { version: DeploymentSpec::VERSION, ..old.for_environment(&environment).unwrap() };
+        assert_eq!(old.configuration, None);
+        let configuration = Some(SnapshotRef { number: SnapshotNumber(5), digest: Digest::of(b"snapshot") });
+        let old = old.for_environment(&environment).unwrap();
+        let spec = DeploymentSpec { version: DeploymentSpec::VERSION, origin: Origin::Configuration, configuration, ..old };
         let record = Record { at: jiff::Timestamp::UNIX_EPOCH, event: Event::Opened(Box::new(spec.clone())) };
         let value = serde_json::to_value(record).unwrap();
         assert_eq!(value["deployment"], serde_json::json!(spec.id));

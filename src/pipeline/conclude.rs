@@ -65,6 +65,7 @@ impl Pipeline {
                 let environment = ticket.request.environment;
                 let outcome = Outcome::Refused { fault: fault.clone() };
                 ticket.transcript.error(&fault.why);
+                fault.hints.iter().for_each(|hint| ticket.transcript.error(&format!("hint: {hint}")));
                 ticket.transcript.close();
                 verdict.send_replace(Some(outcome.clone()));
                 let paths = self.services().root.environment(&environment.project, &environment.name);
@@ -152,6 +153,10 @@ impl Pipeline {
             summary.outcome = Some(outcome.clone());
             if summary.went_live() || state.is_committed() {
                 queue.live = Some(deployment.spec.live());
+                let directory = deployment.paths.configuration();
+                if let Err(error) = self.services().snapshots.settle(&directory, deployment.spec.configuration.as_ref()) {
+                    tracing::error!(error = chain(&error), "cannot remove the record of a staged configuration");
+                }
             }
             queue.history.record(summary);
         }

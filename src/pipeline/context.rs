@@ -30,13 +30,15 @@ use crate::{
         root::{EnvironmentPaths, Root},
     },
     model::{
-        DeploymentSpec, EnvId, Environment, HealthRecord, Launch, LimitClass, Phase, ReleaseId, Role, Supervision, UserNumbers,
+        ConfigVariables, DeploymentSpec, EnvId, Environment, HealthRecord, Launch, LimitClass, Phase, ReleaseId, Role,
+        Supervision, UserNumbers,
     },
     notify::Notifier,
     proxy::{Connector, Hold, Proxy, Retired, Route, RouteState, RouteTarget, TcpConnector},
     release::{self, SigningKey},
     remote::DeliverableStores,
     runtime::Runtime,
+    snapshots::SnapshotStore,
 };
 
 /// The subsystems and limits that all deployments of this server share.
@@ -57,6 +59,8 @@ pub struct Services {
     pub runtime: Runtime,
     /// The HTTP proxy.
     pub proxy: Proxy,
+    /// The configuration snapshots.
+    pub snapshots: SnapshotStore,
     /// The numbers of the environments' users; `None` if all environments run as the same user.
     pub users: Option<UserNumbers>,
     /// The address of the SSH server.
@@ -198,6 +202,8 @@ pub struct Memory {
     pub hold: Option<(Hold, Instant)>,
     /// True if the deployment has passed its commit point, even if the commit was undone since. Visitors may have written data from then on.
     pub committed: bool,
+    /// The variables of the configuration snapshot, or the reason why the snapshot cannot be read.
+    pub(super) configuration: Result<ConfigVariables, Failure>,
     /// The live release and its data.
     pub(super) live_app: Arc<dyn LiveApp>,
     /// The store of the spare tree, from which the installation may start.
@@ -214,6 +220,12 @@ impl Deployment {
     /// Returns the project's settings for this environment, or the defaults before the recipe is read.
     pub fn settings(&self) -> Settings {
         self.facts.settings.clone().unwrap_or_default()
+    }
+
+    /// Returns the variables of the configuration snapshot. The error is the reason why the snapshot cannot be read; no process must be
+    /// started then.
+    pub fn configuration(&self) -> Result<&ConfigVariables, Failure> {
+        self.memory.configuration.as_ref().map_err(Clone::clone)
     }
 
     /// Returns the settings of the previous release, or the defaults if no release was live or its settings cannot be read.

@@ -153,11 +153,11 @@ impl Pipeline {
         self.queue(environment).map(|queue| queue.state.lock().history.clone()).unwrap_or_default()
     }
 
-    /// Returns the running deployment of an environment, and the waiting deployment.
+    /// Returns the running deployment of an environment, and the deployment that runs next.
     pub fn under_way(&self, environment: EnvId) -> (Option<Ticket>, Option<Ticket>) {
         let Some(queue) = self.queue(environment) else { return (None, None) };
         let state = queue.state.lock();
-        (state.running.clone(), state.waiting.as_ref().map(|pending| pending.ticket.clone()))
+        (state.running.clone(), state.waiting.front().map(|pending| pending.ticket.clone()))
     }
 
     /// Returns the facts of the last deployment that made `release` live, or the defaults if no deployment made the release live.
@@ -196,6 +196,7 @@ impl Pipeline {
             replaced_state: None,
             hold: None,
             committed: false,
+            configuration: self.load_configuration(&paths, spec.configuration.as_ref()),
             live_app: Arc::new(LiveHandle { pipeline: self.clone(), queue: queue.clone(), locked: Mutex::default() }),
             spare: queue.spare.clone(),
             renewed: queue.renewed.clone(),

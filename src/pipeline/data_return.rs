@@ -144,6 +144,7 @@ mod tests {
             cleared: false,
             dry_run: false,
             interruption: None,
+            configuration: None,
             previous: None,
             ending: None,
         }
@@ -161,6 +162,7 @@ mod tests {
             databases: Vec::new(),
             custom: false,
             sessions: Vec::new(),
+            configuration: None,
         };
         let (id, counts) = (String::from("x"), PointCounts::default());
         PointInfo { id, taken: Some(5), label: Some(label), state, counts, skipped: Vec::new(), runs: Vec::new() }

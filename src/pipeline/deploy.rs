@@ -19,7 +19,7 @@ use super::{
     transcript::Transcript,
 };
 use crate::model::{
-    DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, Slot, Strategy,
+    DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, Slot, SnapshotRef, Strategy,
 };
 
 impl Pipeline {
@@ -105,7 +105,15 @@ impl Pipeline {
         }
         let Pending { ticket, verdict } = pending;
         ticket.transcript.hold_space();
-        let spec = self.specify(queue, &ticket).await;
+        let configuration = match self.choose_configuration(queue, &ticket.request) {
+            Ok(configuration) => configuration,
+            Err(failure) => {
+                let pending = Pending { ticket, verdict };
+                self.conclude(queue, Ended::NeverBegan { pending, fault: failure.in_phase(Phase::Gather) }).await;
+                return;
+            }
+        };
+        let spec = self.specify(queue, &ticket, configuration).await;
         let plan = Plan::known(&spec.plan);
         let mut deployment = self.revive(queue, spec, Default::default(), ticket.transcript.clone(), ticket.cancel.clone());
         if let Some(phases) = deployment.spec.dry_run_phases() {
@@ -150,7 +158,7 @@ impl Pipeline {
     }
 
     /// Returns the specification of a deployment, which fixes all decisions that precede the first step.
-    async fn specify(&self, queue: &Queue, ticket: &Ticket) -> DeploymentSpec {
+    async fn specify(&self, queue: &Queue, ticket: &Ticket, configuration: Option<SnapshotRef>) -> DeploymentSpec {
         let strategy = self.strategy(queue, &ticket.request).await;
         // The lock waits until no release is being removed, so that the check of the installed tree below does not find a tree that is
         // about to disappear.
@@ -163,10 +171,20 @@ impl Pipeline {
         let (release, origin, overriding, newest) = match request.goal.clone() {
             Goal::Cook => (ReleaseId::new(jiff::Timestamp::now()), Origin::Commit, None, false),
             Goal::Release { release, origin, overriding, newest } => (release, origin, overriding, newest),
+            // `choose_configuration` has refused the request if no release is live.
+            Goal::Configure { .. } => {
+                let live = previous.as_ref().map(|live| live.release);
+                (live.unwrap_or_else(|| ReleaseId::new(jiff::Timestamp::now())), Origin::Configuration, None, false)
+            }
+        };
+        // Another release may have become live while a change of the configuration waited.
+        let commit = match (&request.goal, &previous) {
+            (Goal::Configure { .. }, Some(live)) => live.commit.clone(),
+            _ => request.commit.clone(),
         };
         // A directory with the final name of a tree is a complete tree, because a tree gets this name last and loses this name before its
         // files are removed. The unwinding of a failed or interrupted deployment removes the tree of that deployment.
-        let recorded = state.history.of_release(release).map(|summary| summary.deployment);
+        let recorded = request.recorded.or_else(|| state.history.of_release(release).map(|summary| summary.deployment));
         let again = recorded.is_some() && paths.tree(release).is_dir();
         state.in_progress = Some(release);
         let steps = match request.data {
@@ -181,7 +199,7 @@ impl Pipeline {
             mode: environment.mode,
             strategy,
             branch: request.branch.clone(),
-            commit: request.commit.clone(),
+            commit,
             release,
             number: state.history.next_number(),
             slot: match strategy {
@@ -200,6 +218,7 @@ impl Pipeline {
             newest,
             tags: request.tags.clone(),
             data: request.data.clone(),
+            configuration,
         }
     }
 }

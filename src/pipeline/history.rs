@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     host::root::EnvironmentPaths,
-    model::{BranchName, CommitId, DeploymentId, Live, Outcome, ReleaseId, ReleaseNumber, Slot, Trigger},
+    model::{BranchName, CommitId, DeploymentId, Live, Outcome, ReleaseId, ReleaseNumber, Slot, SnapshotRef, Trigger},
 };
 
 /// The summary of one deployment.
@@ -51,6 +51,9 @@ pub struct Summary {
     /// The time for which visitors got the maintenance page, in milliseconds; absent unless the deployment replaced a release in place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interruption: Option<u64>,
+    /// The configuration snapshot of the processes; absent if the environment had no configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<SnapshotRef>,
     /// The release that was live when the deployment began.
     #[serde(skip)]
     pub previous: Option<Live>,
@@ -81,6 +84,7 @@ impl Summary {
             cleared: state.cleared,
             dry_run: !spec.dry_run.is_empty(),
             interruption: state.interruption(),
+            configuration: spec.configuration,
             previous: spec.previous.clone(),
             ending: missed.then_some(state.endings),
         })
@@ -301,6 +305,7 @@ mod tests {
             cleared: false,
             dry_run: false,
             interruption: None,
+            configuration: None,
             previous: None,
             ending: None,
         }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     backup::{self, PointInfo, RestoreJob},
     host::launch::Stdio,
-    model::{Environment, Live, Phase, ReleaseId, Slot, sanitise_line},
+    model::{ConfigVariables, Environment, Live, Phase, ReleaseId, Slot, sanitise_line},
     runtime::{Boot, RunJob},
 };
 
@@ -44,6 +44,7 @@ pub(super) struct Hook {
     release: ReleaseId,
     slot: Slot,
     facts: Facts,
+    configuration: ConfigVariables,
 }
 
 impl Pipeline {
@@ -106,8 +107,13 @@ impl Pipeline {
     ) -> Result<Option<Hook>, PointsError> {
         let facts = self.facts(environment, release);
         let facts = facts.map_err(|error| PointsError::refused(format!("cannot find .larder/{name}: {}", chain(&error))))?;
-        let has_script = facts.scripts.iter().any(|script| script == name);
-        Ok(has_script.then_some(Hook { release, slot, facts }))
+        if !facts.scripts.iter().any(|script| script == name) {
+            return Ok(None);
+        }
+        let configuration = self.configuration_of(environment, release);
+        let configuration =
+            configuration.map_err(|error| PointsError::refused(format!("cannot start .larder/{name}: {}", chain(&error))))?;
+        Ok(Some(Hook { release, slot, facts, configuration }))
     }
 
     /// Writes the files of `.larder/backup` in a restore point into `custom/`, and runs `.larder/restore`. The call may be repeated.
@@ -153,13 +159,15 @@ impl Pipeline {
         };
         let mut env: Vec<_> = hook.facts.env.clone().into_iter().collect();
         env.push((String::from("LARDER_RESTORE_POINT"), directory));
-        let job = RunJob { command: format!(".larder/{name}"), env, ..RunJob::default() };
+        let configuration = hook.configuration.clone();
+        let job = RunJob { command: format!(".larder/{name}"), env, configuration, ..RunJob::default() };
         let boot = Boot {
             environment: environment.clone(),
             slot: hook.slot,
             release: hook.release,
             processes: Vec::new(),
             env: Vec::new(),
+            configuration: ConfigVariables::default(),
             logs: paths.log(),
         };
         let (stdio, reader) = piped().map_err(|error| failed(error.to_string()))?;

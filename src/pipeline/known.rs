@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{core::Pipeline, error::PipelineError, history::Summary, state_files::Pins, util::chain};
 use crate::{
-    model::{CommitId, Environment, ReleaseId, ReleaseNameForm, ReleaseNumber, UserName, best_tag},
+    model::{CommitId, Environment, ReleaseId, ReleaseNameForm, ReleaseNumber, SnapshotNumber, UserName, best_tag},
     release::store,
 };
 
@@ -26,6 +26,9 @@ pub struct KnownRelease {
     pub tag: Option<String>,
     /// All tags of the commit, and the tag in the record of the deployment or in the manifest.
     pub tags: Vec<String>,
+    /// The number of the configuration with which the release went live; `None` without a configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<SnapshotNumber>,
     /// The user who deployed the release; `None` if the release never went live here.
     pub by: Option<UserName>,
     /// The time at which the release went live.
@@ -159,6 +162,7 @@ impl Pipeline {
                     commit,
                     tag,
                     tags,
+                    configuration: made.and_then(|made| made.configuration).map(|snapshot| snapshot.number),
                     by: made.map(|made| made.trigger.by().clone()),
                     since: made.and_then(|made| made.ended),
                     live: live.as_ref().is_some_and(|live| live.release == release),
@@ -202,6 +206,7 @@ mod tests {
             commit: commit.repeat(40).get(..40).unwrap().parse().unwrap(),
             tag: tag.map(str::to_owned),
             tags: tag.iter().map(|tag| (*tag).to_owned()).collect(),
+            configuration: None,
             by: None,
             since: None,
             live: false,

@@ -7,6 +7,7 @@
 //! journal. [`Pipeline`] is the type to read first.
 
 mod conclude;
+mod configuration;
 mod context;
 mod copies;
 mod copy_record;
@@ -70,6 +71,7 @@ mod verdict;
 mod watch_state;
 
 pub use self::{
+    configuration::{ChangeError, EnvironmentConfiguration},
     context::Services,
     core::{Pipeline, ProjectLimits, StartCheck},
     data_copy::{DataCopy, names_a_database},

@@ -141,6 +141,10 @@ impl Pipeline {
         let facts = deployment.map(|deployment| JournalState::read(&paths.deployment(deployment)).map(|state| state.facts));
         let facts = facts.transpose().map_err(|error| unknown(&error))?.unwrap_or_default();
         let mut env = facts.env;
+        if let Some(release) = release {
+            let configuration = self.configuration_of(environment, release).map_err(|error| unknown(&error))?;
+            env.extend(configuration.split_text().0);
+        }
         let created = self.stored_database_url(environment).map_err(|error| unknown(&error))?;
         if let Some(url) = created {
             // The live release has this variable only if a deployment has read it since.
@@ -192,6 +196,7 @@ impl Pipeline {
             Some(live) => self.back_up_custom(environment, live).await?,
             None => false,
         };
+        let configuration = self.configuration_for_point(environment, live.as_ref());
         let label = PointLabel {
             project: environment.project.clone(),
             environment: environment.name.clone(),
@@ -203,6 +208,7 @@ impl Pipeline {
             databases: Vec::new(),
             custom,
             sessions: Vec::new(),
+            configuration,
         };
         let id = PointId::new(Timestamp::now());
         let paths = self.services().root.environment(&environment.project, &environment.name);

@@ -1,8 +1,12 @@
-//! The queue of one environment: one running deployment, and at most one waiting deployment.
+//! The queue of one environment: one running deployment, at most one waiting deployment of a release, and waiting changes of the
+//! configuration.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use parking_lot::Mutex;
@@ -18,8 +22,14 @@ use super::{
 };
 use crate::{
     git::source::RecipeFiles,
-    model::{BranchName, CommitId, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId, Trigger},
+    model::{
+        BranchName, CommitId, ConfigChange, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId,
+        SnapshotRef, Trigger,
+    },
 };
+
+/// The maximum number of changes of the configuration that wait.
+const MAX_CHANGES: usize = 16;
 
 /// A request to deploy.
 #[derive(Debug, Clone)]
@@ -45,6 +55,8 @@ pub struct DeployRequest {
     pub dry_run: Vec<Phase>,
     /// The id of the restore point whose data goes live together with the release; `None` if the data stays as it is.
     pub data: Option<String>,
+    /// The earlier deployment whose settings and configuration go live again; `None` unless the request is a rollback.
+    pub recorded: Option<DeploymentId>,
 }
 
 impl DeployRequest {
@@ -53,10 +65,16 @@ impl DeployRequest {
     fn never_waits(&self) -> bool {
         !self.dry_run.is_empty() || self.data.is_some()
     }
+
+    /// Returns true for a change of the configuration.
+    fn is_change(&self) -> bool {
+        matches!(self.goal, Goal::Configure { .. })
+    }
 }
 
 /// The release that a request makes live.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // One value per request.
 pub enum Goal {
     /// A release that is built from the commit.
     Cook,
@@ -70,6 +88,13 @@ pub enum Goal {
         newest: bool,
         /// The reason to override the promotion policy; `None` if the policy applies.
         overriding: Option<String>,
+    },
+    /// The live release, with a changed configuration.
+    Configure {
+        /// The change. It is applied to the configuration at the start of the deployment, so that no earlier change is lost.
+        change: ConfigChange,
+        /// The configuration when the change was requested.
+        seen: Option<SnapshotRef>,
     },
 }
 
@@ -107,7 +132,8 @@ pub(super) struct QueueState {
     /// The environment as registered last.
     pub(super) environment: Environment,
     pub(super) running: Option<Ticket>,
-    pub(super) waiting: Option<Pending>,
+    /// The waiting deployments, in the order in which they run.
+    pub(super) waiting: VecDeque<Pending>,
     pub(super) history: History,
     pub(super) live: Option<Live>,
     /// The release of the running deployment, which is never pruned.
@@ -122,7 +148,7 @@ pub(super) enum Entered {
     First(Pending),
     /// The deployment waits. The value is the deployment that waited before and is now superseded, if there was such a deployment.
     Waits(Option<Pending>),
-    /// The deployment never waits, and another deployment is under way.
+    /// The deployment never waits, or too many deployments wait, and another deployment is under way.
     Busy(DeploymentId),
     /// The environment is being removed.
     Closed,
@@ -160,7 +186,8 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn new(environment: Environment, history: History, live: Option<Live>, slots: Slots) -> Queue {
         let id = environment.id;
-        let state = QueueState { environment, running: None, waiting: None, history, live, in_progress: None, closed: false };
+        let state =
+            QueueState { environment, running: None, waiting: VecDeque::new(), history, live, in_progress: None, closed: false };
         Queue {
             id,
             state: Arc::new(Mutex::new(state)),
@@ -204,9 +231,20 @@ impl Queue {
                 return Entered::First(pending);
             }
             Some(running) if pending.ticket.request.never_waits() => return Entered::Busy(running.deployment),
+            Some(running) if pending.ticket.request.is_change() && state.waiting.len() >= MAX_CHANGES => {
+                return Entered::Busy(running.deployment);
+            }
             Some(_) => {}
         }
-        Entered::Waits(state.waiting.replace(pending))
+        // A newer deployment of a release supersedes an older one. A change of the configuration supersedes nothing, and is never superseded,
+        // because the changes of several people are combined.
+        let older = |waiting: &Pending| !waiting.ticket.request.is_change();
+        let superseded = match pending.ticket.request.is_change() {
+            true => None,
+            false => state.waiting.iter().position(older).and_then(|at| state.waiting.remove(at)),
+        };
+        state.waiting.push_back(pending);
+        Entered::Waits(superseded)
     }
 
     /// Closes the queue for new deployments. If a deployment is under way, leaves the queue open and returns this deployment as
@@ -251,7 +289,7 @@ impl Queue {
     /// Takes the next deployment from the queue, or marks the queue as idle.
     pub(super) fn advance(&self) -> Option<Pending> {
         let mut state = self.state.lock();
-        let next = state.waiting.take();
+        let next = state.waiting.pop_front();
         state.running = next.as_ref().map(|pending| pending.ticket.clone());
         next
     }

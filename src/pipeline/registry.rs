@@ -29,9 +29,12 @@ enum PlanKind {
     /// The plan that makes an earlier release live, together with the data of a restore point. Requests wait until the last step.
     /// Smoke checks would wait, too, so this plan has no smoke checks.
     Return,
+    /// The plan that starts the live release again with a changed configuration. Code and data stay, so the release command does not run, and
+    /// with the strategy blue-green no request waits.
+    Reconfigure,
 }
 
-use PlanKind::{Build, Deliver, Recall, Return};
+use PlanKind::{Build, Deliver, Recall, Reconfigure, Return};
 
 /// A function that creates a step.
 type NewStep = fn() -> Box<dyn Step>;
@@ -45,12 +48,12 @@ type Row = (&'static str, &'static [PlanKind], NewStep);
 /// plans, as long as a journal may name the step.
 const STEPS: &[Row] = &[
     ("gather.deliverable", &[Deliver], || Box::new(deliver::SupplyDeliverable)),
-    ("gather.recall", &[Recall, Return], || Box::new(gather::LoadRelease)),
+    ("gather.recall", &[Recall, Return, Reconfigure], || Box::new(gather::LoadRelease)),
     ("gather.source", &[Build, Deliver], || Box::new(gather::ExportSource)),
     ("gather.proof", &[Deliver], || Box::new(deliver::PromotionCheck)),
     ("gather.layer", &[Build, Deliver], || Box::new(build::PrepareLayer)),
     ("gather.script", &[Build, Deliver], || Box::new(Script(Phase::Gather))),
-    ("pre_install.checks", &[Build, Deliver, Recall, Return], || Box::new(checks::Checks)),
+    ("pre_install.checks", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(checks::Checks)),
     ("pre_install.script", &[Build, Deliver], || Box::new(Script(Phase::PreInstall))),
     ("configure.script", &[Build, Deliver], || Box::new(Script(Phase::Configure))),
     ("build.compile", &[Build], || Box::new(build::Compile)),
@@ -58,25 +61,25 @@ const STEPS: &[Row] = &[
     ("post_build.script", &[Build], || Box::new(Script(Phase::PostBuild))),
     ("bundle.script", &[Build], || Box::new(Script(Phase::Bundle))),
     ("bundle.archive", &[Build], || Box::new(bundle::WriteArchive)),
-    ("deploy.install", &[Build, Deliver, Recall, Return], || Box::new(deploy::install::Install)),
-    ("deploy.slot", &[Build, Deliver, Recall, Return], || Box::new(deploy::slot::PrepareSlot)),
-    ("deploy.script", &[Build, Deliver, Recall, Return], || Box::new(Script(Phase::Deploy))),
+    ("deploy.install", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(deploy::install::Install)),
+    ("deploy.slot", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(deploy::slot::PrepareSlot)),
+    ("deploy.script", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(Script(Phase::Deploy))),
     ("deploy.fill", &[Return], || Box::new(deploy::data::FillData)),
     ("deploy.hold", &[Build, Deliver, Recall, Return], || Box::new(deploy::hold::HoldRequests)),
     ("deploy.quiesce", &[Build, Deliver, Recall, Return], || Box::new(deploy::hold::StopWriters)),
     ("deploy.point", &[Build, Deliver, Recall, Return], || Box::new(deploy::hold::TakePoint)),
     ("deploy.data", &[Return], || Box::new(deploy::data::ExchangeData)),
     ("deploy.release", &[Build, Deliver, Recall, Return], || Box::new(deploy::upgrade::ReleaseCommand)),
-    ("deploy.boot", &[Build, Deliver, Recall, Return], || Box::new(deploy::boot::BootWeb)),
-    ("deploy.check", &[Build, Deliver, Recall, Return], || Box::new(deploy::hold::CheckPages)),
-    ("deploy.switch", &[Build, Deliver, Recall, Return], || Box::new(deploy::switch::Switch)),
-    (COMMIT_POINT, &[Build, Deliver, Recall], || Box::new(deploy::hold::Resume(COMMIT_POINT))),
-    ("post_deploy.workers", &[Build, Deliver, Recall, Return], || Box::new(post_deploy::Workers)),
-    ("post_deploy.smoke", &[Build, Deliver, Recall], || Box::new(post_deploy::SmokeChecks)),
+    ("deploy.boot", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(deploy::boot::BootWeb)),
+    ("deploy.check", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(deploy::hold::CheckPages)),
+    ("deploy.switch", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(deploy::switch::Switch)),
+    (COMMIT_POINT, &[Build, Deliver, Recall, Reconfigure], || Box::new(deploy::hold::Resume(COMMIT_POINT))),
+    ("post_deploy.workers", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(post_deploy::Workers)),
+    ("post_deploy.smoke", &[Build, Deliver, Recall, Reconfigure], || Box::new(post_deploy::SmokeChecks)),
     ("post_deploy.first", &[Build, Deliver], || Box::new(post_deploy::First)),
-    ("post_deploy.script", &[Build, Deliver, Recall, Return], || Box::new(Script(Phase::PostDeploy))),
-    ("post_install.script", &[Build, Deliver, Recall, Return], || Box::new(Script(Phase::PostInstall))),
-    ("post_install.alive", &[Build, Deliver, Recall, Return], || Box::new(post_install::Alive)),
+    ("post_deploy.script", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(Script(Phase::PostDeploy))),
+    ("post_install.script", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(Script(Phase::PostInstall))),
+    ("post_install.alive", &[Build, Deliver, Recall, Return, Reconfigure], || Box::new(post_install::Alive)),
     (RETURN_COMMIT_POINT, &[Return], || Box::new(deploy::hold::Resume(RETURN_COMMIT_POINT))),
 ];
 
@@ -89,7 +92,8 @@ const IN_PLACE_STEPS: &[(&str, NewStep)] = &[
 ];
 
 /// The steps of the phase deploy with the strategy in-place, in the order in which they run. A plan has those of these steps that are in
-/// [`IN_PLACE_STEPS`], or that its kind of plan has with the strategy blue-green.
+/// [`IN_PLACE_STEPS`], or that its kind of plan has with the strategy blue-green. Every plan has `deploy.point`, because a process that starts
+/// may change the data.
 const IN_PLACE_ORDER: &[&str] = &[
     "deploy.install",
     "deploy.fill",
@@ -122,6 +126,7 @@ pub fn steps(mode: Mode, strategy: Strategy, origin: &Origin) -> Vec<StepName> {
         // A final environment never builds, whatever the origin in the request is.
         (Mode::Final, Origin::Commit) | (_, Origin::Store | Origin::Environment(_) | Origin::Remote(_)) => Deliver,
         (_, Origin::Previous) => Recall,
+        (_, Origin::Configuration) => Reconfigure,
     };
     of_kind(kind, strategy)
 }
@@ -139,7 +144,8 @@ fn of_kind(kind: PlanKind, strategy: Strategy) -> Vec<StepName> {
     let in_deploy = |name: &&str| name.starts_with("deploy.");
     let before = all.iter().take_while(|name| !in_deploy(name));
     let after = all.iter().skip_while(|name| !in_deploy(name)).skip_while(|name| in_deploy(name));
-    let own = |name: &&&str| all.contains(*name) || IN_PLACE_STEPS.iter().any(|(known, _)| known == *name);
+    let added = |name: &str| name == "deploy.point" || IN_PLACE_STEPS.iter().any(|(known, _)| *known == name);
+    let own = |name: &&&str| all.contains(*name) || added(name);
     before.chain(IN_PLACE_ORDER.iter().filter(own)).chain(after).map(|name| StepName::from(*name)).collect()
 }
 
@@ -191,6 +197,17 @@ mod tests {
             let names = return_steps(strategy);
             assert!(names.last() == Some(&commit_point(&names)) && !names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
         }
+    }
+
+    #[test]
+    fn changed_configuration_neither_builds_nor_upgrades() {
+        let names = |strategy| steps(Mode::Cooking, strategy, &Origin::Configuration);
+        let has = |strategy, step: &str| names(strategy).contains(&StepName::from(step));
+        for strategy in [Strategy::BlueGreen, Strategy::InPlace] {
+            assert!(has(strategy, COMMIT_POINT) && has(strategy, "deploy.switch") && has(strategy, "post_deploy.workers"));
+            assert!(!has(strategy, "deploy.release") && !names(strategy).iter().any(|name| name.as_str().starts_with("bu")));
+        }
+        assert!(!has(Strategy::BlueGreen, "deploy.hold") && has(Strategy::InPlace, "deploy.point"));
     }
 
     #[test]

@@ -140,7 +140,7 @@ pub(super) async fn run_in_slot(
 ) -> Result<(), Failure> {
     let services = deployment.services.clone();
     let (environment, slot) = (deployment.environment.clone(), deployment.spec.slot);
-    let wanted = processes::boot(deployment, &which);
+    let wanted = processes::boot(deployment, &which)?;
     let wanted_count: u32 = wanted.processes.iter().map(|process| process.count).sum();
     let route = services.route(&environment);
     let running = services.runtime.instances(environment.id, Some(slot)).into_iter();

@@ -163,6 +163,11 @@ impl Secrets {
         self.values.get_key_value(DATABASE_URL).map(|(name, url)| (name.clone(), url.clone()))
     }
 
+    /// Returns the names of all values.
+    pub fn names(&self) -> impl Iterator<Item = &VariableName> {
+        self.values.keys()
+    }
+
     /// Sets the URL of the database, or removes it if `url` is `None`. Returns after the change is on the disk.
     pub fn set_database_url(&mut self, url: Option<String>) -> io::Result<()> {
         match url {

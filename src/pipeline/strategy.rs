@@ -20,6 +20,7 @@ impl Pipeline {
         let environment = queue.environment();
         let recorded = match &request.goal {
             Goal::Release { release, .. } => self.strategy_of(&environment, *release),
+            Goal::Configure { .. } => self.live(environment.id).and_then(|live| self.strategy_of(&environment, live.release)),
             Goal::Cook => None,
         };
         match recorded {

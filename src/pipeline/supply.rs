@@ -286,7 +286,7 @@ impl Pipeline {
     }
 
     /// Returns the deployment whose release is the target of a rollback: the release named `name`, or the release that was live
-    /// before the current release first went live. A second rollback therefore goes back further. The release of the returned
+    /// before the current release with its current configuration first went live. A second rollback therefore goes back further. The release of the returned
     /// deployment was live in this environment, and its files still exist.
     pub fn past(&self, environment: EnvId, name: Option<&str>) -> Result<Summary, SupplyError> {
         let queue =
@@ -296,12 +296,15 @@ impl Pipeline {
         let paths = self.0.services.root.environment(&environment.project, &environment.name);
         let state = queue.state.lock();
         let Some(live) = &state.live else { return Err(SupplyError::Named(format!("nothing is live in {title} yet"))) };
+        // A change of the configuration makes the same release live again, so a target is a release with its configuration.
+        let configuration = state.history.of_release(live.release).and_then(|summary| summary.configuration);
+        let is_live = |summary: &Summary| summary.release == live.release && summary.configuration == configuration;
         let there = |release: ReleaseId| paths.tree(release).is_dir() || paths.manifest(release).is_file();
         let found = match name {
             None => state
                 .history
                 .releases()
-                .take_while(|summary| summary.release != live.release)
+                .take_while(|summary| !is_live(summary))
                 .filter(|summary| there(summary.release))
                 .last()
                 .ok_or_else(|| SupplyError::Named(format!("{title} has no release older than {} to go back to", live.number)))?,
@@ -311,7 +314,7 @@ impl Pipeline {
                 Err(several) => return Err(ambiguous(name, several.into_iter().map(Summary::title))),
             },
         };
-        if found.release == live.release {
+        if is_live(found) {
             return Err(SupplyError::Named(format!("{} is live already, as {}", found.number, live.number)));
         }
         if !there(found.release) {
@@ -327,7 +330,7 @@ fn newest<'c>(candidates: impl Iterator<Item = &'c ReleaseCandidate>) -> Option<
     let nearness = |origin: &Origin| match origin {
         Origin::Environment(_) => 2,
         Origin::Remote(_) => 1,
-        Origin::Store | Origin::Previous | Origin::Commit => 0,
+        Origin::Store | Origin::Previous | Origin::Configuration | Origin::Commit => 0,
     };
     // Two builds can start in the same second. The build number then decides.
     let age = |candidate: &ReleaseCandidate| (candidate.release.created(), candidate.build, candidate.release);

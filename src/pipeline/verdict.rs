@@ -40,6 +40,9 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
         Outcome::Live { number, .. } => {
             let host = deployment.environment.hosts(services.config.domain.as_str()).into_iter().next().unwrap_or_default();
             transcript.title(&format!("{number} is live: {}", services.config.http.url(&host, services.http.port())));
+            if let Some(configuration) = &spec.configuration {
+                transcript.detail(&format!("with configuration {}", configuration.number));
+            }
             if let Some(previous) = &spec.previous {
                 let target = deployment.environment.target();
                 transcript.detail(&format!("to go back to {0}: larder rollback {target} {0}", previous.number));

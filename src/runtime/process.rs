@@ -7,7 +7,8 @@ use tokio::sync::watch;
 
 use super::data::DataJob;
 use crate::model::{
-    EnvId, Environment, Exit, Launch, LimitClass, ProcessId, ProcessType, ReleaseId, Role, Slot, StopSignal, Supervision,
+    ConfigVariables, EnvId, Environment, Exit, Launch, LimitClass, ProcessId, ProcessType, ReleaseId, Role, Slot, StopSignal,
+    Supervision,
 };
 
 /// The job of a worker that runs a command of the project at `/app`.
@@ -20,6 +21,8 @@ pub struct RunJob {
     pub arguments: Vec<String>,
     /// The environment variables of the command, without the variables that the keeper adds.
     pub env: Vec<(String, String)>,
+    /// The variables of the configuration snapshot, which replace variables of the same name in `env`.
+    pub configuration: ConfigVariables,
     /// The variables of a phase script, as JSON; `None` if the command is not a phase script. The script reads and changes the variables in
     /// the file `$LARDER_VARIABLES`. After the script succeeds, the worker reports the content of this file.
     pub variables: Option<String>,
@@ -60,6 +63,8 @@ pub struct Boot {
     pub processes: Vec<Process>,
     /// The environment variables that all processes have in common. `PORT` and `LARDER_PROCESS` are added for each process.
     pub env: Vec<(String, String)>,
+    /// The variables of the configuration snapshot, which replace variables of the same name.
+    pub configuration: ConfigVariables,
     /// The directory of the logs.
     pub logs: PathBuf,
 }

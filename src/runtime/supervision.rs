@@ -208,7 +208,8 @@ impl Runtime {
         // Heroku's variable `DYNO` is not set, because applications with this variable assume Heroku's environment, such as a router that
         // terminates TLS.
         env.push((String::from("LARDER_PROCESS"), label.name()));
-        let job = RunJob { command: process.command.clone(), env, ..RunJob::default() };
+        let configuration = boot.configuration.clone();
+        let job = RunJob { command: process.command.clone(), env, configuration, ..RunJob::default() };
         let supervision = Supervision::Keep { label: label.to_bytes(), stop: process.stop };
         let launch = boot.launch(Role::Run, supervision, process.memory);
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;

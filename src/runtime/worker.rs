@@ -1,9 +1,13 @@
 //! The worker role `run`: runs a command of the project at `/app`, as the environment's run user, inside the sandbox.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{self, Read as _, Write as _},
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        process::{CommandExt as _, ExitStatusExt as _},
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -36,6 +40,7 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
     let mut command = command::of(&job, app);
     command.current_dir(app);
     command.envs(job.env.iter().map(|(name, value)| (name, value)));
+    command.envs(job.configuration.iter().map(|(name, value)| (name, OsStr::from_bytes(value))));
     let refused = |command: &Command, error: &io::Error| {
         let defect = command::start_defect(command, app, error);
         if command::script_defect(&job, app).is_none() {

@@ -356,6 +356,7 @@ impl Pushes {
                     recipe,
                     dry_run: Vec::new(),
                     data: None,
+                    recorded: None,
                 };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {

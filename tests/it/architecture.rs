@@ -10,7 +10,8 @@ use std::{
 use crate::harness::source::{Imports, Source, paths, sources, top};
 
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
-const KEPT: [(&str, &[&str]); 23] = [
+const KEPT: [(&str, &[&str]); 24] = [
+    ("age", &["snapshots"]),
     ("anstream", &["surface/cli"]),
     ("indicatif", &["surface/cli"]),
     ("git2", &["git"]),

@@ -275,6 +275,7 @@ pub fn job(line: &str) -> RunJob {
         command: line.to_owned(),
         arguments: Vec::new(),
         env: vec![("MARK".into(), "set".into())],
+        configuration: Default::default(),
         variables: None,
         data: None,
     }

@@ -202,6 +202,7 @@ fn take(id: PointId) -> DumpJob {
         databases: Vec::new(),
         custom: false,
         sessions: Vec::new(),
+        configuration: None,
     };
     let database = DatabaseJob {
         name: "app".parse().unwrap(),

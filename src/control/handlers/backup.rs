@@ -17,7 +17,7 @@ use crate::{
         request::{Confirmation, Context, Reply, Request, Stream},
         target::Target,
     },
-    model::{Access, CommitId, Environment, ReleaseId, ReleaseNumber, UserName, sanitise_line},
+    model::{Access, CommitId, Environment, ReleaseId, ReleaseNumber, SnapshotNumber, UserName, sanitise_line},
     pipeline::{DrillRecord, Pipeline, PointsError},
 };
 
@@ -115,6 +115,9 @@ pub struct PointView {
     pub number: Option<ReleaseNumber>,
     /// The commit of the live release.
     pub commit: Option<CommitId>,
+    /// The number of the configuration of the live release; absent without a configuration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<SnapshotNumber>,
     /// The user who requested the restore point.
     pub by: Option<UserName>,
     /// The reason, as one line.
@@ -155,6 +158,7 @@ impl PointView {
             release: label.and_then(|label| label.release),
             number: label.and_then(|label| label.number),
             commit: label.and_then(|label| label.commit.clone()),
+            configuration: label.and_then(|label| label.configuration.as_ref()).map(|known| known.snapshot.number),
             by: label.map(|label| label.by.clone()),
             reason: label.map(|label| sanitise_line(&label.reason)),
             databases: label.map(|label| label.databases.clone()).unwrap_or_default(),
@@ -450,6 +454,8 @@ async fn restore_live(
     point: String,
     by: UserName,
 ) -> Result<RestoreView, CommandError> {
+    // The restored data may have been written with a configuration whose file was lost together with the data.
+    pipeline.put_back_configuration(environment, point.clone()).await.map_err(|error| of_points(&error))?;
     let restored = pipeline.restore_live(environment, point, by).await.map_err(|error| of_points(&error))?;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     Ok(RestoreView::Live(LiveRestored {

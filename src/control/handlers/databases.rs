@@ -4,7 +4,7 @@
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 
-use super::{backup::of_points, deployments::of_pipeline};
+use super::{backup::of_points, configuration::of_snapshots, deployments::of_pipeline};
 use crate::{
     backup::{
         BackupError, BackupFailure, DatabaseAccount, DatabaseAt, DatabaseJob, DatabaseServer, DatabaseStream, DatabaseUrl,
@@ -18,7 +18,7 @@ use crate::{
         target::Target,
     },
     host::launch::Stdio,
-    model::{Access, DatabaseEngine, Environment, UserName, sanitise_line},
+    model::{Access, ConfigVariables, DatabaseEngine, Environment, UserName, sanitise_line},
     pipeline::{PointsError, StoredUrlError},
     runtime::{Boot, RunJob},
 };
@@ -275,9 +275,13 @@ impl Request for DatabaseShell {
         let mut env: Vec<_> = facts.env.clone().into_iter().collect();
         let database = serde_json::to_string(&database).map_err(|error| CommandError::internal(&error))?;
         env.push((SHELL_VARIABLE.to_owned(), database));
-        let job = RunJob { arguments: ["larder", "database-shell"].map(str::to_owned).into(), env, ..RunJob::default() };
+        let configuration = control.pipeline().configuration_of(&environment, live.release);
+        let configuration = configuration.map_err(|error| of_snapshots(&error))?;
+        let arguments = ["larder", "database-shell"].map(str::to_owned).into();
+        let job = RunJob { arguments, env, configuration, ..RunJob::default() };
         let logs = control.root().environment(&environment.project, &environment.name).log();
-        let boot = Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs };
+        let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
+        let boot = Boot { environment, slot: live.slot, release: live.release, processes, env, configuration, logs };
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> BoxFuture<'static, _> {
             Box::pin(async move {

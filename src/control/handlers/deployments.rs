@@ -200,8 +200,19 @@ pub(super) fn of_supply(error: &SupplyError) -> CommandError {
 /// Returns a request to the pipeline for a deployment without a push.
 pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: CommitId, goal: Goal) -> pipeline::DeployRequest {
     let branch = environment.branch.clone();
-    let (tags, dry_run) = (Vec::new(), Vec::new());
-    pipeline::DeployRequest { trigger, environment, branch, commit, seen: None, tags, goal, recipe: None, dry_run, data: None }
+    pipeline::DeployRequest {
+        trigger,
+        environment,
+        branch,
+        commit,
+        seen: None,
+        tags: Vec::new(),
+        goal,
+        recipe: None,
+        dry_run: Vec::new(),
+        data: None,
+        recorded: None,
+    }
 }
 
 /// Returns the phases of a dry run: the phases `asked` and the phases that they depend on. Returns an empty list if `asked` is empty.

@@ -5,6 +5,9 @@ mod backup;
 mod backup_list;
 mod backup_offsite;
 mod backup_summary;
+mod configuration;
+mod configuration_explain;
+mod configuration_list;
 mod databases;
 mod deliverables;
 mod deployments;
@@ -28,7 +31,8 @@ mod status;
 mod users;
 
 pub use self::{
-    audit::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, databases::*, deliverables::*, deployments::*,
-    disk::*, doctor::*, drift::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*,
-    projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, status::*, users::*,
+    audit::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, configuration::*, configuration_explain::*,
+    configuration_list::*, databases::*, deliverables::*, deployments::*, disk::*, doctor::*, drift::*, exports::*, groups::*,
+    keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*, protect::*, releases::*, remotes::*,
+    rollback::*, status::*, users::*,
 };

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::{
     backup::{of_points, point_name},
+    configuration::of_snapshots,
     deployments::of_pipeline,
 };
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
         target::Target,
     },
     host::launch::Stdio,
-    model::{Access, Environment, ReleaseId, ReleaseNumber, Slot, SlotUse},
+    model::{Access, ConfigVariables, Environment, ReleaseId, ReleaseNumber, Slot, SlotUse},
     pipeline::{PipelineError, RestartError, names_a_database},
     runtime::{Boot, RunJob},
 };
@@ -212,10 +213,13 @@ impl Request for Run {
             return Err(not_found(format!("cannot run a command: there is no record of the live release {}", live.number)));
         }
         let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
+        let configuration = control.pipeline().configuration_of(&environment, live.release);
+        let configuration = configuration.map_err(|error| of_snapshots(&error))?;
         let mut job = RunJob {
             // The words are passed as arguments, so no shell parses them.
             arguments: self.command,
             env: facts.env.clone().into_iter().collect(),
+            configuration,
             ..RunJob::default()
         };
         let copy = match self.point {
@@ -229,12 +233,14 @@ impl Request for Run {
                 }
                 let copy = control.pipeline().copy_data(&environment, point).await.map_err(|error| of_points(&error))?;
                 job.env.retain(|(_, value)| !names_a_database(value));
+                job.configuration.retain(|_, value| !std::str::from_utf8(value).is_ok_and(names_a_database));
                 job.env.push((String::from("LARDER_RESTORE_POINT"), copy.point.clone()));
                 Some(copy)
             }
         };
         let logs = control.root().environment(&environment.project, &environment.name).log();
-        let boot = Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs };
+        let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
+        let boot = Boot { environment, slot: live.slot, release: live.release, processes, env, configuration, logs };
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> futures_util::future::BoxFuture<'static, _> {
             Box::pin(async move {

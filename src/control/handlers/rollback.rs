@@ -128,6 +128,11 @@ impl Request for Rollback {
                 Some(found.map_err(|error| of_choice(&target, &error))?)
             }
         };
+        if let Some(point) = chosen.as_ref().filter(|_| !dry_run) {
+            // The release goes back together with its configuration, whose file may have been lost together with the data.
+            let put_back = control.pipeline().put_back_configuration(&environment, point.id.clone()).await;
+            put_back.map_err(|error| of_points(&error))?;
+        }
         if let Some(point) = chosen.as_ref().filter(|_| confirmed && !dry_run) {
             return start(control, environment, caller.name(), &made, Some(point.id.clone()));
         }
@@ -187,7 +192,8 @@ fn start(
     let goal = Goal::Release { release: made.release, origin: Origin::Previous, newest: false, overriding: None };
     let request = deployment(Trigger::Rollback { by }, environment, made.commit.clone(), goal);
     let upgrades = control.pipeline().upgrades_since(&request.environment, made);
-    let ticket = control.pipeline().submit(DeployRequest { data, ..request }).map_err(|error| of_pipeline(&error))?;
+    let recorded = Some(made.deployment);
+    let ticket = control.pipeline().submit(DeployRequest { data, recorded, ..request }).map_err(|error| of_pipeline(&error))?;
     if !upgrades.is_empty() {
         let ran: Vec<_> =
             upgrades.iter().map(|upgrade| format!("{} ({})", upgrade.number, sanitise_line(&upgrade.command))).collect();

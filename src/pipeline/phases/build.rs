@@ -1,6 +1,6 @@
 //! The steps of a build: an empty layer over the source, and buildpacks in the build's sandbox.
 
-use std::time::Duration;
+use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 
 use serde_json::Value;
 
@@ -122,7 +122,7 @@ impl Step for Compile {
                 let cleared = buildpack::clear_cache(&services.launcher, environment.project_id, environment.id).await;
                 cleared.map_err(|error| Failure::host(&error))?;
             }
-            let built = run(deployment, &job(deployment)).await?;
+            let built = run(deployment, &job(deployment)?).await?;
             deployment.facts.buildpacks = built.buildpacks;
             deployment.facts.buildpack_processes = built.processes;
             Ok(())
@@ -131,12 +131,14 @@ impl Step for Compile {
 }
 
 /// Returns the job of a whole build.
-pub(super) fn job(deployment: &Deployment) -> BuildJob {
+pub(super) fn job(deployment: &Deployment) -> Result<BuildJob, Failure> {
     let spec = &deployment.spec;
     let settings = deployment.settings();
     let build = settings.build.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
-    let configuration = super::deploy::processes::configured(deployment).into_iter().chain(build).collect();
-    BuildJob {
+    let recipe = super::deploy::processes::configured(deployment).into_iter().chain(build);
+    let snapshot = deployment.configuration()?.iter().map(|(name, value)| (name.to_owned(), OsString::from_vec(value.to_vec())));
+    let configuration = recipe.map(|(name, value)| (name, value.into())).chain(snapshot).collect();
+    Ok(BuildJob {
         steps: vec![BuildStep::Detect, BuildStep::Compile, BuildStep::Release],
         buildpacks: settings.buildpacks.clone(),
         configuration,
@@ -149,7 +151,7 @@ pub(super) fn job(deployment: &Deployment) -> BuildJob {
         ],
         variables: Value::Object(deployment.facts.variables.clone()).to_string(),
         memory: settings.build.memory.map(|memory| memory.bytes()),
-    }
+    })
 }
 
 /// Runs a job in the build sandbox, and copies its output to the transcript.

@@ -74,8 +74,8 @@ impl Step for Checks {
                 }
             }
             ensure_fits(&needs, free, reserve, storage.is_some())?;
-            // The rollback of a project at its limit needs little space, and may be the remedy.
-            if deployment.spec.origin != Origin::Previous
+            // The rollback of a project at its limit, and a change of its configuration, need little space, and may be the remedy.
+            if !matches!(deployment.spec.origin, Origin::Previous | Origin::Configuration)
                 && let Some(note) = deployment.memory.live_app.admit(&needs).await?
             {
                 deployment.transcript.title(&note);

@@ -4,13 +4,13 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::Settings,
+    config::{Settings, VariableName},
     drift::{Rules, patches::Patches},
     git::{
         GitError,
         source::{SourceJob, SourceLimits},
     },
-    model::{Blame, Phase, ReleaseId, best_tag},
+    model::{Blame, Origin, Phase, ReleaseId, best_tag},
     pipeline::{
         context::Deployment,
         drift,
@@ -158,16 +158,23 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
     if let Some((name, url)) = url {
         settings.env.entry(name).or_insert(url);
     }
-    let missing: Vec<_> = settings.required.iter().filter(|required| !settings.env.contains_key(&required.name)).collect();
-    match missing.first() {
-        None => Ok(settings),
-        Some(first) => {
-            let names: Vec<_> = missing.iter().map(|required| required.name.to_string()).collect();
-            let what = first.description.as_ref().map(|text| format!(" ({}: {text})", first.name)).unwrap_or_default();
-            Err(Failure::pusher(format!("app.json requires a value for {}{what}", names.join(", ")))
-                .hint("set the value under `env:` in larder.yml or in the server file"))
-        }
-    }
+    nothing_is_missing(deployment, &settings)?;
+    Ok(settings)
+}
+
+/// Returns an error if a variable that `app.json` requires has a value neither in the settings nor in the configuration.
+fn nothing_is_missing(deployment: &Deployment, settings: &Settings) -> Result<(), Failure> {
+    let configuration = deployment.configuration()?;
+    let has_value = |name: &VariableName| settings.env.contains_key(name) || configuration.get(name.as_str()).is_some();
+    let missing: Vec<_> = settings.required.iter().filter(|required| !has_value(&required.name)).collect();
+    let Some(first) = missing.first() else { return Ok(()) };
+    let names: Vec<_> = missing.iter().map(|required| required.name.to_string()).collect();
+    let what = first.description.as_ref().map(|text| format!(" ({}: {text})", first.name)).unwrap_or_default();
+    let title = deployment.environment.target();
+    Err(Failure::pusher(format!("app.json requires a value for {}{what}", names.join(", "))).hint(format!(
+        "set the value with `larder config set {title} {}=VALUE`, or under `env:` in larder.yml or in the server file",
+        first.name
+    )))
 }
 
 /// Shows all errors of a recipe to the pusher. The first error becomes the reason of the failure.
@@ -230,7 +237,13 @@ impl Step for LoadRelease {
         Box::pin(async {
             let spec = &deployment.spec;
             let release = spec.release;
-            deployment.transcript.title(&format!("Going back to {} in {}", spec.commit.short(), deployment.environment.title()));
+            let title = deployment.environment.title();
+            deployment.transcript.title(&match (&spec.origin, &spec.configuration) {
+                (Origin::Configuration, Some(snapshot)) => {
+                    format!("Starting {} in {title} with configuration {}", spec.commit.short(), snapshot.number)
+                }
+                _ => format!("Going back to {} in {title}", spec.commit.short()),
+            });
             let known = match &spec.recorded {
                 Some(id) => JournalState::read(&deployment.paths.deployment(*id)).map_err(|error| Failure::host(&error))?.facts,
                 None => Facts::default(),
@@ -248,6 +261,7 @@ impl Step for LoadRelease {
             let mut variables = known.variables;
             variables.insert(String::from("deployment"), about(deployment));
             let (upgrade, data_return, replaced, processes) = (None, None, None, Vec::new());
+            nothing_is_missing(deployment, &settings)?;
             deployment.facts = Facts { settings: Some(settings), variables, processes, upgrade, data_return, replaced, ..known };
             Ok(())
         })

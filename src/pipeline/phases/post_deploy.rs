@@ -44,7 +44,7 @@ impl Step for Workers {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             stop(deployment).await?;
-            let boot = processes::boot(deployment, |process| !process.is_web() && !process.is_release());
+            let boot = processes::boot(deployment, |process| !process.is_web() && !process.is_release())?;
             let instances = deployment.services.runtime.boot(&boot).await.map_err(|error| Failure::host(&error))?;
             if instances.is_empty() {
                 return Ok(());

@@ -77,7 +77,7 @@ impl Step for Script {
 }
 
 async fn in_build(phase: Phase, deployment: &Deployment) -> Result<Option<Map<String, Value>>, Failure> {
-    let job = BuildJob { steps: vec![BuildStep::Script(phase)], ..super::build::job(deployment) };
+    let job = BuildJob { steps: vec![BuildStep::Script(phase)], ..super::build::job(deployment)? };
     Ok(super::build::run(deployment, &job).await?.variables)
 }
 
@@ -87,7 +87,7 @@ async fn in_slot(phase: Phase, deployment: &Deployment) -> Result<Option<Map<Str
     let job = RunJob {
         command: format!(".larder/{phase}"),
         variables: Some(Value::Object(deployment.facts.variables.clone()).to_string()),
-        ..processes::job(deployment)
+        ..processes::job(deployment)?
     };
     let left = processes::task(deployment, &job).await?.success(&format!(".larder/{phase}"))?;
     match left.map(|left| buildpack::parse_variables(&left)) {

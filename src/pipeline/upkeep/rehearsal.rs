@@ -12,7 +12,7 @@ use super::{
 use crate::{
     backup::{self, DatabaseAt, PointInfo, RestoreJob},
     config::{HealthCheck, Settings},
-    model::{Environment, Exit, Live, Phase},
+    model::{ConfigVariables, Environment, Exit, Live, Phase},
     pipeline::{
         core::Pipeline,
         data_copy::names_a_database,
@@ -73,8 +73,15 @@ impl Pipeline {
         let facts = self.facts(environment, live.release).map_err(|error| refused(chain(&error)))?;
         let settings = facts.settings.clone().unwrap_or_default();
         let web = facts.processes.iter().find(|process| process.kind.is_web());
-        let (mut env, mut removed) = variables(&facts.env, scratch);
-        let (of_web, also) = variables(&web.map(|web| web.env.iter().cloned().collect()).unwrap_or_default(), scratch);
+        let configuration = self.configuration_of(environment, live.release).map_err(|error| refused(chain(&error)))?;
+        // The configuration takes precedence over the variables of single processes. Values that are not text name no database.
+        let mut of_web: BTreeMap<_, _> = web.map(|web| web.env.iter().cloned().collect()).unwrap_or_default();
+        of_web.retain(|name, _| configuration.get(name).is_none());
+        let (texts, configuration) = configuration.split_text();
+        let mut all = facts.env.clone();
+        all.extend(texts);
+        let (mut env, mut removed) = variables(&all, scratch);
+        let (of_web, also) = variables(&of_web, scratch);
         removed.extend(also);
         env.push((String::from("LARDER_RESTORE_POINT"), point.id.clone()));
         record.unproven.extend(removed.into_iter().map(|name| {
@@ -87,7 +94,7 @@ impl Pipeline {
         }
         let _permit = services.permits.acquire_quietly(Resource::Boot).await;
         let boot = boot(self, environment, &live);
-        let job = RunJob { env, ..RunJob::default() };
+        let job = RunJob { env, configuration, ..RunJob::default() };
         if let Some(label) = point.label.as_ref().filter(|label| label.custom) {
             let obstacle = if label.release != Some(live.release) {
                 Some("its release is not live")
@@ -151,7 +158,7 @@ impl Pipeline {
         env.extend(
             [("LARDER_RESTORE_POINT", DIRECTORY), ("LARDER_DRILL", "1")].map(|(name, value)| (name.to_owned(), value.to_owned())),
         );
-        let job = RunJob { command: format!(".larder/{RESTORE}"), env, ..RunJob::default() };
+        let job = RunJob { command: format!(".larder/{RESTORE}"), env, ..job.clone() };
         let ran = self.probe_script(boot, &job, RESTORE, settings.timeout(Phase::Deploy).get()).await;
         ran.map_err(|failure| DrillEnd::Failed(failure.why))?;
         record.checks.push(String::from("restore script"));
@@ -227,7 +234,8 @@ fn exited(exit: Option<Exit>) -> Failure {
 fn boot(pipeline: &Pipeline, environment: &Environment, live: &Live) -> Boot {
     let logs = pipeline.services().root.environment(&environment.project, &environment.name).log();
     let environment = environment.clone();
-    Boot { environment, slot: live.slot, release: live.release, processes: Vec::new(), env: Vec::new(), logs }
+    let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
+    Boot { environment, slot: live.slot, release: live.release, processes, env, configuration, logs }
 }
 
 /// Kills the web process, waits for its end, and returns the last lines of its output as the end of a reason.

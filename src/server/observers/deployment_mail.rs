@@ -65,6 +65,16 @@ pub(super) async fn ended(
                     format!("{by} rolled {title} back: {number} is live, which is an older release ({older}commit {commit})."),
                 )
             }
+            Trigger::Configure { by } => {
+                let snapshot = spec.configuration.map(|snapshot| snapshot.number.to_string()).unwrap_or_default();
+                new(
+                    NotificationKind::Deployed,
+                    format!("{number} is live: configuration {snapshot}"),
+                    format!(
+                        "{by} changed the configuration of {title}: {number} (commit {commit}) is live with configuration {snapshot}."
+                    ),
+                )
+            }
             _ => {
                 let subject = newest.map_or_else(|| format!("{number} is live"), |newest| format!("{number} is live: {newest}"));
                 new(NotificationKind::Deployed, subject, format!("{number} (commit {commit}) is live in {title}."))
@@ -212,6 +222,7 @@ fn facts(report: &DeploymentReport, at: Timestamp) -> Vec<(String, String)> {
         Trigger::Redeploy { by } => format!("{by} (larder deploy)"),
         Trigger::Pull { by } => format!("{by} (release from {})", spec.origin),
         Trigger::Rollback { by } => format!("{by} (larder rollback)"),
+        Trigger::Configure { by } => format!("{by} (larder config)"),
     };
     let mut facts = vec![(String::from("Started by"), request)];
     facts.extend(report.tag.clone().map(|tag| (String::from("Version"), tag)));

@@ -1,5 +1,7 @@
 //! The [`Command`] trait of commands that the server carries out, and the path from parsed arguments to an answer.
 
+use std::os::fd::OwnedFd;
+
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
@@ -67,9 +69,14 @@ pub(super) enum Format {
 pub(super) enum CommandOutcome {
     Answer(CommandAnswer),
     Upload(UploadFn<CommandAnswer>),
+    /// A function that reads the caller's input, and then returns the next outcome.
+    Input(CommandInput),
     Stream(Stream),
     Confirm(CommandConfirmation),
 }
+
+/// A function that reads the caller's input from a descriptor.
+pub(super) type CommandInput = Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<CommandOutcome, CommandError>> + Send>;
 
 /// The confirmation of a command. The command continues after a person has typed `word`.
 pub(super) struct CommandConfirmation {
@@ -119,6 +126,9 @@ fn outcome<C: Command + 'static>(reply: Reply<ViewOf<C>>, json: bool) -> Command
         Reply::View(view) => CommandOutcome::Answer(render::<C>(&view, json)),
         Reply::Upload(upload) => CommandOutcome::Upload(Box::new(move |input| {
             Box::pin(async move { upload(input).await.map(|view| render::<C>(&view, json)) })
+        })),
+        Reply::Input(input) => CommandOutcome::Input(Box::new(move |from| {
+            Box::pin(async move { input(from).await.map(|reply| outcome::<C>(reply, json)) })
         })),
         Reply::Stream(stream) => CommandOutcome::Stream(stream),
         Reply::Confirm(confirmation) => {

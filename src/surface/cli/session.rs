@@ -78,8 +78,28 @@ async fn conclude(outcome: CommandOutcome, json: bool, quiet: bool, io: Io) -> i
         },
         other => other,
     };
+    let outcome = match outcome {
+        CommandOutcome::Input(input) => {
+            let read = if rustix::termios::isatty(&io.stdin) {
+                Err(CommandError::new(ErrorKind::Usage, "cannot read the input from a terminal")
+                    .hint("redirect the input: ... < FILE"))
+            } else {
+                tokio::select! {
+                    read = input(io.stdin.try_clone()?) => read,
+                    () = io.gone.cancelled() => return Ok(1),
+                }
+            };
+            match read {
+                Ok(outcome) => outcome,
+                Err(error) => return Screen::new(io.stdout, io.stderr)?.refuse(&error).await,
+            }
+        }
+        other => other,
+    };
     let Io { stdin, stdout, stderr, terminal, gone } = io;
     match outcome {
+        // A request reads its input once.
+        CommandOutcome::Input(_) => Ok(ErrorKind::Internal.exit_code()),
         // The caller confirms a command at most once. If the confirmed command needs a further confirmation, only its consequences are shown.
         CommandOutcome::Confirm(confirmation) => write(confirmation.answer, terminal, stdout, stderr).await,
         CommandOutcome::Answer(answer) => {

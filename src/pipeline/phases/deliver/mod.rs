@@ -53,7 +53,7 @@ impl Step for SupplyDeliverable {
             let manifest = match spec.origin.clone() {
                 Origin::Environment(name) => bring_from_sibling(deployment, &name).await?,
                 Origin::Remote(name) => remote::bring(deployment, &name).await?,
-                Origin::Store | Origin::Previous | Origin::Commit => read(deployment).await?,
+                Origin::Store | Origin::Previous | Origin::Configuration | Origin::Commit => read(deployment).await?,
             };
             is_of_commit(deployment, &manifest).await?;
             deployment.transcript.detail(&format!(

@@ -61,7 +61,7 @@ pub(super) async fn start_web(deployment: &Deployment) -> Result<Vec<Instance>, 
     // If the step runs twice, the processes of the first run must not stay.
     let stopped = runtime.stop(deployment.environment.id, deployment.spec.slot, Duration::ZERO).await;
     stopped.map_err(|error| Failure::host(&error))?;
-    let boot = processes::boot(deployment, |process| process.is_web());
+    let boot = processes::boot(deployment, |process| process.is_web())?;
     runtime.boot(&boot).await.map_err(|error| Failure::host(&error))
 }
 
@@ -76,8 +76,8 @@ pub(super) async fn stop_reverted(deployment: &Deployment) -> Result<(), Failure
 /// limit.
 pub async fn healthy(deployment: &Deployment, instances: &[Instance]) -> Result<(), Failure> {
     let settings = deployment.settings();
-    let boot = processes::boot(deployment, |_| false);
-    let job = processes::job(deployment);
+    let boot = processes::boot_of_tasks(deployment);
+    let job = processes::job(deployment)?;
     for instance in instances {
         let Some(address) = instance.address() else { continue };
         let (name, services) = (instance.label.name(), &deployment.services);

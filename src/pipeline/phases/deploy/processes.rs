@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::{
     host::launch::{LaunchError, Stdio},
-    model::{Environment, Exit, ProcessType},
+    model::{ConfigVariables, Environment, Exit, ProcessType},
     pipeline::{
         context::Deployment,
         facts::Facts,
@@ -19,7 +19,8 @@ use crate::{
 /// The maximum size of the variables that a task returns, in bytes.
 const MAX_VARIABLES: usize = 512 * 1024;
 
-/// Returns the project's configuration: the variables of the recipe and the server file, as phase scripts have changed them.
+/// Returns the variables of the recipe and the server file, as phase scripts have changed them. The configuration snapshot is not among these
+/// variables, because facts are written to the journal.
 pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
     let mut env = BTreeMap::new();
     if let Some(Value::Object(scripted)) = deployment.facts.variables.get("env") {
@@ -34,7 +35,8 @@ pub fn configured(deployment: &Deployment) -> BTreeMap<String, String> {
     env
 }
 
-/// Returns the environment variables of every process of the release, without `PORT`.
+/// Returns the environment variables of every process of the release, without `PORT` and without the configuration snapshot, which takes
+/// precedence.
 pub fn environment(deployment: &Deployment) -> BTreeMap<String, String> {
     let spec = &deployment.spec;
     let mut env = configured(deployment);
@@ -94,14 +96,25 @@ pub fn rescale(facts: &mut Facts, environment: &Environment) {
 }
 
 /// Returns the boot request for those processes of the release for whose types `which` returns true.
-pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Boot {
+pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Result<Boot, Failure> {
+    Ok(Boot {
+        processes: deployment.facts.processes.iter().filter(|process| which(&process.kind)).cloned().collect(),
+        env: deployment.facts.env.clone().into_iter().collect(),
+        configuration: deployment.configuration()?.clone(),
+        ..boot_of_tasks(deployment)
+    })
+}
+
+/// Returns the boot request for tasks, which have their command and their variables in a [`RunJob`].
+pub fn boot_of_tasks(deployment: &Deployment) -> Boot {
     let spec = &deployment.spec;
     Boot {
         environment: deployment.environment.clone(),
         slot: spec.slot,
         release: spec.release,
-        processes: deployment.facts.processes.iter().filter(|process| which(&process.kind)).cloned().collect(),
-        env: deployment.facts.env.clone().into_iter().collect(),
+        processes: Vec::new(),
+        env: Vec::new(),
+        configuration: ConfigVariables::default(),
         logs: deployment.paths.log(),
     }
 }
@@ -112,8 +125,9 @@ pub fn any_web(deployment: &Deployment) -> bool {
 }
 
 /// Returns a job with the environment variables of the release. The caller adds the command.
-pub fn job(deployment: &Deployment) -> RunJob {
-    RunJob { env: deployment.facts.env.clone().into_iter().collect(), ..RunJob::default() }
+pub fn job(deployment: &Deployment) -> Result<RunJob, Failure> {
+    let configuration = deployment.configuration()?.clone();
+    Ok(RunJob { env: deployment.facts.env.clone().into_iter().collect(), configuration, ..RunJob::default() })
 }
 
 /// The end of a task: its exit and its results.
@@ -146,7 +160,7 @@ pub async fn run(deployment: &Deployment, what: &str, command: String) -> Result
 /// Runs a command of the release in its slot, copies the output to the transcript, and returns the end of the command.
 pub async fn run_to_end(deployment: &Deployment, what: &str, command: String) -> Result<TaskEnd, Failure> {
     deployment.transcript.title(&format!("Running {what}"));
-    let job = RunJob { command, ..job(deployment) };
+    let job = RunJob { command, ..job(deployment)? };
     task(deployment, &job).await
 }
 
@@ -155,7 +169,7 @@ pub async fn task(deployment: &Deployment, job: &RunJob) -> Result<TaskEnd, Fail
     let failed = |error: LaunchError| Failure::host(&error);
     let (stdout, stderr, copying) = output::descriptors(&deployment.transcript).map_err(|error| Failure::host(&error))?;
     let stdio = Stdio { stdout: Some(stdout), stderr: Some(stderr), ..Stdio::default() };
-    let started = deployment.services.runtime.task(&boot(deployment, |_| false), job, stdio).await;
+    let started = deployment.services.runtime.task(&boot_of_tasks(deployment), job, stdio).await;
     let mut child = started.map_err(|error| Failure::host(&error))?;
     let variables = match &job.variables {
         Some(_) => child.report(MAX_VARIABLES).await.map_err(failed)?,

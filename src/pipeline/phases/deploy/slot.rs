@@ -127,7 +127,7 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
         return Ok(());
     }
     let data = DataJob::Link { paths, deployment: deployment.spec.id };
-    let job = RunJob { data: Some(data), ..processes::job(deployment) };
+    let job = RunJob { data: Some(data), ..RunJob::default() };
     let ended = processes::task(deployment, &job).await?;
     match ended.exit.success() {
         true => Ok(()),
@@ -146,7 +146,7 @@ pub(super) async fn unseed(deployment: &Deployment) -> Result<(), Failure> {
     let postdeploy = Postdeploy::read(&deployment.paths.postdeploy());
     let ran_here = postdeploy.as_ref().map_or(true, |record| record.as_ref().is_some_and(|record| record.deployment == id));
     let data = DataJob::Unseed { deployment: id, all: deployment.spec.previous.is_none() && !ran_here };
-    let job = RunJob { data: Some(data), ..processes::job(deployment) };
+    let job = RunJob { data: Some(data), ..RunJob::default() };
     // Another failure is only reported: data that stays does no harm, but a failed undo would freeze the environment.
     let late = || Err(Failure::blameless(format!("the removal took longer than {}", seconds(UNSEED_TIMEOUT))));
     let removed = tokio::time::timeout(UNSEED_TIMEOUT, processes::task(deployment, &job)).await.unwrap_or_else(|_| late());

@@ -7,6 +7,7 @@ mod audit;
 mod backup;
 mod backup_offsite;
 mod backup_upkeep;
+mod config;
 mod db;
 mod deliverable;
 mod deploy;
@@ -62,6 +63,8 @@ pub enum Verb {
     Project(project::ProjectVerb),
     Deploy(deploy::DeployArgs),
     Rollback(rollback::RollbackArgs),
+    #[command(subcommand)]
+    Config(config::ConfigVerb),
     Pull(pull::PullArgs),
     Promote(promote::PromoteArgs),
     Freeze(protect::FreezeArgs),
@@ -121,6 +124,7 @@ impl Verb {
             Verb::Project(noun) => noun.ask(asking).await,
             Verb::Deploy(command) => asking.ask(command).await,
             Verb::Rollback(command) => asking.ask(command).await,
+            Verb::Config(noun) => noun.ask(asking).await,
             Verb::Pull(command) => asking.ask(command).await,
             Verb::Promote(command) => asking.ask(command).await,
             Verb::Freeze(command) => asking.ask(command).await,

@@ -48,13 +48,14 @@ impl Command for ReleaseListArgs {
                 row.build.map(|build| build.to_string()).unwrap_or_default(),
                 row.commit.short().to_owned(),
                 row.tag.clone().unwrap_or_default(),
+                row.configuration.map(|number| number.to_string()).unwrap_or_default(),
                 row.by.as_ref().map(ToString::to_string).unwrap_or_default(),
                 row.since.map(moment).unwrap_or_default(),
                 row.archive_bytes.map_or_else(|| String::from("pruned"), |bytes| format!("{} KiB", bytes.div_ceil(1024))),
                 marks.join(", "),
             ]
         };
-        let header = ["RELEASE", "BUILD", "COMMIT", "TAG", "BY", "SINCE (UTC)", "ARCHIVE", ""];
+        let header = ["RELEASE", "BUILD", "COMMIT", "TAG", "CONFIG", "BY", "SINCE (UTC)", "ARCHIVE", ""];
         Shown::Page(text::table(&header, rows.iter().map(line).collect()))
     }
 }
