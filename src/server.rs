@@ -40,7 +40,7 @@ use crate::{
     surface::{
         cli::{self, session, session::Io, socket},
         git::Pushes,
-        ssh::{self, ExecCall, ExecHandler, ExecIo, ExecRequest, GitService, KeyAnswer, KeyRefusal, PublicKeyInfo, SshIdentity},
+        ssh::{self, Credential, ExecCall, ExecHandler, ExecIo, ExecRequest, GitService, KeyAnswer, KeyRefusal, SshIdentity},
         user_limit::UserLimit,
     },
 };
@@ -409,25 +409,33 @@ struct SshHandler {
 }
 
 impl ExecHandler for SshHandler {
-    fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
-        let login = self.control.login(&key.fingerprint_sha256, source);
-        let Login { user, key, .. } = login.map_err(|LoginRefusal { user, reason }| KeyRefusal { user, reason })?;
+    fn authenticate(&self, credential: &Credential, source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
+        let login = match credential {
+            Credential::Key(key) => self.control.login(&key.fingerprint_sha256, source),
+            Credential::Certificate(certificate) => self.control.certified_login(certificate, source),
+        };
+        let login = login.map_err(|LoginRefusal { user, reason }| KeyRefusal { user, reason })?;
         // The keeper prepares a process now, because nearly every request of a user starts a process.
         self.control.pipeline().services().launcher.prewarm();
-        Ok(SshIdentity { user, key })
+        let Login { user, key, certificate, .. } = login;
+        Ok(SshIdentity { user, key, certificate })
+    }
+
+    fn accepts_certificates(&self) -> bool {
+        self.control.accepts_certificates()
     }
 
     fn recheck_after(&self, identity: &SshIdentity) -> Option<Duration> {
-        self.control.expires_in(&identity.key)
+        self.control.expires_in(&identity.key, identity.certificate.as_deref())
     }
 
     fn answered(&self, answer: KeyAnswer) {
-        let KeyAnswer { kind, fingerprint, source, outcome } = answer;
+        let KeyAnswer { kind, fingerprint, certificate, source, outcome } = answer;
         let (user, refused) = match outcome {
             Ok(user) => (Some(user), None),
             Err(KeyRefusal { user, reason }) => (user, Some(reason)),
         };
-        self.control.offers().record(KeyOffer { user, kind, fingerprint, source, refused });
+        self.control.offers().record(KeyOffer { user, kind, fingerprint, certificate, source, refused });
     }
 
     fn key_changes(&self) -> tokio::sync::watch::Receiver<()> {
@@ -438,8 +446,8 @@ impl ExecHandler for SshHandler {
         let (control, pushes) = (self.control.clone(), self.pushes.clone());
         let permit = self.limit.acquire(&call.identity.user);
         Box::pin(async move {
-            let SshIdentity { user, key } = call.identity;
-            let caller = Caller::User(Login { user, key, source: call.source });
+            let SshIdentity { user, key, certificate } = call.identity;
+            let caller = Caller::User(Login { user, key, source: call.source, certificate });
             // The permit is held until the request has ended.
             let Some(_permit) = permit else {
                 tracing::warn!(%caller, "too many requests of one user");

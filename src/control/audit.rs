@@ -50,7 +50,7 @@ pub enum AuditOutcome {
 pub struct AuditEntry {
     /// The user, or `operator`.
     pub who: UserName,
-    /// The fingerprint of the user's key; absent for the operator.
+    /// The fingerprint of the user's key, with the certificate of the login; absent for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
     /// The address of the client; absent for the operator.
@@ -75,7 +75,7 @@ impl AuditEntry {
     pub fn new(caller: &Caller, what: &str, on: String, detail: Option<String>) -> AuditEntry {
         let (key, from) = match caller {
             Caller::Operator => (None, None),
-            Caller::User(login) => (Some(login.key.clone()), Some(login.source.to_string())),
+            Caller::User(login) => (Some(short(&login.credential())), Some(login.source.to_string())),
         };
         let (what, detail) = (what.to_owned(), detail.map(|detail| short(&detail)));
         AuditEntry { who: caller.name(), key, from, what, on: short(&on), detail, outcome: AuditOutcome::Permitted, why: None }

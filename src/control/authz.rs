@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fmt};
 use jiff::Timestamp;
 
 use super::{
+    authorities::holder,
     error::{CommandError, no_destination, no_environment, not_found, refused, several_environments},
     login::{KeyScope, Login},
     registry::{Registry, User},
@@ -153,10 +154,21 @@ enum Holder<'a> {
 impl<'a> Rights<'a> {
     fn of(registry: &'a Registry, caller: &Caller) -> Rights<'a> {
         let nothing = Rights { holder: Holder::Nobody, registry, only: None };
-        let Caller::User(Login { user, key, source }) = caller else { return Rights { holder: Holder::All, ..nothing } };
+        let Caller::User(Login { user, key, source, certificate }) = caller else {
+            return Rights { holder: Holder::All, ..nothing };
+        };
+        let now = Timestamp::now();
+        if let Some(certificate) = certificate {
+            return match holder(registry, certificate, now, *source) {
+                Ok((known, authority)) if known.name == *user => {
+                    Rights { only: authority.limits.only.as_ref(), ..Rights::of_user(registry, known) }
+                }
+                _ => nothing,
+            };
+        }
         let Some(user) = registry.user(user) else { return nothing };
         match user.keys.iter().find(|known| known.fingerprint == *key) {
-            Some(key) if key.limits.refusal(Timestamp::now(), *source).is_none() => {
+            Some(key) if key.limits.refusal(now, *source).is_none() => {
                 Rights { only: key.limits.only.as_ref(), ..Rights::of_user(registry, user) }
             }
             _ => nothing,
@@ -246,6 +258,13 @@ pub(super) fn visible(registry: &Registry, caller: &Caller, project: &Project) -
     let mut visible = project.clone();
     visible.environments.retain(|one| rights.on_environment(&one.project, &one.name) >= Access::View);
     Some(visible)
+}
+
+/// Returns true if `caller` may view every environment of the project, and therefore figures that concern all of them together.
+pub(super) fn sees_all(registry: &Registry, caller: &Caller, project: &ProjectName) -> bool {
+    let rights = Rights::of(registry, caller);
+    let mut environments = registry.project(project).into_iter().flat_map(|project| &project.environments);
+    environments.all(|one| rights.on_environment(project, &one.name) >= Access::View)
 }
 
 /// Returns an error unless `caller` has the rights that `needs` states. An object that the caller may not view and an object that does
@@ -404,7 +423,7 @@ mod tests {
 
     fn login(name: &str) -> Caller {
         let (key, source) = (format!("SHA256:{name}"), "192.0.2.1".parse().unwrap());
-        Caller::User(Login { user: name.parse().unwrap(), key, source })
+        Caller::User(Login { user: name.parse().unwrap(), key, source, certificate: None })
     }
 
     fn bob() -> Caller {

@@ -1,6 +1,6 @@
 //! Login keys with their limits, and the last keys that clients offered.
 
-use std::{collections::VecDeque, net::IpAddr, time::Duration};
+use std::{collections::VecDeque, net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -36,22 +36,16 @@ pub struct KeyLimits {
     /// The only object on which the key has a right, and the greatest right of the key; absent if the key has all rights of its user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub only: Option<KeyScope>,
+    /// True if a security key is accepted although larder does not check that it is touched for each login.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_touch_required: bool,
 }
 
 impl Key {
     /// Returns the fingerprint and the limits in one line.
     pub fn summary(&self) -> String {
         let mut text = self.fingerprint.clone();
-        if let Some(KeyScope { on, right }) = &self.limits.only {
-            text.push_str(&format!(", only {right} on {on}"));
-        }
-        if let Some(expires) = self.limits.expires {
-            text.push_str(&format!(", until {expires}"));
-        }
-        if !self.limits.from.is_empty() {
-            let ranges: Vec<_> = self.limits.from.iter().map(Network::to_string).collect();
-            text.push_str(&format!(", from {}", ranges.join(" ")));
-        }
+        self.limits.describe(&mut text);
         text
     }
 }
@@ -66,6 +60,23 @@ pub struct KeyScope {
 }
 
 impl KeyLimits {
+    /// Appends the limits to a text.
+    pub(super) fn describe(&self, text: &mut String) {
+        if let Some(KeyScope { on, right }) = &self.only {
+            text.push_str(&format!(", only {right} on {on}"));
+        }
+        if let Some(expires) = self.expires {
+            text.push_str(&format!(", until {expires}"));
+        }
+        if !self.from.is_empty() {
+            let ranges: Vec<_> = self.from.iter().map(Network::to_string).collect();
+            text.push_str(&format!(", from {}", ranges.join(" ")));
+        }
+        if self.no_touch_required {
+            text.push_str(", no touch required");
+        }
+    }
+
     /// Returns the reason why a login at the moment `now` from the address `source` is refused.
     pub fn refusal(&self, now: Timestamp, source: IpAddr) -> Option<String> {
         if let Some(expires) = self.expires.filter(|expires| *expires <= now) {
@@ -76,6 +87,49 @@ impl KeyLimits {
         }
         let ranges: Vec<_> = self.from.iter().map(Network::to_string).collect();
         Some(format!("the key is accepted from {} only", ranges.join(", ")))
+    }
+}
+
+/// A user certificate whose two signatures were verified: the signature of the authority over the certificate, and the signature of the
+/// client with the certified key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoginCertificate {
+    /// The fingerprint of the authority's key.
+    pub authority: String,
+    /// The fingerprint of the certified key.
+    pub key: String,
+    /// The serial number; 0 if the authority does not number its certificates.
+    pub serial: u64,
+    /// The key ID, a text that the authority has chosen.
+    pub id: String,
+    /// The names for which the certificate is valid.
+    pub principals: Vec<String>,
+    /// The moment from which the certificate is valid; absent without a beginning.
+    pub valid_after: Option<Timestamp>,
+    /// The moment from which the certificate is not valid any more; absent without an end.
+    pub valid_before: Option<Timestamp>,
+    /// The addresses from which the certificate is accepted; all addresses if empty.
+    pub from: Vec<Network>,
+    /// The only command of sessions with this certificate.
+    pub command: Option<String>,
+    /// True if sessions with this certificate may have a terminal.
+    pub terminal: bool,
+}
+
+impl LoginCertificate {
+    /// Returns the reason why the certificate itself is refused at the moment `now` from the address `source`.
+    pub(super) fn refusal(&self, now: Timestamp, source: IpAddr) -> Option<String> {
+        if let Some(begins) = self.valid_after.filter(|begins| *begins > now) {
+            return Some(format!("the certificate is valid from {} on", begins.strftime("%Y-%m-%d %H:%M:%S UTC")));
+        }
+        if let Some(ends) = self.valid_before.filter(|ends| *ends <= now) {
+            return Some(format!("the certificate expired at {}", ends.strftime("%Y-%m-%d %H:%M:%S UTC")));
+        }
+        if self.from.is_empty() || self.from.iter().any(|network| network.contains(source)) {
+            return None;
+        }
+        let ranges: Vec<_> = self.from.iter().map(Network::to_string).collect();
+        Some(format!("the certificate is accepted from {} only", ranges.join(", ")))
     }
 }
 
@@ -91,13 +145,28 @@ pub struct LoginKeyRow {
     /// The limits of logins with the key.
     #[serde(flatten)]
     pub limits: KeyLimits,
+    /// The certificate for the key; absent if the key itself belongs to the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateRow>,
+}
+
+/// The certificate of a login.
+#[derive(Debug, Clone, Serialize)]
+pub struct CertificateRow {
+    /// The key ID.
+    pub id: String,
+    /// The serial number; 0 if the authority does not number its certificates.
+    pub serial: u64,
+    /// The certificate authority.
+    pub authority: UserName,
 }
 
 impl LoginKeyRow {
     /// Creates the row of a key.
     pub(super) fn new(user: &UserName, key: &Key) -> LoginKeyRow {
         let kind = key.line.split(' ').next().unwrap_or_default().to_owned();
-        LoginKeyRow { user: user.clone(), kind, fingerprint: key.fingerprint.clone(), limits: key.limits.clone() }
+        let (user, fingerprint, limits) = (user.clone(), key.fingerprint.clone(), key.limits.clone());
+        LoginKeyRow { user, kind, fingerprint, limits, certificate: None }
     }
 }
 
@@ -110,6 +179,21 @@ pub struct Login {
     pub key: String,
     /// The address of the client.
     pub source: IpAddr,
+    /// The certificate for the key; absent if the key itself belongs to the user.
+    pub certificate: Option<Arc<LoginCertificate>>,
+}
+
+impl Login {
+    /// Returns the key and its certificate in one line, for records.
+    pub fn credential(&self) -> String {
+        match self.certificate.as_deref() {
+            None => self.key.clone(),
+            // The key ID is the last part, because a record cuts long texts.
+            Some(LoginCertificate { serial, authority, id, .. }) => {
+                format!("{} certificate serial {serial} of {authority} ID {id:?}", self.key)
+            }
+        }
+    }
 }
 
 /// The reason why a key is refused. The client does not learn the reason.
@@ -130,6 +214,9 @@ pub struct KeyOffer {
     pub kind: String,
     /// The fingerprint of the key.
     pub fingerprint: String,
+    /// The key ID and the serial number of the certificate; absent if the client offered no certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<String>,
     /// The address of the client.
     pub source: IpAddr,
     /// The reason of the refusal; absent if the client has logged in.
@@ -217,6 +304,7 @@ mod tests {
             user: None,
             kind: String::from("ssh-ed25519"),
             fingerprint: format!("SHA256:{number}"),
+            certificate: None,
             source: source.parse().unwrap(),
             refused: Some(String::from("the key is not known")),
         };

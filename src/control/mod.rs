@@ -5,6 +5,7 @@
 //! interface renders the reply. For git's services, [`Control::project`] checks the same rights. The module to read first is [`request`].
 
 mod audit;
+mod authorities;
 mod authz;
 mod error;
 mod handlers;
@@ -21,9 +22,12 @@ pub use self::{
     authz::{Caller, Needs, Scope},
     error::{CommandError, ErrorKind},
     handlers::*,
-    login::{Key, KeyLimits, KeyOffer, KeyOffers, KeyScope, Login, LoginKeyRow, LoginRefusal, OfferRow},
+    login::{
+        CertificateRow, Key, KeyLimits, KeyOffer, KeyOffers, KeyScope, Login, LoginCertificate, LoginKeyRow, LoginRefusal,
+        OfferRow,
+    },
     protect::{Approval, DeployWindow, Objection, Protection, ReleaseFreeze, WhenError},
-    registry::{Group, Registry, TrustedKey, User},
+    registry::{CertificateAuthority, Group, Registry, TrustedKey, User},
     request::{
         Confirmation, Context, DeploymentGoal, InputFn, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn,
     },

@@ -108,8 +108,7 @@ pub(super) fn objection(
         return None;
     }
     let overriding = format!("in an emergency, ask an administrator to run `larder approve {title} {commit} --override WHY`");
-    let frozen = counting.iter().filter_map(|protection| protection.freeze.as_ref());
-    if let Some(freeze) = frozen.into_iter().find(|freeze| freeze.until.is_none_or(|until| until > now)) {
+    if let Some(freeze) = freeze(protections, environment, now) {
         let end = freeze.until.map(|until| format!(" until {}", shown(until, zone))).unwrap_or_default();
         let reason = format!("{title} has a release freeze{end}: {} ({})", freeze.why, freeze.by);
         return Some(Objection { reason, hint: overriding });
@@ -130,6 +129,18 @@ pub(super) fn objection(
         return Some(Objection { reason, hint });
     }
     None
+}
+
+/// Returns the release freeze that concerns an environment now: the freeze of its project, or else its own.
+pub(super) fn freeze<'a>(
+    protections: &'a BTreeMap<Target, Protection>,
+    environment: &Environment,
+    now: Timestamp,
+) -> Option<&'a ReleaseFreeze> {
+    let whole = Target { project: environment.project.clone(), environment: None };
+    let counting = [whole, Target::from(environment)];
+    let freezes = counting.iter().filter_map(|target| protections.get(target)?.freeze.as_ref());
+    freezes.into_iter().find(|freeze| freeze.until.is_none_or(|until| until > now))
 }
 
 impl Protection {

@@ -1,10 +1,18 @@
 //! The registry: users, keys, projects and environments of this server, stored as a whole in `state/registry.json`.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::Path,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{login::Key, protect::Protection, target::Target};
+use super::{
+    login::{Key, KeyLimits},
+    protect::Protection,
+    target::Target,
+};
 use crate::{
     host::files,
     model::{Access, EnvId, Environment, Mode, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
@@ -36,6 +44,32 @@ pub struct Group {
     pub access: BTreeMap<Target, Access>,
 }
 
+/// A key whose owner signs certificates with which users may log in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateAuthority {
+    /// The name, unique among the authorities of this server.
+    pub name: UserName,
+    /// `SHA256:...`, as `ssh-keygen -l` prints it.
+    pub fingerprint: String,
+    /// The public key of the authority, without options.
+    pub line: String,
+    /// The only user that the authority may certify.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserName>,
+    /// The group whose members the authority may certify.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<UserName>,
+    /// The limits of logins with certificates of the authority.
+    #[serde(flatten)]
+    pub limits: KeyLimits,
+    /// The serial numbers of revoked certificates.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub revoked_serials: BTreeSet<u64>,
+    /// The key IDs of revoked certificates.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub revoked_ids: BTreeSet<String>,
+}
+
 /// A signing key whose deliverables a project accepts from any source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrustedKey {
@@ -56,6 +90,9 @@ pub struct Registry {
     /// The groups of users, in the order in which they were added.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Group>,
+    /// The certificate authorities that may certify users, in the order in which they were added.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorities: Vec<CertificateAuthority>,
     /// The projects with their environments, in the order in which they were created.
     #[serde(default)]
     pub projects: Vec<Project>,
@@ -209,7 +246,6 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::login::KeyLimits;
 
     #[test]
     fn saved_registry_loads_and_does_not_reuse_numbers() {

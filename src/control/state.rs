@@ -8,10 +8,11 @@ use serde::Serialize;
 
 use super::{
     audit::{AuditEntry, AuditLog, AuditReport},
+    authorities,
     authz::{self, Caller, Needs},
     error::{self, CommandError},
     heads::ManifestHeads,
-    login::{KeyOffers, Login, LoginRefusal, until},
+    login::{KeyOffers, Login, LoginCertificate, LoginRefusal, until},
     registry::Registry,
     target::Target,
 };
@@ -116,19 +117,46 @@ impl Control {
     /// the client has the private key before the caller uses the login.
     pub fn login(&self, fingerprint: &str, source: IpAddr) -> Result<Login, LoginRefusal> {
         let registry = self.0.registry.read();
-        let unknown =
-            || LoginRefusal { user: None, reason: String::from("the key is not known; add the key with `larder key add`") };
+        let unknown = || {
+            // An expired certificate never gets here: the SSH library refuses it, and the client then offers the plain key.
+            let reason = match registry.authorities.is_empty() {
+                true => "the key is not known; add the key with `larder key add`",
+                false => "the key is not known, and has no certificate that is signed and valid now",
+            };
+            LoginRefusal { user: None, reason: String::from(reason) }
+        };
         let (user, key) = registry.key(fingerprint).ok_or_else(unknown)?;
         match key.limits.refusal(Timestamp::now(), source) {
             Some(reason) => Err(LoginRefusal { user: Some(user.name.clone()), reason }),
-            None => Ok(Login { user: user.name.clone(), key: fingerprint.to_owned(), source }),
+            None => Ok(Login { user: user.name.clone(), key: fingerprint.to_owned(), source, certificate: None }),
         }
     }
 
-    /// Returns the time until a key may expire, at most an hour; `None` if the key has no end.
-    pub fn expires_in(&self, fingerprint: &str) -> Option<Duration> {
+    /// Returns the login of the client at `source` with a certificate, or the reason why the certificate is refused. The caller must have
+    /// verified both signatures.
+    pub fn certified_login(&self, certificate: &Arc<LoginCertificate>, source: IpAddr) -> Result<Login, LoginRefusal> {
         let registry = self.0.registry.read();
-        registry.key(fingerprint).and_then(|(_, key)| key.limits.expires).map(until)
+        let (user, _) = authorities::holder(&registry, certificate, Timestamp::now(), source)?;
+        let (key, certificate) = (certificate.key.clone(), Some(Arc::clone(certificate)));
+        Ok(Login { user: user.name.clone(), key, source, certificate })
+    }
+
+    /// Returns true if a certificate may identify a user.
+    pub fn accepts_certificates(&self) -> bool {
+        !self.0.registry.read().authorities.is_empty()
+    }
+
+    /// Returns the time until a login may expire, at most an hour; `None` if its key or its certificate has no end.
+    pub fn expires_in(&self, fingerprint: &str, certificate: Option<&LoginCertificate>) -> Option<Duration> {
+        let registry = self.0.registry.read();
+        let end = match certificate {
+            None => registry.key(fingerprint).and_then(|(_, key)| key.limits.expires),
+            Some(certificate) => {
+                let signers = registry.authorities.iter().filter(|known| known.fingerprint == certificate.authority);
+                signers.filter_map(|known| known.limits.expires).chain(certificate.valid_before).min()
+            }
+        };
+        end.map(until)
     }
 
     /// Appends a record to the audit log, and waits until the record is durable.
@@ -174,7 +202,7 @@ impl Control {
         let mut changes = self.0.changed.subscribe();
         while self.authorize(caller, needs).is_ok() {
             let expires = match caller {
-                Caller::User(login) => self.expires_in(&login.key),
+                Caller::User(login) => self.expires_in(&login.key, login.certificate.as_deref()),
                 Caller::Operator => None,
             };
             let expired = async {
@@ -225,6 +253,11 @@ impl Control {
     pub(super) fn visible(&self, caller: &Caller) -> Vec<Project> {
         let registry = self.0.registry.read();
         registry.projects.iter().filter_map(|project| authz::visible(&registry, caller, project)).collect()
+    }
+
+    /// Returns true if a caller may see figures that concern all environments of a project together.
+    pub(super) fn sees_all(&self, caller: &Caller, project: &ProjectName) -> bool {
+        authz::sees_all(&self.0.registry.read(), caller, project)
     }
 
     /// Returns the keys whose deliverables an environment accepts: the keys that its project trusts, the keys of its remotes, and

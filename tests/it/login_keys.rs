@@ -8,6 +8,7 @@ in_one_mode!(
     key_is_limited_to_its_environment_and_addresses,
     key_ends_with_its_open_connections,
     refused_keys_are_listed_for_administrators_only,
+    security_key_is_added_only_without_the_check_of_touch,
 );
 
 /// Adds the key of `name` to the user `user`, with limits.
@@ -106,4 +107,29 @@ fn refused_keys_are_listed_for_administrators_only(world: &World) {
     world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
     world.ssh("bob", &["doctor", "keys"]).exits(3).keeps_quiet_about("SHA256");
     world.ssh("alice", &["doctor", "keys"]).exits(0).says("the key is not known").says("logged in");
+}
+
+/// larder cannot check that a security key is touched, so a person must accept that, as with `no-touch-required` of OpenSSH.
+fn security_key_is_added_only_without_the_check_of_touch(world: &World) {
+    let keys = [
+        "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4fAAAABHNzaDo=",
+        "sk-ecdsa-sha2-nistp256@openssh.com AAAAInNrLWVjZHNhLXNoYTItbmlzdHAyNTZAb3BlbnNzaC5jb20AAAAIbmlzdHAyNTYAAABBBGsX0fLhLEJH+Lzm5WOkQPJ3A32BLeszoPShOUXYmMKWT+NC4v4af5uO5+tKfA+eFivOM1drMV7Oy7ZAaDe/UfUAAAAEc3NoOg==",
+    ];
+    for (number, key) in keys.into_iter().enumerate() {
+        let name = format!("token{number}");
+        let refused = world.larder(&["key", "add", "alice", "--key", key, "--key-name", &name]);
+        refused.exits(3).says("larder cannot check that the security key is touched").says("--no-touch-required");
+        world.larder(&["user", "add", &name, "--key", key]).exits(3);
+        world.larder(&["key", "add", "alice", "--key", key, "--key-name", &name, "--no-touch-required"]).exits(0);
+        world.larder(&["key", "list", "alice"]).says("touch not checked");
+    }
+    world.larder(&["audit"]).says("no touch required");
+    world
+        .larder(&["key", "add", "alice", "--key", &format!("no-touch-required {}", keys[0])])
+        .exits(2)
+        .says("add --no-touch-required");
+    world
+        .larder(&["key", "add", "alice", "--key", &format!("verify-required {}", keys[0])])
+        .exits(2)
+        .says("cannot check that the user");
 }

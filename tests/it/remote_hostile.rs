@@ -17,7 +17,7 @@ use larder::{
         Blob, DeliverableStore, DeliverableStores, Offer, ProgressFn, RemoteError, TransferLimits, pull, pull_pack, ssh::PullKey,
     },
     surface::ssh::{
-        self, ExecCall, ExecHandler, ExecRequest, KeyAnswer, KeyRefusal, PublicKeyInfo, SshIdentity, SshServerConfig, keys,
+        self, Credential, ExecCall, ExecHandler, ExecRequest, KeyAnswer, KeyRefusal, SshIdentity, SshServerConfig, keys,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -43,8 +43,13 @@ struct Hostile {
 }
 
 impl ExecHandler for Hostile {
-    fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
-        Ok(SshIdentity { user: "production".parse().unwrap(), key: key.fingerprint_sha256.clone() })
+    fn authenticate(&self, credential: &Credential, _source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
+        let Credential::Key(key) = credential else { panic!("a certificate, although none is accepted") };
+        Ok(SshIdentity { user: "production".parse().unwrap(), key: key.fingerprint_sha256.clone(), certificate: None })
+    }
+
+    fn accepts_certificates(&self) -> bool {
+        false
     }
 
     fn recheck_after(&self, _identity: &SshIdentity) -> Option<std::time::Duration> {

@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    process::{Child, Command, Stdio},
-    time::Instant,
+    process::Stdio,
+    time::{Duration, Instant},
 };
 
 use larder::{
@@ -13,7 +13,7 @@ use larder::{
     surface::cli::{command_needs, server_commands},
 };
 
-use crate::harness::{Repo, World, cli::Output, in_one_mode, processes, until};
+use crate::harness::{Repo, World, cli::Output, connection::Connection, in_one_mode, processes, until};
 
 in_one_mode!(
     each_command_is_refused_without_its_right,
@@ -21,6 +21,9 @@ in_one_mode!(
     rights_on_environments_are_given_and_taken_away,
     administrator_of_a_project_gives_rights_on_it_only,
     changed_rights_end_requests_of_a_shared_connection,
+    lowered_rights_count_on_open_connections,
+    revocation_ends_a_push_a_log_and_a_command,
+    right_on_one_environment_opens_no_other,
     members_of_a_group_have_its_rights,
     commands_of_the_page_work,
 );
@@ -33,6 +36,13 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("user remove", &["user remove nobody"]),
     ("user grant", &["user grant nobody SHOP push"]),
     ("user revoke", &["user revoke nobody SHOP"]),
+    (
+        "user ca add",
+        &["user ca add office --key 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f'"],
+    ),
+    ("user ca list", &["user ca list"]),
+    ("user ca remove", &["user ca remove office"]),
+    ("user ca revoke", &["user ca revoke office --serial 7"]),
     ("group add", &["group add crew"]),
     ("group remove", &["group remove crew"]),
     ("group list", &["group list"]),
@@ -153,49 +163,6 @@ fn every_command_has_a_sample_and_a_row_in_the_table_of_rights() {
     }
 }
 
-/// A connection of a user that several requests share.
-struct Connection<'w> {
-    world: &'w World,
-    user: String,
-    socket: std::path::PathBuf,
-    master: Child,
-}
-
-impl<'w> Connection<'w> {
-    fn open(world: &'w World, user: &str) -> Connection<'w> {
-        let home = world.directory().join("home");
-        let socket = (0..).map(|number| home.join(format!("c{number}-{user}"))).find(|path| !path.exists()).unwrap();
-        let mut command = world.client("ssh");
-        command.args(world.ssh_options(user)).args(["-M", "-N", "-S"]).arg(&socket).arg("larder@127.0.0.1");
-        let master = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until("the connection is there", || socket.exists());
-        Connection { world, user: user.to_owned(), socket, master }
-    }
-
-    fn command(&self, words: &[String]) -> Command {
-        let mut command = self.world.client("ssh");
-        command.args(self.world.ssh_options(&self.user)).arg("-S").arg(&self.socket).args(["-o", "ControlMaster=no"]);
-        command.arg("larder@127.0.0.1").arg(shlex::try_join(words.iter().map(String::as_str)).unwrap());
-        command
-    }
-
-    fn ask(&self, words: &[String]) -> Output {
-        Output::of(&mut self.command(words))
-    }
-
-    fn is_open(&mut self) -> bool {
-        self.master.try_wait().unwrap().is_none()
-    }
-}
-
-impl Drop for Connection<'_> {
-    fn drop(&mut self) {
-        let _ = self.master.kill();
-        let _ = self.master.wait();
-        let _ = fs::remove_file(&self.socket);
-    }
-}
-
 /// The number of requests after which a connection is replaced. The server accepts a limited number of requests on a connection.
 const REQUESTS: usize = 24;
 
@@ -206,12 +173,19 @@ fn ask_all<'s>(
     lines: impl IntoIterator<Item = (&'s str, &'s str)>,
 ) -> BTreeMap<(String, String), Output> {
     let lines: Vec<_> = lines.into_iter().collect();
-    let mut outputs = BTreeMap::new();
+    let (mut outputs, mut times) = (BTreeMap::new(), BTreeMap::<&str, Vec<Duration>>::new());
     for lines in lines.chunks(REQUESTS) {
         let connection = Connection::open(world, user);
         for (sample, target) in lines {
+            let begun = Instant::now();
             outputs.insert(((*sample).to_owned(), (*target).to_owned()), connection.ask(&words(sample, target)));
+            times.entry(*target).or_default().push(begun.elapsed());
         }
+    }
+    // A hidden name and a missing name must not differ in time either. The figures are for people.
+    for (target, mut times) in times {
+        times.sort();
+        eprintln!("{user} {target}: {} requests, median {:?}", times.len(), times[times.len() / 2]);
     }
     outputs
 }
@@ -263,13 +237,19 @@ fn each_command_is_refused_without_its_right(world: &World) {
             has < needs.right
         };
         let own: Vec<_> = samples.iter().filter(refused).map(|sample| (*sample, "shop/staging")).collect();
-        // With no right at all, the other names are tested once.
-        let named: Vec<_> = match role {
-            Access::None | Access::Admin => samples.iter().filter(|sample| sample.contains("SHOP")).copied().collect(),
-            _ => vec!["logs SHOP --follow", "run SHOP -- true", "user grant nobody SHOP push", "promote SHOP --to staging"],
+        let named: Vec<_> = match std::env::var_os("LARDER_TEST_THOROUGH") {
+            Some(_) => samples.iter().filter(|sample| names_an_object(sample)).copied().collect(),
+            None => vec![
+                "logs SHOP --follow",
+                "run SHOP -- true",
+                "user grant nobody SHOP push",
+                "promote SHOP --to staging",
+                "project info PROJECT",
+            ],
         };
         let others = named.iter().flat_map(|sample| {
-            ["shop/production", "shop/nothing", "secret/production", "nowhere/production"].map(|target| (*sample, target))
+            let environments = ["shop/production", "shop/nothing"].into_iter().filter(|_| sample.contains("SHOP"));
+            environments.chain(["secret/production", "nowhere/production"]).map(|target| (*sample, target))
         });
         let outputs = ask_all(world, &name, own.iter().copied().chain(others));
         for (sample, target) in own {
@@ -286,7 +266,9 @@ fn each_command_is_refused_without_its_right(world: &World) {
                 let hide = |text: &str| text.replace(project, "P").replace(environment, "E");
                 (output.status, hide(&output.stdout), hide(&output.stderr))
             };
-            assert_eq!(answer("shop/production"), answer("shop/nothing"), "{role}: {sample}");
+            if sample.contains("SHOP") {
+                assert_eq!(answer("shop/production"), answer("shop/nothing"), "{role}: {sample}");
+            }
             assert_eq!(answer("secret/production"), answer("nowhere/production"), "{role}: {sample}");
         }
         for listing in ["status", "project list", "whoami", "disk"] {
@@ -295,6 +277,12 @@ fn each_command_is_refused_without_its_right(world: &World) {
     }
     assert_eq!(state(), before, "a refused command had an effect");
     world.serves("shop", "version one");
+}
+
+/// Returns true if a sample names a project, and its answer therefore could show that the project exists. A request that only an
+/// administrator of the server may make is refused before its name is looked up.
+fn names_an_object(sample: &str) -> bool {
+    sample.contains("SHOP") || sample.contains("PROJECT")
 }
 
 fn key_of_staging_pushes_nothing_to_production(world: &World) {
@@ -446,6 +434,195 @@ fn changed_rights_end_requests_of_a_shared_connection(world: &World) {
     world.serves("shop", "version one");
 }
 
+/// Every command of a role, on connections that were opened before the right was lowered or taken away.
+fn lowered_rights_count_on_open_connections(world: &World) {
+    world.project("shop");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    let thorough = std::env::var_os("LARDER_TEST_THOROUGH").is_some();
+    let roles = if thorough { &ROLES[2..] } else { &[Access::Operate][..] };
+    let mut refusals = 0;
+    for role in roles {
+        let name = format!("l-{role}");
+        user(world, &name, &[("shop/staging", role.as_str())]);
+        let samples = SAMPLES.iter().flat_map(|(_, samples)| *samples).copied();
+        let permitted = samples.filter(|sample| {
+            let needs = command_needs(&words(sample, "shop/staging")).unwrap();
+            let on_environment = matches!(needs.scope, Scope::Environment(_) | Scope::OfMode(..) | Scope::Promotion { .. });
+            on_environment && needs.right > Access::View && needs.right <= *role
+        });
+        let permitted: Vec<&str> = permitted.collect();
+        // Each connection carries out its commands twice.
+        let chunks: Vec<_> = permitted.chunks(REQUESTS / 2).take(if thorough { usize::MAX } else { 1 }).collect();
+        let connections: Vec<_> = chunks.iter().map(|_| Connection::open(world, &name)).collect();
+        for (change, status) in
+            [(&["user", "grant", &name, "shop/staging", "view"][..], 3), (&["user", "revoke", &name, "shop/staging"], 4)]
+        {
+            world.larder(change).ok();
+            for (connection, samples) in connections.iter().zip(&chunks) {
+                for sample in *samples {
+                    let output = connection.ask(&words(sample, "shop/staging"));
+                    assert_eq!(output.status, status, "{role}, {}: {sample} {output}", change.join(" "));
+                    refusals += 1;
+                }
+            }
+        }
+        assert!(connections.into_iter().all(|mut connection| connection.is_open()), "a connection ended with a right");
+    }
+    eprintln!("{refusals} requests were refused on connections that are older than the change");
+}
+
+/// A revocation ends the requests of a shared connection: a push whose build runs, a log, and a command with its process. The times are for
+/// people.
+fn revocation_ends_a_push_a_log_and_a_command(world: &World) {
+    let rounds = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 51 } else { 3 };
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", "exec larder static-server --root .\n");
+    repo.page("version one");
+    repo.push().accepted();
+    repo.program(".larder/build", "#!/bin/sh\nexec sleep 97531\n").commit("a build without an end");
+    let running =
+        |argument: &str| processes::of(world.directory()).iter().any(|process| process.arguments.contains(&argument.to_owned()));
+    let (mut times, mut all) = (BTreeMap::<(String, &str), Vec<Duration>>::new(), Vec::new());
+    for round in 0..rounds {
+        let name = format!("r{round}");
+        user(world, &name, &[("shop", "operate")]);
+        let fingerprint = world.ssh(&name, &["whoami", "--json"]).json()["key"]["fingerprint"].as_str().unwrap().to_owned();
+        let change = match round % 3 {
+            0 => vec!["key", "remove", &fingerprint],
+            1 => vec!["user", "remove", &name],
+            _ => vec!["user", "revoke", &name, "shop"],
+        };
+        let ends_connection = change[1] == "remove";
+        let mut connection = Connection::open(world, &name);
+        let quiet = |command: &mut std::process::Command| {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        };
+        let seconds = (80_000 + round).to_string();
+        let mut command = quiet(&mut connection.command(&words(&format!("run SHOP -- sleep {seconds}"), "shop")));
+        let mut logs = quiet(&mut connection.command(&words("logs SHOP --follow", "shop")));
+        let mut push = repo.command();
+        push.env("GIT_SSH_COMMAND", format!("ssh {}", connection.options().join(" ")));
+        let mut push = quiet(push.args(["push", &repo.url(), "HEAD:refs/heads/main"]));
+        until("the push builds and the command runs", || running("97531") && running(&seconds));
+        assert!(logs.try_wait().unwrap().is_none() && push.try_wait().unwrap().is_none(), "a request ended by itself");
+        world.larder(&change).ok();
+        let begun = Instant::now();
+        let mut open: BTreeSet<&str> = ["push", "logs", "command", "process"].into();
+        if ends_connection {
+            open.insert("connection");
+        }
+        until("everything ends", || {
+            let mut ended = |what: &str| match what {
+                "push" => push.try_wait().unwrap().is_some(),
+                "logs" => logs.try_wait().unwrap().is_some(),
+                "command" => command.try_wait().unwrap().is_some(),
+                "process" => !running(&seconds),
+                _ => !connection.is_open(),
+            };
+            let now: Vec<&str> = open.iter().copied().filter(|what| ended(what)).collect();
+            for what in now {
+                open.remove(what);
+                times.entry((change[..2].join(" "), what)).or_default().push(begun.elapsed());
+                all.push(begun.elapsed());
+            }
+            open.is_empty()
+        });
+        if !ends_connection {
+            assert!(connection.is_open(), "the connection ended with a right");
+        }
+        // The deployment itself belongs to the server.
+        world.larder(&["deploy", "shop", "--cancel"]).ok();
+        until("the deployment ends", || !running("97531"));
+    }
+    for ((change, what), mut times) in times {
+        times.sort();
+        let (median, last) = (times[times.len() / 2].as_millis(), times[times.len() - 1].as_millis());
+        eprintln!("{change}: {what} ended after {median} ms (median), at most {last} ms, {} times", times.len());
+    }
+    eprintln!("{rounds} revocations, the last end after {} ms", all.iter().max().unwrap().as_millis());
+    world.serves("shop", "version one");
+}
+
+/// A user with the right to view one environment tries to read and to change the other environments and projects.
+fn right_on_one_environment_opens_no_other(world: &World) {
+    world.project("shop").project("secret");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    repo.git(&["push", &repo.url(), "HEAD:refs/heads/next"]).ok();
+    let hidden = Repo::site(world, "secret", "a secret page");
+    hidden.push().accepted();
+    world.larder(&["freeze", "shop/production", "--until", "2999-12-24", "--why", "stocktaking"]).ok();
+    world.larder(&["freeze", "shop/staging", "--until", "2999-12-24", "--why", "training"]).ok();
+    user(world, "eve", &[("shop/staging", "view")]);
+    let production = world.larder(&["--json", "releases", "shop/production"]).json()[0]["release"].as_str().unwrap().to_owned();
+    let totals = r#"{"version": 1, "days": [{"day": "2026-11-29", "used": 9000, "projects": {"1": 7654321, "2": 1234567}}]}"#;
+    fs::write(world.root().join("state/disk.json"), totals).unwrap();
+    // Paths of git: the other project, and ways around the name of the project.
+    for path in
+        ["secret", "secret.git", "shop/../secret", "./secret", "shop//secret", "../secret", "shop/production", "secret/pillar"]
+    {
+        for service in ["git-upload-pack", "git-receive-pack", "git-upload-archive", "git-shell"] {
+            let answer = world.ssh("eve", &[service, &format!("'/{path}'")]);
+            assert_ne!(answer.status, 0, "{answer}");
+            answer.keeps_quiet_about(&hidden.head()).keeps_quiet_about("refs/heads");
+        }
+    }
+    let eve = repo.by("eve");
+    let head = repo.head();
+    eve.page("version of eve");
+    for refs in
+        ["HEAD:refs/heads/next", "HEAD:refs/heads/main", "HEAD:refs/heads/other", "HEAD:refs/larder/x", ":refs/heads/next"]
+    {
+        let pushed = eve.git(&["push", "--force", &eve.url(), refs]);
+        assert_ne!(pushed.status, 0, "{pushed}");
+    }
+    // A commit of another project is in no repository that eve may read.
+    assert_ne!(eve.git(&["fetch", &eve.url(), &hidden.head()]).status, 0);
+    // Releases, logs and restore points of another environment, named through the own environment.
+    let words: [&[&str]; 9] = [
+        &["release", "show", "shop/staging", &production],
+        &["release", "export", "shop/staging", &production],
+        &["release", "diff", "shop/staging", "v1", &production],
+        &["deliverable", "get", "shop", &production, "manifest"],
+        &["deliverable", "get", "shop", &production, "archive"],
+        &["logs", "shop/staging/../production"],
+        &["logs", "shop/production"],
+        &["freeze", "shop/production"],
+        &["deploy", "shop/production", "--follow"],
+    ];
+    for words in words {
+        let answer = world.ssh("eve", words);
+        assert!(matches!(answer.status, 2..=4), "{answer}");
+        answer.keeps_quiet_about("version one").keeps_quiet_about("stocktaking");
+    }
+    for process in ["../../production/log/web", "../../../secret/production/log/web", "..", "*"] {
+        assert_eq!(world.ssh("eve", &["logs", "shop/staging", "--process", process]).stdout, "", "{process}");
+    }
+    // Listings: no other environment, and no figure that includes one.
+    for listing in
+        [&["status"][..], &["project", "list"], &["project", "info", "shop"], &["disk", "shop"], &["notify", "log", "shop"]]
+    {
+        let answer = world.ssh("eve", &[listing, &["--json"]].concat());
+        answer.keeps_quiet_about("production").keeps_quiet_about("secret").keeps_quiet_about("stocktaking");
+        answer.keeps_quiet_about("7654321").keeps_quiet_about("1234567");
+    }
+    world.ssh("alice", &["status", "--json"]).says("7654321").says("stocktaking");
+    world.ssh("alice", &["status"]).says("release freeze until").says("stocktaking (operator)");
+    let status = world.ssh("eve", &["status", "--json"]).json();
+    let rows = status["environments"].as_array().unwrap();
+    assert_eq!((rows.len(), &rows[0]["environment"], &rows[0]["freeze"]["why"]), (1, &"shop/staging".into(), &"training".into()));
+    assert!(rows[0]["disk"].is_null(), "{status:#}");
+    let disk = world.ssh("eve", &["disk", "shop", "--json"]).json();
+    assert_eq!(disk["projects"][0]["environments"].as_array().unwrap().len(), 1);
+    for figure in ["counted", "total", "free"] {
+        assert!(disk["projects"][0][figure].is_null(), "{disk:#}");
+    }
+    world.serves("shop", "version one");
+    assert_eq!(repo.ls_remote()["refs/heads/main"], head);
+}
+
 fn members_of_a_group_have_its_rights(world: &World) {
     world.project("shop");
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
@@ -486,7 +663,7 @@ fn members_of_a_group_have_its_rights(world: &World) {
 fn commands_of_the_page_work(world: &World) {
     world.project("shop");
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
-    for name in ["bob", "ci", "laptop"] {
+    for name in ["bob", "ci", "laptop", "ca", "runner-ca", "notebook"] {
         world.key(name);
     }
     // The page adds the file of a CI key twice: for a CI user, and for a CI key of bob.
@@ -499,8 +676,8 @@ fn commands_of_the_page_work(world: &World) {
     };
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/access.md")).unwrap();
     let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let lines: Vec<_> = blocks.flat_map(str::lines).filter(|line| line.starts_with("larder ")).collect();
-    assert!(lines.len() > 12, "the examples were not found: {lines:?}");
+    let lines: Vec<_> = blocks.flat_map(str::lines).collect();
+    assert!(lines.len() > 20, "the examples were not found: {lines:?}");
     for line in lines {
         let mut words = shlex::split(line.split("  #").next().unwrap()).unwrap();
         let is_key_of_bob = words.contains(&String::from("--only"));
@@ -513,8 +690,17 @@ fn commands_of_the_page_work(world: &World) {
                 other => other.to_owned(),
             };
         }
-        world.larder(&words[1..].iter().map(String::as_str).collect::<Vec<_>>()).ok();
+        match words.remove(0).as_str() {
+            "larder" => drop(world.larder(&words.iter().map(String::as_str).collect::<Vec<_>>()).ok()),
+            "ssh-keygen" => {
+                Output::of(world.client("ssh-keygen").args(&words)).ok();
+                world.ssh("notebook", &["whoami"]).exits(0).says("certificate \"bob-notebook\" serial 7 of the authority office");
+            }
+            other => panic!("the page has a command {other}"),
+        }
     }
+    // The page revokes the certificate at the end.
+    world.ssh("notebook", &["whoami"]).exits(255);
     let rights = |user: &str| world.ssh(user, &["whoami", "--json"]).json()["access"].clone();
     assert_eq!(rights("bob"), serde_json::json!({"shop": "push", "shop/production": "view"}));
     assert_eq!(rights("ci"), serde_json::json!({"shop/staging": "push"}));

@@ -56,11 +56,11 @@ pub struct ProjectDisk {
     pub method: &'static str,
     /// The reason why the project's own file system or quota cannot be used.
     pub problem: Option<String>,
-    /// The bytes that the kernel counts for the project; absent without a project quota.
+    /// The bytes that the kernel counts for the project; absent without a project quota, and for a caller who may not see all environments.
     pub counted: Option<u64>,
-    /// The size of the project's own file system or quota, in bytes; absent without both.
+    /// The size of the project's own file system or quota, in bytes; absent without both, and for a caller who may not see all environments.
     pub total: Option<u64>,
-    /// The free bytes of the project's own file system or quota.
+    /// The free bytes of the project's own file system or quota; absent if `total` is absent.
     pub free: Option<u64>,
     /// The environments.
     pub environments: Vec<EnvironmentDisk>,
@@ -108,7 +108,13 @@ impl Request for DiskShow {
         }
         let mut measured = Vec::new();
         for project in projects {
-            measured.push(project_disk(control, project).await?);
+            let partial = !control.sees_all(caller, &project.name);
+            let mut disk = project_disk(control, project).await?;
+            if partial {
+                // These figures include environments that the caller may not see.
+                (disk.counted, disk.total, disk.free) = (None, None, None);
+            }
+            measured.push(disk);
         }
         let size = files::disk_size(control.root().path()).map_err(|error| CommandError::internal(&error))?;
         let forecast = match control.pipeline().disk_history() {

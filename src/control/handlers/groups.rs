@@ -102,6 +102,7 @@ impl Request for GroupRemove {
             let group = registry.group_mut(&name).ok_or(unknown)?;
             if users.is_empty() {
                 registry.groups.retain(|known| known.name != name);
+                registry.authorities.retain(|authority| authority.group.as_ref() != Some(&name));
                 return Ok(None);
             }
             if let Some(other) = users.iter().find(|user| !group.members.contains(user)) {

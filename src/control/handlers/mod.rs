@@ -1,6 +1,7 @@
 //! The requests that the server carries out. Each request has fields, a needed right, a handler and a view.
 
 mod audit;
+mod authorities;
 mod backup;
 mod backup_list;
 mod backup_offsite;
@@ -31,8 +32,8 @@ mod status;
 mod users;
 
 pub use self::{
-    audit::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, configuration::*, configuration_explain::*,
-    configuration_list::*, databases::*, deliverables::*, deployments::*, disk::*, doctor::*, drift::*, exports::*, groups::*,
-    keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*, protect::*, releases::*, remotes::*,
-    rollback::*, status::*, users::*,
+    audit::*, authorities::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, configuration::*,
+    configuration_explain::*, configuration_list::*, databases::*, deliverables::*, deployments::*, disk::*, doctor::*, drift::*,
+    exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*, protect::*,
+    releases::*, remotes::*, rollback::*, status::*, users::*,
 };

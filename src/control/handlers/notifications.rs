@@ -13,7 +13,7 @@ use crate::{
         request::{Context, Reply, Request},
         target::Target,
     },
-    model::{Access, Environment, NotificationKind, ProjectName},
+    model::{Access, NotificationKind, Project, ProjectName},
     notify::{MessageRecord, MessageState, Notification, Recipients},
 };
 
@@ -143,9 +143,7 @@ impl Request for NotifyLog {
         }
         let title = self.target.environment.map(|environment| format!("{}/{environment}", project.name));
         let messages = control.pipeline().services().notifier.log(Some(&project.name)).into_iter();
-        let seen: Vec<_> = project.environments.iter().map(Environment::title).collect();
-        let visible = |record: &MessageRecord| record.environment.as_ref().is_none_or(|environment| seen.contains(environment));
-        let wanted = messages.filter(|(_, record)| (title.is_none() || record.environment == title) && visible(record));
+        let wanted = messages.filter(|(_, record)| (title.is_none() || record.environment == title) && visible(&project, record));
         Ok(wanted.map(|(_, record)| record.into()).collect::<Vec<_>>().into())
     }
 }
@@ -170,7 +168,13 @@ impl Request for NotifyRetry {
         let notifier = &control.pipeline().services().notifier;
         let open = notifier.retry(Some(&project.name)).await;
         let open: Vec<_> = open.into_iter().map(|(number, record)| (number, record.attempts)).collect();
-        let messages = notifier.attempted(&open, DELIVERY_WAIT).await.into_iter().map(MessageView::from).collect();
+        let messages = notifier.attempted(&open, DELIVERY_WAIT).await.into_iter();
+        let messages = messages.filter(|record| visible(&project, record)).map(MessageView::from).collect();
         Ok(DeliveryReport { project: project.name, messages }.into())
     }
+}
+
+/// Returns true for a message about an environment that the caller of a request may see, or about the project itself.
+fn visible(project: &Project, record: &MessageRecord) -> bool {
+    record.environment.as_ref().is_none_or(|title| project.environments.iter().any(|one| one.title() == *title))
 }

@@ -13,7 +13,7 @@ use crate::{
         state::Control,
         target::Target,
     },
-    model::{Access, CommitId, Environment, Trigger},
+    model::{Access, CommitId, Environment, Trigger, UserName},
     pipeline::DeployRequest,
 };
 
@@ -27,6 +27,17 @@ pub struct ProtectionView {
     pub protection: Protection,
     /// The end of the release freeze in the time zone of the server, as text; absent without a release freeze or without an end.
     pub until: Option<String>,
+}
+
+/// The release freeze of an environment, for lists.
+#[derive(Debug, Clone, Serialize)]
+pub struct FreezeStatus {
+    /// The end in the time zone of the server, as text; absent if a person must end the release freeze.
+    pub until: Option<String>,
+    /// The reason.
+    pub why: String,
+    /// The user who has set the release freeze.
+    pub by: UserName,
 }
 
 /// The request to set, end or show a release freeze.
@@ -220,6 +231,14 @@ impl Control {
             return None;
         }
         self.objection_to(&request.environment, &request.commit, &request.trigger)
+    }
+
+    /// Returns the release freeze that concerns an environment now.
+    pub(super) fn release_freeze(&self, environment: &Environment) -> Option<FreezeStatus> {
+        let zone = zone(self);
+        let registry = self.registry();
+        let ReleaseFreeze { until, why, by } = protect::freeze(&registry.protections, environment, Timestamp::now())?.clone();
+        Some(FreezeStatus { until: until.map(|until| shown(until, &zone)), why, by })
     }
 
     /// Returns the reason why a commit may not be deployed now because of a protection of its environment.

@@ -1,9 +1,11 @@
 //! The request `status`, which shows the state of the server and of the environments that the caller may see.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{backup_summary::BackupSummary, disk::limit_of};
+use super::{backup_summary::BackupSummary, disk::limit_of, protect::FreezeStatus};
 use crate::{
     control::{
         authz::Needs,
@@ -55,11 +57,14 @@ pub struct EnvironmentStatus {
     pub state: &'static str,
     /// An explanation of the state, as text.
     pub note: Option<String>,
+    /// The release freeze of the environment or of its project.
+    pub freeze: Option<FreezeStatus>,
     /// The result of the last comparison of the live files with their release.
     pub drift: Option<LastScan>,
     /// The last deployment that was not a dry run.
     pub last: Option<LastDeployment>,
-    /// The disk space of the project at its last daily measurement, in bytes.
+    /// The disk space of the project at its last daily measurement, in bytes; absent for a caller who may not see all environments of the
+    /// project.
     pub disk: Option<u64>,
     /// The scheduled restore points.
     pub backup: BackupSummary,
@@ -117,11 +122,16 @@ impl Request for Status {
         let capabilities = services.launcher.capabilities().await.map_err(|error| CommandError::internal(&error))?;
         let projects = control.visible(caller);
         let space = space_protection(control, &projects);
+        let whole: BTreeSet<_> =
+            projects.iter().filter(|project| control.sees_all(caller, &project.name)).map(|project| project.id).collect();
         let environments: Vec<_> = projects.into_iter().flat_map(|project| project.environments).collect();
         control.pipeline().refresh_drift(&environments).await;
         // A record that cannot be read is reported by `larder disk`.
         let totals = control.pipeline().disk_history().ok().and_then(|history| history.days().last().cloned());
-        let used = |environment: &Environment| totals.as_ref()?.projects.get(&environment.project_id).copied();
+        let used = |environment: &Environment| {
+            let project = &environment.project_id;
+            totals.as_ref()?.projects.get(project).copied().filter(|_| whole.contains(project))
+        };
         let report = StatusReport {
             version: env!("CARGO_PKG_VERSION"),
             mode: String::from(if capabilities.system { "system" } else { "rootless" }),
@@ -186,6 +196,7 @@ fn environment_status(control: &Control, environment: &Environment, disk: Option
         live,
         state,
         note,
+        freeze: control.release_freeze(environment),
         drift: pipeline.last_drift(environment.id),
         last: history.deployments.iter().rev().find(|summary| !summary.dry_run).map(LastDeployment::of),
         disk,

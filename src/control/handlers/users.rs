@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use indexmap::IndexMap;
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
     control::{
+        authorities::holder,
         authz::{Caller, Needs, of_user},
         error::{CommandError, no_environment, not_found, refused, similar},
-        login::{Key, KeyScope, LoginKeyRow},
+        login::{Key, KeyScope, Login, LoginKeyRow},
         registry::{Registry, User},
         request::{Context, Reply, Request},
         target::Target,
@@ -56,6 +58,10 @@ impl Request for Whoami {
         }
         let registry = control.registry();
         let key = match caller {
+            Caller::User(Login { certificate: Some(certificate), source, .. }) => {
+                let known = holder(&registry, certificate, Timestamp::now(), *source);
+                known.ok().map(|(user, authority)| LoginKeyRow::certified(&user.name, certificate, authority))
+            }
             Caller::User(login) => registry.key(&login.key).map(|(user, key)| LoginKeyRow::new(&user.name, key)),
             Caller::Operator => None,
         };
@@ -172,6 +178,8 @@ impl Request for UserRemove {
             for group in &mut registry.groups {
                 group.members.retain(|member| *member != name);
             }
+            // A later user with this name is another user, whom this authority may not certify.
+            registry.authorities.retain(|authority| authority.user.as_ref() != Some(&name));
             if registry.users.len() == before { Err(no_user(&registry.users, &name)) } else { Ok(()) }
         };
         control.change(remove).await?;

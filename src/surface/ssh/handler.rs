@@ -1,13 +1,22 @@
 //! The interface between the SSH server and the rest of larder: identities, requests, and the handler that carries out requests.
 
-use std::{net::IpAddr, os::fd::OwnedFd, time::Duration};
+use std::{net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{exec::ExecRequest, keys::PublicKeyInfo};
-use crate::{git::PushCommands, model::UserName};
+use crate::{control::LoginCertificate, git::PushCommands, model::UserName};
+
+/// The proof with which a client logs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// A key that belongs to a user.
+    Key(PublicKeyInfo),
+    /// A certificate for a key, whose authority certifies users.
+    Certificate(Arc<LoginCertificate>),
+}
 
 /// The user of a key. A connection gets an identity only after the signature of the client was verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +25,8 @@ pub struct SshIdentity {
     pub user: UserName,
     /// The fingerprint of the key with which the user has logged in.
     pub key: String,
+    /// The certificate for the key; absent if the key itself belongs to the user.
+    pub certificate: Option<Arc<LoginCertificate>>,
 }
 
 /// The reason why a key is refused. Clients do not learn the reason.
@@ -34,6 +45,8 @@ pub struct KeyAnswer {
     pub kind: String,
     /// `SHA256:...`, as `ssh-keygen -l` prints it.
     pub fingerprint: String,
+    /// The key ID and the serial number of the certificate; absent if the client offered no certificate.
+    pub certificate: Option<String>,
     /// The address of the client.
     pub source: IpAddr,
     /// The user who has logged in, or the reason of the refusal.
@@ -87,10 +100,13 @@ pub struct ExecCall {
 
 /// The interface of the handler that identifies users and carries out their requests.
 pub trait ExecHandler: Send + Sync + 'static {
-    /// Returns the user of a key, or the reason why the key is refused. The function must change nothing, because clients may offer keys that they cannot sign with. The function
-    /// must not block, because it runs on the connection's task. The server calls the function again before each request, so that a removed
-    /// key stops working at once.
-    fn authenticate(&self, key: &PublicKeyInfo, source: IpAddr) -> Result<SshIdentity, KeyRefusal>;
+    /// Returns the user of a credential, or the reason why the credential is refused. The function must change nothing, because clients may
+    /// offer keys that they cannot sign with. The function must not block, because it runs on the connection's task. The server calls the
+    /// function again before each request, so that a removed key stops working at once.
+    fn authenticate(&self, credential: &Credential, source: IpAddr) -> Result<SshIdentity, KeyRefusal>;
+
+    /// Returns true if a certificate may identify a user. A client may then prove a key that is not known.
+    fn accepts_certificates(&self) -> bool;
 
     /// Returns the time after which the server must check the key of an open connection again; `None` if only changes matter.
     fn recheck_after(&self, identity: &SshIdentity) -> Option<Duration>;

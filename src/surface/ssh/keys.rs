@@ -19,6 +19,7 @@ pub fn host_key_line(key: &PrivateKey) -> Result<String, HostKeyError> {
     public.to_openssh().map_err(|source| HostKeyError::Generate { what: "host key", source })
 }
 
+const SK_ECDSA: &str = "sk-ecdsa-sha2-nistp256@openssh.com";
 const MIN_RSA_BITS: u32 = 2048;
 const MAX_RSA_BITS: u32 = 8192;
 /// The maximum length of a line, in bytes. A key of [`MAX_RSA_BITS`] takes 1,420 bytes, so a long comment fits.
@@ -113,7 +114,8 @@ pub fn parse_line(text: &str) -> Result<PublicKeyInfo, KeyError> {
             KeyError::Kind { given }
         });
     }
-    let accepted_kind = ["ssh-ed25519", "sk-ssh-ed25519@openssh.com", "ecdsa-sha2-nistp256", "ssh-rsa"].contains(&first);
+    let accepted_kind =
+        ["ssh-ed25519", "sk-ssh-ed25519@openssh.com", "ecdsa-sha2-nistp256", SK_ECDSA, "ssh-rsa"].contains(&first);
     if !accepted_kind {
         return Err(KeyError::Kind { given: first.chars().take(60).collect() });
     }
@@ -131,7 +133,9 @@ fn instead_of(options: &str) -> &'static str {
         "restrict" | "no-pty" | "no-port-forwarding" | "no-agent-forwarding" | "no-x11-forwarding" | "no-user-rc" => {
             "give the line without them; larder forwards nothing and gives no shell"
         }
-        "cert-authority" | "principals" => "a line for a certificate authority is no login key",
+        "no-touch-required" => "give the line without them, and add --no-touch-required",
+        "verify-required" => "larder cannot check that the user of a security key was verified",
+        "cert-authority" | "principals" => "add the key of a certificate authority with `larder user ca add`",
         _ => "give the line without them",
     }
 }
@@ -144,7 +148,7 @@ fn is_kind(word: &str) -> bool {
 /// Checks the kind and size of a key. Returns a description of the key.
 pub(super) fn info(key: &PublicKey) -> Result<PublicKeyInfo, KeyError> {
     match key.key_data() {
-        KeyData::Ed25519(_) | KeyData::SkEd25519(_) => {}
+        KeyData::Ed25519(_) | KeyData::SkEd25519(_) | KeyData::SkEcdsaSha2NistP256(_) => {}
         KeyData::Ecdsa(ecdsa) if ecdsa.curve() == EcdsaCurve::NistP256 => {}
         KeyData::Rsa(rsa) => {
             let bits = rsa.key_size();
@@ -165,10 +169,28 @@ pub(super) fn info(key: &PublicKey) -> Result<PublicKeyInfo, KeyError> {
     })
 }
 
+/// Returns the key of a certificate authority. The key of a security key is refused, because nothing shows that the security key was touched
+/// for each certificate.
+pub fn authority(key: Result<PublicKeyInfo, KeyError>) -> Result<PublicKeyInfo, KeyError> {
+    let key = key?;
+    if is_security_key(&key.algorithm) { Err(KeyError::Kind { given: key.algorithm }) } else { Ok(key) }
+}
+
+/// Returns true for the kinds of keys whose private half is on a security key.
+pub fn is_security_key(kind: &str) -> bool {
+    kind.starts_with("sk-")
+}
+
+/// Returns true if a certificate for the key is accepted. A security key must be touched for each proof, so a client is not asked for a proof
+/// that may not count.
+pub(super) fn may_be_certified(key: &PublicKeyInfo) -> bool {
+    !is_security_key(&key.algorithm)
+}
+
 /// Returns true if a signature of this kind is accepted. An RSA key can sign with SHA-1, which is refused, or with SHA-2.
 pub(super) fn accepts_signature(algorithm: &Algorithm) -> bool {
     match algorithm {
-        Algorithm::Ed25519 | Algorithm::SkEd25519 => true,
+        Algorithm::Ed25519 | Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256 => true,
         Algorithm::Ecdsa { curve } => *curve == EcdsaCurve::NistP256,
         Algorithm::Rsa { hash } => hash.is_some(),
         _ => false,

@@ -6,12 +6,15 @@
 //! russh's accept loop has no login deadline and opens the receive window automatically. This module therefore has its own accept loop
 //! (`server`), limits (`limits`) and flow control (`channel`).
 
+mod authentication;
+mod certificate;
 mod channel;
 mod config;
 mod exec;
 mod handler;
 pub mod keys;
 mod limits;
+mod progress;
 mod server;
 mod session;
 #[cfg(test)]
@@ -20,7 +23,7 @@ mod tests;
 pub use self::{
     config::{Profile, SshServerConfig},
     exec::{ExecError, ExecRequest, GitService, RepoPath},
-    handler::{ExecCall, ExecHandler, ExecIo, KeyAnswer, KeyRefusal, SshIdentity, Tty},
+    handler::{Credential, ExecCall, ExecHandler, ExecIo, KeyAnswer, KeyRefusal, SshIdentity, Tty},
     keys::{KeyError, PublicKeyInfo},
     limits::SshLimits,
     server::serve,

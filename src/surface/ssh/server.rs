@@ -25,7 +25,8 @@ use super::{
     config::SshServerConfig,
     handler::{ExecHandler, SshIdentity},
     limits::{ConnectionLimiter, ConnectionPermit, Offence},
-    session::{ConnectionProgress, SessionError, SshConnection},
+    progress::{ConnectionProgress, SessionError},
+    session::SshConnection,
 };
 use crate::surface::user_limit::{UserLimit, UserPermit};
 
@@ -198,7 +199,7 @@ enum End {
 async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<ConnectionProgress>, peer: SocketAddr) -> End {
     let mut changes = handler.key_changes();
     progress.logged_in.cancelled().await;
-    let Some((key, identity)) = progress.login.get() else { return std::future::pending().await };
+    let Some((credential, identity)) = progress.login.get() else { return std::future::pending().await };
     // The receiver was created before the login, so this loop also sees a change that happened between the login and the first wait.
     loop {
         let later = async {
@@ -214,7 +215,7 @@ async fn revoked(handler: Arc<dyn ExecHandler>, progress: Arc<ConnectionProgress
         if closed {
             return std::future::pending().await;
         }
-        if handler.authenticate(key, peer.ip().to_canonical()).as_ref() != Ok(identity) {
+        if handler.authenticate(credential, peer.ip().to_canonical()).as_ref() != Ok(identity) {
             break;
         }
     }

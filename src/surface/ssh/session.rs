@@ -1,29 +1,20 @@
 //! The callbacks of one connection: login, channels, requests. Every protocol request that is not served is refused explicitly.
 
-use std::{
-    collections::HashMap,
-    net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use russh::{
     Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Pty, Sig,
-    keys::HashAlg,
     server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Response, Session, VerifiedPublicKey},
 };
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    authentication::Authentication,
     channel::{self, ChannelState, Job},
     config::SshServerConfig,
     exec::{self, ExecRequest},
-    handler::{ExecHandler, KeyAnswer, KeyRefusal, SshIdentity, Tty},
-    keys::{self, PublicKeyInfo},
+    handler::{ExecHandler, Tty},
+    progress::{ConnectionProgress, SessionError},
 };
 
 /// The window of a channel whose queue has reached [`channel::INPUT_HIGH`], in bytes. The window is not zero, because russh can open a window
@@ -34,43 +25,6 @@ const CLOSED_WINDOW_DELAY: Duration = Duration::from_millis(5);
 /// The time for which a packet waits if the queue of its channel has reached [`channel::MAX_INPUT`]. All channels of the connection wait as
 /// well; after this time, the channel is closed.
 const OVERFLOW_WAIT: Duration = Duration::from_secs(1);
-
-/// The reason why the server ends a session.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SessionError {
-    #[error("the SSH protocol failed")]
-    Protocol(#[from] russh::Error),
-    #[error("more than {0} keys were offered")]
-    TooManyOffers(usize),
-    #[error("more than {0} logins were refused")]
-    TooManyFailures(usize),
-}
-
-/// The progress of a connection, for the task that oversees it.
-pub(super) struct ConnectionProgress {
-    /// The token that is cancelled when the key exchange is done.
-    pub(super) keyed: CancellationToken,
-    /// The token that is cancelled when a user has logged in.
-    pub(super) logged_in: CancellationToken,
-    /// The number of running requests.
-    pub(super) busy: watch::Sender<usize>,
-    /// The key that logged in, and its user.
-    pub(super) login: OnceLock<(PublicKeyInfo, SshIdentity)>,
-    /// The number of offered keys and of refused logins.
-    pub(super) attempts: AtomicUsize,
-}
-
-impl ConnectionProgress {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            keyed: CancellationToken::new(),
-            logged_in: CancellationToken::new(),
-            busy: watch::Sender::new(0),
-            login: OnceLock::new(),
-            attempts: AtomicUsize::new(0),
-        })
-    }
-}
 
 /// The guard of a running request. The request is counted as running until the guard is dropped.
 struct Busy(Arc<ConnectionProgress>);
@@ -98,14 +52,9 @@ struct Open {
 
 /// The state of one connection.
 pub(super) struct SshConnection {
-    handler: Arc<dyn ExecHandler>,
-    config: Arc<SshServerConfig>,
-    peer: SocketAddr,
+    authentication: Authentication,
     progress: Arc<ConnectionProgress>,
     shutdown: CancellationToken,
-    login: Option<(PublicKeyInfo, SshIdentity)>,
-    offers: usize,
-    failures: usize,
     channels: HashMap<ChannelId, Open>,
     channels_total: usize,
 }
@@ -119,72 +68,12 @@ impl SshConnection {
         shutdown: CancellationToken,
     ) -> Self {
         Self {
-            handler,
-            config,
-            peer,
+            authentication: Authentication::new(handler, config, peer, Arc::clone(&progress)),
             progress,
             shutdown,
-            login: None,
-            offers: 0,
-            failures: 0,
             channels: HashMap::new(),
             channels_total: 0,
         }
-    }
-
-    /// Returns the key and its user if the key is known, and the login name and the kind of key are accepted. Records a refusal. The client
-    /// gets the same answer to all refusals.
-    fn lookup(
-        &self,
-        login: &str,
-        key: &russh::keys::PublicKey,
-        algorithm: &russh::keys::Algorithm,
-    ) -> Option<(PublicKeyInfo, SshIdentity)> {
-        let described = keys::info(key);
-        let (kind, fingerprint) = match &described {
-            Ok(info) => (info.algorithm.clone(), info.fingerprint_sha256.clone()),
-            Err(_) => (key.algorithm().to_string().chars().take(60).collect(), key.fingerprint(HashAlg::Sha256).to_string()),
-        };
-        let refusal = match described {
-            Ok(info) if keys::accepts_signature(algorithm) => match self.check(login, &info) {
-                Ok(identity) => return Some((info, identity)),
-                Err(refusal) => refusal,
-            },
-            Ok(_) => {
-                let reason = format!("signatures of kind {:?} are not safe; update the client", algorithm.as_str());
-                KeyRefusal { user: None, reason }
-            }
-            Err(error) => KeyRefusal { user: None, reason: error.to_string() },
-        };
-        tracing::info!(peer = %self.peer, "cannot accept the {kind} key {fingerprint}: {}", refusal.reason);
-        self.handler.answered(KeyAnswer { kind, fingerprint, source: self.source(), outcome: Err(refusal) });
-        None
-    }
-
-    fn check(&self, login: &str, info: &PublicKeyInfo) -> Result<SshIdentity, KeyRefusal> {
-        let identity = self.handler.authenticate(info, self.source())?;
-        if self.config.logins.iter().any(|known| known == login) {
-            return Ok(identity);
-        }
-        let expected = self.config.logins.join(" or ");
-        let login: String = login.escape_default().take(80).collect();
-        let reason = format!("the login is {login} (expected {expected})");
-        Err(KeyRefusal { user: Some(identity.user), reason })
-    }
-
-    /// Returns the address of the client.
-    fn source(&self) -> IpAddr {
-        self.peer.ip().to_canonical()
-    }
-
-    async fn refused(&mut self) -> Result<Auth, SessionError> {
-        self.failures = self.failures.saturating_add(1);
-        self.progress.attempts.fetch_add(1, Ordering::Relaxed);
-        if self.failures > self.config.limits.auth_failures {
-            return Err(SessionError::TooManyFailures(self.config.limits.auth_failures));
-        }
-        tokio::time::sleep(self.config.limits.refusal_delay).await;
-        Ok(Auth::reject())
     }
 
     /// Starts a request in a separate task, or answers with the reason if the request cannot start.
@@ -194,7 +83,7 @@ impl SshConnection {
         request: Result<ExecRequest, exec::ExecError>,
         session: &mut Session,
     ) -> Result<(), SessionError> {
-        let source = self.source();
+        let (source, peer) = (self.authentication.source(), self.authentication.peer);
         let Some(open) = self.channels.get_mut(&id) else {
             return Ok(session.channel_failure(id)?);
         };
@@ -204,9 +93,11 @@ impl SshConnection {
         session.channel_success(id)?;
         let shared = Arc::clone(&open.shared);
         let busy = Busy::new(&self.progress);
-        let identity = match &self.login {
-            Some((key, login)) => self.handler.authenticate(key, source).ok().filter(|now| now == login),
-            None => None,
+        let identity = self.authentication.current();
+        // A certificate can replace every command of its user.
+        let request = match self.authentication.forced_command() {
+            Some(command) => exec::parse(command.as_bytes()),
+            None => request,
         };
         let (refusal, status) = match (request, identity) {
             (_, None) => {
@@ -226,9 +117,9 @@ impl SshConnection {
                 (line, channel::STATUS_USAGE)
             }
             (Ok(request), Some(identity)) => {
-                tracing::debug!(peer = %self.peer, user = %identity.user, ?request, "request");
+                tracing::debug!(%peer, user = %identity.user, ?request, "request");
                 let job = Job {
-                    handler: Arc::clone(&self.handler),
+                    handler: Arc::clone(&self.authentication.handler),
                     identity,
                     request,
                     git_protocol: open.git_protocol.take(),
@@ -242,7 +133,7 @@ impl SshConnection {
                 return Ok(());
             }
         };
-        tracing::info!(peer = %self.peer, "{refusal}");
+        tracing::info!(%peer, "{refusal}");
         let ending = if open.tty.is_some() { "\r\n" } else { "\n" };
         tokio::spawn(async move {
             channel::refuse_request(write, shared, refusal + ending, status).await;
@@ -269,42 +160,25 @@ impl Handler for SshConnection {
         Ok(None)
     }
 
-    // The answer only states that a signature with this key would be accepted. Nothing is stored, because the client has not proven
-    // that it has the private key.
     async fn auth_publickey_offered(&mut self, login: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, SessionError> {
-        self.progress.attempts.fetch_add(1, Ordering::Relaxed);
-        self.offers = self.offers.saturating_add(1);
-        if self.offers > self.config.limits.offers {
-            return Err(SessionError::TooManyOffers(self.config.limits.offers));
-        }
-        match self.lookup(login, offer.public_key, offer.algorithm) {
-            Some(_) => Ok(Auth::Accept),
-            None => Ok(Auth::reject()),
-        }
+        self.authentication.offered(login, offer.public_key, offer.algorithm)
     }
 
-    // Only this function stores an identity, because russh has verified the client's signature before this call.
+    // Only this function and the next one store an identity, because russh has verified the client's signature before these calls.
     async fn auth_publickey(&mut self, login: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, SessionError> {
-        match self.lookup(login, key.public_key, key.algorithm) {
-            Some((info, identity)) => {
-                let (kind, fingerprint) = (&info.algorithm, &info.fingerprint_sha256);
-                tracing::info!(peer = %self.peer, user = %identity.user, "accepted {kind} {fingerprint}");
-                self.handler.answered(KeyAnswer {
-                    kind: info.algorithm.clone(),
-                    fingerprint: info.fingerprint_sha256.clone(),
-                    source: self.source(),
-                    outcome: Ok(identity.user.clone()),
-                });
-                let _ = self.progress.login.set((info.clone(), identity.clone()));
-                self.login = Some((info, identity));
-                Ok(Auth::Accept)
-            }
-            None => self.refused().await,
-        }
+        self.authentication.proven(login, key.public_key, key.algorithm).await
+    }
+
+    async fn auth_openssh_certificate(
+        &mut self,
+        login: &str,
+        certificate: &russh::keys::Certificate,
+    ) -> Result<Auth, SessionError> {
+        self.authentication.certified(login, certificate).await
     }
 
     async fn auth_password(&mut self, _login: &str, _password: &str) -> Result<Auth, SessionError> {
-        self.refused().await
+        self.authentication.refused().await
     }
 
     async fn auth_keyboard_interactive<'a>(
@@ -313,15 +187,7 @@ impl Handler for SshConnection {
         _submethods: &str,
         _response: Option<Response<'a>>,
     ) -> Result<Auth, SessionError> {
-        self.refused().await
-    }
-
-    async fn auth_openssh_certificate(
-        &mut self,
-        _login: &str,
-        _certificate: &russh::keys::Certificate,
-    ) -> Result<Auth, SessionError> {
-        self.refused().await
+        self.authentication.refused().await
     }
 
     async fn auth_succeeded(&mut self, _session: &mut Session) -> Result<(), SessionError> {
@@ -336,9 +202,9 @@ impl Handler for SshConnection {
         _session: &mut Session,
     ) -> Result<(), SessionError> {
         self.channels.retain(|_, open| !open.shared.is_finished());
-        let limits = &self.config.limits;
+        let limits = &self.authentication.config.limits;
         let full = self.channels.len() >= limits.channels_open || self.channels_total >= limits.channels_total;
-        if full || self.login.is_none() {
+        if full || !self.authentication.is_done() {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
@@ -381,7 +247,7 @@ impl Handler for SshConnection {
             }
         };
         if tokio::time::timeout(OVERFLOW_WAIT, retry).await.is_err() {
-            tracing::warn!(peer = %self.peer, "closed a channel whose input is not read");
+            tracing::warn!(peer = %self.authentication.peer, "closed a channel whose input is not read");
             open.shared.gone.cancel();
             self.channels.remove(&id);
             session.close(id)?;
@@ -419,7 +285,7 @@ impl Handler for SshConnection {
         let plain = |text: &str| text.len() <= 64 && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._+-".contains(&c));
         let term = if plain(term) { term } else { "dumb" };
         match self.channels.get_mut(&id) {
-            Some(open) if open.write.is_some() => {
+            Some(open) if open.write.is_some() && self.authentication.may_have_terminal() => {
                 open.tty = Some(Tty { term: term.to_owned(), columns: columns.min(1000), rows: rows.min(1000) });
                 Ok(session.channel_success(id)?)
             }

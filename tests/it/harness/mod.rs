@@ -4,6 +4,7 @@
 
 pub mod bucket;
 pub mod cli;
+pub mod connection;
 pub mod databases;
 pub mod disk;
 pub mod faults;

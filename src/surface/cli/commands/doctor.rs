@@ -45,12 +45,13 @@ impl Command for DoctorKeys {
     }
 
     fn show(rows: &Vec<OfferRow>) -> Shown {
+        let certificate = |row: &OfferRow| row.offer.certificate.as_ref().map(|title| format!(" {title}")).unwrap_or_default();
         let line = |row: &OfferRow| {
             vec![
                 row.at.strftime("%Y-%m-%d %H:%M:%S").to_string(),
                 row.offer.user.as_ref().map_or_else(|| String::from("?"), ToString::to_string),
                 row.offer.source.to_string(),
-                format!("{} {}", row.offer.kind, row.offer.fingerprint),
+                format!("{} {}{}", row.offer.kind, row.offer.fingerprint, certificate(row)),
                 row.count.to_string(),
                 row.offer.refused.clone().unwrap_or_else(|| String::from("logged in")),
             ]

@@ -15,7 +15,7 @@ use crate::{
         KeyTrustView, KeyUntrust, KeyUntrusted, LoginKeyRow, ServerKeys, Target, TrustRow,
     },
     model::{Access, Network, ProjectName, PublicKey, RemoteName, UserName, sanitise_reason},
-    surface::ssh::keys,
+    surface::ssh::{PublicKeyInfo, keys},
 };
 
 /// Manage SSH keys of users, show this server's own keys, trust signing keys
@@ -60,12 +60,22 @@ pub struct KeyAddArgs {
     limits: KeyLimitArgs,
 }
 
-/// Limits of logins with a key.
+/// Limits of logins with a key, and the name of the key.
 #[derive(Debug, Default, clap::Args)]
 pub struct KeyLimitArgs {
     /// Name of the key for people, such as laptop
     #[arg(long = "key-name", value_name = "TEXT", value_parser = key_name)]
     key_name: Option<String>,
+    /// Accept a security key although larder does not check that it is touched
+    #[arg(long)]
+    no_touch_required: bool,
+    #[command(flatten)]
+    limits: LoginLimitArgs,
+}
+
+/// Limits of logins.
+#[derive(Debug, Default, clap::Args)]
+pub struct LoginLimitArgs {
     /// Refuse the key after this time: 12h, 30d, 2027-01-31 (its end in UTC) or 2027-01-31T18:00:00Z
     #[arg(long, value_name = "WHEN", value_parser = moment)]
     expires: Option<Timestamp>,
@@ -90,7 +100,7 @@ pub enum KeyRight {
     Operate,
 }
 
-impl KeyLimitArgs {
+impl LoginLimitArgs {
     pub(super) fn limits(self) -> KeyLimits {
         let right = match self.right {
             KeyRight::View => Access::View,
@@ -99,7 +109,7 @@ impl KeyLimitArgs {
             KeyRight::Operate => Access::Operate,
         };
         let only = self.only.map(|on| KeyScope { on, right });
-        KeyLimits { name: self.key_name, expires: self.expires, from: self.from, only }
+        KeyLimits { expires: self.expires, from: self.from, only, ..KeyLimits::default() }
     }
 }
 
@@ -170,6 +180,9 @@ pub(super) fn described(limits: &KeyLimits) -> String {
     if !limits.from.is_empty() {
         parts.push(format!("from {}", limits.from.iter().map(Network::to_string).collect::<Vec<_>>().join(", ")));
     }
+    if limits.no_touch_required {
+        parts.push(String::from("touch not checked"));
+    }
     parts.join("; ")
 }
 
@@ -187,13 +200,29 @@ impl Command for KeyAddArgs {
     }
 }
 
-/// Parses the key of a command. The server reads no file that a caller names, so the local program replaces `--key-file` by `--key`
-/// before it sends the command.
+/// Parses the login key of a command, with the limits of logins with this key.
 pub(super) fn read_key(
     file: Option<PathBuf>,
     key: Option<String>,
     limits: KeyLimitArgs,
 ) -> Result<Option<control::Key>, CommandError> {
+    let KeyLimitArgs { key_name: name, no_touch_required, limits } = limits;
+    let Some(key) = parsed_key(file, key)? else { return Ok(None) };
+    if keys::is_security_key(&key.algorithm) && !no_touch_required {
+        let kind = key.algorithm;
+        return Err(CommandError::new(
+            ErrorKind::Refused,
+            format!("cannot add a {kind} key: larder cannot check that the security key is touched for each login"),
+        )
+        .hint("accept the key without this check: add --no-touch-required"));
+    }
+    let limits = KeyLimits { name, no_touch_required, ..limits.limits() };
+    Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line, limits }))
+}
+
+/// Parses the key of a command. The server reads no file that a caller names, so the local program replaces `--key-file` by `--key`
+/// before it sends the command.
+pub(super) fn parsed_key(file: Option<PathBuf>, key: Option<String>) -> Result<Option<PublicKeyInfo>, CommandError> {
     if let Some(file) = file {
         return Err(CommandError::new(
             ErrorKind::Usage,
@@ -207,7 +236,7 @@ pub(super) fn read_key(
         CommandError::new(ErrorKind::Usage, error.to_string())
             .hint("give the public key as one line, such as `ssh-ed25519 AAAA... name`")
     })?;
-    Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line, limits: limits.limits() }))
+    Ok(Some(key))
 }
 
 /// Remove a key, refuse logins with this key, and close connections that it opened

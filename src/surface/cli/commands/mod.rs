@@ -32,6 +32,7 @@ mod rollback;
 mod run;
 mod status;
 mod user;
+mod user_ca;
 mod whoami;
 
 use clap::Subcommand;

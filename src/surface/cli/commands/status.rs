@@ -64,7 +64,11 @@ impl Command for StatusArgs {
         let row = |one: &EnvironmentStatus| {
             let drift = Some(drift::brief(one.drift.as_ref())).filter(|drift| !drift.is_empty());
             let failures = backup_upkeep::failures(&one.backup);
-            let notes: Vec<&str> = one.note.iter().chain(&drift).chain(&failures).map(String::as_str).collect();
+            let freeze = one.freeze.as_ref().map(|freeze| {
+                let until = freeze.until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
+                format!("release freeze{until}: {} ({})", freeze.why, freeze.by)
+            });
+            let notes: Vec<&str> = one.note.iter().chain(&freeze).chain(&drift).chain(&failures).map(String::as_str).collect();
             let state = if notes.is_empty() { one.state.to_owned() } else { format!("{}: {}", one.state, notes.join("; ")) };
             vec![
                 one.environment.clone(),

@@ -10,6 +10,7 @@ use super::{
         text,
     },
     key::{KeyLimitArgs, read_key},
+    user_ca::AuthorityVerb,
 };
 use crate::{
     control::{self, CommandError, Target, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
@@ -24,6 +25,8 @@ pub enum UserVerb {
     Remove(UserRemoveArgs),
     Grant(UserGrantArgs),
     Revoke(UserRevokeArgs),
+    #[command(subcommand)]
+    Ca(AuthorityVerb),
 }
 
 impl UserVerb {
@@ -34,6 +37,7 @@ impl UserVerb {
             UserVerb::Remove(command) => asking.ask(command).await,
             UserVerb::Grant(command) => asking.ask(command).await,
             UserVerb::Revoke(command) => asking.ask(command).await,
+            UserVerb::Ca(noun) => noun.ask(asking).await,
         }
     }
 }

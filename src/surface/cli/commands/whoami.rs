@@ -25,7 +25,12 @@ impl Command for WhoamiArgs {
         let key = view.key.as_ref().map_or_else(String::new, |key| {
             let name = key.limits.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
             let limits = Some(described(&key.limits)).filter(|limits| !limits.is_empty());
-            format!("key{name} {}{}\n", key.fingerprint, limits.map(|limits| format!(" ({limits})")).unwrap_or_default())
+            let certificate = key
+                .certificate
+                .as_ref()
+                .map(|one| format!(", certificate {:?} serial {} of the authority {}", one.id, one.serial, one.authority));
+            let limits = limits.map(|limits| format!(" ({limits})"));
+            format!("key{name} {}{}{}\n", key.fingerprint, certificate.unwrap_or_default(), limits.unwrap_or_default())
         });
         Shown::Page(format!("{}\n{key}{}", view.name, text::table(&["PROJECT", "RIGHT"], rights.collect())))
     }

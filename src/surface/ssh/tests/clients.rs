@@ -218,7 +218,7 @@ async fn only_accepted_sizes_of_rsa_and_ecdsa_keys_log_in() {
         match keys::parse_line(&line) {
             Ok(key) => {
                 assert!(good, "{name}");
-                let identity = SshIdentity { user: "carol".parse().unwrap(), key: key.openssh_line.clone() };
+                let identity = SshIdentity { user: "carol".parse().unwrap(), key: key.openssh_line.clone(), certificate: None };
                 world.handler.keys.lock().push((key.openssh_line, identity));
                 assert!(world.run(&name, &["true"]).await.status.success(), "{name}");
             }

@@ -1,10 +1,24 @@
 //! The identity of a connection: only a key whose signature was verified identifies a user, whatever was offered before.
 
 use proptest::prelude::*;
-use russh::client::AuthResult;
+use russh::{
+    client::AuthResult,
+    keys::{
+        Algorithm, PublicKey,
+        agent::AgentIdentity,
+        signature::Signer as _,
+        ssh_key::{
+            Signature,
+            public::{KeyData, SkEd25519},
+        },
+    },
+    server::Auth,
+};
 
 use super::{
-    hostile::{Forger, Trusting, connect, login_as},
+    authentication::Authentication,
+    hostile::{Forger, Trusting, Unsendable, connect, login_as},
+    progress::ConnectionProgress,
     *,
 };
 
@@ -137,5 +151,75 @@ async fn client_with_several_keys_is_the_user_of_the_key_that_signed() {
     // Alice's public half alone is no login, although the server asks for a signature with it.
     fs::write(root.join("only"), line_of(&new_key(1)) + "\n").unwrap();
     assert_eq!(world.run("only", &["true"]).await.status.code(), Some(255));
+    world.end().await;
+}
+
+/// russh does not pass the signature on, so larder cannot see the flags of a security key: a signature without a touch is accepted. larder
+/// therefore adds such a key only with `--no-touch-required`. If this test fails, russh passes the flags on, or refuses the key itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn signature_of_a_security_key_is_verified_but_its_touch_is_not() {
+    let world = World::new().await;
+    let owner = new_key(7);
+    let owner_key = owner.public_key().key_data().ed25519().copied().unwrap();
+    let key = PublicKey::new(KeyData::SkEd25519(SkEd25519::new(owner_key, "ssh:")), "");
+    let line = keys::info(&key).unwrap().openssh_line;
+    let identity = SshIdentity { user: "carol".parse().unwrap(), key: line.clone(), certificate: None };
+    world.handler.keys.lock().push((line, identity));
+    for (signed, sent, signer, accepted) in
+        [(1, 1, 7, true), (5, 5, 7, true), (0, 0, 7, true), (0, 1, 7, false), (1, 0, 7, false), (1, 1, 8, false)]
+    {
+        let mut handle = connect(&world).await;
+        let mut token = Token { key: new_key(signer), signed, sent };
+        let result = handle.authenticate_publickey_with("git", key.clone(), None, &mut token).await.unwrap();
+        assert_eq!(result.success(), accepted, "{signed} {sent} {signer}");
+    }
+    world.end().await;
+}
+
+/// A security key of PROTOCOL.u2f in software. The flags that are signed and the flags that are sent may differ.
+struct Token {
+    key: PrivateKey,
+    signed: u8,
+    sent: u8,
+}
+
+impl russh::Signer for Token {
+    type Error = Unsendable;
+
+    async fn auth_sign(
+        &mut self,
+        _key: &AgentIdentity,
+        _hash: Option<russh::keys::HashAlg>,
+        mut data: Vec<u8>,
+    ) -> Result<Vec<u8>, Unsendable> {
+        let digest = |bytes: &[u8]| russh::keys::HashAlg::Sha256.digest(bytes);
+        let counter = [0, 0, 0, 9];
+        let message = [digest(b"ssh:"), vec![self.signed], counter.to_vec(), digest(&data)].concat();
+        let plain: Signature = self.key.try_sign(&message).unwrap();
+        let signature = [plain.as_bytes(), &[self.sent], &counter].concat();
+        let signature = Signature::new(Algorithm::SkEd25519, signature).unwrap();
+        let bytes = Vec::<u8>::try_from(signature).unwrap();
+        data.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+        data.extend_from_slice(&bytes);
+        Ok(data)
+    }
+}
+
+#[tokio::test]
+async fn identity_of_a_connection_does_not_change_after_the_login() {
+    let world = World::new().await;
+    let config = SshServerConfig::new(new_key(50));
+    let (handler, peer) = (Arc::clone(&world.handler) as Arc<dyn ExecHandler>, "192.0.2.1:22".parse().unwrap());
+    let mut authentication = Authentication::new(handler, Arc::new(config), peer, ConnectionProgress::new());
+    let (alice, bob) = (new_key(1), new_key(2));
+    assert_eq!(authentication.offered("git", alice.public_key(), &Algorithm::Ed25519).unwrap(), Auth::Accept);
+    assert!(authentication.current().is_none() && !authentication.is_done(), "an offer is an identity");
+    assert_eq!(authentication.proven("git", bob.public_key(), &Algorithm::Ed25519).await.unwrap(), Auth::Accept);
+    assert_ne!(authentication.proven("git", alice.public_key(), &Algorithm::Ed25519).await.unwrap(), Auth::Accept);
+    assert_eq!(authentication.current().unwrap().user.as_str(), "bob");
+    // The removal of the key ends the identity, and no offer brings another one.
+    world.handler.keys.lock().retain(|(_, identity)| identity.user.as_str() != "bob");
+    assert_eq!(authentication.offered("git", alice.public_key(), &Algorithm::Ed25519).unwrap(), Auth::Accept);
+    assert!(authentication.current().is_none());
     world.end().await;
 }

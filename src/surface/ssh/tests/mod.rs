@@ -43,13 +43,18 @@ struct TestHandler {
 }
 
 impl ExecHandler for TestHandler {
-    fn authenticate(&self, key: &PublicKeyInfo, _source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
+    fn authenticate(&self, credential: &Credential, _source: IpAddr) -> Result<SshIdentity, KeyRefusal> {
+        let Credential::Key(key) = credential else { panic!("a certificate, although none is accepted") };
         assert_ne!(key.openssh_line, line_of(&new_key(PANIC)), "a bug in a session");
         let keys = self.keys.lock();
         keys.iter()
             .find(|(line, _)| *line == key.openssh_line)
             .map(|(_, identity)| identity.clone())
             .ok_or_else(|| KeyRefusal { user: None, reason: String::from("the key is not known") })
+    }
+
+    fn accepts_certificates(&self) -> bool {
+        false
     }
 
     fn recheck_after(&self, _identity: &SshIdentity) -> Option<Duration> {
@@ -188,7 +193,7 @@ impl World {
         for (name, seed) in [("alice", 1), ("bob", 2)] {
             let key = new_key(seed);
             write_key(&root.join(name), &key);
-            known.push((line_of(&key), SshIdentity { user: name.parse().unwrap(), key: line_of(&key) }));
+            known.push((line_of(&key), SshIdentity { user: name.parse().unwrap(), key: line_of(&key), certificate: None }));
         }
         write_key(&root.join("stranger"), &new_key(3));
         let handler = Arc::new(TestHandler {
