@@ -20,6 +20,7 @@ use super::{
     queue::Queue,
     restore_databases::unfinished,
     restore_record::{RestoreEnd, RestoreRecord},
+    space_wait::with_figures,
     util::{chain, run_blocking},
 };
 use crate::{
@@ -154,7 +155,7 @@ impl Pipeline {
         let Some(live) = live else {
             return self.exchange(queue, environment, paths, record).await.map(|()| None);
         };
-        let stopped = |why: String| PointsError::Stopped { environment: environment.title(), why };
+        let stopped = |why: String| could_not_stop(environment, paths, why);
         for other in others(live.slot) {
             queue.slots.drained(other).await;
             if !matches!(queue.slots.table().get(other), SlotUse::Idle) {
@@ -200,7 +201,7 @@ impl Pipeline {
         live: Slot,
         failure: Option<&RuntimeError>,
     ) -> Result<(), PointsError> {
-        let stopped = |why: String| PointsError::Stopped { environment: environment.title(), why };
+        let stopped = |why: String| could_not_stop(environment, paths, why);
         if let Some(error) = failure {
             return Err(stopped(chain(error)));
         }
@@ -331,6 +332,11 @@ fn unescaped(path: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
         .fold(path.to_owned(), |path, (escape, plain)| path.replace(escape, plain))
+}
+
+/// Returns the error of a restore whose processes could not be stopped or started. A full disk is named with its free space.
+fn could_not_stop(environment: &Environment, paths: &EnvironmentPaths, why: String) -> PointsError {
+    PointsError::Stopped { environment: environment.title(), why: with_figures(paths.path(), why) }
 }
 
 /// Returns the slots that are not live.

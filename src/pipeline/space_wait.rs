@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::{
     context::Deployment,
     failure::Failure,
-    reserve::{self, FULL, figures},
+    reserve::{self, FULL, figures, free_figures},
     util::run_blocking,
 };
 use crate::{
@@ -78,9 +78,20 @@ pub(super) fn is_out_of_space(deployment: &Deployment, failure: &Failure) -> boo
 /// Returns true if a failure may have the full disk at `path` as its cause.
 pub(super) fn may_be_out_of_space(path: &Path, failure: &Failure) -> bool {
     let is_full = |free: FreeSpace| free.bytes < FULL.bytes || free.inodes < FULL.inodes;
-    let texts = [Errno::NOSPC, Errno::DQUOT].map(|errno| format!("(os error {})", errno.raw_os_error()));
-    let is_named = texts.iter().any(|text| failure.why.contains(text));
-    is_named || run_blocking(|| files::free_space(path)).is_ok_and(is_full)
+    names_full_disk(&failure.why) || run_blocking(|| files::free_space(path)).is_ok_and(is_full)
+}
+
+/// Adds the free space to a reason that names a full disk without a figure.
+pub(super) fn with_figures(path: &Path, why: String) -> String {
+    match why.contains("are free") || !names_full_disk(&why) {
+        true => why,
+        false => format!("{why} ({})", free_figures(path)),
+    }
+}
+
+/// Returns true if a reason contains the system's error for a full disk or an exhausted quota.
+fn names_full_disk(why: &str) -> bool {
+    [Errno::NOSPC, Errno::DQUOT].iter().any(|errno| why.contains(&format!("(os error {})", errno.raw_os_error())))
 }
 
 /// Adds the free space to the reason of a failed step if the disk is full, and a hint if the disk has less than the space that must stay free.
@@ -98,5 +109,21 @@ pub(super) fn explain(deployment: &Deployment, failure: &mut Failure) {
             figures(found),
             shown(reserve)
         ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_that_names_a_full_disk_gets_one_figure() {
+        let directory = tempfile::tempdir().unwrap();
+        let explained = |why: &str| with_figures(directory.path(), why.to_owned());
+        let full = explained("cannot reset a directory: No space left on device (os error 28)");
+        assert!(full.contains("(os error 28) (") && full.contains("are free)"), "{full}");
+        assert_eq!(explained(&full), full);
+        assert!(explained("Disk quota exceeded (os error 122)").contains("are free)"));
+        assert_eq!(explained("Permission denied (os error 13)"), "Permission denied (os error 13)");
     }
 }
