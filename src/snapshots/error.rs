@@ -19,12 +19,12 @@ pub enum SnapshotError {
     /// The file of the server's key has another content.
     #[error("cannot use {}: it is not an age key (expected a line AGE-SECRET-KEY-1...)", .0.display())]
     Key(PathBuf),
-    /// The key of the server is missing, although snapshots exist.
+    /// The file was encrypted for another key, or was damaged.
     #[error("cannot decrypt configuration {number}: {why}")]
     Decrypt {
         /// The snapshot.
         number: SnapshotNumber,
-        /// The reason of the age library.
+        /// The reason.
         why: String,
     },
     /// The file cannot be encrypted.

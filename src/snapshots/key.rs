@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use age::{secrecy::ExposeSecret, x25519::Identity};
+use age::{DecryptError, EncryptError, secrecy::ExposeSecret, x25519::Identity};
 
 use super::error::SnapshotError;
 use crate::host::files::{make_private, read_private};
@@ -38,12 +38,28 @@ impl SnapshotKey {
 
     /// Encrypts `text` for this key.
     pub fn encrypt(&self, text: &[u8]) -> Result<Vec<u8>, SnapshotError> {
-        age::encrypt(&self.0.to_public(), text).map_err(|error| SnapshotError::Encrypt(error.to_string()))
+        age::encrypt(&self.0.to_public(), text).map_err(|error| {
+            SnapshotError::Encrypt(match error {
+                EncryptError::Io(error) => error.to_string(),
+                _ => String::from("the key of this server cannot encrypt"),
+            })
+        })
     }
 
     /// Decrypts a file. The error is the reason as text.
     pub fn decrypt(&self, bytes: &[u8]) -> Result<Vec<u8>, String> {
-        age::decrypt(&self.0, bytes).map_err(|error| error.to_string())
+        age::decrypt(&self.0, bytes).map_err(|error| reason(&error))
+    }
+}
+
+/// Returns the reason why a file cannot be decrypted. The library's own texts are translated, and their files are not part of a debug build.
+fn reason(error: &DecryptError) -> String {
+    match error {
+        DecryptError::NoMatchingKeys => String::from("the file was encrypted for another key"),
+        DecryptError::DecryptionFailed | DecryptError::InvalidMac => String::from("the file was changed or damaged"),
+        DecryptError::InvalidHeader | DecryptError::UnknownFormat => String::from("the file is not in the format of age"),
+        DecryptError::Io(error) => format!("the file was changed or damaged ({error})"),
+        _ => String::from("the file needs another kind of key"),
     }
 }
 
