@@ -35,7 +35,7 @@ use crate::{
     proxy::{Proxy, ProxySettings, Scheme},
     release::{SigningKey, SigningKeyError},
     remote::{self, DeliverableStores, ssh::PullKey},
-    runtime::{Label, LogLimits, Logs, Ports, Runtime},
+    runtime::{Label, LogLimits, LogPlace, Logs, Ports, Runtime},
     snapshots::{SnapshotError, SnapshotStore},
     surface::{
         cli::{self, session, session::Io, socket},
@@ -319,7 +319,10 @@ async fn follow_processes(
     let mut events = services.launcher.events();
     let logs = |label: &Label| {
         let environment = environments.iter().find(|environment| environment.id == label.environment)?;
-        Some(services.root.environment(&environment.project, &environment.name).log())
+        let paths = services.root.environment(&environment.project, &environment.name);
+        // The values that the process got are those of one of the last configurations.
+        let redactor = services.snapshots.redactor(&paths.configuration());
+        Some(LogPlace { directory: paths.log(), redactor })
     };
     let adopted = services.runtime.adopt(logs).await.map_err(ServerError::Keeper)?;
     tracing::info!(adopted, "took over processes of the previous server");

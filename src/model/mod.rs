@@ -16,6 +16,7 @@ mod name;
 mod network;
 mod notification;
 mod phase;
+mod redaction;
 mod signature;
 mod slot_use;
 mod source;
@@ -40,6 +41,7 @@ pub use name::{BranchName, DatabaseName, EnvironmentName, NameError, ProcessType
 pub use network::{Network, NetworkError};
 pub use notification::{MailAddress, NotificationFamily, NotificationKind, NotificationTopic};
 pub use phase::Phase;
+pub use redaction::Redactor;
 pub use signature::{PublicKey, Signature, SignatureBytes};
 pub use slot_use::{Occupant, SlotError, SlotTable, SlotUse, StopLimits};
 pub use source::{SourceEntry, SourceKind, SourceList};

@@ -28,7 +28,8 @@ use super::{
 use crate::{
     config::Settings,
     model::{
-        DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, ReleaseId, SlotTable, StorageKind,
+        DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, Redactor, ReleaseId, SlotTable,
+        StorageKind,
     },
 };
 
@@ -187,6 +188,10 @@ impl Pipeline {
         let services = self.0.services.clone();
         let environment = Environment { mode: spec.mode, ..queue.environment() };
         let paths = services.root.environment(&environment.project, &environment.name);
+        let configuration = self.load_configuration(&paths, spec.configuration.as_ref());
+        if let Ok(variables) = &configuration {
+            transcript.redact_with(Redactor::new(variables));
+        }
         let memory = Memory {
             cancelled,
             previous_settings: spec.previous.as_ref().map(|live| self.previous_settings(queue, &environment, live)),
@@ -196,7 +201,7 @@ impl Pipeline {
             replaced_state: None,
             hold: None,
             committed: false,
-            configuration: self.load_configuration(&paths, spec.configuration.as_ref()),
+            configuration,
             live_app: Arc::new(LiveHandle { pipeline: self.clone(), queue: queue.clone(), locked: Mutex::default() }),
             spare: queue.spare.clone(),
             renewed: queue.renewed.clone(),

@@ -52,6 +52,13 @@ impl Failure {
         self
     }
 
+    /// Applies `redacted` to all texts.
+    #[must_use]
+    pub fn redacted(self, redacted: impl Fn(&str) -> String) -> Failure {
+        let hints = self.hints.iter().map(|hint| redacted(hint)).collect();
+        Failure { why: redacted(&self.why), hints, ..self }
+    }
+
     /// Converts the failure into a fault of `phase`.
     pub fn in_phase(self, phase: Phase) -> Fault {
         Fault { phase, blame: self.blame, why: self.why, hints: self.hints }

@@ -44,12 +44,13 @@ pub fn descriptors(transcript: &Transcript) -> io::Result<(OwnedFd, OwnedFd, Cop
                 Ok(0) | Err(_) => return tail,
                 Ok(_) => {
                     let text = String::from_utf8_lossy(&line);
-                    let text = text.trim_end_matches(['\n', '\r']);
+                    // The last lines can become the reason of a failure, which is journalled and mailed.
+                    let text = transcript.redacted(text.trim_end_matches(['\n', '\r']));
                     transcript.output(&format!("       {text}"));
                     if tail.len() >= TAIL_LINES {
                         tail.pop_front();
                     }
-                    tail.push_back(text.to_owned());
+                    tail.push_back(text);
                 }
             }
         }

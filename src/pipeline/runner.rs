@@ -51,7 +51,7 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
             Err(mut failure) => {
                 clock.leave(deployment);
                 space_wait::explain(deployment, &mut failure);
-                let fault = failure.in_phase(step.phase());
+                let fault = failure.redacted(|text| deployment.transcript.redacted(text)).in_phase(step.phase());
                 deployment.transcript.error(&fault.to_string());
                 for hint in &fault.hints {
                     deployment.transcript.error(&format!("hint: {hint}"));

@@ -20,7 +20,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::reserve;
-use crate::{host::files, model::sanitise_line};
+use crate::{
+    host::files,
+    model::{Redactor, sanitise_line},
+};
 
 /// The size in bytes above which output of workers is left out, so that a build that prints without end cannot fill the disk.
 const MAX_OUTPUT: u64 = 8 * 1024 * 1024;
@@ -40,6 +43,8 @@ struct Shared {
     log: Mutex<Log>,
     /// The lines that could not be written because the disk is full.
     unwritten: Arc<Mutex<String>>,
+    /// The values that are removed from each line.
+    redactor: Mutex<Redactor>,
     /// The number of bytes written, and true if the transcript is complete.
     state: watch::Sender<(u64, bool)>,
 }
@@ -102,7 +107,19 @@ impl Transcript {
         let file = files::append(&path, 0o640)?;
         let bytes = file.metadata()?.len();
         let log = Mutex::new(Log { file, left_out: LeftOut::default(), held: None });
-        Ok(Transcript(Arc::new(Shared { path, log, unwritten: Arc::default(), state: watch::Sender::new((bytes, false)) })))
+        let (redactor, state) = (Mutex::default(), watch::Sender::new((bytes, false)));
+        Ok(Transcript(Arc::new(Shared { path, log, unwritten: Arc::default(), redactor, state })))
+    }
+
+    /// Removes the values of a configuration from each later line.
+    pub(super) fn redact_with(&self, redactor: Redactor) {
+        *self.0.redactor.lock() = redactor;
+    }
+
+    /// Returns the text without the values of the configuration.
+    pub fn redacted(&self, text: &str) -> String {
+        let redactor = self.0.redactor.lock().clone();
+        redactor.redact(text).into_owned()
     }
 
     /// Allocates disk space in advance until the transcript is closed.
@@ -127,14 +144,15 @@ impl Transcript {
 
     /// Writes one of larder's own lines, and adds the newline. Control sequences other than colours are removed.
     pub fn line(&self, text: &str) {
+        let text = self.redacted(text);
         let mut log = self.0.log.lock();
         let tail = log.left_out.take();
-        self.write(&mut log, &format!("{tail}{}\n", sanitise_line(text)), MAX_BYTES);
+        self.write(&mut log, &format!("{tail}{}\n", sanitise_line(&text)), MAX_BYTES);
     }
 
     /// Writes a line of a worker's output. A line beyond the limit is left out.
     pub fn output(&self, text: &str) {
-        let line = format!("{}\n", sanitise_line(text));
+        let line = format!("{}\n", sanitise_line(&self.redacted(text)));
         let mut log = self.0.log.lock();
         if !log.left_out.told {
             if self.write(&mut log, &line, MAX_OUTPUT) {

@@ -19,8 +19,15 @@ use tokio::{
 use super::process::Label;
 use crate::{
     host::files,
-    model::{EnvId, sanitise_text},
+    model::{EnvId, Redactor, sanitise_text},
 };
+
+/// The directory of a process's log, and the values that are removed from each line.
+#[derive(Debug, Clone)]
+pub struct LogPlace {
+    pub directory: PathBuf,
+    pub redactor: Redactor,
+}
 
 /// The limits of one process's log.
 #[derive(Debug, Clone, Copy)]
@@ -73,17 +80,17 @@ impl Logs {
     }
 
     /// Starts a task that copies `output` to the log of the process until all write ends of the pipe are closed.
-    pub(super) fn follow(&self, label: Label, output: OwnedFd, directory: PathBuf) {
+    pub(super) fn follow(&self, label: Label, output: OwnedFd, LogPlace { directory, redactor }: LogPlace) {
         let logs = self.clone();
         tokio::spawn(async move {
             let process = label.name();
-            if let Err(error) = logs.copy(&label, &process, output, &directory).await {
+            if let Err(error) = logs.copy(&label, &process, output, &directory, &redactor).await {
                 tracing::error!(%process, %error, "cannot read process output; logging stopped");
             }
         });
     }
 
-    async fn copy(&self, label: &Label, process: &str, output: OwnedFd, directory: &Path) -> io::Result<()> {
+    async fn copy(&self, label: &Label, process: &str, output: OwnedFd, directory: &Path, redactor: &Redactor) -> io::Result<()> {
         rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
         let mut lines = BufReader::new(pipe::Receiver::from_owned_fd_unchecked(output)?);
         // If the log cannot be opened or written, as on a full disk, lines are still read, because a full pipe would block the
@@ -98,7 +105,8 @@ impl Logs {
             }
             // Control sequences in the text are removed before the prefix is added, so that no sequence can hide or change the prefix on a
             // terminal.
-            let text = sanitise_text(String::from_utf8_lossy(&buffer).trim_end_matches(['\n', '\r']));
+            let text = String::from_utf8_lossy(&buffer);
+            let text = sanitise_text(&redactor.redact(text.trim_end_matches(['\n', '\r'])));
             let text = format!("{} {process} {text}", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"));
             let written = match &mut file {
                 Some(file) => file.write_line(&text),
@@ -234,7 +242,7 @@ mod tests {
             index: 1,
             port: None,
         };
-        logs.copy(&label, "web.1", reader.into(), directory.path()).await.unwrap();
+        logs.copy(&label, "web.1", reader.into(), directory.path(), &Redactor::default()).await.unwrap();
         let text = followed.recv().await.unwrap().text;
         assert!(text.ends_with("Z web.1  forged \u{1b}[32mgood\u{1b}[0m"), "{text:?}");
         assert_eq!(tail(&Logs::file(directory.path(), "web.1"), 9).unwrap(), [&*text]);

@@ -16,7 +16,7 @@ pub mod worker;
 pub use self::{
     command::{CANNOT_START, HINT},
     data::DataJob,
-    logs::{LogLimits, LogLine, Logs, tail},
+    logs::{LogLimits, LogLine, LogPlace, Logs, tail},
     ports::Ports,
     process::{Boot, Exits, Instance, Label, Process, RunJob},
     supervision::{ProbedWeb, Runtime, RuntimeError},

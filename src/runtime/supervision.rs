@@ -1,18 +1,18 @@
 //! [`Runtime`] starts, follows and stops the application processes in the slots of environments.
 
-use std::{collections::HashMap, net::SocketAddr, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    logs::Logs,
+    logs::{LogPlace, Logs},
     ports::Ports,
     process::{Boot, Exits, Instance, Label, Process, RunJob},
 };
 use crate::{
     host::launch::{Child, LaunchError, Launcher, Stdio},
-    model::{EnvId, Exit, ProcessId, Role, Slot, Supervision},
+    model::{EnvId, Exit, ProcessId, Redactor, Role, Slot, Supervision},
 };
 
 /// The reason why a process could not be started or stopped.
@@ -221,12 +221,12 @@ impl Runtime {
             }
         };
         let output = child.output();
-        let logs = boot.logs.clone();
+        let logs = LogPlace { directory: boot.logs.clone(), redactor: Redactor::new(&boot.configuration) };
         Ok(self.register(child.id(), label, output, logs))
     }
 
     /// Adds a running process as an instance, and starts to copy its output to the log.
-    fn register(&self, id: ProcessId, label: Label, output: Option<OwnedFd>, logs: PathBuf) -> Instance {
+    fn register(&self, id: ProcessId, label: Label, output: Option<OwnedFd>, logs: LogPlace) -> Instance {
         let (sender, exits) = watch::channel(Exits::default());
         let instance = Instance { id, label: label.clone(), exits };
         self.0.supervised.lock().insert(id, Supervised { instance: instance.clone(), exits: sender });
@@ -236,13 +236,13 @@ impl Runtime {
         instance
     }
 
-    /// Adds the processes that outlived the previous server, and returns the number of added processes. `logs` returns the directory of an
-    /// environment's logs, or `None` for an environment that no longer exists. The processes of a removed environment are stopped, as are
+    /// Adds the processes that outlived the previous server, and returns the number of added processes. `logs` returns the place of a process's
+    /// log, or `None` for an environment that no longer exists. The processes of a removed environment are stopped, as are
     /// processes whose label cannot be decoded.
     ///
     /// A process that the previous server was stopping does not become an instance. [`Runtime::stop_each`] waits for the exit of such a
     /// process.
-    pub async fn adopt(&self, logs: impl Fn(&Label) -> Option<PathBuf>) -> Result<usize, LaunchError> {
+    pub async fn adopt(&self, logs: impl Fn(&Label) -> Option<LogPlace>) -> Result<usize, LaunchError> {
         let mut adopted = 0_usize;
         for known in self.0.launcher.supervised().await? {
             let label = Label::from_bytes(&known.label).and_then(|label| logs(&label).map(|logs| (label, logs)));
@@ -264,7 +264,7 @@ impl Runtime {
     }
 
     /// Reserves the port of a process that is being stopped, and copies the output of the process to the log, until the process has exited.
-    fn follow_stopping(&self, id: ProcessId, label: Label, output: OwnedFd, logs: PathBuf) {
+    fn follow_stopping(&self, id: ProcessId, label: Label, output: OwnedFd, logs: LogPlace) {
         self.0.stopping.lock().insert(id, label.clone());
         self.0.logs.follow(label.clone(), output, logs);
         let runtime = self.clone();

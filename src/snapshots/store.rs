@@ -9,11 +9,14 @@ use serde::{Deserialize, Serialize};
 use super::{error::SnapshotError, key::SnapshotKey, snapshot::Snapshot};
 use crate::{
     host::files::{self, FileError, make_private, read_private},
-    model::{ConfigChange, ConfigVariables, Digest, SnapshotNumber, SnapshotRef, UserName},
+    model::{ConfigChange, ConfigVariables, Digest, Redactor, SnapshotNumber, SnapshotRef, UserName},
 };
 
 /// The maximum size of an encrypted file in bytes: the largest configuration in base64, with names twice.
 const MAX_FILE: u64 = 4 << 20;
+
+/// The number of snapshots whose values [`SnapshotStore::redactor`] removes.
+const MAX_REDACTED: usize = 20;
 
 /// The extension of snapshot files.
 const EXTENSION: &str = "age";
@@ -123,6 +126,14 @@ impl SnapshotStore {
                 return Ok(SnapshotRef { number, digest: Digest::of(&bytes) });
             }
         }
+    }
+
+    /// Returns a redactor for the values of the newest snapshots. Snapshots that cannot be read are left out.
+    pub fn redactor(&self, directory: &Path) -> Redactor {
+        let numbers = self.numbers(directory).unwrap_or_default();
+        let newest = numbers.into_iter().rev().take(MAX_REDACTED).filter_map(|number| self.find(directory, number).ok());
+        let newest: Vec<_> = newest.map(|(_, snapshot)| snapshot.variables).collect();
+        Redactor::of_all(&newest)
     }
 
     /// Writes a snapshot of a restore point, if the directory no longer has the snapshot. The bytes must have the recorded digest.

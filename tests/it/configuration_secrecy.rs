@@ -15,6 +15,7 @@ use crate::{
 
 in_each_mode!(value_is_on_the_disk_only_in_encrypted_form);
 in_one_mode!(
+    printed_values_are_redacted,
     names_and_values_need_different_rights,
     every_layer_of_a_variable_is_explained,
     bad_input_is_refused_with_the_remedy,
@@ -113,6 +114,29 @@ fn value_is_on_the_disk_only_in_encrypted_form(world: &World) {
     config(world, &["set", "shop", "LEAK=1"]).ok();
     assert!(found(world.root()).iter().all(|path| path.ends_with("data/media/leaked")));
     assert_eq!(found(world.root()).len(), 1);
+}
+
+/// A project that prints a value in its build, in a script, in its log and in the reason of its failure.
+fn printed_values_are_redacted(world: &World) {
+    let repo = shop(world);
+    let print = "import base64, os, sys, urllib.parse\nvalue = os.environb[b'TOKEN']\n\
+                 print('raw', value.decode(), 'base64', base64.b64encode(b'user:' + value).decode(), flush=True)\n\
+                 print('url', urllib.parse.quote(value, safe=''), flush=True)\n";
+    repo.write("print.py", print).program(".larder/build", "#!/bin/sh\nexec python3 print.py\n");
+    repo.program(".larder/deploy", "#!/bin/sh\nexec python3 print.py\n");
+    let web = "web: python3 print.py && if [ -n \"$FAIL\" ]; then echo \"error: cannot use $TOKEN\"; exit 1; fi; exec python3 app.py $PORT\n";
+    repo.write("Procfile", web).commit("print the value");
+    set_bytes(world, "TOKEN", MARKER.as_bytes(), &["--no-restart"]).ok();
+    repo.push().accepted().says("raw [TOKEN]").says("url [TOKEN]");
+    until("the log has the line", || world.larder(&["logs", "shop"]).stdout.contains("url [TOKEN]"));
+    world.larder(&["logs", "shop"]).says("raw [TOKEN]").says("base64 ").exits(0);
+    config(world, &["set", "shop", "FAIL=1"]).exits(1).says("error: cannot use [TOKEN]");
+    assert_eq!(found(world.root()), Vec::<PathBuf>::new());
+    // A restarted server, which takes over the processes and their output, does the same.
+    world.kill9_server();
+    world.serves("shop", "page: none");
+    world.larder(&["restart", "shop"]).ok();
+    assert_eq!(found(world.root()), Vec::<PathBuf>::new());
 }
 
 fn names_and_values_need_different_rights(world: &World) {
