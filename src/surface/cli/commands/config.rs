@@ -19,11 +19,11 @@ use crate::{
     model::{ConfigChange, SnapshotNumber, VariableChange},
 };
 
-/// Set, show and compare the configuration variables of an environment
 #[derive(Debug, Subcommand)]
 #[command(
     after_help = "Each change creates a configuration with a number of its own, which is encrypted on the server, and starts the live release again with this configuration: without a build, with the same checks and the same switch as a push. If the new processes fail, the old configuration stays live. `larder rollback` brings a release back together with its configuration.\n\nA variable of the configuration takes precedence over the same variable in larder.yml, app.json and the server file."
 )]
+/// Set, show and compare the configuration variables of an environment
 pub enum ConfigVerb {
     Set(SetArgs),
     Unset(UnsetArgs),
@@ -80,11 +80,11 @@ fn usage(message: impl Into<String>) -> CommandError {
     CommandError::new(ErrorKind::Usage, message)
 }
 
-/// Set variables, and start the live release again with them
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A value is everything after the first `=`, and may have any bytes except NUL, up to 64 KiB. With --stdin, the input is the value of one variable, unchanged: a newline at its end belongs to the value. Values on a command line are visible to other users of the machine on which the command runs, so use --stdin for secrets.\n\nChanges of several people are combined. If another person has changed the same variable since the command began, the command is refused.\n\nExit status: 0 the configuration is live, stored, or has these values already; 1 the new processes failed and the old configuration stays live; 2 the variable cannot be set; 3 the change was refused.\n\nExamples:\n  larder config set shop LOG_LEVEL=debug CACHE=redis://localhost\n  larder config set shop/staging MAIL_FROM=test@example.com --no-restart\n  printf %s \"$TOKEN\" | larder config set shop API_TOKEN --stdin"
 )]
+/// Set variables, and start the live release again with them
 pub struct SetArgs {
     #[command(flatten)]
     words: Words,
@@ -170,11 +170,11 @@ impl Command for UnsetArgs {
     }
 }
 
-/// Set the variables of a file in the form NAME=VALUE, which is read from the standard input
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Variables that the file does not name stay as they are. docs/configuration.md describes the format of the file. Nothing changes if one line has an error.\n\nExample: larder config import shop < .env"
 )]
+/// Set the variables of a file in the form NAME=VALUE, which is read from the standard input
 pub struct ImportArgs {
     #[command(flatten)]
     on: On,
@@ -195,11 +195,11 @@ impl Command for ImportArgs {
     }
 }
 
-/// Show the variables, or the value of one variable
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Values are shown to users with the right operate; with a smaller right, only the names are listed. With NAME, the value is written unchanged, without a newline at its end.\n\nThe variables of larder.yml, app.json and the server file are not listed: see `larder config explain`.\n\nExamples:\n  larder config show shop\n  larder config show shop API_TOKEN"
 )]
+/// Show the variables, or the value of one variable
 pub struct ShowArgs {
     #[command(flatten)]
     words: Words,
@@ -257,11 +257,11 @@ fn shown(variable: &VariableView) -> String {
     }
 }
 
-/// Show the variables that differ between two configurations
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Without TO, the later configuration is the one that the next deployment uses.\n\nExamples:\n  larder config diff shop 3 5\n  larder config diff shop 3 --values"
 )]
+/// Show the variables that differ between two configurations
 pub struct DiffArgs {
     #[command(flatten)]
     words: Words,
@@ -312,11 +312,11 @@ impl Command for DiffArgs {
     }
 }
 
-/// Write all variables with their values in the format that `config import` reads
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  larder config export shop > shop.env\n  larder config export shop --number 3 | larder config import shop"
 )]
+/// Write all variables with their values in the format that `config import` reads
 pub struct ExportArgs {
     #[command(flatten)]
     on: On,
@@ -337,11 +337,11 @@ impl Command for ExportArgs {
     }
 }
 
-/// List the configurations of an environment, newest first
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A * marks the configuration of the live release, and a > the configuration that the next deployment uses if it is another one. Names with a minus were removed.\n\nExample: larder config history shop"
 )]
+/// List the configurations of an environment, newest first
 pub struct HistoryArgs {
     #[command(flatten)]
     on: On,
@@ -372,11 +372,11 @@ impl Command for HistoryArgs {
     }
 }
 
-/// Show every file and configuration that sets a variable, and the one that takes precedence
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "The list is in rising order of precedence: server file, app.json, larder.yml, variables of single processes, configuration. A * marks the value that processes get. Values are shown to users with the right operate.\n\nExample: larder config explain shop LOG_LEVEL"
 )]
+/// Show every file and configuration that sets a variable, and the one that takes precedence
 pub struct ExplainArgs {
     #[command(flatten)]
     words: Words,
