@@ -97,7 +97,7 @@ fn ensure_fits(needs: &SpaceNeeds, free: FreeSpace, reserve: u64, own: bool) -> 
         return Err(failure(format!("{full}: {free} MiB are free (expected at least {reserve} MiB)")).hint(hint));
     }
     if free.inodes < MIN_INODES {
-        return Err(failure(format!("the server's disk has {} free inodes (expected at least {MIN_INODES})", free.inodes)));
+        return Err(failure(format!("{full}: {} inodes are free (expected at least {MIN_INODES})", free.inodes)).hint(hint));
     }
     needs.lack(free, reserve, MIN_INODES).map_or(Ok(()), |why| Err(failure(why).hint(hint)))
 }
