@@ -62,8 +62,9 @@ pub enum MessageState {
 impl MessageRecord {
     /// Returns the key that identifies the event and the recipient. A message is queued once for each key.
     pub(super) fn key(&self) -> String {
-        // Ids of events are unique within an environment.
-        format!("{}\n{}\n{}", self.environment.as_deref().unwrap_or_default(), self.event, self.to)
+        // Ids of events are unique within an environment. A scheduled run that was interrupted has the same id again, but may end otherwise.
+        let environment = self.environment.as_deref().unwrap_or_default();
+        format!("{environment}\n{}\n{}\n{}", self.event, self.kind.as_str(), self.to)
     }
 
     /// Returns the lane. The messages of a lane are delivered one after another, in the order of their events.
@@ -75,6 +76,13 @@ impl MessageRecord {
 /// The messages of one project to one recipient.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Lane(Option<ProjectName>, String);
+
+impl Lane {
+    /// Returns true if the messages of both lanes are of the same project.
+    pub fn shares_project_with(&self, other: &Lane) -> bool {
+        self.0 == other.0
+    }
+}
 
 /// The content of a message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,4 +142,30 @@ pub(super) struct StoredMessage {
     /// The content; absent after the delivery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<MessageContent>,
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    /// Returns the record of a message that waits.
+    pub fn record(event: &str, to: &str, kind: NotificationKind) -> MessageRecord {
+        MessageRecord {
+            event: event.to_owned(),
+            kind,
+            at: Timestamp::UNIX_EPOCH,
+            project: Some("shop".parse().unwrap()),
+            environment: Some(String::from("shop/production")),
+            to: to.to_owned(),
+            subject: String::from("subject"),
+            message_id: format!("<{event}@example.com>"),
+            references: Vec::new(),
+            queued: Timestamp::UNIX_EPOCH,
+            state: MessageState::Waiting,
+            attempts: 0,
+            next: Timestamp::UNIX_EPOCH,
+            error: None,
+            ended: None,
+        }
+    }
 }

@@ -97,8 +97,8 @@ impl Notifier {
         let notification = notification.cleaned();
         let place = notification.environment.clone().unwrap_or_else(|| String::from("larder"));
         let subject = plain_line(&format!("[{place}] {}", notification.subject), MAX_SUBJECT);
-        // Ids of events are unique within an environment.
-        let digest = blake3::hash(format!("{place}\n{}", notification.id).as_bytes()).to_hex();
+        // Ids of events are unique within an environment and a kind.
+        let digest = blake3::hash(format!("{place}\n{}\n{}", notification.id, notification.kind.as_str()).as_bytes()).to_hex();
         let digest = digest.get(..40).unwrap_or_default();
         let now = Timestamp::now();
         let record = |to: String, message_id: String| MessageRecord {

@@ -173,7 +173,8 @@ impl MessageQueue {
     }
 
     /// Returns the messages whose time has come, at most one for each lane that is not in `busy`, and the time of the next attempt in the
-    /// other lanes. A message that waits for its next attempt holds back the later messages of its lane.
+    /// other lanes. The message that has waited longest is first, so that no lane waits for the repeated attempts of another lane. A message that
+    /// waits for its next attempt holds back the later messages of its lane.
     pub fn due(&self, now: Timestamp, busy: &HashSet<Lane>) -> (Vec<(u64, Lane)>, Option<Timestamp>) {
         let (mut due, mut next, mut seen) = (Vec::new(), None, HashSet::new());
         for (number, record) in &self.table.lock().messages {
@@ -185,12 +186,13 @@ impl MessageQueue {
                 continue;
             }
             if record.next <= now {
-                due.push((*number, lane));
+                due.push((record.next, *number, lane));
             } else {
                 next = Some(next.map_or(record.next, |next: Timestamp| next.min(record.next)));
             }
         }
-        (due, next)
+        due.sort_by_key(|(since, number, _)| (*since, *number));
+        (due.into_iter().map(|(_, number, lane)| (number, lane)).collect(), next)
     }
 
     /// Returns the messages of a project, or of the whole server, oldest first.
@@ -242,28 +244,11 @@ fn read(path: &Path) -> Result<StoredMessage, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::message::MailContent, *};
+    use super::{
+        super::message::{MailContent, testing::record},
+        *,
+    };
     use crate::model::NotificationKind;
-
-    fn record(event: &str, to: &str, kind: NotificationKind) -> MessageRecord {
-        MessageRecord {
-            event: event.to_owned(),
-            kind,
-            at: Timestamp::UNIX_EPOCH,
-            project: Some("shop".parse().unwrap()),
-            environment: Some(String::from("shop/production")),
-            to: to.to_owned(),
-            subject: String::from("subject"),
-            message_id: format!("<{event}@example.com>"),
-            references: Vec::new(),
-            queued: Timestamp::UNIX_EPOCH,
-            state: MessageState::Waiting,
-            attempts: 0,
-            next: Timestamp::UNIX_EPOCH,
-            error: None,
-            ended: None,
-        }
-    }
 
     fn content() -> MessageContent {
         MessageContent::Mail(MailContent { text: String::from("text"), html: String::from("html") })
@@ -296,6 +281,17 @@ mod tests {
     }
 
     #[test]
+    fn run_that_is_repeated_after_a_kill_and_fails_is_not_hidden_by_its_first_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = MessageQueue::open(directory.path().join("notify")).unwrap();
+        let add = |event: &str, kind| queue.add(record(event, "x@example.com", kind), content()).unwrap();
+        assert!(add("run 1", NotificationKind::BackupFailed).is_some());
+        assert!(add("run 2", NotificationKind::BackupSucceeded).is_some());
+        assert!(add("run 2", NotificationKind::BackupFailed).is_some());
+        assert_eq!(add("run 2", NotificationKind::BackupFailed), None);
+    }
+
+    #[test]
     fn message_that_waits_holds_back_its_lane_only() {
         let directory = tempfile::tempdir().unwrap();
         let queue = MessageQueue::open(directory.path().join("notify")).unwrap();
@@ -307,6 +303,20 @@ mod tests {
         assert_eq!((due.iter().map(|(number, _)| *number).collect::<Vec<_>>(), next), (vec![other], Some(later)));
         let (due, _) = queue.due(later, &HashSet::from([queue.record(other).unwrap().lane()]));
         assert_eq!(due.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [first]);
+    }
+
+    #[test]
+    fn message_that_has_waited_longest_is_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let queue = MessageQueue::open(directory.path().join("notify")).unwrap();
+        let add = |to: &str| queue.add(record("a", to, NotificationKind::Deployed), content()).unwrap().unwrap();
+        let numbers = ["x@example.com", "y@example.com", "z@example.com"].map(add);
+        for (number, second) in numbers.into_iter().zip([30, 10, 20]) {
+            queue.change(number, |record| record.next = Timestamp::from_second(second).unwrap());
+        }
+        let (due, _) = queue.due(Timestamp::from_second(30).unwrap(), &HashSet::new());
+        let due: Vec<_> = due.into_iter().map(|(number, _)| number).collect();
+        assert_eq!(due, [numbers[1], numbers[2], numbers[0]]);
     }
 
     #[test]

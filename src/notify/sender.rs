@@ -20,7 +20,9 @@ use super::{
 };
 
 /// The maximum number of deliveries at the same time.
-const MAX_PARALLEL: usize = 4;
+const MAX_PARALLEL: usize = 8;
+/// The maximum number of deliveries of one project at the same time, so that receivers that hang do not hold up the messages of other projects.
+const MAX_PARALLEL_OF_PROJECT: usize = 4;
 /// The maximum time between two looks at the clock, which may be set at any moment.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 /// The wait before the second attempt. Each further wait is twice as long, up to [`MAX_DELAY`], and a random part is added.
@@ -42,7 +44,7 @@ impl Notifier {
             let now = Timestamp::now();
             let busy: HashSet<Lane> = lanes.values().cloned().collect();
             let (due, next) = self.queue().due(now, &busy);
-            for (number, lane) in due.into_iter().take(MAX_PARALLEL.saturating_sub(deliveries.len())) {
+            for (number, lane) in startable(due, &busy) {
                 let this = self.clone();
                 let handle = deliveries.spawn(async move { this.deliver(number).await });
                 lanes.insert(handle.id(), lane);
@@ -127,6 +129,19 @@ impl Notifier {
     }
 }
 
+/// Returns the messages of `due` whose delivery may start while the lanes in `busy` have deliveries.
+fn startable(due: Vec<(u64, Lane)>, busy: &HashSet<Lane>) -> Vec<(u64, Lane)> {
+    let mut started: Vec<(u64, Lane)> = Vec::new();
+    for (number, lane) in due {
+        let lanes = || busy.iter().chain(started.iter().map(|(_, lane)| lane));
+        let of_project = lanes().filter(|other| other.shares_project_with(&lane)).count();
+        if lanes().count() < MAX_PARALLEL && of_project < MAX_PARALLEL_OF_PROJECT {
+            started.push((number, lane));
+        }
+    }
+    started
+}
+
 /// Returns the wait after `attempts` failed attempts.
 fn delay(attempts: u32) -> Duration {
     fail::fail_point!("notify_delay", |millis| {
@@ -141,7 +156,22 @@ fn delay(attempts: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::message::MessageRecord, *};
+    use crate::model::NotificationKind;
+
+    #[test]
+    fn receivers_of_one_project_that_hang_leave_deliveries_for_other_projects() {
+        let lane = |project: &str, to: usize| {
+            let record =
+                crate::notify::message::testing::record("event", &format!("{to}@example.com"), NotificationKind::Deployed);
+            MessageRecord { project: Some(project.parse().unwrap()), ..record }.lane()
+        };
+        let busy: HashSet<Lane> = (0..3).map(|to| lane("shop", to)).collect();
+        let due: Vec<_> =
+            (3..9).map(|to| (to as u64, lane("shop", to))).chain((0..9).map(|to| (100 + to as u64, lane("blog", to)))).collect();
+        let started: Vec<_> = startable(due, &busy).into_iter().map(|(number, _)| number).collect();
+        assert_eq!(started, [3, 100, 101, 102, 103]);
+    }
 
     #[test]
     fn delay_doubles_up_to_its_maximum() {
