@@ -14,6 +14,7 @@ mod notifier;
 mod queue;
 mod render;
 mod sender;
+mod sendmail;
 mod smtp;
 mod webhook;
 

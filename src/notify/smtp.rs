@@ -3,7 +3,7 @@
 use std::{error::Error as _, fmt, time::Duration};
 
 use lettre::{
-    Address, AsyncSendmailTransport, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
     message::{
         Mailbox, MultiPart,
         header::{Header, HeaderName, HeaderValue},
@@ -18,6 +18,7 @@ use lettre::{
 use super::{
     delivery::DeliveryError,
     message::{MailContent, MessageRecord},
+    sendmail,
 };
 use crate::{
     config::{MailConfig, MailTransport},
@@ -31,8 +32,6 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// The maximum size of the file with the password, in bytes.
 const MAX_PASSWORD: u64 = 1024;
-/// The program that accepts mails on this machine.
-const SENDMAIL: &str = "/usr/sbin/sendmail";
 
 /// The answers of a mail server that concern the login or the encryption, and not the message (RFC 4954, RFC 3207). An operator corrects the
 /// cause, so the delivery is repeated.
@@ -77,10 +76,7 @@ pub(super) async fn send(config: &MailConfig, record: &MessageRecord, content: M
     let message = compose(config, record, content)?;
     let sending = async {
         match &config.transport {
-            MailTransport::Sendmail => {
-                let sendmail = AsyncSendmailTransport::<Tokio1Executor>::new_with_command(SENDMAIL);
-                sendmail.send(message).await.map_err(DeliveryError::temporary)
-            }
+            MailTransport::Sendmail => sendmail::send(&message).await,
             MailTransport::Smtp { host, port, tls } => {
                 let smtp = transport(config, host, *port, *tls)?;
                 smtp.send(message).await.map(drop).map_err(|error| refusal(&error))
