@@ -220,9 +220,9 @@ pub(super) const NOTIFY_KEYS: &[KeyRow<NotifySettings>] = &[
     ),
     KeyRow::value(
         "events",
-        "The events: deployed, failed, rolled-back, stuck, backup, site, summary.",
+        "The events: deployed, failed, rolled-back, stuck, backup, site, approval, freeze, summary.",
         Says("all events"),
-        "[deployed, failed, rolled-back, stuck, backup, site, summary]",
+        "[deployed, failed, rolled-back, stuck, backup, site, approval, freeze, summary]",
         |reader, node, key, notify| {
             let nodes = reader.bounded(node, key, "[failed, stuck]");
             let topics = nodes.iter().filter_map(|node| reader.choice(node, key, &NotificationTopic::WORDS)).collect();

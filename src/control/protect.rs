@@ -83,6 +83,8 @@ pub struct Objection {
     pub reason: String,
     /// The remedy, as an imperative.
     pub hint: String,
+    /// True if the approval of a second person is the remedy.
+    pub wants_approval: bool,
 }
 
 /// Returns the reason why `trigger` may not deploy `commit` to `environment` now, if there is one. A rollback is always permitted, because
@@ -111,14 +113,14 @@ pub(super) fn objection(
     if let Some(freeze) = freeze(protections, environment, now) {
         let end = freeze.until.map(|until| format!(" until {}", shown(until, zone))).unwrap_or_default();
         let reason = format!("{title} has a release freeze{end}: {} ({})", freeze.why, freeze.by);
-        return Some(Objection { reason, hint: overriding });
+        return Some(Objection { reason, hint: overriding, wants_approval: false });
     }
     let windows: Vec<_> = counting.iter().flat_map(|protection| &protection.windows).collect();
     if !windows.is_empty() && !windows.iter().any(|window| window.contains(now, zone)) {
         let times: Vec<_> = windows.iter().map(|window| window.to_string()).collect();
         let name = zone.iana_name().unwrap_or("UTC");
         let reason = format!("{title} is deployed only at {} ({name})", times.join(", "));
-        return Some(Objection { reason, hint: overriding });
+        return Some(Objection { reason, hint: overriding, wants_approval: false });
     }
     // An approval concerns a commit, and a change of the configuration deploys no other commit.
     let wanted = counting.iter().any(|protection| protection.approval) && !matches!(trigger, Trigger::Configure { .. });
@@ -126,7 +128,7 @@ pub(super) fn objection(
     if wanted && !given.iter().any(|given| approved(&given)) {
         let reason = format!("{title} wants the approval of {} by a second person", commit.short());
         let hint = format!("ask another person to run `larder approve {title} {commit}`, and repeat the command then");
-        return Some(Objection { reason, hint });
+        return Some(Objection { reason, hint, wants_approval: true });
     }
     None
 }

@@ -33,7 +33,7 @@ pub trait Request: Send + Sized + 'static {
     /// Returns the right that the request needs, and the object of this right.
     fn needs(&self) -> Needs;
 
-    /// True if the observers are notified after the request: a change of users, keys, rights or protections.
+    /// True if the observers are notified after the request: a change of users, keys, rights, approvals or deploy windows.
     const ANNOUNCED: bool = false;
 
     /// Returns details for the audit log, which must not be secrets.

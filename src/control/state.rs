@@ -171,13 +171,17 @@ impl Control {
         tokio::task::spawn_blocking(move || control.0.audit.lock().save_head());
     }
 
-    /// Notifies the observers of a change of users, keys, rights or protections.
+    /// Notifies the observers of a change of users, keys, rights, approvals or deploy windows.
     pub(super) fn announce(&self, entry: AuditEntry) {
         let AuditEntry { who, what, on, detail, .. } = entry;
-        let at = Timestamp::now();
-        let news = News::AccessChanged { by: who, what, detail };
-        let id = format!("access-{}", at.as_nanosecond());
-        self.pipeline().services().observers.milestone(Announcement { id, at, environment: on, deployment: None, news });
+        let id = format!("access-{}", Timestamp::now().as_nanosecond());
+        self.announce_news(id, on, News::AccessChanged { by: who, what, detail });
+    }
+
+    /// Notifies the observers of news that concern no deployment.
+    pub(super) fn announce_news(&self, id: String, environment: String, news: News) {
+        let announcement = Announcement { id, at: Timestamp::now(), environment, deployment: None, news };
+        self.pipeline().services().observers.milestone(announcement);
     }
 
     /// Reads the audit log and checks its chain.

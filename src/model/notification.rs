@@ -75,8 +75,16 @@ pub enum NotificationKind {
     DiskNormal,
     /// An environment was created.
     EnvironmentCreated,
-    /// A person changed users, keys, rights or protections.
+    /// A person changed users, keys, rights, approvals or deploy windows.
     AccessChanged,
+    /// A deployment was refused, because a second person must approve the commit first.
+    ApprovalWanted,
+    /// A person approved a commit, or permitted a commit in spite of every protection.
+    Approved,
+    /// A person set a release freeze.
+    FreezeBegan,
+    /// A person ended a release freeze.
+    FreezeEnded,
     /// The summary of a month of one project.
     Summary,
     /// The weekly report about the server.
@@ -98,6 +106,10 @@ pub enum NotificationFamily {
     Site,
     /// The disk of the server.
     Disk,
+    /// Approvals of commits.
+    Approval,
+    /// Release freezes.
+    Freeze,
     /// Single notifications, which belong to no thread.
     Single,
 }
@@ -122,6 +134,10 @@ impl NotificationKind {
             NotificationKind::DiskNormal => "disk_normal",
             NotificationKind::EnvironmentCreated => "environment_created",
             NotificationKind::AccessChanged => "access_changed",
+            NotificationKind::ApprovalWanted => "approval_wanted",
+            NotificationKind::Approved => "approved",
+            NotificationKind::FreezeBegan => "freeze_began",
+            NotificationKind::FreezeEnded => "freeze_ended",
             NotificationKind::Summary => "summary",
             NotificationKind::Weekly => "weekly",
             NotificationKind::Test => "test",
@@ -141,6 +157,8 @@ impl NotificationKind {
             | NotificationKind::DrillFailed
             | NotificationKind::DrillSucceeded => Some(NotificationTopic::Backup),
             NotificationKind::SiteDown | NotificationKind::SiteUp => Some(NotificationTopic::Site),
+            NotificationKind::ApprovalWanted | NotificationKind::Approved => Some(NotificationTopic::Approval),
+            NotificationKind::FreezeBegan | NotificationKind::FreezeEnded => Some(NotificationTopic::Freeze),
             NotificationKind::Summary => Some(NotificationTopic::Summary),
             NotificationKind::Began
             | NotificationKind::DiskLow
@@ -164,6 +182,8 @@ impl NotificationKind {
             NotificationKind::DrillFailed | NotificationKind::DrillSucceeded => NotificationFamily::Drill,
             NotificationKind::SiteDown | NotificationKind::SiteUp => NotificationFamily::Site,
             NotificationKind::DiskLow | NotificationKind::DiskNormal => NotificationFamily::Disk,
+            NotificationKind::ApprovalWanted | NotificationKind::Approved => NotificationFamily::Approval,
+            NotificationKind::FreezeBegan | NotificationKind::FreezeEnded => NotificationFamily::Freeze,
             NotificationKind::Began
             | NotificationKind::EnvironmentCreated
             | NotificationKind::AccessChanged
@@ -183,6 +203,8 @@ impl NotificationKind {
                 | NotificationKind::DrillFailed
                 | NotificationKind::SiteDown
                 | NotificationKind::DiskLow
+                | NotificationKind::ApprovalWanted
+                | NotificationKind::FreezeBegan
         )
     }
 
@@ -228,6 +250,10 @@ impl NotificationKind {
             | NotificationKind::DiskNormal
             | NotificationKind::EnvironmentCreated
             | NotificationKind::AccessChanged
+            | NotificationKind::ApprovalWanted
+            | NotificationKind::Approved
+            | NotificationKind::FreezeBegan
+            | NotificationKind::FreezeEnded
             | NotificationKind::Weekly => true,
         }
     }
@@ -249,19 +275,25 @@ pub enum NotificationTopic {
     Backup,
     /// Applications that do not run, and that run again.
     Site,
+    /// Commits that wait for the approval of a second person, and their approval.
+    Approval,
+    /// Release freezes, and their end.
+    Freeze,
     /// The monthly summary.
     Summary,
 }
 
 impl NotificationTopic {
     /// The topics with their words in recipes.
-    pub const WORDS: [(&'static str, NotificationTopic); 7] = [
+    pub const WORDS: [(&'static str, NotificationTopic); 9] = [
         ("deployed", NotificationTopic::Deployed),
         ("failed", NotificationTopic::Failed),
         ("rolled-back", NotificationTopic::RolledBack),
         ("stuck", NotificationTopic::Stuck),
         ("backup", NotificationTopic::Backup),
         ("site", NotificationTopic::Site),
+        ("approval", NotificationTopic::Approval),
+        ("freeze", NotificationTopic::Freeze),
         ("summary", NotificationTopic::Summary),
     ];
 }

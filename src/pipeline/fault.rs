@@ -60,6 +60,16 @@ pub fn in_drill(name: &'static str) {
 /// Returns true if a failpoint makes the step `name` fail before (`step.NAME`) or after (`step.NAME.late`) its work.
 pub fn step_fails(name: &str) -> bool {
     fail::fail_point!(&format!("step.{name}"), |_| true);
+    is_listed(&format!("step.{name}"))
+}
+
+/// Returns true if a line of the file of the failpoint `listed` is `name`. A test changes the file to choose the failures of each deployment
+/// without a restart.
+fn is_listed(name: &str) -> bool {
+    fail::fail_point!("listed", |file| {
+        let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        text.lines().any(|line| line == name)
+    });
     let _ = name;
     false
 }
@@ -91,8 +101,7 @@ pub fn step_panics(name: &str) {
 /// Returns true if a failpoint makes the undo of the step `name` fail.
 pub fn undo_fails(name: &str) -> bool {
     fail::fail_point!(&format!("undo.{name}"), |_| true);
-    let _ = name;
-    false
+    is_listed(&format!("undo.{name}"))
 }
 
 /// Returns true if a failpoint makes the attachment of an environment fail.

@@ -12,7 +12,7 @@ use futures_util::{
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{DeploymentId, Outcome, UserName};
+use crate::model::{CommitId, DeploymentId, Outcome, Trigger, UserName};
 
 /// The time limit of one observer for one announcement.
 const OBSERVER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -39,7 +39,7 @@ pub enum News {
     Backup(BackupNews),
     /// A person has unfrozen the environment that the deployment had frozen.
     Released(UserName),
-    /// A person has changed users, keys, rights or protections.
+    /// A person has changed users, keys, rights, approvals or deploy windows.
     AccessChanged {
         /// The person.
         by: UserName,
@@ -54,6 +54,45 @@ pub enum News {
     Disk(DiskNews),
     /// A person has created the environment.
     Created(UserName),
+    /// A change of the approval of a commit.
+    Approval(ApprovalNews),
+    /// A person has set or ended a release freeze.
+    ReleaseFreeze {
+        /// The person.
+        by: UserName,
+        /// The new release freeze; `None` for the end of one.
+        set: Option<FreezeTerms>,
+    },
+}
+
+/// The terms of a release freeze.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FreezeTerms {
+    /// The end in the time zone of the server, as text; `None` if a person must end the release freeze.
+    pub until: Option<String>,
+    /// The reason.
+    pub why: String,
+}
+
+/// A change of the approval of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ApprovalNews {
+    /// A deployment was refused, because no second person has approved the commit.
+    Wanted {
+        /// The commit.
+        commit: CommitId,
+        /// The request that was refused.
+        trigger: Trigger,
+    },
+    /// A person has approved the commit.
+    Given {
+        /// The commit.
+        commit: CommitId,
+        /// The person.
+        by: UserName,
+        /// The reason to permit the commit in spite of every protection; `None` for an approval.
+        overriding: Option<String>,
+    },
 }
 
 /// A change of the state of a running application.
@@ -129,7 +168,8 @@ pub struct Announcement {
     pub id: String,
     /// The moment at which this delivery was made.
     pub at: Timestamp,
-    /// The environment, as `project/environment`; for [`News::AccessChanged`] also a project or `server`; empty for [`News::Disk`].
+    /// The environment, as `project/environment`; for [`News::AccessChanged`] also a project or `server`, for
+    /// [`News::ReleaseFreeze`] also a project; empty for [`News::Disk`].
     pub environment: String,
     /// The deployment; `None` for news that concern no deployment.
     pub deployment: Option<DeploymentId>,
@@ -235,6 +275,10 @@ impl fmt::Display for News {
             News::Disk(DiskNews::Low { .. }) => "disk_low",
             News::Disk(DiskNews::Normal { .. }) => "disk_normal",
             News::Created(_) => "created",
+            News::Approval(ApprovalNews::Wanted { .. }) => "approval_wanted",
+            News::Approval(ApprovalNews::Given { .. }) => "approved",
+            News::ReleaseFreeze { set: Some(_), .. } => "freeze_began",
+            News::ReleaseFreeze { set: None, .. } => "freeze_ended",
             News::Backup(BackupNews::Verified { .. }) => "backup_verified",
             News::Backup(BackupNews::Damaged { .. }) => "backup_damaged",
             News::Backup(BackupNews::Drilled { .. }) => "drill_succeeded",

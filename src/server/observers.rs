@@ -3,6 +3,7 @@
 //! To add an observer, write `impl Observer` in a file below `src/server/observers/`, and add the file's `mod` line and the observer's
 //! entry in [`all`] here.
 
+mod access_mail;
 mod deployment_mail;
 mod event_mail;
 mod notify;
@@ -23,7 +24,7 @@ pub(super) use self::notify::recipients;
 use crate::{
     control::Control,
     notify::Notifier,
-    pipeline::observe::{Announcement, BackupNews, DiskNews, News, Observer, SiteNews},
+    pipeline::observe::{Announcement, ApprovalNews, BackupNews, DiskNews, News, Observer, SiteNews},
 };
 
 /// Creates the observers of this server. `control` is set before the first announcement.
@@ -67,6 +68,16 @@ impl Observer for ServerLog {
             News::Disk(DiskNews::Low { free, .. }) => tracing::error!(id, free, "the disk is low; deployments are refused"),
             News::Disk(DiskNews::Normal { free }) => tracing::debug!(id, free, "the disk has space"),
             News::Created(by) => tracing::info!(id, environment, %by, "environment created"),
+            News::Approval(ApprovalNews::Wanted { commit, trigger }) => {
+                tracing::info!(id, environment, %commit, by = %trigger.by(), "approval wanted");
+            }
+            News::Approval(ApprovalNews::Given { commit, by, overriding }) => {
+                tracing::info!(id, environment, %commit, %by, overriding, "commit approved");
+            }
+            News::ReleaseFreeze { by, set: Some(terms) } => {
+                tracing::info!(id, on = environment, %by, until = terms.until, why = terms.why, "release freeze set");
+            }
+            News::ReleaseFreeze { by, set: None } => tracing::info!(id, on = environment, %by, "release freeze ended"),
             News::Began | News::Committed => tracing::debug!(id, environment, deployment, ?news, "deployment continues"),
         }
         Box::pin(ready(Ok(())))

@@ -10,7 +10,7 @@ use crate::{
     control::Control,
     host::files,
     model::{Environment, NotificationKind, Outcome, ProjectName, Trigger},
-    notify::{DetailList, Notification},
+    notify::{Advice, DetailList, Notification},
     pipeline::{Pipeline, Summary, chain},
 };
 
@@ -117,7 +117,10 @@ fn weekly(pipeline: &Pipeline, environments: &[Environment], period: &Period, id
     notification.facts = vec![
         (String::from("Free disk space"), format!("{} MiB", free >> 20)),
         (String::from("larder"), env!("CARGO_PKG_VERSION").to_owned()),
+        (String::from("Sent by"), String::from("larder, each Monday")),
     ];
+    let text = String::from("To see what is live in each environment, run");
+    notification.advice.push(Advice { text, command: Some(String::from("larder status")) });
     notification
 }
 
@@ -173,6 +176,9 @@ fn monthly(
         lines.extend(problems(pipeline, environment).into_iter().map(|line| format!("needs attention: {line}")));
         notification.sections.push(DetailList { title: environment.title(), lines });
     }
+    notification.facts.push((String::from("Sent by"), String::from("larder, on the first day of each month")));
+    let text = String::from("To see all releases, and to go back to one of them, run");
+    notification.advice.push(Advice { text, command: Some(format!("larder releases {project}")) });
     notification
 }
 

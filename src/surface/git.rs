@@ -213,7 +213,11 @@ impl Pushes {
                     let recipe = request.recipes.iter().find(|(known, _)| *known == commit).map(|(_, files)| files.clone());
                     let trigger = Trigger::Push { by: session.ticket.caller.name() };
                     match self.control.objection_to(&environment, &commit, &trigger) {
-                        Some(Objection { reason, hint }) => Some(PushRejection { lines: vec![hint], reason }),
+                        Some(objection) => {
+                            self.control.announce_objection(&objection, &environment, &commit, &trigger);
+                            let Objection { reason, hint, .. } = objection;
+                            Some(PushRejection { lines: vec![hint], reason })
+                        }
                         None => self.control.pipeline().reject_early(&environment, recipe),
                     }
                 }

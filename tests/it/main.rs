@@ -35,6 +35,7 @@ mod drift;
 mod drill;
 mod dry_run;
 mod environments;
+mod event_mails;
 mod examples;
 mod forged;
 mod fronted;
@@ -57,6 +58,8 @@ mod language;
 mod libraries;
 mod login_keys;
 mod machines;
+mod mail_servers;
+mod mail_verdicts;
 mod mirrors;
 mod modes;
 mod neighbours;
@@ -97,6 +100,7 @@ mod unwind;
 mod upgrade_kills;
 mod verdicts;
 mod webhooks;
+mod week;
 
 /// A file in `tests/it` without a `mod` line would not be compiled, and its tests would never run.
 #[test]

@@ -18,6 +18,7 @@ in_one_mode!(
     webhook_is_signed_as_standard_webhooks_describes,
     webhook_to_an_internal_address_is_never_sent,
     webhook_is_delivered_again_until_its_receiver_accepts,
+    webhook_that_is_redirected_inside_reaches_nothing,
     chat_servers_get_their_own_formats,
     forges_get_the_status_of_each_deployment,
     administrators_are_mailed_about_sites_disks_and_new_environments
@@ -234,6 +235,22 @@ fn webhook_is_delivered_again_until_its_receiver_accepts(world: &World) {
         "{text}"
     );
     assert!(receiver.requests().iter().all(|request| !request.line.contains("elsewhere")));
+}
+
+/// The receiver is outside, and answers with redirects to a service of the operator's network.
+fn webhook_that_is_redirected_inside_reaches_nothing(world: &World) {
+    let (receiver, inside) = (Receiver::start(), Receiver::start());
+    allow(world, "");
+    let repo = shop(world, &format!("    - {{url: 'http://127.0.0.1:{}/hook', secret: {SECRET}}}\n", receiver.port));
+    repo.page("version one");
+    repo.push().accepted();
+    receiver.wait_for(1);
+    for (number, status) in ["301", "302", "303", "307", "308"].into_iter().enumerate() {
+        receiver.answer(&format!("{status} Elsewhere\r\nLocation: http://127.0.0.1:{}/admin", inside.port));
+        world.larder(&["notify", "test", "shop"]).exits(1).says(&format!("answered {status}; redirects are not followed"));
+        assert_eq!(log(world)[number + 1]["state"], "failed", "{status}");
+    }
+    assert_eq!((receiver.requests().len(), inside.connections()), (6, 0));
 }
 
 fn chat_servers_get_their_own_formats(world: &World) {

@@ -14,7 +14,10 @@ use crate::{
         target::Target,
     },
     model::{Access, CommitId, Environment, Trigger, UserName},
-    pipeline::DeployRequest,
+    pipeline::{
+        DeployRequest,
+        observe::{ApprovalNews, FreezeTerms, News},
+    },
 };
 
 /// The protection of a project or an environment, with times for people.
@@ -68,7 +71,6 @@ pub enum FreezeAction {
 impl Request for Freeze {
     type View = ProtectionView;
     const NAME: &'static str = "freeze";
-    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         let right = match self.action {
@@ -93,8 +95,10 @@ impl Request for Freeze {
             FreezeAction::Set { until, why } => {
                 let until = until.map(|text| moment(&text, Timestamp::now(), &zone)).transpose();
                 let until = until.map_err(|error| usage(error.to_string()))?;
+                let terms = FreezeTerms { until: until.map(|until| shown(until, &zone)), why: why.clone() };
                 let freeze = ReleaseFreeze { until, why, by: caller.name() };
                 change(control, &self.target, |protection| protection.freeze = Some(freeze)).await?;
+                announce_freeze(control, &self.target, caller.name(), Some(terms));
             }
             FreezeAction::End => {
                 let ended = change(control, &self.target, |protection| protection.freeze.take()).await?;
@@ -103,6 +107,7 @@ impl Request for Freeze {
                         "a frozen environment, whose last deployment got stuck, is released with `larder deploy --unfreeze`",
                     ));
                 }
+                announce_freeze(control, &self.target, caller.name(), None);
             }
         }
         Ok(view(control, self.target, &zone).into())
@@ -174,7 +179,6 @@ pub struct Approved {
 impl Request for Approve {
     type View = Approved;
     const NAME: &'static str = "approve";
-    const ANNOUNCED: bool = true;
 
     fn needs(&self) -> Needs {
         Needs::environment(&self.target, if self.overriding.is_some() { Access::Admin } else { Access::Deploy })
@@ -191,6 +195,9 @@ impl Request for Approve {
         let approval = Approval { commit, by: caller.name(), at: Timestamp::now(), overriding };
         let given = approval.clone();
         change(control, &Target::from(&environment), |protection| protection.approve(given)).await?;
+        let Approval { commit, by, at, overriding } = approval.clone();
+        let id = format!("approved-{}", at.as_nanosecond());
+        control.announce_news(id, environment.title(), News::Approval(ApprovalNews::Given { commit, by, overriding }));
         Ok(Approved { environment: environment.title(), approval }.into())
     }
 }
@@ -211,6 +218,11 @@ async fn change<T>(control: &Control, target: &Target, change: impl FnOnce(&mut 
         Ok(result)
     };
     control.change(change).await
+}
+
+fn announce_freeze(control: &Control, target: &Target, by: UserName, set: Option<FreezeTerms>) {
+    let id = format!("freeze-{}", Timestamp::now().as_nanosecond());
+    control.announce_news(id, target.to_string(), News::ReleaseFreeze { by, set });
 }
 
 fn view(control: &Control, target: Target, zone: &TimeZone) -> ProtectionView {
@@ -246,12 +258,32 @@ impl Control {
         let zone = zone(self);
         protect::objection(&self.registry().protections, environment, commit, trigger, (Timestamp::now(), &zone))
     }
+
+    /// Notifies the observers of a refused deployment, if the approval of a second person is the remedy. Repeated refusals on one day have the
+    /// same id.
+    pub fn announce_objection(
+        &self,
+        objection: &protect::Objection,
+        environment: &Environment,
+        commit: &CommitId,
+        trigger: &Trigger,
+    ) {
+        if objection.wants_approval {
+            let day = Timestamp::now().strftime("%Y-%m-%d");
+            let id = format!("approval-{commit}-{}-{day}", trigger.by());
+            let news = ApprovalNews::Wanted { commit: commit.clone(), trigger: trigger.clone() };
+            self.announce_news(id, environment.title(), News::Approval(news));
+        }
+    }
 }
 
 /// Returns an error if a protection of its environment forbids the deployment.
 pub(super) fn ensure_permitted(control: &Control, request: &DeployRequest) -> Result<(), CommandError> {
     match control.objection(request) {
-        Some(protect::Objection { reason, hint }) => Err(refused(reason).hint(hint)),
+        Some(objection) => {
+            control.announce_objection(&objection, &request.environment, &request.commit, &request.trigger);
+            Err(refused(objection.reason).hint(objection.hint))
+        }
         None => Ok(()),
     }
 }

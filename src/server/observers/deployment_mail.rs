@@ -139,6 +139,16 @@ pub(super) fn unfrozen(
         Notification::new(announcement.id.clone(), NotificationKind::Unfrozen, announcement.at, subject, headline);
     place(pipeline, environment, &mut notification);
     notification.serves = Some(serves(pipeline, environment));
+    notification.facts.push((String::from("Unfrozen by"), by.to_string()));
+    let target = environment.target();
+    notification.advice.push(Advice {
+        text: String::from("To see what failed, run"),
+        command: Some(format!("larder deploy {target} --follow")),
+    });
+    notification.advice.push(Advice {
+        text: String::from("To go back to the release before the live one, run"),
+        command: Some(format!("larder rollback {target}")),
+    });
     notification
 }
 
@@ -176,7 +186,10 @@ fn verdict(
     match outcome {
         Outcome::Live { number, .. } => {
             notification.serves = Some(format!("{number} serves visitors now."));
-            notification.advice.extend(previous.map(|previous| back(&target, previous.number)));
+            notification.advice.push(match previous {
+                Some(previous) => back(&target, previous.number),
+                None => advice(String::from("This is the first release, so there is no release to go back to"), None),
+            });
         }
         Outcome::Tried => notification.serves = Some(format!("{still}.")),
         Outcome::Refused { .. } | Outcome::RolledBack { .. } => {
@@ -246,12 +259,10 @@ async fn commits(pipeline: &Pipeline, environment: &Environment, report: &Deploy
     let spec = &report.spec;
     let before = spec.previous.as_ref().map(|previous| &previous.commit);
     let read = async |from: Option<&CommitId>, to: &CommitId| {
-        let log = pipeline.services().repositories.log(environment.project_id, from.cloned(), to.clone(), MAX_COMMITS).await;
-        let (entries, more) = log.unwrap_or_else(|error| {
-            tracing::warn!(environment = environment.title(), %error, "cannot read the commits for a notification");
+        log(pipeline, environment, from, to).await.unwrap_or_else(|error| {
+            tracing::warn!(environment = environment.title(), error, "cannot read the commits for a notification");
             (Vec::new(), false)
-        });
-        (entries.into_iter().map(change).collect::<Vec<_>>(), more)
+        })
     };
     let (changes, more) = read(before, &spec.commit).await;
     let title = |changes: &[CommitChange], text: &str| if changes.is_empty() { String::new() } else { text.to_owned() };
@@ -263,6 +274,18 @@ async fn commits(pipeline: &Pipeline, environment: &Environment, report: &Deploy
         }
         Some(_) => Commits { title: title(&changes, "Changes since the release that was live"), changes, more },
     }
+}
+
+/// Returns the commits after `from` up to `to`, newest first, and true if there are more commits.
+pub(super) async fn log(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    from: Option<&CommitId>,
+    to: &CommitId,
+) -> Result<(Vec<CommitChange>, bool), String> {
+    let log = pipeline.services().repositories.log(environment.project_id, from.cloned(), to.clone(), MAX_COMMITS).await;
+    let (entries, more) = log.map_err(|error| error.to_string())?;
+    Ok((entries.into_iter().map(change).collect(), more))
 }
 
 fn change(entry: LogEntry) -> CommitChange {

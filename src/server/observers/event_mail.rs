@@ -1,4 +1,4 @@
-//! The texts of notifications about events that are no deployments: restore points, drills, sites, the disk, access, new environments. Each function
+//! The texts of notifications about events that are no deployments: restore points, drills, sites, the disk, new environments. Each function
 //! also returns the settings that name the recipients.
 
 use std::time::Duration;
@@ -65,6 +65,11 @@ pub(super) fn backup(pipeline: &Pipeline, environment: &Environment, announcemen
     };
     place(pipeline, environment, &mut notification);
     notification.serves = Some(format!("The application is not affected: {}", serves(pipeline, environment)));
+    notification.facts.push((String::from("Started by"), String::from("the schedule of this server")));
+    if !notification.kind.is_problem() {
+        let text = String::from("To go back to the data of a restore point, choose one with");
+        notification.advice.push(Advice { text, command: Some(format!("larder backup list {target}")) });
+    }
     if let Ok(record) = pipeline.backup_overview(environment).record {
         let newest = record.verified.map_or_else(|| String::from("none"), |point| point.id);
         notification.facts.push((String::from("Newest verified restore point"), newest));
@@ -86,12 +91,20 @@ pub(super) fn site(pipeline: &Pipeline, environment: &Environment, announcement:
         }
         SiteNews::Up => {
             let headline = format!("{title} is up again: its web processes run without an unexpected exit.");
-            new(announcement, NotificationKind::SiteUp, "up again", headline)
+            let mut notification = new(announcement, NotificationKind::SiteUp, "up again", headline);
+            let reason = String::from("The processes ran for some time without a failure. Nothing has to be done.");
+            notification.sections.push(DetailList { title: String::from("Reason"), lines: vec![reason] });
+            notification.advice.push(advice("To see the output of the processes, run", format!("larder logs {target}")));
+            notification.advice.push(advice("To go back to the release before, run", format!("larder rollback {target}")));
+            notification
         }
     };
     place(pipeline, environment, &mut notification);
     notification.serves =
         pipeline.live(environment.id).map(|live| format!("{} (commit {}) is live.", live.number, live.commit.short()));
+    let history = pipeline.history(environment.id);
+    let live = pipeline.live(environment.id).and_then(|live| history.of_release(live.release).cloned());
+    notification.facts.extend(live.map(|live| (String::from("Deployed by"), live.trigger.by().to_string())));
     (notification, pipeline.live_settings(environment))
 }
 
@@ -107,24 +120,22 @@ pub(super) fn disk(announcement: &Announcement, news: DiskNews) -> Notification 
             );
             let mut notification = new(announcement, NotificationKind::DiskLow, "the disk is nearly full", headline);
             notification.serves = Some(String::from("The applications go on as long as they need no space."));
+            notification.facts.push((String::from("Reported by"), String::from("larder, which watches the disk")));
             notification.advice.push(advice("To see what uses the space, run", String::from("larder disk")));
+            let after = "Pushes and deployments are possible again as soon as enough space is free";
+            notification.advice.push(Advice { text: after.to_owned(), command: None });
             notification
         }
         DiskNews::Normal { free } => {
             let headline = format!("The disk of this server has space again: {} are free.", mebibytes(free));
-            new(announcement, NotificationKind::DiskNormal, "the disk has space again", headline)
+            let mut notification = new(announcement, NotificationKind::DiskNormal, "the disk has space again", headline);
+            let now = "The applications went on, and pushes and deployments are possible again.";
+            notification.serves = Some(now.to_owned());
+            notification.facts.push((String::from("Reported by"), String::from("larder, which watches the disk")));
+            notification.advice.push(advice("To see what uses the space, run", String::from("larder disk")));
+            notification
         }
     }
-}
-
-/// Returns the notification of a change of users, keys, rights or protections. `what` is the request, such as `user grant`.
-pub(super) fn access(announcement: &Announcement, by: &UserName, what: &str, detail: Option<&str>) -> Notification {
-    let on = &announcement.environment;
-    let mut notification =
-        new(announcement, NotificationKind::AccessChanged, "access changed", format!("{by} changed the access to {on}: {what}."));
-    notification.facts.extend(detail.map(|detail| (String::from("Details"), detail.to_owned())));
-    notification.advice.push(advice("To see all changes, run", String::from("larder audit")));
-    notification
 }
 
 /// Returns the notification of a new environment.
@@ -135,11 +146,13 @@ pub(super) fn created(pipeline: &Pipeline, environment: &Environment, announceme
     let mut notification = new(announcement, NotificationKind::EnvironmentCreated, "created", headline);
     place(pipeline, environment, &mut notification);
     notification.serves = Some(String::from("Nothing is deployed yet: visitors get a page of larder."));
+    let created = (String::from("Created by"), by.to_string());
     let host = services.config.domain.as_str();
     let push = format!("ssh://larder@{host}:{}/{}", services.ssh.port(), environment.project);
     let addresses = environment.hosts(host).iter().map(|host| services.config.http.url(host, services.http.port())).collect();
     notification.sections.push(DetailList { title: String::from("Addresses"), lines: addresses });
     notification.facts = vec![
+        created,
         (String::from("Push URL"), push.clone()),
         (String::from("Branch"), environment.branch.to_string()),
         (String::from("Mode"), environment.mode.to_string()),
@@ -149,6 +162,12 @@ pub(super) fn created(pipeline: &Pipeline, environment: &Environment, announceme
         advice("To let a developer push, run", format!("larder user grant NAME {} push", environment.project)),
         advice("To add the remote in the repository, run", format!("git remote add {name} {push}")),
         advice("To deploy, run", format!("git push {name} {}", environment.branch)),
+        Advice {
+            text: String::from(
+                "To undo the creation, an administrator of the server destroys the whole project with `larder project destroy`",
+            ),
+            command: None,
+        },
     ];
     (notification, None)
 }

@@ -7,11 +7,11 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-use super::{deployment_mail, event_mail};
+use super::{access_mail, deployment_mail, event_mail};
 use crate::{
     config::Settings,
     control::{Caller, Control, Needs},
-    model::{Access, Blame, DeploymentId, Environment, Fault, NotificationKind, Outcome},
+    model::{Access, Blame, DeploymentId, Environment, Fault, NotificationKind, Outcome, Project},
     notify::{Notification, Notifier, Recipients},
     pipeline::{
         Pipeline,
@@ -43,7 +43,17 @@ impl Notifications {
             return self.send(event_mail::disk(announcement, *news), None).await;
         }
         if let News::AccessChanged { by, what, detail } = &announcement.news {
-            return self.send(event_mail::access(announcement, by, what, detail.as_deref()), None).await;
+            return self.send(access_mail::changed(announcement, by, what, detail.as_deref()), None).await;
+        }
+        if let News::ReleaseFreeze { by, set } = &announcement.news {
+            let Some((project, named)) = place(control, &announcement.environment) else { return Ok(()) };
+            let notification = access_mail::freeze(control, project.name, named.as_ref(), announcement, (by, set.as_ref()));
+            let pipeline = control.pipeline();
+            let settings = match &named {
+                Some(environment) => pipeline.live_settings(environment),
+                None => project.environments.iter().find_map(|environment| pipeline.live_settings(environment)),
+            };
+            return self.send(notification, settings.as_ref()).await;
         }
         // An environment that was removed meanwhile has no recipients.
         let Some(environment) = environment(control, &announcement.environment) else { return Ok(()) };
@@ -62,6 +72,10 @@ impl Notifications {
             }
             (News::Backup(news), _) => Some(event_mail::backup(pipeline, &environment, announcement, news)),
             (News::Site(news), _) => Some(event_mail::site(pipeline, &environment, announcement, news)),
+            (News::Approval(news), _) => {
+                let notification = access_mail::approval(pipeline, &environment, announcement, news).await;
+                Some((notification, pipeline.live_settings(&environment)))
+            }
             (News::Created(by), _) => Some(event_mail::created(pipeline, &environment, announcement, by)),
             _ => None,
         };
@@ -114,10 +128,16 @@ impl Observer for Notifications {
 
 /// Returns the environment with a title such as `shop/production`.
 fn environment(control: &Control, title: &str) -> Option<Environment> {
-    let (project, _) = title.split_once('/')?;
-    let name = project.parse().ok()?;
+    place(control, title)?.1
+}
+
+/// Returns the project of `title`, and the environment if `title` names one. Returns `None` if one of them was removed.
+fn place(control: &Control, title: &str) -> Option<(Project, Option<Environment>)> {
+    let (name, has_environment) = title.split_once('/').map_or((title, false), |(project, _)| (project, true));
+    let name = name.parse().ok()?;
     let project = control.project(&Caller::Operator, &name, &Needs::project(&name, Access::View)).ok()?;
-    project.environments.into_iter().find(|environment| environment.title() == title)
+    let environment = project.environments.iter().find(|environment| environment.title() == title).cloned();
+    (environment.is_some() == has_environment).then_some((project, environment))
 }
 
 /// Returns the notification of a deployment's end, or of an unfreeze, with the settings that name the recipients. Returns `None` for an

@@ -1,6 +1,8 @@
-//! A mail server of a test, which stores the mails that it gets, and which can be down, hang, or refuse mails.
+//! Mails as a test reads them, and mail servers that can be down, hang, or refuse mails: [`MailServer`] is a part of the tests, and [`Mailbox`] is
+//! Debian's Postfix where Postfix can run.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     sync::Arc,
@@ -9,6 +11,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
+
+use super::{World, postfix::Postfix, within};
 
 /// The answers of the server from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +36,15 @@ pub struct Mail {
 }
 
 impl Mail {
+    /// Returns a mail that a mail server has stored as a file.
+    pub fn stored(text: &str) -> Mail {
+        let source = text.replace("\r\n", "\n").replace('\n', "\r\n");
+        let mut mail = Mail { from: String::new(), to: Vec::new(), source };
+        mail.from = mail.header("Return-Path").unwrap_or_default().trim_matches(['<', '>']).to_owned();
+        mail.to.extend(mail.header("Delivered-To"));
+        mail
+    }
+
     /// Returns the value of a header, unfolded. Panics if the mail has the header twice.
     #[track_caller]
     pub fn header(&self, name: &str) -> Option<String> {
@@ -76,6 +89,178 @@ impl Mail {
         let plain = self.part("text/plain");
         assert!(plain.contains(text), "{text:?} is not in the mail {}:\n{plain}", self.subject());
         self
+    }
+}
+
+/// The five questions of a reader who knows nothing about larder. Each function asserts that the plain text and the HTML contain the answer.
+impl Mail {
+    /// The mail says what happened.
+    #[track_caller]
+    pub fn what(&self, answer: &str) -> &Mail {
+        self.answers("what happened", answer)
+    }
+
+    /// The mail says who caused the event.
+    #[track_caller]
+    pub fn who(&self, answer: &str) -> &Mail {
+        self.answers("who caused it", answer)
+    }
+
+    /// The mail gives the reason.
+    #[track_caller]
+    pub fn why(&self, answer: &str) -> &Mail {
+        self.answers("why", answer)
+    }
+
+    /// The mail says what serves visitors now.
+    #[track_caller]
+    pub fn serves(&self, answer: &str) -> &Mail {
+        self.answers("what serves now", answer)
+    }
+
+    /// The mail shows the way back.
+    #[track_caller]
+    pub fn back(&self, answer: &str) -> &Mail {
+        self.answers("what is the way back", answer)
+    }
+
+    #[track_caller]
+    fn answers(&self, question: &str, answer: &str) -> &Mail {
+        for kind in ["text/plain", "text/html"] {
+            let part = self.part(kind);
+            let part = if kind == "text/html" { unescaped(&part) } else { part };
+            assert!(part.contains(answer), "{question}? {answer:?} is not in the {kind} of {}:\n{part}", self.subject());
+        }
+        self
+    }
+}
+
+/// Returns the text of HTML that the templates write: without tags and character references.
+fn unescaped(html: &str) -> String {
+    let mut text: String = html
+        .split('<')
+        .enumerate()
+        .map(|(at, part)| if at == 0 { part } else { part.split_once('>').map_or("", |(_, text)| text) })
+        .collect();
+    for (reference, character) in
+        [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#x27;", "'"), ("&#x2f;", "/"), ("&amp;", "&")]
+    {
+        text = text.replace(reference, character);
+    }
+    text
+}
+
+/// Writes each mail as `NUMBER-SUBJECT.eml`, `.txt` and `.html` below the directory that `LARDER_TEST_MAILS` names, for a person.
+pub fn save(mails: &[Mail]) {
+    let directory = std::env::var_os("LARDER_TEST_MAILS").filter(|_| !std::thread::panicking());
+    let Some(directory) = directory else { return };
+    let test = std::thread::current().name().unwrap_or("test").replace("::", ".");
+    let directory = std::path::Path::new(&directory).join(test);
+    fs::create_dir_all(&directory).unwrap();
+    for (number, mail) in mails.iter().enumerate() {
+        let words: String = mail.subject().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(60).collect();
+        let file = |ending: &str| directory.join(format!("{:02}-{}.{ending}", number + 1, words.trim_matches('-')));
+        fs::write(file("eml"), &mail.source).unwrap();
+        fs::write(file("txt"), format!("To: {}\nSubject: {}\n\n{}", mail.to.join(", "), mail.subject(), mail.part("text/plain")))
+            .unwrap();
+        fs::write(file("html"), mail.part("text/html")).unwrap();
+    }
+}
+
+/// Debian's Postfix, or the mail server of the tests where Postfix cannot run.
+pub enum Mailbox {
+    Postfix(Box<Postfix>),
+    Own(MailServer),
+}
+
+impl Mailbox {
+    /// Starts a server. Without Postfix, prints `SKIPPED:` and starts the mail server of the tests.
+    pub fn start(world: &World) -> Mailbox {
+        match Postfix::start(world) {
+            Some(postfix) => Mailbox::Postfix(Box::new(postfix)),
+            None => Mailbox::Own(MailServer::start()),
+        }
+    }
+
+    pub fn port(&self) -> u16 {
+        match self {
+            Mailbox::Postfix(postfix) => postfix.port,
+            Mailbox::Own(server) => server.port,
+        }
+    }
+
+    /// From now on, connections are accepted and nothing is answered, until [`Mailbox::recover`].
+    pub fn hang(&self) {
+        match self {
+            Mailbox::Postfix(postfix) => postfix.hang(),
+            Mailbox::Own(server) => server.answer(Answers::Hangs),
+        }
+    }
+
+    /// From now on, each mail is refused for now (4xx), until [`Mailbox::recover`].
+    pub fn greylist(&self) {
+        match self {
+            Mailbox::Postfix(postfix) => postfix.defer(true),
+            Mailbox::Own(server) => server.answer(Answers::Busy),
+        }
+    }
+
+    /// From now on, each mail is accepted.
+    pub fn recover(&self) {
+        match self {
+            Mailbox::Postfix(postfix) => {
+                postfix.go_on();
+                postfix.defer(false);
+            }
+            Mailbox::Own(server) => server.answer(Answers::Good),
+        }
+    }
+
+    /// Ends the server. Connections are refused until [`Mailbox::up`].
+    pub fn down(&mut self) {
+        match self {
+            Mailbox::Postfix(postfix) => postfix.down(),
+            Mailbox::Own(server) => server.down(),
+        }
+    }
+
+    /// Starts the server again on the same port.
+    pub fn up(&mut self) {
+        match self {
+            Mailbox::Postfix(postfix) => postfix.up(),
+            Mailbox::Own(server) => server.up(),
+        }
+    }
+
+    /// Returns the mails so far, in the order in which the server accepted them.
+    pub fn mails(&self) -> Vec<Mail> {
+        match self {
+            Mailbox::Postfix(postfix) => postfix.mails(),
+            Mailbox::Own(server) => server.mails(),
+        }
+    }
+
+    /// Returns the mails to a recipient.
+    pub fn mails_to(&self, recipient: &str) -> Vec<Mail> {
+        self.mails().into_iter().filter(|mail| mail.to == [recipient]).collect()
+    }
+
+    /// Waits until `count` mails to a recipient have arrived, and returns them.
+    #[track_caller]
+    pub fn wait_for(&self, recipient: &str, count: usize) -> Vec<Mail> {
+        let come = within(Duration::from_secs(60), || self.mails_to(recipient).len() >= count);
+        let mails = self.mails_to(recipient);
+        let subjects: Vec<_> = mails.iter().map(Mail::subject).collect();
+        assert!(come, "{} mails to {recipient} have arrived (expected {count}): {subjects:#?}", mails.len());
+        mails
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        if let Mailbox::Postfix(postfix) = self {
+            save(&postfix.mails());
+        }
     }
 }
 
@@ -184,7 +369,7 @@ impl MailServer {
     /// Waits until `count` mails have arrived, and returns all mails.
     #[track_caller]
     pub fn wait_for(&self, count: usize) -> Vec<Mail> {
-        let come = super::within(Duration::from_secs(60), || self.state.lock().mails.len() >= count);
+        let come = within(Duration::from_secs(60), || self.state.lock().mails.len() >= count);
         let mails = self.mails();
         let subjects: Vec<_> = mails.iter().map(Mail::subject).collect();
         assert!(come, "{} mails have arrived (expected {count}): {subjects:#?}", mails.len());
@@ -199,6 +384,7 @@ impl MailServer {
 impl Drop for MailServer {
     fn drop(&mut self) {
         self.down();
+        save(&self.mails());
     }
 }
 

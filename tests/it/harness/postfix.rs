@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    net::TcpListener,
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -10,7 +11,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{World, cli::Output, within};
+use super::{World, cli::Output, mail::Mail, processes, until, within};
 
 /// The user of the mailboxes: `nobody`.
 const USER: u32 = 65_534;
@@ -20,7 +21,8 @@ const PROGRAMS: &str = "/usr/lib/postfix/sbin";
 pub struct Postfix {
     pub port: u16,
     directory: PathBuf,
-    master: Child,
+    /// The process that starts the services; `None` while the server is down.
+    master: Option<Child>,
 }
 
 impl Postfix {
@@ -48,7 +50,7 @@ impl Postfix {
              virtual_mailbox_domains = example.com\nvirtual_mailbox_base = {place}/boxes\nvirtual_mailbox_maps = static:all/\n\
              virtual_uid_maps = static:{USER}\nvirtual_gid_maps = static:{USER}\nvirtual_minimum_uid = 1\n\
              inet_interfaces = 127.0.0.1\ninet_protocols = ipv4\nmynetworks = 127.0.0.0/8\n\
-             smtpd_relay_restrictions = permit_mynetworks, reject\nalias_maps =\nalias_database =\n\
+             smtpd_relay_restrictions = permit_mynetworks, reject\nalias_maps =\nalias_database =\nsmtpd_error_sleep_time = 0\n\
              maillog_file = {place}/log\nmaillog_file_prefixes = {place}\n"
         );
         let services = [
@@ -76,19 +78,93 @@ impl Postfix {
         }
         // This command creates the directories of the queue.
         Output::of(Command::new("/usr/sbin/postfix").arg("-c").arg(directory.join("etc")).arg("check"));
-        let log = fs::File::create(directory.join("master.log")).unwrap();
-        let mut command = Command::new(Path::new(PROGRAMS).join("master"));
-        command.arg("-c").arg(directory.join("etc")).arg("-d").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let postfix = Postfix { port, directory, master: command.spawn().unwrap() };
-        let listens = within(std::time::Duration::from_secs(30), || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-        assert!(listens, "Postfix does not listen: {}", postfix.log());
+        let mut postfix = Postfix { port, directory, master: None };
+        postfix.up();
         Some(postfix)
     }
 
-    /// Returns the stored mails.
-    pub fn mails(&self) -> Vec<String> {
+    /// Starts the server again on the same port.
+    pub fn up(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.directory.join("master.log")).unwrap();
+        let mut command = Command::new(Path::new(PROGRAMS).join("master"));
+        command.arg("-c").arg(self.directory.join("etc")).arg("-d").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.master = Some(command.spawn().unwrap());
+        let listens = within(std::time::Duration::from_secs(30), || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok());
+        assert!(listens, "Postfix does not listen: {}", self.log());
+    }
+
+    /// Ends the server and its services. Connections are refused until [`Postfix::up`].
+    pub fn down(&mut self) {
+        let Some(mut master) = self.master.take() else { return };
+        self.go_on_with(&master);
+        // The master ends its services.
+        let _ = kill_process(Pid::from_child(&master), Signal::TERM);
+        let _ = master.wait();
+        within(std::time::Duration::from_secs(10), || TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err());
+    }
+
+    /// Stops the processes of the server. The kernel still accepts connections, and nothing is answered until [`Postfix::go_on`].
+    pub fn hang(&self) {
+        let master = self.master.as_ref().unwrap();
+        let _ = kill_process(Pid::from_child(master), Signal::STOP);
+        services(master).into_iter().for_each(|pid| processes::signal(pid, Signal::STOP));
+    }
+
+    /// Continues the processes of the server.
+    pub fn go_on(&self) {
+        self.go_on_with(self.master.as_ref().unwrap());
+    }
+
+    fn go_on_with(&self, master: &Child) {
+        services(master).into_iter().for_each(|pid| processes::signal(pid, Signal::CONT));
+        let _ = kill_process(Pid::from_child(master), Signal::CONT);
+    }
+
+    /// Sets whether the server refuses each recipient for now (450), and waits until the services have read the setting.
+    pub fn defer(&self, defers: bool) {
+        let path = self.directory.join("etc/main.cf");
+        let text = fs::read_to_string(&path).unwrap();
+        let kept: String =
+            text.lines().filter(|line| !line.contains("recipient_restrictions")).map(|line| format!("{line}\n")).collect();
+        let setting = if defers { "smtpd_recipient_restrictions = defer\n" } else { "" };
+        fs::write(&path, kept + setting).unwrap();
+        let _ = kill_process(Pid::from_child(self.master.as_ref().unwrap()), Signal::HUP);
+        let expected = if defers { "450" } else { "250" };
+        until("the services have read the setting", || self.answer_to_recipient().is_some_and(|line| line.starts_with(expected)));
+    }
+
+    /// Returns the answer to the command that names a recipient.
+    fn answer_to_recipient(&self) -> Option<String> {
+        let client = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
+        client.set_read_timeout(Some(std::time::Duration::from_secs(10))).ok()?;
+        let mut writer = client.try_clone().ok()?;
+        let mut lines = BufReader::new(client).lines();
+        lines.next()?.ok()?;
+        let mut last = None;
+        for command in ["HELO tests.example.com", "MAIL FROM:<tests@example.com>", "RCPT TO:<probe@example.com>"] {
+            writer.write_all(format!("{command}\r\n").as_bytes()).ok()?;
+            last = lines.next()?.ok();
+        }
+        let _ = writer.write_all(b"QUIT\r\n");
+        last
+    }
+
+    /// Returns the stored mails, in the order in which the server accepted them.
+    pub fn mails(&self) -> Vec<Mail> {
+        let log = self.log();
         let entries = fs::read_dir(self.directory.join("boxes/all/new")).into_iter().flatten().flatten();
-        entries.map(|entry| fs::read_to_string(entry.path()).unwrap()).collect()
+        let mut mails: Vec<_> = entries
+            .map(|entry| {
+                let mail = Mail::stored(&fs::read_to_string(entry.path()).unwrap());
+                // The queue id is in the header `Received`, and the log has a line with it for each accepted mail.
+                let received = mail.header("Received").unwrap();
+                let id = received.split(" id ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_owned();
+                // The log may lag behind.
+                (log.find(&format!(": {id}: message-id=")).unwrap_or(usize::MAX), mail)
+            })
+            .collect();
+        mails.sort_by_key(|(at, _)| *at);
+        mails.into_iter().map(|(_, mail)| mail).collect()
     }
 
     /// Returns the log, for messages.
@@ -100,8 +176,12 @@ impl Postfix {
 
 impl Drop for Postfix {
     fn drop(&mut self) {
-        // The master ends its services.
-        let _ = kill_process(Pid::from_child(&self.master), Signal::TERM);
-        let _ = self.master.wait();
+        self.down();
     }
+}
+
+/// Returns the processes that the master has started.
+fn services(master: &Child) -> Vec<i32> {
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", master.id())).unwrap_or_default();
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
