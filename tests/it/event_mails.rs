@@ -51,6 +51,7 @@ fn failures_of_restore_points_drills_and_the_disk_are_mailed_until_they_end() {
     repo.write("drill-fails", "").page("version one");
     repo.push().accepted();
     until("the schedule has begun", || record(&world).exists());
+    world.larder(&["run", "shop", "--", "sh", "-ec", "echo upload > media/upload"]).ok();
     let file = world.root().join("larder.yml");
     let normal = fs::read_to_string(&file).unwrap();
 

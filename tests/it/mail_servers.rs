@@ -66,6 +66,7 @@ fn each_mail_arrives_once_and_in_order_whatever_the_mail_server_does(world: &Wor
     mailbox.recover();
     RECIPIENTS.iter().for_each(|to| drop(mailbox.wait_for(to, 4)));
 
+    until("the deliveries are recorded", || waiting("shop").is_empty() && waiting("blog").is_empty());
     mailbox.greylist();
     (0..2).for_each(|at| deploy(at, "the mail server asks to come back later"));
     until("each mail was refused twice", || {

@@ -119,14 +119,15 @@ impl<'w> Studio<'w> {
             }
             // The two releases that stay are promoted in turn.
             Kind::Promote => self.world.larder(&["promote", "shop/production", &back[number % 2].0, "--to", "copy"]),
-            Kind::Rollback => self.world.larder(&["rollback", "shop"]),
-            Kind::WithData => {
+            Kind::Rollback | Kind::WithData => {
                 // A rollback to the live release is refused.
                 let live = self.repo.live();
                 let is_live = |at: usize| live.as_ref() == Some(&back[at].1);
                 let at = if is_live(number % 2) { 1 - number % 2 } else { number % 2 };
                 let (release, _, point) = &back[at];
-                self.world.larder(&["rollback", "shop", release, "--with-data", "--point", point, "--confirm", "shop"])
+                let data = ["--with-data", "--point", point, "--confirm", "shop"];
+                let data = if kind == Kind::WithData { &data[..] } else { &[] };
+                self.world.larder(&[&["rollback", "shop", release], data].concat())
             }
         }
     }

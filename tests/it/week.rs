@@ -20,14 +20,11 @@ fn a_studio_ships_a_shop_in_one_week(world: &World) {
     let Studio { sam, ann, ben, ci, .. } = &studio;
 
     // Monday. Sam, the sysadmin, creates the shop. Ann and Ben develop the shop, and the CI system brings it to the customer.
-    sam.does("larder init shop --to staging --branch staging");
-    studio
-        .sysadmin_reads("[shop/staging] created")
-        .what("sam created shop/staging")
-        .who("Created by")
-        .back("destroys the whole project");
-    sam.does("larder -r studio project create shop --env production --mode final --branch main");
-    studio.sysadmin_reads("[shop/production] created").serves("Nothing is deployed yet");
+    sam.does("larder -r studio project create shop --mode final --branch main");
+    studio.sysadmin_reads("[shop/production] created").serves("Nothing is deployed yet").who("Created by");
+    sam.does("larder init shop --to staging");
+    let created = studio.sysadmin_reads("[shop/staging] created");
+    created.what("sam created shop/staging").who("Created by").back("destroys the whole project");
     sam.does("larder -r studio user grant ann shop deploy");
     let change = studio.sysadmin_reads("[larder] access changed: user grant");
     change.what("sam changed the access to shop").who("sam").why("ann deploy").serves("go on unchanged").back("larder audit");
@@ -87,12 +84,12 @@ fn a_studio_ships_a_shop_in_one_week(world: &World) {
 
     // Friday. The customer takes stock, so nothing may change until Monday.
     sam.does("larder -r studio freeze shop/production --until 2999-12-24 --why stocktaking");
-    let frozen = studio.everyone_reads("[shop/production] release freeze until 2999-12-25 00:00 UTC");
+    let frozen = studio.everyone_reads("[shop/production] release freeze until Wed 2999-12-25 00:00 UTC");
     frozen.what("sam set a release freeze for shop/production").who("sam").why("stocktaking");
     frozen.serves("v3 (commit").back("larder freeze shop/production --end");
     ci.fails_to(
         "larder -r studio promote shop/staging --to production",
-        "has a release freeze until 2999-12-25 00:00 UTC: stocktaking (sam)",
+        "has a release freeze until Wed 2999-12-25 00:00 UTC: stocktaking (sam)",
     );
     studio.visitors_of("shop", "The shop opens");
 

@@ -197,8 +197,8 @@ impl Mailbox {
         }
     }
 
-    /// From now on, each mail is refused for now (4xx), until [`Mailbox::recover`].
-    pub fn greylist(&self) {
+    /// From now on, each mail is refused for now (4xx), until [`Mailbox::recover`]. No mail may be on its way.
+    pub fn greylist(&mut self) {
         match self {
             Mailbox::Postfix(postfix) => postfix.defer(true),
             Mailbox::Own(server) => server.answer(Answers::Busy),
@@ -206,7 +206,7 @@ impl Mailbox {
     }
 
     /// From now on, each mail is accepted.
-    pub fn recover(&self) {
+    pub fn recover(&mut self) {
         match self {
             Mailbox::Postfix(postfix) => {
                 postfix.go_on();
