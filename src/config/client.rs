@@ -12,7 +12,7 @@ use super::{
     reader::ConfigReader,
     yaml::{self, FileLimits, Value},
 };
-use crate::model::{EnvironmentName, ProjectName, SshUrl};
+use crate::model::{NameError, SshUrl, Target};
 
 /// The name of the file at the top of a repository.
 pub const ENVIRONMENTS_FILE: &str = "larder-environments.json";
@@ -23,37 +23,6 @@ const MAX_HOSTS: usize = 16;
 /// The maximum length of the name of an environment in a file, in bytes.
 const MAX_NAME: usize = 31;
 
-/// An environment on a server, as its users name it: `shop/staging`, or `shop` for the default environment of the project.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EnvironmentRef {
-    /// The project.
-    pub project: ProjectName,
-    /// The environment; the project's default environment if absent.
-    pub environment: Option<EnvironmentName>,
-}
-
-impl std::str::FromStr for EnvironmentRef {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<EnvironmentRef, String> {
-        let (project, environment) = match text.split_once('/') {
-            Some((project, environment)) => (project, Some(environment)),
-            None => (text, None),
-        };
-        let environment = environment.map(|name| name.parse().map_err(|error| format!("{error}"))).transpose()?;
-        Ok(EnvironmentRef { project: project.parse().map_err(|error| format!("{error}"))?, environment })
-    }
-}
-
-impl std::fmt::Display for EnvironmentRef {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.environment {
-            Some(environment) => write!(f, "{}/{environment}", self.project),
-            None => self.project.fmt(f),
-        }
-    }
-}
-
 /// An entry of a client's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientEntry {
@@ -62,7 +31,7 @@ pub struct ClientEntry {
     /// The servers of the environment, at least one.
     pub hosts: Vec<SshUrl>,
     /// The environment on these servers. If absent, the path of the address names the project.
-    pub id: Option<EnvironmentRef>,
+    pub id: Option<Target>,
 }
 
 impl ClientEntry {
@@ -77,7 +46,7 @@ impl ClientEntry {
                 continue;
             }
             let section = reader.section(node, name, &["url", "id"], "{url: ssh://larder@HOST:PORT, id: shop/production}");
-            let id = section.get("id").and_then(|id| reader.value(id, "id", "PROJECT or PROJECT/ENVIRONMENT", str::parse));
+            let id = section.get("id").and_then(|id| reader.value(id, "id", "PROJECT or PROJECT/ENVIRONMENT", parse_id));
             let Some(url) = section.get("url") else {
                 // An unknown or wrong value was reported already.
                 if node.children().any(|(key, _)| key != "id") || matches!(node.value, Value::Text(_) | Value::List(_)) {
@@ -110,6 +79,10 @@ impl ClientEntry {
         })?;
         Ok(file.environments.0)
     }
+}
+
+fn parse_id(text: &str) -> Result<Target, String> {
+    text.parse().map_err(|error: NameError| error.to_string())
 }
 
 /// Checks the name of an entry. An `@` separates a name from a host, and an option begins with `-`.
@@ -166,7 +139,7 @@ impl<'de> Deserialize<'de> for Entries {
                         return Err(A::Error::custom(format!("there are more than {MAX_ENVIRONMENTS} environments")));
                     }
                     let Written { id, hosts } = map.next_value()?;
-                    let id = id.parse::<EnvironmentRef>().map_err(A::Error::custom)?;
+                    let id = id.parse::<Target>().map_err(A::Error::custom)?;
                     if !(1..=MAX_HOSTS).contains(&hosts.len()) {
                         let count = hosts.len();
                         return Err(A::Error::custom(format!("{name} has {count} hosts (expected 1 to {MAX_HOSTS})")));

@@ -44,7 +44,7 @@ pub use crate::model::{StopSignal, Strategy};
 pub use app_json::AppJson;
 pub use backup::{BackupConfig, Schedule};
 pub use build::{BuildSettings, RequiredVariable};
-pub use client::{ClientEntry, ENVIRONMENTS_FILE, EnvironmentRef};
+pub use client::{ClientEntry, ENVIRONMENTS_FILE};
 pub use database::{DatabaseLocation, DatabaseSpec};
 pub use database_servers::DatabaseServers;
 pub use dotenv::{parse as parse_dotenv, render as render_dotenv};

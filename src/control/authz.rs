@@ -12,9 +12,8 @@ use super::{
     error::{CommandError, no_destination, no_environment, not_found, refused, several_environments},
     login::{KeyScope, Login},
     registry::{Registry, User},
-    target::Target,
 };
-use crate::model::{Access, Environment, EnvironmentName, Mode, Project, ProjectName, UserName};
+use crate::model::{Access, Environment, EnvironmentName, Mode, Project, ProjectName, Target, UserName};
 
 /// The sender of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]

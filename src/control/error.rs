@@ -1,7 +1,6 @@
 //! Errors of requests: a message, hints, and a kind that determines the exit status.
 
-use super::target::Target;
-use crate::model::{Environment, Mode, Project, ProjectName};
+use crate::model::{Environment, Mode, Project, ProjectName, Target};
 
 /// The kind of an error. Scripts rely on the exit status of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,8 +6,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::target::Target;
-use crate::model::{Access, Network, UserName};
+use crate::model::{Access, Network, Target, UserName};
 
 /// A public key with which a user may log in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,7 +15,6 @@ mod protect;
 mod registry;
 mod request;
 mod state;
-mod target;
 
 pub use self::{
     audit::{AuditEntry, AuditLog, AuditOutcome, AuditRecord, AuditReport},
@@ -32,5 +31,4 @@ pub use self::{
         Confirmation, Context, DeploymentGoal, InputFn, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn,
     },
     state::{Control, ServerKeys},
-    target::Target,
 };

@@ -12,8 +12,7 @@ use jiff::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::target::Target;
-use crate::model::{CommitId, Environment, Trigger, UserName};
+use crate::model::{CommitId, Environment, Target, Trigger, UserName};
 
 /// The maximum number of approvals that are kept for an environment. The oldest approval is dropped first.
 const MAX_APPROVALS: usize = 64;

@@ -11,11 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::{
     login::{Key, KeyLimits},
     protect::Protection,
-    target::Target,
 };
 use crate::{
     host::files,
-    model::{Access, EnvId, Environment, Mode, Project, ProjectId, ProjectName, PublicKey, RemoteName, UserName},
+    model::{Access, EnvId, Environment, Mode, Project, ProjectId, ProjectName, PublicKey, RemoteName, Target, UserName},
 };
 
 /// A person or machine that may log in.

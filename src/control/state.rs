@@ -14,11 +14,10 @@ use super::{
     heads::ManifestHeads,
     login::{KeyOffers, Login, LoginCertificate, LoginRefusal, until},
     registry::Registry,
-    target::Target,
 };
 use crate::{
     host::root::Root,
-    model::{Access, Environment, Project, ProjectId, ProjectName, PublicKey, Trigger, UserName},
+    model::{Access, Environment, Project, ProjectId, ProjectName, PublicKey, Target, Trigger, UserName},
     pipeline::{
         DeployRequest, Pipeline, StartCheck,
         observe::{Announcement, News},

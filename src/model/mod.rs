@@ -23,6 +23,7 @@ mod source;
 mod spec;
 mod ssh_url;
 mod tag;
+mod target;
 mod text;
 mod words;
 
@@ -48,5 +49,6 @@ pub use source::{SourceEntry, SourceKind, SourceList};
 pub use spec::{DeploymentSpec, EnvironmentIdentity, Origin, SpecError, StepName, Trigger};
 pub use ssh_url::{SshUrl, SshUrlError};
 pub use tag::{ReleaseNameForm, best_tag, compare_tags};
+pub use target::Target;
 pub use text::{plain_line, sanitise_bytes, sanitise_line, sanitise_reason, sanitise_text, visible_colour};
 pub use words::{Access, Mode, Slot, Workspace};

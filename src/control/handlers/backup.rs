@@ -15,9 +15,8 @@ use crate::{
         authz::Needs,
         error::{CommandError, ErrorKind, not_found, refused, usage},
         request::{Confirmation, Context, Reply, Request, Stream},
-        target::Target,
     },
-    model::{Access, CommitId, Environment, ReleaseId, ReleaseNumber, SnapshotNumber, UserName, sanitise_line},
+    model::{Access, CommitId, Environment, ReleaseId, ReleaseNumber, SnapshotNumber, Target, UserName, sanitise_line},
     pipeline::{DrillRecord, Pipeline, PointsError},
 };
 

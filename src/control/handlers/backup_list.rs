@@ -12,9 +12,8 @@ use crate::{
         authz::Needs,
         error::CommandError,
         request::{Context, Reply, Request},
-        target::Target,
     },
-    model::Access,
+    model::{Access, Target},
     pipeline::{DrillRecord, RestoreRecord},
 };
 

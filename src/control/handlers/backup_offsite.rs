@@ -16,9 +16,8 @@ use crate::{
         error::{CommandError, refused, usage},
         request::{Context, Reply, Request},
         state::Control,
-        target::Target,
     },
-    model::{Access, Environment, sanitise_line},
+    model::{Access, Environment, Target, sanitise_line},
     pipeline::{CopyState, OffsiteState},
 };
 

@@ -13,9 +13,8 @@ use crate::{
         error::{CommandError, ErrorKind, refused, run_blocking, usage},
         request::{Context, Reply, Request},
         state::Control,
-        target::Target,
     },
-    model::{Access, ConfigChange, ConfigVariables, Environment, SnapshotNumber, Trigger, UserName},
+    model::{Access, ConfigChange, ConfigVariables, Environment, SnapshotNumber, Target, Trigger, UserName},
     pipeline::{ChangeError, EnvironmentConfiguration, Goal, chain},
     snapshots::{MAX_TOTAL, MAX_VALUE, SnapshotError, check_limits},
 };

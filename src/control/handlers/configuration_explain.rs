@@ -9,10 +9,9 @@ use crate::{
         authz::Needs,
         error::{CommandError, run_blocking},
         request::{Context, Reply, Request},
-        target::Target,
     },
     git::source::{RecipeFiles, SourceJob, SourceLimits},
-    model::{Access, sanitise_reason},
+    model::{Access, Target, sanitise_reason},
 };
 
 /// The request to list every layer that sets a variable.

@@ -15,9 +15,8 @@ use crate::{
         authz::Needs,
         error::{CommandError, not_found, refused, run_blocking, similar},
         request::{Context, Reply, Request, Stream},
-        target::Target,
     },
-    model::{Access, ConfigVariables, ReleaseNumber, SnapshotNumber, UserName, VariableChange},
+    model::{Access, ConfigVariables, ReleaseNumber, SnapshotNumber, Target, UserName, VariableChange},
 };
 
 /// The request to show the configuration, or a single value.

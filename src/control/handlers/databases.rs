@@ -15,10 +15,9 @@ use crate::{
         error::{CommandError, not_found, refused, run_blocking, usage},
         request::{Confirmation, Context, Reply, Request, RunningCommand, Stream},
         state::Control,
-        target::Target,
     },
     host::launch::Stdio,
-    model::{Access, ConfigVariables, DatabaseEngine, Environment, UserName, sanitise_line},
+    model::{Access, ConfigVariables, DatabaseEngine, Environment, Target, UserName, sanitise_line},
     pipeline::{PointsError, StoredUrlError},
     runtime::{Boot, RunJob},
 };

@@ -20,7 +20,6 @@ use crate::{
         heads,
         request::{Context, Reply, Request, Stream},
         state::Control,
-        target::Target,
     },
     git::GitError,
     host::{
@@ -28,7 +27,7 @@ use crate::{
         root::EnvironmentPaths,
         stream::{Outlet, TRANSFER_IDLE_TIMEOUT},
     },
-    model::{Access, CommitId, Environment, ReleaseId},
+    model::{Access, CommitId, Environment, ReleaseId, Target},
     pipeline::Summary,
     release::{self, ReleaseError, store},
     remote::{Blob, Found, Object, Offer, find},

@@ -9,10 +9,9 @@ use crate::{
         error::{CommandError, not_found, refused, usage},
         request::{Context, DeploymentGoal, Reply, Request, Stream},
         state::Control,
-        target::Target,
     },
     git::{CommitSpec, GitError, GitFailure},
-    model::{Access, CommitId, Environment, Mode, Origin, Phase, ReleaseNameForm, Trigger},
+    model::{Access, CommitId, Environment, Mode, Origin, Phase, ReleaseNameForm, Target, Trigger},
     pipeline::{self, Goal, PipelineError, Summary, SupplyError, ThawError},
 };
 

@@ -9,10 +9,9 @@ use crate::{
         error::{CommandError, not_found, refused, run_blocking},
         request::{Context, Reply, Request},
         state::Control,
-        target::Target,
     },
     drift::{self, Patch},
-    model::{Access, CommitId, Environment, Live, ReleaseId, ReleaseNumber, UserName, sanitise_reason},
+    model::{Access, CommitId, Environment, Live, ReleaseId, ReleaseNumber, Target, UserName, sanitise_reason},
     pipeline::DriftError,
 };
 

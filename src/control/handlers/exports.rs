@@ -19,14 +19,13 @@ use crate::{
         error::{CommandError, ErrorKind, not_found, refused, run_blocking},
         request::{Context, Reply, Request, Stream},
         state::Control,
-        target::Target,
     },
     host::{
         files,
         root::EnvironmentPaths,
         stream::{Inlet, Outlet, TRANSFER_IDLE_TIMEOUT},
     },
-    model::{Access, CommitId, Environment, EnvironmentName, Manifest, PublicKey, ReleaseId},
+    model::{Access, CommitId, Environment, EnvironmentName, Manifest, PublicKey, ReleaseId, Target},
     release::{
         self, Body, Incoming, MAX_RECORD, Refusal, ReleaseError, VerifyLevel,
         trust::{self, Accepted, Expectation},

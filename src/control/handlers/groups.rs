@@ -9,9 +9,8 @@ use crate::{
         error::{CommandError, not_found, refused, similar},
         registry::{Group, Registry},
         request::{Context, Reply, Request},
-        target::Target,
     },
-    model::{Access, EnvironmentName, ProjectName, UserName},
+    model::{Access, EnvironmentName, ProjectName, Target, UserName},
 };
 
 /// The maximum number of groups of a server.

@@ -7,9 +7,8 @@ use crate::{
         authz::Needs,
         error::CommandError,
         request::{Context, LogFollower, Reply, Request, Stream},
-        target::Target,
     },
-    model::Access,
+    model::{Access, Target},
     runtime::{self, LogLine, tail},
 };
 

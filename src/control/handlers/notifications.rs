@@ -11,9 +11,8 @@ use crate::{
         authz::Needs,
         error::{CommandError, refused},
         request::{Context, Reply, Request},
-        target::Target,
     },
-    model::{Access, NotificationKind, Project, ProjectName},
+    model::{Access, NotificationKind, Project, ProjectName, Target},
     notify::{MessageRecord, MessageState, Notification, Recipients},
 };
 

@@ -14,10 +14,9 @@ use crate::{
         error::{CommandError, ErrorKind, not_found, refused, usage},
         request::{Context, Reply, Request, RunningCommand, Stream},
         state::Control,
-        target::Target,
     },
     host::launch::Stdio,
-    model::{Access, ConfigVariables, Environment, ReleaseId, ReleaseNumber, Slot, SlotUse},
+    model::{Access, ConfigVariables, Environment, ReleaseId, ReleaseNumber, Slot, SlotUse, Target},
     pipeline::{PipelineError, RestartError, names_a_database},
     runtime::{Boot, RunJob},
 };

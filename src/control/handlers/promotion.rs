@@ -12,9 +12,8 @@ use crate::{
         error::{CommandError, no_destination, not_found, refused, several_environments, usage},
         request::{Context, Reply, Request, Stream},
         state::Control,
-        target::Target,
     },
-    model::{Access, CommitId, Environment, Mode, Origin, ProjectName, ReleaseNumber, Remote, RemoteName, Trigger},
+    model::{Access, CommitId, Environment, Mode, Origin, ProjectName, ReleaseNumber, Remote, RemoteName, Target, Trigger},
     pipeline::{Goal, ReleaseCandidate, Summary},
 };
 

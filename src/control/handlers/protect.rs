@@ -11,9 +11,8 @@ use crate::{
         registry::Registry,
         request::{Context, Reply, Request},
         state::Control,
-        target::Target,
     },
-    model::{Access, CommitId, Environment, Trigger, UserName},
+    model::{Access, CommitId, Environment, Target, Trigger, UserName},
     pipeline::{
         DeployRequest,
         observe::{ApprovalNews, FreezeTerms, News},

@@ -10,10 +10,11 @@ use crate::{
         error::{CommandError, ErrorKind, not_found, run_blocking, similar, usage},
         request::{Context, Reply, Request},
         state::Control,
-        target::Target,
     },
     git::LogEntry,
-    model::{Access, BuildpackUse, Digest, EntryKind, Environment, EnvironmentName, Manifest, Mode, ProcessType, ProjectName},
+    model::{
+        Access, BuildpackUse, Digest, EntryKind, Environment, EnvironmentName, Manifest, Mode, ProcessType, ProjectName, Target,
+    },
     pipeline::{self, HoldRun, KnownRelease, Pin, Pins, ReleaseNameError, Summary},
     release::{self, Change, ReleaseError, store},
 };

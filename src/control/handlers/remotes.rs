@@ -9,9 +9,8 @@ use crate::{
         error::{CommandError, ErrorKind, not_found, refused, usage},
         request::{Context, Reply, Request},
         state::Control,
-        target::Target,
     },
-    model::{Access, Environment, PublicKey, Remote, RemoteName, sanitise_line},
+    model::{Access, Environment, PublicKey, Remote, RemoteName, Target, sanitise_line},
     pipeline::chain,
     remote::{Address, DeliverableStore, RemoteError, ssh},
 };

@@ -15,9 +15,8 @@ use crate::{
         error::{CommandError, refused, usage},
         request::{Confirmation, Context, Reply, Request, Stream},
         state::Control,
-        target::Target,
     },
-    model::{Access, CommitId, Environment, Live, Origin, ReleaseNumber, Trigger, UserName, sanitise_line},
+    model::{Access, CommitId, Environment, Live, Origin, ReleaseNumber, Target, Trigger, UserName, sanitise_line},
     pipeline::{DeployRequest, Goal, PointChoiceError, Summary, Upgrade},
 };
 

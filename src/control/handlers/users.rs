@@ -14,9 +14,8 @@ use crate::{
         login::{Key, KeyScope, Login, LoginKeyRow},
         registry::{Registry, User},
         request::{Context, Reply, Request},
-        target::Target,
     },
-    model::{Access, EnvironmentName, ProjectName, UserName},
+    model::{Access, EnvironmentName, ProjectName, Target, UserName},
 };
 
 /// The request for the caller's own name and rights.

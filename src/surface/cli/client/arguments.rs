@@ -1,9 +1,6 @@
 //! The arguments of the commands that run on a developer's machine.
 
-use crate::{
-    config::EnvironmentRef,
-    model::{BranchName, EnvironmentName, ProjectName},
-};
+use crate::model::{BranchName, EnvironmentName, ProjectName, Target};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -53,7 +50,7 @@ pub struct PushArgs {
 pub struct OpenArgs {
     /// Project, or PROJECT/ENVIRONMENT
     #[arg(value_name = "PROJECT")]
-    pub target: Option<EnvironmentRef>,
+    pub target: Option<Target>,
     /// Only print the address
     #[arg(long)]
     pub print: bool,

@@ -15,9 +15,8 @@ use super::{
     target::ClientTarget,
 };
 use crate::{
-    config::EnvironmentRef,
     control::{CommandError, ErrorKind},
-    model::{BranchName, EnvironmentName, SshUrl, sanitise_text},
+    model::{BranchName, EnvironmentName, SshUrl, Target, sanitise_text},
 };
 
 fn read() -> Result<Sources, CommandError> {
@@ -99,7 +98,7 @@ pub fn init(args: &InitArgs, as_json: bool, is_quiet: bool) -> Result<u8, Comman
 fn environment_name(
     args: &InitArgs,
     target: &ClientTarget,
-    id: Option<&EnvironmentRef>,
+    id: Option<&Target>,
     name: &str,
 ) -> Result<EnvironmentName, CommandError> {
     let named = id.and_then(|id| id.environment.clone());

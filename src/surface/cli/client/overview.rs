@@ -17,9 +17,8 @@ use super::{
     target::note_first_use,
 };
 use crate::{
-    config::EnvironmentRef,
     control::CommandError,
-    model::{ProjectName, SshUrl},
+    model::{ProjectName, SshUrl, Target},
 };
 
 /// A server that is asked, with the reason.
@@ -68,7 +67,7 @@ pub(super) fn status(sources: &Sources, as_json: bool, is_quiet: bool, limit: Du
 /// Returns the servers that belong to the repository, or else all servers of the user's file. Each server is asked once.
 fn asked(sources: &Sources) -> Vec<AskedServer> {
     let project_of =
-        |id: &Option<EnvironmentRef>, url: &SshUrl| id.as_ref().map(|id| id.project.clone()).or_else(|| url.project().cloned());
+        |id: &Option<Target>, url: &SshUrl| id.as_ref().map(|id| id.project.clone()).or_else(|| url.project().cloned());
     let entries = ServerSource::ALL.into_iter().flat_map(|kind| sources.of(kind).map(move |entry| (kind, entry)));
     let all: Vec<_> = entries
         .flat_map(|(kind, entry)| entry.hosts.iter().map(move |url| (kind, entry.name.as_str(), url, project_of(&entry.id, url))))

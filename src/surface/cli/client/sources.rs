@@ -9,10 +9,10 @@ use std::{
 };
 
 use crate::{
-    config::{ClientEntry, ENVIRONMENTS_FILE, EnvironmentRef},
+    config::{ClientEntry, ENVIRONMENTS_FILE},
     control::{CommandError, ErrorKind},
     host::files,
-    model::SshUrl,
+    model::{SshUrl, Target},
 };
 
 /// The maximum size of a file that names servers, in bytes. The parsers have the same limit.
@@ -85,7 +85,7 @@ impl Sources {
         let pushes = listed.lines().filter_map(|line| line.strip_suffix(" (push)")?.split_once('\t'));
         for (name, url) in pushes {
             let key = format!("remote.{name}.{REMOTE_KEY} ");
-            let id = ids.lines().find_map(|line| line.strip_prefix(&key)).and_then(|id| id.parse::<EnvironmentRef>().ok());
+            let id = ids.lines().find_map(|line| line.strip_prefix(&key)).and_then(|id| id.parse::<Target>().ok());
             match url.parse::<SshUrl>() {
                 Ok(url) => {
                     let entry = ClientEntry { name: name.to_owned(), hosts: vec![url], id };

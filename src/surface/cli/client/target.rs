@@ -4,10 +4,10 @@ use std::io::{self, Write as _};
 
 use super::sources::{ServerSource, Sources, user_directory};
 use crate::{
-    config::{ClientEntry, EnvironmentRef},
+    config::ClientEntry,
     control::{CommandError, ErrorKind},
     host::files,
-    model::{SshUrl, sanitise_text},
+    model::{SshUrl, Target, sanitise_text},
 };
 
 /// The maximum size of the record of known servers, in bytes. A longer record counts as empty.
@@ -17,7 +17,7 @@ const MAX_RECORD: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ClientTarget {
     pub(super) url: SshUrl,
-    id: Option<EnvironmentRef>,
+    id: Option<Target>,
     /// The place that names the server; absent if the command line contains the address.
     pub(super) source: Option<ServerSource>,
     /// The differences to other places, for the user.
@@ -103,8 +103,8 @@ impl ClientTarget {
     }
 
     /// Returns the environment that a command without a project concerns.
-    pub(super) fn environment(&self) -> Option<EnvironmentRef> {
-        let of_url = || Some(EnvironmentRef { project: self.url.project()?.clone(), environment: None });
+    pub(super) fn environment(&self) -> Option<Target> {
+        let of_url = || Some(Target { project: self.url.project()?.clone(), environment: None });
         self.id.clone().or_else(of_url)
     }
 

@@ -7,8 +7,8 @@ use clap::{Arg, CommandFactory as _, error::ErrorKind as ClapError};
 
 use super::super::grammar::{Cli, normalised, takes_value};
 use crate::{
-    config::EnvironmentRef,
     control::{CommandError, ErrorKind},
+    model::Target,
     surface::ssh::{KeyError, keys},
 };
 
@@ -96,7 +96,7 @@ pub(super) fn without_remote(words: &[String]) -> Vec<String> {
 }
 
 /// Adds the environment of the client to a command that concerns an environment and names none. Other words stay unchanged.
-pub(super) fn with_environment(words: Vec<String>, environment: &EnvironmentRef) -> Vec<String> {
+pub(super) fn with_environment(words: Vec<String>, environment: &Target) -> Vec<String> {
     let Ok(mut words) = normalised(&words) else { return words };
     let mut cli = Cli::command();
     cli.build();

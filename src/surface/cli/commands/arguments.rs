@@ -1,8 +1,8 @@
 //! Arguments that several commands share.
 
 use crate::{
-    control::{CommandError, ErrorKind, Target},
-    model::sanitise_reason,
+    control::{CommandError, ErrorKind},
+    model::{Target, sanitise_reason},
 };
 
 /// The environment that a command concerns.

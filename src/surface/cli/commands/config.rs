@@ -14,9 +14,9 @@ use super::{
 use crate::{
     control::{
         CommandError, ConfigChanged, ConfigDiff, ConfigDifferences, ConfigExplain, ConfigExplanation, ConfigExport, ConfigFile,
-        ConfigHistory, ConfigInput, ConfigRow, ConfigSet, ConfigShow, ConfigView, ErrorKind, Target, VariableView,
+        ConfigHistory, ConfigInput, ConfigRow, ConfigSet, ConfigShow, ConfigView, ErrorKind, VariableView,
     },
-    model::{ConfigChange, SnapshotNumber, VariableChange},
+    model::{ConfigChange, SnapshotNumber, Target, VariableChange},
 };
 
 #[derive(Debug, Subcommand)]

@@ -12,8 +12,8 @@ use super::{
     arguments::OnTarget,
 };
 use crate::{
-    control::{CommandError, DeliverableGet, DeliverableInfo, DeliverableList, ErrorKind, Target},
-    model::{CommitId, ReleaseId},
+    control::{CommandError, DeliverableGet, DeliverableInfo, DeliverableList, ErrorKind},
+    model::{CommitId, ReleaseId, Target},
     remote::{Blob, Object, Offer},
 };
 

@@ -10,8 +10,8 @@ use super::{
     user::Right,
 };
 use crate::{
-    control::{CommandError, Group, GroupAdd, GroupChanged, GroupGrant, GroupGranted, GroupList, GroupRemove, Target},
-    model::{Access, UserName},
+    control::{CommandError, Group, GroupAdd, GroupChanged, GroupGrant, GroupGranted, GroupList, GroupRemove},
+    model::{Access, Target, UserName},
 };
 
 /// Manage groups of users, which have rights together

@@ -12,9 +12,9 @@ use super::super::{
 use crate::{
     control::{
         self, CommandError, ErrorKind, KeyAdd, KeyAdded, KeyLimits, KeyList, KeyRemove, KeyRemoved, KeyScope, KeyShow, KeyTrust,
-        KeyTrustView, KeyUntrust, KeyUntrusted, LoginKeyRow, ServerKeys, Target, TrustRow,
+        KeyTrustView, KeyUntrust, KeyUntrusted, LoginKeyRow, ServerKeys, TrustRow,
     },
-    model::{Access, Network, ProjectName, PublicKey, RemoteName, UserName, sanitise_reason},
+    model::{Access, Network, ProjectName, PublicKey, RemoteName, Target, UserName, sanitise_reason},
     surface::ssh::{PublicKeyInfo, keys},
 };
 

@@ -5,8 +5,8 @@ use super::{
     arguments::override_reason,
 };
 use crate::{
-    control::{Approve, Approved, CommandError, DeployWindow, ErrorKind, Freeze, FreezeAction, Protect, ProtectionView, Target},
-    model::CommitId,
+    control::{Approve, Approved, CommandError, DeployWindow, ErrorKind, Freeze, FreezeAction, Protect, ProtectionView},
+    model::{CommitId, Target},
 };
 
 #[derive(Debug, clap::Args)]

@@ -1,7 +1,10 @@
 //! The command `larder run`, which runs a command in the live release.
 
 use super::super::command::{Command, Shown};
-use crate::control::{self, CommandError, ErrorKind, Target};
+use crate::{
+    control::{self, CommandError, ErrorKind},
+    model::Target,
+};
 
 /// Run a command in the live release
 #[derive(Debug, clap::Args)]

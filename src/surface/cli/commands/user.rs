@@ -13,8 +13,8 @@ use super::{
     user_ca::AuthorityVerb,
 };
 use crate::{
-    control::{self, CommandError, Target, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
-    model::{Access, UserName},
+    control::{self, CommandError, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
+    model::{Access, Target, UserName},
 };
 
 /// Manage the users of this server and their rights

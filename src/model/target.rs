@@ -1,12 +1,12 @@
-//! [`Target`], the project and environment that a caller names.
+//! [`Target`], the project and environment that a person or a file names.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Environment, EnvironmentName, NameError, ProjectName};
+use super::{Environment, EnvironmentName, NameError, ProjectName};
 
-/// The project and environment that a caller names: `shop`, or `shop/staging`.
+/// The project and environment that a person or a file names: `shop`, or `shop/staging`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Target {
