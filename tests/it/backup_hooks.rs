@@ -34,20 +34,26 @@ fn script(repo: &Repo<'_>, name: &str, text: &str) {
     fs::set_permissions(repo.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-fn scripts_of_the_project_save_and_restore_data_that_larder_does_not_know(world: &World) {
-    let Some(server) = Redis::start(world, "") else { return };
-    let index = || server.ask(0, &["GET", "index"]);
+/// Deploys a site with both scripts and the content `one` in the index and in a file. Returns the repository and its recipe.
+fn shop<'w>(world: &'w World, server: &Redis, restore: &str) -> (Repo<'w>, String) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
     let password = serde_json::to_string(PASSWORD).unwrap();
     let recipe = format!("data: [media]\nenv: {{INDEX: \"{}\", REDISCLI_AUTH: {password}}}\n", server.port);
     repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", &recipe);
     script(&repo, ".larder/backup", BACKUP);
-    script(&repo, ".larder/restore", RESTORE);
+    script(&repo, ".larder/restore", restore);
     repo.page("version one");
     repo.push().accepted();
     server.ask(0, &["SET", "index", "one"]);
     sh(world, "echo one > media/file");
+    (repo, recipe)
+}
+
+fn scripts_of_the_project_save_and_restore_data_that_larder_does_not_know(world: &World) {
+    let Some(server) = Redis::start(world, "") else { return };
+    let index = || server.ask(0, &["GET", "index"]);
+    let (repo, recipe) = shop(world, &server, RESTORE);
     let point = take(world);
     assert_eq!(fs::read_to_string(stored(world, "one\n")).unwrap(), "one\n");
     world.larder(&["backup", "verify", "shop"]).says("ok (");
@@ -103,17 +109,7 @@ if test "$(redis-cli -p $INDEX get refuse)" = yes; then echo "the index refuses"
 fn drill_runs_the_restore_script_with_scratch_data_if_the_recipe_allows(world: &World) {
     let Some(server) = Redis::start(world, "") else { return };
     let index = |name: &str| server.ask(0, &["GET", name]);
-    world.project("shop");
-    let repo = Repo::new(world, "shop");
-    let password = serde_json::to_string(PASSWORD).unwrap();
-    let recipe = format!("data: [media]\nenv: {{INDEX: \"{}\", REDISCLI_AUTH: {password}}}\n", server.port);
-    repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", &recipe);
-    script(&repo, ".larder/backup", BACKUP);
-    script(&repo, ".larder/restore", DRILLED);
-    repo.page("version one");
-    repo.push().accepted();
-    server.ask(0, &["SET", "index", "one"]);
-    sh(world, "echo one > media/file");
+    let (repo, recipe) = shop(world, &server, DRILLED);
     take(world);
     server.ask(0, &["SET", "index", "two"]);
     let drill = || world.larder(&["--json", "backup", "drill", "shop"]);

@@ -195,7 +195,7 @@ fn killed_change_is_finished_or_undone(world: &World) {
     for (number, step) in steps.iter().enumerate() {
         // By default, each step is interrupted once, in turn at its start and at its end.
         let events = ["started", "succeeded"].into_iter().enumerate();
-        for (_, event) in events.filter(|(turn, _)| crate::recovery::thorough() || number % 2 == *turn) {
+        for (_, event) in events.filter(|(turn, _)| crate::harness::thorough() || number % 2 == *turn) {
             world.restart(&[("FAILPOINTS", &format!("journal.{event}.{step}=1*sleep(60000)"))]);
             world.serves("shop", "page: old");
             let before = world.journals("shop").len();

@@ -4,8 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use crate::{
     configuration::{config, shop},
-    harness::{World, in_one_mode},
-    recovery::thorough,
+    harness::{World, in_one_mode, thorough},
 };
 use larder::model::Digest;
 

@@ -11,7 +11,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::harness::{Repo, World, in_one_mode, postgres::Postgres, processes, state::names, until, within};
+use crate::harness::{Repo, World, in_one_mode, postgres::Postgres, processes, state::names, thorough, until, within};
 
 in_one_mode!(
     failed_upgrade_puts_the_copy_of_the_database_back_by_a_rename,
@@ -233,7 +233,7 @@ fn upgrade_with_a_copy_killed_at_each_step_leaves_the_old_database_and_no_copy(w
 /// By default, the server is killed at two of the steps.
 fn deployment_in_place_with_a_copy_killed_at_each_step_leaves_the_old_database_and_no_copy(world: &World) {
     let mut events = events("deploy.stop");
-    if !crate::recovery::thorough() {
+    if !thorough() {
         events.retain(|event| ["journal.succeeded.deploy.point", "restore.database"].contains(&event.as_str()));
     }
     survives_kills(world, &format!("{IN_PLACE}{FAILING}"), &events);

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use crate::harness::{Repo, World, faults::once, in_one_mode, state::names, until};
+use crate::harness::{Repo, World, faults::once, in_one_mode, state::names, thorough, until};
 
 in_one_mode!(
     rollback_preview_names_the_restore_point_and_the_loss,
@@ -170,7 +170,7 @@ fn rollback_with_data_killed_at_its_events_leaves_a_pair(world: &World) {
     }
     let mut events =
         Vec::from(["started.deploy.data", "succeeded.deploy.data", "succeeded.deploy.switch", "succeeded.post_install.resume"]);
-    if std::env::var_os("LARDER_TEST_THOROUGH").is_some() {
+    if thorough() {
         events.extend(["started.deploy.fill", "succeeded.deploy.fill", "started.deploy.hold", "succeeded.deploy.quiesce"]);
         events.extend(["succeeded.deploy.point", "started.deploy.boot", "succeeded.deploy.boot", "started.post_deploy.workers"]);
         events.extend(["started.post_install.resume"]);

@@ -12,7 +12,7 @@ use crate::harness::{
     databases::{MariaDb, PASSWORD, PASSWORD_IN_URL, Redis, give_to_larder},
     in_each_mode, in_one_mode,
     postgres::Postgres,
-    processes,
+    processes, thorough,
 };
 
 in_each_mode!(mariadb_dump_restores_every_object, redis_dump_restores_one_database_number);
@@ -170,7 +170,7 @@ fn redis_dump_restores_one_database_number(world: &World) {
 
 /// The number of kills of one test.
 fn kills() -> u64 {
-    if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 100 } else { 4 }
+    if thorough() { 100 } else { 4 }
 }
 
 fn mariadb_load_killed_at_any_instant_leaves_old_or_loaded_tables(world: &World) {

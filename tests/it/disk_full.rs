@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, thread, time::Duration};
 
 use crate::{
     backup::{Seen, data, id, sh, walk},
-    harness::{Repo, World, cli::Output, disk::Disk, until, within},
+    harness::{Repo, World, cli::Output, disk::Disk, thorough, until, within},
 };
 
 /// The size of a disk in MiB besides the program: a few releases, and the space that must stay free.
@@ -332,24 +332,17 @@ fn release_that_cannot_start_on_a_full_disk_starts_when_there_is_space() {
 /// The other file systems, with the steps at which most is written.
 #[test]
 fn full_disk_on_btrfs_and_tmpfs_is_reverted_and_the_next_push_works() {
-    if is_thorough() {
+    if thorough() {
         let chosen = ["gather.source", "bundle.archive", "deploy.install", "deploy.point", "deploy.release", "deploy.switch"];
         full_at_each_step(Plan::Cooking, "btrfs", Disk::fill, Some(&chosen));
         full_at_each_step(Plan::Cooking, "tmpfs", Disk::fill, Some(&chosen));
     }
 }
 
-fn is_thorough() -> bool {
-    let is_thorough = std::env::var_os("LARDER_TEST_THOROUGH").is_some();
-    if !is_thorough {
-        eprintln!("SKIPPED: every step only with LARDER_TEST_THOROUGH");
-    }
-    is_thorough
-}
-
-fn thorough(plan: Plan) {
-    if !is_thorough() {
-        return;
+/// Fills the disk at each step of a plan. Only with `LARDER_TEST_THOROUGH`.
+fn at_each_step(plan: Plan) {
+    if !thorough() {
+        return eprintln!("SKIPPED: every step only with LARDER_TEST_THOROUGH");
     }
     full_at_each_step(plan, "ext4", Disk::fill, None);
     full_at_each_step(plan, "xfs", Disk::fill, None);
@@ -358,15 +351,15 @@ fn thorough(plan: Plan) {
 
 #[test]
 fn full_disk_at_each_step_of_a_push_is_reverted() {
-    thorough(Plan::Cooking);
+    at_each_step(Plan::Cooking);
 }
 
 #[test]
 fn full_disk_at_each_step_in_place_is_reverted() {
-    thorough(Plan::InPlace);
+    at_each_step(Plan::InPlace);
 }
 
 #[test]
 fn full_disk_at_each_step_of_a_delivery_is_reverted() {
-    thorough(Plan::Final);
+    at_each_step(Plan::Final);
 }

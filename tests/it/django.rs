@@ -10,6 +10,7 @@ use crate::harness::{
     http, in_one_mode, installed,
     ledger::Writer,
     postgres::Postgres,
+    thorough,
 };
 
 in_one_mode!(
@@ -34,7 +35,7 @@ class Migration(migrations.Migration):
 "#;
 
 fn is_wanted() -> bool {
-    let is_wanted = std::env::var_os("LARDER_TEST_THOROUGH").is_some();
+    let is_wanted = thorough();
     if !is_wanted {
         eprintln!("SKIPPED: the example with Django needs LARDER_TEST_THOROUGH and PyPI");
     }

@@ -15,7 +15,7 @@ use crate::{
         postgres::Postgres,
         processes,
         state::names,
-        until,
+        thorough, until,
     },
 };
 
@@ -115,7 +115,7 @@ fn drill_with_postgres_starts_the_release_on_a_copy_of_everything(world: &World)
 }
 
 fn drill_with_mariadb_starts_the_release_on_a_copy_of_everything(world: &World) {
-    if std::env::var_os("LARDER_TEST_THOROUGH").is_none() {
+    if !thorough() {
         eprintln!("SKIPPED: the drill with MariaDB needs LARDER_TEST_THOROUGH");
         return;
     }
@@ -206,7 +206,7 @@ fn drill_that_is_killed_at_any_step_leaves_nothing(world: &World) {
     fs::create_dir(&marks).unwrap();
     fs::set_permissions(&marks, fs::Permissions::from_mode(0o777)).unwrap();
     let all = ["begun", "filled", "created", "loaded", "started", "checked", "stopped", "removed"];
-    let chosen = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { &all[..] } else { &all[2..5] };
+    let chosen = if thorough() { &all[..] } else { &all[2..5] };
     for (number, name) in chosen.iter().filter(|name| chosen.len() > 3 || **name != "loaded").enumerate() {
         world.restart(&[("FAILPOINTS", &format!("drill.{name}=return({})", marks.display()))]);
         let at_the_end = number % 2 == 1;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Repo, World, http, in_one_mode, installed, python::application, until};
+use crate::harness::{Repo, World, http, in_one_mode, installed, python::application, thorough, until};
 
 in_one_mode!(
     websocket_is_quiet_during_a_hold_and_ends_with_a_close_frame,
@@ -193,7 +193,7 @@ fn waiting_requests_continue_in_order_and_do_not_flood_the_new_process(world: &W
     let most = turns.iter().map(|(_, most)| *most).max().unwrap();
     eprintln!("{most} of {REQUESTS} requests were in flight at once, mean distance {}", distance / REQUESTS);
     // 32 requests continue at once. On a slow machine, a request that takes longer than its turn overlaps with the next requests.
-    if std::env::var_os("LARDER_TEST_THOROUGH").is_some() {
+    if thorough() {
         assert!(most <= REQUESTS / 2, "{most} requests were in flight at once");
     }
     assert_eq!(http::get(port, "shop.localhost", "/").unwrap().status, 200);

@@ -8,7 +8,8 @@ use std::{
 };
 
 use crate::harness::{
-    Repo, World, in_each_mode, in_one_mode, ledger::Writer, postgres::Postgres, python::application, state::names, until,
+    Repo, World, in_each_mode, in_one_mode, ledger::Writer, postgres::Postgres, python::application, state::names, thorough,
+    until,
 };
 
 in_each_mode!(failed_upgrade_restores_the_data_and_loses_no_acknowledged_write);
@@ -282,9 +283,9 @@ fn marks(world: &World) -> PathBuf {
 fn events() -> Vec<String> {
     let few = ["succeeded.deploy.point", "succeeded.deploy.release", "succeeded.deploy.switch", "undo_started.deploy.quiesce"];
     let last = ["started.deploy.resume", "succeeded.deploy.resume"];
-    let journal = match std::env::var_os("LARDER_TEST_THOROUGH") {
-        None => few.into_iter().chain(last).map(str::to_owned).collect(),
-        Some(_) => {
+    let journal = match thorough() {
+        false => few.into_iter().chain(last).map(str::to_owned).collect(),
+        true => {
             let steps = ["hold", "quiesce", "point", "release", "boot", "switch", "resume"];
             let words = ["started", "succeeded", "undo_started", "undo_finished"];
             let of = |step| words.iter().map(move |word| format!("{word}.deploy.{step}"));

@@ -8,7 +8,7 @@ use crate::{
     backup::{data, id, same, sh, walk},
     harness::{
         Repo, World, cli::Output, databases::MariaDb, databases::Redis, disk::Disk, in_one_mode, installed, postgres::Postgres,
-        state::names, until,
+        state::names, thorough, until,
     },
 };
 
@@ -251,7 +251,7 @@ fn files_that_change_during_a_capture_are_whole_or_named(world: &World) {
 }
 
 fn many_small_files_are_restored_exactly(world: &World) {
-    let count = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 100_000 } else { 3_000 };
+    let count = if thorough() { 100_000 } else { 3_000 };
     shop(world, "");
     sh(world, &format!("i=0; while [ $i -lt {count} ]; do d=media/$((i % 300)); mkdir -p $d; echo $i > $d/$i; i=$((i+1)); done"));
     let before = walk(&data(world));

@@ -217,7 +217,7 @@ fn only_the_first_valid_proof_of_a_connection_is_an_identity(world: &World) {
         Output::of(keygen.arg(world.public_key(name))).ok();
     }
     let clients = Arc::new(Clients::new(world));
-    let thorough = std::env::var_os("LARDER_TEST_THOROUGH").is_some();
+    let thorough = crate::harness::thorough();
     let cases = number("LARDER_TEST_CASES", if thorough { 500 } else { 36 });
     let seed = number("LARDER_TEST_SEED", 20_261_130);
     eprintln!("{cases} sequences, LARDER_TEST_SEED={seed}");

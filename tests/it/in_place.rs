@@ -11,10 +11,10 @@ use rustix::process::Signal;
 
 use crate::{
     harness::{
-        Repo, World, cli::Output, faults, http, in_each_mode, in_one_mode, output::golden, processes, state::names, until,
+        Repo, World, cli::Output, faults, http, in_each_mode, in_one_mode, output::golden, processes, state::names, thorough,
+        until,
     },
     promotion::{pair, production, staging},
-    recovery::thorough,
 };
 
 in_each_mode!(release_replaces_the_old_release_in_its_directory, failed_release_goes_back_with_its_data);

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use crate::{
-    harness::{Repo, World, disk::Disk, in_each_mode, in_one_mode, installed, processes, until},
+    harness::{Repo, World, disk::Disk, in_each_mode, in_one_mode, installed, processes, thorough, until},
     in_place::{IN_PLACE, data, differences_from_the_manifest, shop, tree},
 };
 
@@ -113,7 +113,7 @@ fn protected_files_are_refused_with_their_path_and_the_old_release_serves(world:
 
 /// The number of files that the application creates.
 fn many() -> u32 {
-    if crate::recovery::thorough() { 100_000 } else { 1_000 }
+    if thorough() { 100_000 } else { 1_000 }
 }
 
 fn tree_of_many_files_is_replaced(world: &World) {

@@ -7,8 +7,8 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use crate::{
-    harness::{Repo, World, in_one_mode, installed, ledger::Sqlite, state::names},
-    recovery::{DyingServer, Victim, events, marks, thorough},
+    harness::{Repo, World, in_one_mode, installed, ledger::Sqlite, state::names, thorough},
+    recovery::{DyingServer, Victim, events, marks},
 };
 
 in_one_mode!(

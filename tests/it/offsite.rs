@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::{
     backup::{POPULATE, data, id, same, sh, shop, take, walk},
-    harness::{World, cli::Output, databases::give_to_larder, in_one_mode, installed, server::log_file, until},
+    harness::{World, cli::Output, databases::give_to_larder, in_one_mode, installed, server::log_file, thorough, until},
 };
 
 in_one_mode!(
@@ -31,10 +31,6 @@ in_one_mode!(
 
 /// A function that damages a store.
 type Damaging = fn(&Path);
-
-pub(crate) fn is_thorough() -> bool {
-    std::env::var_os("LARDER_TEST_THOROUGH").is_some()
-}
 
 pub(crate) const PASSWORD: &str = "correct horse 7f3a";
 
@@ -273,7 +269,7 @@ fn store_that_loses_bytes_is_found_by_the_next_check(world: &World) {
             file.set_len(fs::metadata(pack).unwrap().len() - 1).unwrap();
         }),
     ];
-    let count = if is_thorough() { 3 } else { 2 };
+    let count = if thorough() { 3 } else { 2 };
     for (word, damage) in damages.into_iter().take(count) {
         damage(&largest(&packs(&store)));
         let report = copy(world);
@@ -425,7 +421,7 @@ fn kill_during_a_copy_leaves_a_repository_that_restic_reads(world: &World) {
     let store = store(world);
     let repository = store.join("shop/production");
     take(world);
-    for _ in 0..if is_thorough() { 3 } else { 1 } {
+    for _ in 0..if thorough() { 3 } else { 1 } {
         until("the copy writes files", || has_files(&store));
         world.kill9_server();
         if repository.join("config").is_file() {

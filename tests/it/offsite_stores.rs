@@ -14,9 +14,9 @@ use crate::{
         disk::Disk,
         in_one_mode, installed,
         sshd::Sshd,
-        until,
+        thorough, until,
     },
-    offsite::{PASSWORD, announced, configure_with, copy, directory, is_thorough, listen, password_file, restic},
+    offsite::{PASSWORD, announced, configure_with, copy, directory, listen, password_file, restic},
 };
 
 in_one_mode!(
@@ -48,7 +48,7 @@ fn lying_bucket_is_found_within_one_cycle(world: &World) {
     let mut damages = 0;
     let lies =
         [(Lie::FlipPacks, "digest"), (Lie::DropAll, "missing"), (Lie::CutPacks, "bytes (expected"), (Lie::DropPacks, "missing")];
-    let tried = if crate::offsite::is_thorough() { lies.len() } else { 2 };
+    let tried = if thorough() { lies.len() } else { 2 };
     for (lie, word) in lies.into_iter().take(tried) {
         bucket.lie(lie);
         sh(world, "head -c 30000 /dev/urandom > media/a");
@@ -185,7 +185,7 @@ fn two_servers_that_use_one_repository_lose_no_copy(world: &World) {
     }
     let users = || fs::read_dir(store.join("shop/production/keys")).map_or(0, |keys| keys.count());
     // Both servers create the repository at the same time. Exactly one of them succeeds, and the other one uses it afterwards.
-    let rounds = if is_thorough() { 5 } else { 1 };
+    let rounds = if thorough() { 5 } else { 1 };
     for _ in 0..rounds {
         std::thread::scope(|scope| {
             for world in [world, &other] {

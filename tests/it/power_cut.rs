@@ -7,14 +7,14 @@ use std::{thread, time::Duration};
 
 use crate::{
     backup::{data, id, sh, walk},
-    harness::{Repo, World, disk::Disk, installed},
+    harness::{Repo, World, disk::Disk, installed, thorough},
 };
 
 const RECIPE: &str = "data: [media/]\nupgrade: echo up >> media/log\n";
 
 fn cuts() -> u64 {
     let set = std::env::var("LARDER_TEST_CUTS").ok().and_then(|text| text.parse().ok());
-    set.unwrap_or(if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 24 } else { 1 })
+    set.unwrap_or(if thorough() { 24 } else { 1 })
 }
 
 /// Returns pseudo-random numbers (splitmix64).

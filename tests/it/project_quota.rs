@@ -25,19 +25,6 @@ fn world() -> Option<World> {
     World::configured("space: {limit: 300M, enlarge: auto, ceiling: 400M, ballast: off}\n")
 }
 
-fn site<'w>(world: &'w World, project: &str) -> Repo<'w> {
-    world.project(project);
-    let repo = Repo::new(world, project);
-    repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", "data: [media/]\n");
-    repo.page("version one");
-    repo.push().accepted();
-    repo
-}
-
-fn disk(world: &World) -> serde_json::Value {
-    world.larder(&["--json", "disk", "shop"]).json()["projects"][0].clone()
-}
-
 fn number(report: &serde_json::Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or_else(|| panic!("no {key} in {report}"))
 }
@@ -56,7 +43,7 @@ fn kernel_and_du_agree(world: &World) {
     until("the kernel and du agree", || {
         let du = Output::of(Command::new("du").args(["-s", "-B1"]).arg(world.root().join("projects/shop")));
         let du: u64 = du.ok().split_whitespace().next().unwrap().parse().unwrap();
-        let counted = number(&disk(world), "counted");
+        let counted = number(&world.disk("shop"), "counted");
         eprintln!("the kernel counts {counted} bytes, du {du} bytes");
         counted == du
     });
@@ -65,12 +52,12 @@ fn kernel_and_du_agree(world: &World) {
 #[test]
 fn application_fills_only_its_own_project_quota() {
     let Some(world) = world() else { return };
-    let (shop, blog) = (site(&world, "shop"), site(&world, "blog"));
-    let report = disk(&world);
+    let (shop, blog) = (Repo::with_media(&world, "shop"), Repo::with_media(&world, "blog"));
+    let report = world.disk("shop");
     assert_eq!((&report["method"], number(&report, "total")), (&"quota".into(), 300 << 20), "{report}");
     world.ssh("alice", &["status"]).says("the kernel enforces the limits of shop (quota), blog (quota)");
     assert!(fill(&world, "/data/media/fill", 1000) && fill(&world, "/app/fill", 1000));
-    assert!(number(&disk(&world), "free") < 1 << 20);
+    assert!(number(&world.disk("shop"), "free") < 1 << 20);
     // The other project deploys, and the full application still serves.
     blog.page("version two");
     blog.push().accepted();
@@ -78,13 +65,13 @@ fn application_fills_only_its_own_project_quota() {
     world.serves("shop", "version one");
     // The deployment of a project that is nearly full needs the reserve of 64 MiB, which the ceiling allows.
     sh(&world, "rm -f /app/fill /data/media/fill");
-    let free = number(&disk(&world), "free") >> 20;
+    let free = number(&world.disk("shop"), "free") >> 20;
     assert!(!fill(&world, "/data/media/fill", free - 30));
     shop.page("version two");
     shop.push().accepted().says("The quota of shop is enlarged from 300 MiB");
     world.serves("shop", "version two");
-    assert!(number(&disk(&world), "total") > 300 << 20);
-    let free = number(&disk(&world), "free") >> 20;
+    assert!(number(&world.disk("shop"), "total") > 300 << 20);
+    let free = number(&world.disk("shop"), "free") >> 20;
     assert!(!fill(&world, "/data/media/more", free - 30));
     shop.page("version three");
     // The ceiling does not allow the reserve any more.
@@ -103,14 +90,14 @@ fn application_fills_only_its_own_project_quota() {
 #[test]
 fn project_quota_follows_enlarge_and_trim_and_survives_kills() {
     let Some(world) = world() else { return };
-    let shop = site(&world, "shop");
+    let shop = Repo::with_media(&world, "shop");
     sh(&world, "head -c 30000000 /dev/urandom > /data/media/kept");
     world.larder(&["project", "trim", "shop", "20M"]).exits(3).says("cannot trim shop to 20 MiB: shop uses");
     world.larder(&["project", "trim", "shop", "120M"]).ok();
     assert!(fill(&world, "/data/media/fill", 100));
     world.larder(&["project", "enlarge", "shop", "350M"]).ok();
     assert!(!fill(&world, "/data/media/fill", 100));
-    assert_eq!(number(&disk(&world), "total"), 350 << 20);
+    assert_eq!(number(&world.disk("shop"), "total"), 350 << 20);
     sh(&world, "rm /data/media/fill");
     // Restore points, rollbacks and deployments rename and link only files of the same project number.
     world.larder(&["backup", "take", "shop"]).ok();
@@ -129,7 +116,7 @@ fn project_quota_follows_enlarge_and_trim_and_survives_kills() {
         // The emulated machine is slow: the server opens before the application is running again.
         until("the application is running", || world.get("shop", "/").status == 200);
         world.serves("shop", "version one");
-        assert_eq!(number(&disk(&world), "total"), 350 << 20);
+        assert_eq!(number(&world.disk("shop"), "total"), 350 << 20);
         assert!(fill(&world, "/data/media/fill", 1000));
         sh(&world, "rm /data/media/fill");
     }
@@ -141,7 +128,7 @@ fn project_quota_follows_enlarge_and_trim_and_survives_kills() {
 #[test]
 fn application_cannot_leave_its_project_quota() {
     let Some(world) = world() else { return };
-    let _shop = site(&world, "shop");
+    let _shop = Repo::with_media(&world, "shop");
     if !Path::new("/usr/bin/chattr").exists() {
         return eprintln!("SKIPPED: chattr is not installed");
     }
@@ -156,11 +143,11 @@ fn application_cannot_leave_its_project_quota() {
 #[test]
 fn removed_project_leaves_no_quota_to_the_next_project() {
     let Some(world) = world() else { return };
-    let _shop = site(&world, "shop");
+    let _shop = Repo::with_media(&world, "shop");
     assert!(fill(&world, "/data/media/fill", 1000));
     world.larder(&["project", "destroy", "shop", "--confirm", "shop"]).ok();
-    let shop = site(&world, "shop");
-    assert!(number(&disk(&world), "counted") < 50 << 20);
+    let shop = Repo::with_media(&world, "shop");
+    assert!(number(&world.disk("shop"), "counted") < 50 << 20);
     assert!(!fill(&world, "/data/media/fill", 100));
     shop.page("version two");
     shop.push().accepted();

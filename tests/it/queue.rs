@@ -2,7 +2,7 @@
 
 use std::{fs, thread};
 
-use crate::harness::{Repo, World, in_each_mode, in_one_mode, processes, until};
+use crate::harness::{Repo, World, in_each_mode, in_one_mode, processes, thorough, until};
 
 in_each_mode!(consecutive_pushes_to_several_projects_go_live);
 in_one_mode!(
@@ -160,7 +160,7 @@ fn cancel_while_a_deployment_waits_stops_the_running_deployment(world: &World) {
 
 /// Each push begins while the follow-ups of the previous push still run.
 fn consecutive_pushes_to_several_projects_go_live(world: &World) {
-    let rounds = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 60 } else { 6 };
+    let rounds = if thorough() { 60 } else { 6 };
     let names: Vec<_> = (0..4).map(|number| format!("shop{number}")).collect();
     for name in &names {
         world.project(name);

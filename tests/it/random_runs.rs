@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{
     backup::{data, id, sh},
-    harness::{Repo, World, cli::Output, disk::Disk, server::Server, until, within},
+    harness::{Repo, World, cli::Output, disk::Disk, server::Server, thorough, until, within},
 };
 
 const RECIPE: &str = "data: [media]\nhealth: {timeout: 5s, interval: 20ms}\ndrain: 100ms\n";
@@ -295,10 +295,6 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
-fn is_thorough() -> bool {
-    std::env::var_os("LARDER_TEST_THOROUGH").is_some()
-}
-
 fn seed() -> u64 {
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     number("LARDER_TEST_SEED").unwrap_or(time.as_nanos() as u64)
@@ -320,7 +316,7 @@ fn moves(disturbances: &'static [Disturbance], longest: u64) -> impl Strategy<Va
 #[test]
 fn random_kill_leaves_code_and_data_of_one_version() {
     let Some(world) = World::any() else { return };
-    let kills = number("LARDER_TEST_KILLS").unwrap_or(if is_thorough() { 200 } else { 6 });
+    let kills = number("LARDER_TEST_KILLS").unwrap_or(if thorough() { 200 } else { 6 });
     let seed = seed();
     eprintln!("{kills} kills, LARDER_TEST_SEED={seed}");
     let clone = tempfile::tempdir().unwrap();
@@ -344,17 +340,17 @@ fn random_kill_leaves_code_and_data_of_one_version() {
 fn random_operations_agree_with_the_model() {
     // Without a disk of its own, no disk becomes full.
     let disk = Disk::for_world("ext4", 420);
-    let cases = number("LARDER_TEST_CASES").unwrap_or(if is_thorough() { 20 } else { 1 });
+    let cases = number("LARDER_TEST_CASES").unwrap_or(if thorough() { 20 } else { 1 });
     let seed = seed();
     eprintln!("{cases} runs of the model, LARDER_TEST_SEED={seed}");
-    let config = Config { cases: cases as u32, max_shrink_iters: if is_thorough() { 10 } else { 0 }, ..Config::default() };
+    let config = Config { cases: cases as u32, max_shrink_iters: if thorough() { 10 } else { 0 }, ..Config::default() };
     let config = Config { failure_persistence: None, ..config };
     let strategy = vec(
         moves(
             &[Disturbance::None, Disturbance::None, Disturbance::KillServer, Disturbance::KillEverything, Disturbance::FullDisk],
             1500,
         ),
-        if is_thorough() { 8..20 } else { 5..6 },
+        if thorough() { 8..20 } else { 5..6 },
     );
     let done = std::cell::Cell::new(0);
     let ran = TestRunner::new_with_rng(config, generator(seed)).run(&strategy, |moves| {

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Repo, World, git::Push, in_each_mode, in_one_mode, state::names, until};
+use crate::harness::{Repo, World, git::Push, in_each_mode, in_one_mode, state::names, thorough, until};
 
 in_each_mode!(application_keeps_running_when_the_server_is_killed);
 in_one_mode!(
@@ -36,10 +36,6 @@ pub enum Course {
 
 /// The number of versions that are cooked in advance for [`Course::Delivering`]; more than a test uses.
 const COOKED: u32 = 5;
-
-pub fn thorough() -> bool {
-    std::env::var_os("LARDER_TEST_THOROUGH").is_some()
-}
 
 /// Creates the directory in which failpoints record that they have fired. Each failpoint therefore fires once, although the next server has
 /// the same failpoints.
@@ -287,11 +283,12 @@ impl DyingServer<'_, '_> {
         // The kill may also happen after the verdict, while observers are told.
         until("observers are told, or the server was killed", || self.deaths() > before || all_announced(self.world, "shop"));
         if self.deaths() > before {
-            // The pauses of the keeper grow with each kill, so the time limit is for each recovery.
+            // The time limit is for each recovery.
             let mut died = 0;
             while self.deaths() > died {
                 died = self.deaths();
                 until("a server is ready again and stays, or is killed again", || {
+                    self.world.with(|server| server.hurry());
                     let ready = self.world.with(|server| server.ready()) > ready;
                     let recovered = ready && self.world.larder(&["status"]).status == 0 && self.world.has_ended("shop");
                     self.deaths() > died || (recovered && all_announced(self.world, "shop"))

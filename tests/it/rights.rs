@@ -13,7 +13,7 @@ use larder::{
     surface::cli::{command_needs, server_commands},
 };
 
-use crate::harness::{Repo, World, cli::Output, connection::Connection, in_one_mode, processes, until};
+use crate::harness::{Repo, World, cli::Output, connection::Connection, docs::Page, in_one_mode, processes, thorough, until};
 
 in_one_mode!(
     each_command_is_refused_without_its_right,
@@ -202,10 +202,7 @@ const ROLES: [Access; 6] = [Access::None, Access::View, Access::Push, Access::De
 
 /// Returns the roles that a run tests: all of them with `LARDER_TEST_THOROUGH`.
 fn roles() -> Vec<Access> {
-    match std::env::var_os("LARDER_TEST_THOROUGH") {
-        Some(_) => ROLES.to_vec(),
-        None => vec![Access::View, Access::Deploy],
-    }
+    if thorough() { ROLES.to_vec() } else { vec![Access::View, Access::Deploy] }
 }
 
 /// Every command × every role on shop/staging: on this environment, on another environment of the project, and on another project. Each
@@ -237,9 +234,9 @@ fn each_command_is_refused_without_its_right(world: &World) {
             has < needs.right
         };
         let own: Vec<_> = samples.iter().filter(refused).map(|sample| (*sample, "shop/staging")).collect();
-        let named: Vec<_> = match std::env::var_os("LARDER_TEST_THOROUGH") {
-            Some(_) => samples.iter().filter(|sample| names_an_object(sample)).copied().collect(),
-            None => vec![
+        let named: Vec<_> = match thorough() {
+            true => samples.iter().filter(|sample| names_an_object(sample)).copied().collect(),
+            false => vec![
                 "logs SHOP --follow",
                 "run SHOP -- true",
                 "user grant nobody SHOP push",
@@ -438,7 +435,7 @@ fn changed_rights_end_requests_of_a_shared_connection(world: &World) {
 fn lowered_rights_count_on_open_connections(world: &World) {
     world.project("shop");
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
-    let thorough = std::env::var_os("LARDER_TEST_THOROUGH").is_some();
+    let thorough = thorough();
     let roles = if thorough { &ROLES[2..] } else { &[Access::Operate][..] };
     let mut refusals = 0;
     for role in roles {
@@ -474,7 +471,7 @@ fn lowered_rights_count_on_open_connections(world: &World) {
 /// A revocation ends the requests of a shared connection: a push whose build runs, a log, and a command with its process. The times are for
 /// people.
 fn revocation_ends_a_push_a_log_and_a_command(world: &World) {
-    let rounds = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 51 } else { 3 };
+    let rounds = if thorough() { 51 } else { 3 };
     world.project("shop");
     let repo = Repo::new(world, "shop");
     repo.write("Procfile", "web: sh serve.sh\n").write("serve.sh", "exec larder static-server --root .\n");
@@ -674,12 +671,10 @@ fn commands_of_the_page_work(world: &World) {
         let laptop = keys.as_array().unwrap().iter().find(|key| key["name"] == "laptop").unwrap().clone();
         laptop["fingerprint"].as_str().unwrap().to_owned()
     };
-    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/access.md")).unwrap();
-    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let lines: Vec<_> = blocks.flat_map(str::lines).collect();
-    assert!(lines.len() > 20, "the examples were not found: {lines:?}");
-    for line in lines {
-        let mut words = shlex::split(line.split("  #").next().unwrap()).unwrap();
+    let page = Page::read("docs/access.md");
+    let run = |line: &str| {
+        page.ran(line);
+        let mut words = shlex::split(line).unwrap();
         let is_key_of_bob = words.contains(&String::from("--only"));
         for word in &mut words {
             *word = match word.as_str() {
@@ -691,13 +686,17 @@ fn commands_of_the_page_work(world: &World) {
             };
         }
         match words.remove(0).as_str() {
-            "larder" => drop(world.larder(&words.iter().map(String::as_str).collect::<Vec<_>>()).ok()),
+            "larder" => world.larder(&words.iter().map(String::as_str).collect::<Vec<_>>()),
             "ssh-keygen" => {
-                Output::of(world.client("ssh-keygen").args(&words)).ok();
+                let made = Output::of(world.client("ssh-keygen").args(&words));
                 world.ssh("notebook", &["whoami"]).exits(0).says("certificate \"bob-notebook\" serial 7 of the authority office");
+                made
             }
             other => panic!("the page has a command {other}"),
         }
+    };
+    for line in page.commands() {
+        run(&line).ok();
     }
     // The page revokes the certificate at the end.
     world.ssh("notebook", &["whoami"]).exits(255);
@@ -708,4 +707,28 @@ fn commands_of_the_page_work(world: &World) {
     world.ssh("second", &["whoami"]).exits(255);
     world.larder(&["doctor", "keys"]).says("192.0.2.0/24");
     world.ssh("laptop", &["whoami"]).exits(255);
+    // The commands in the sentences, in an order in which each of them succeeds.
+    world.key("eve");
+    world.larder(&["user", "add", "eve", "--key-file", &world.public_key("eve"), "--admin"]).ok();
+    page.ran("larder user add NAME --admin");
+    page.ran("ssh larder@HOST");
+    for line in [
+        "larder group add developers alice bob",
+        "larder group grant developers shop push",
+        "larder user grant bob shop/production inherit",
+        "larder user revoke bob shop/production",
+        "larder user revoke bob shop",
+        "larder group remove developers bob",
+        "larder approve shop/production COMMIT --override WHY",
+        "larder --json audit",
+        "larder audit --verify",
+        "larder whoami",
+    ] {
+        run(line).ok();
+    }
+    assert_eq!(rights("bob"), serde_json::json!({}));
+    // Nothing is frozen.
+    world.larder(&["deploy", "shop", "--unfreeze"]).exits(3);
+    page.ran("larder deploy --unfreeze");
+    page.has_no_other_command();
 }

@@ -1,6 +1,13 @@
 //! Rollbacks: deployments of an older release, without a build and without a copy.
 
-use crate::harness::{Repo, World, cli::Output, faults::Attempt, in_each_mode, in_one_mode, output::golden, state::names};
+use crate::harness::{
+    Repo, World,
+    cli::Output,
+    faults::{self, Attempt},
+    in_each_mode, in_one_mode,
+    state::names,
+    thorough,
+};
 
 in_each_mode!(rollback_goes_back_and_forward_without_building, failure_at_any_step_of_rollback_leaves_nothing);
 in_one_mode!(
@@ -160,7 +167,7 @@ fn failure_at_any_step_of_rollback_leaves_nothing(world: &World) {
     rollback(world, &["v1"]).ok();
     let ask = || rollback(world, &["v2"]);
     let attempt = Attempt { world, repo: &repo, ask: &ask, old: "version one", new: "version two", stays: &|_| false };
-    golden("unwinds of rollback", &attempt.fails_once_at_each(&world.last_plan("shop")));
+    faults::compare(world, "unwinds of rollback", &attempt.fails_once_at_each(&world.last_plan("shop")));
     assert_eq!(repo.live().as_ref(), Some(&commits[1]));
 }
 
@@ -179,9 +186,9 @@ fn killed_rollback_is_finished_or_undone(world: &World) {
     let steps = world.last_plan("shop");
     rollback(world, &["v3"]).ok();
     for (number, step) in steps.iter().enumerate() {
-        // By default, each step is interrupted once, in turn at its start and at its end.
+        // By default, every second step is interrupted once, in turn at its start and at its end.
         let events = ["started", "succeeded"].into_iter().enumerate();
-        for (_, event) in events.filter(|(turn, _)| crate::recovery::thorough() || number % 2 == *turn) {
+        for (_, event) in events.filter(|(turn, _)| thorough() || number % 4 == 2 * *turn) {
             world.restart(&[("FAILPOINTS", &format!("journal.{event}.{step}=1*sleep(60000)"))]);
             world.serves("shop", "version three");
             let before = world.journals("shop").len();

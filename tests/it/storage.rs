@@ -56,22 +56,9 @@ fn has_sys_resource() -> bool {
     u64::from_str_radix(effective.trim(), 16).unwrap() & 1 << 24 != 0
 }
 
-fn disk(world: &World) -> serde_json::Value {
-    world.larder(&["--json", "disk", "shop"]).json()["projects"][0].clone()
-}
-
-fn site<'w>(world: &'w World, project: &str) -> Repo<'w> {
-    world.project(project);
-    let repo = Repo::new(world, project);
-    repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", "data: [media/]\n");
-    repo.page("version one");
-    repo.push().accepted();
-    repo
-}
-
 fn application_fills_only_its_own_file_system(kind: &str) {
     let Some(world) = world(kind) else { return };
-    let (shop, blog) = (site(&world, "shop"), site(&world, "blog"));
+    let (shop, blog) = (Repo::with_media(&world, "shop"), Repo::with_media(&world, "blog"));
     let line = mount(&world, "shop").expect("the project has no file system");
     let options = line.split(' ').nth(5).unwrap();
     assert!(options.contains("nosuid") && options.contains("nodev") && line.contains(&format!(" - {kind} ")), "{line}");
@@ -94,7 +81,7 @@ fn application_fills_only_its_own_file_system(kind: &str) {
     sh(&world, "rm -f /data/media/fill /app/fill; echo kept > /data/media/kept");
     shop.push().accepted();
     world.serves("shop", "version two");
-    let report = disk(&world);
+    let report = world.disk("shop");
     assert_eq!(report["method"], kind, "{report}");
     assert!(report["total"].as_u64().unwrap() > 300 << 20 && report["total"].as_u64().unwrap() <= 400 << 20, "{report}");
     // Every kind of files is counted inside of the file system.
@@ -114,13 +101,13 @@ fn application_fills_only_its_own_file_system(kind: &str) {
     if kind == "ext4" && !has_sys_resource() {
         eprintln!("SKIPPED: the growth of ext4 needs CAP_SYS_RESOURCE");
         enlarged.exits(3).says("cannot enlarge shop").says("Operation not permitted");
-        assert!(disk(&world)["total"].as_u64().unwrap() <= 400 << 20);
+        assert!(world.disk("shop")["total"].as_u64().unwrap() <= 400 << 20);
         shop.push().accepted();
     } else {
         enlarged.ok();
-        until("the file system has grown", || disk(&world)["total"].as_u64().unwrap() > 400 << 20);
+        until("the file system has grown", || world.disk("shop")["total"].as_u64().unwrap() > 400 << 20);
         // A deployment that does not fit enlarges the file system up to the ceiling.
-        let free = disk(&world)["free"].as_u64().unwrap();
+        let free = world.disk("shop")["free"].as_u64().unwrap();
         sh(&world, &format!("dd if=/dev/zero of=/data/media/fill bs=1M count={}", (free >> 20).saturating_sub(40)));
         shop.push().accepted().says("The file system of shop is enlarged from");
         sh(&world, "rm /data/media/fill");
@@ -178,8 +165,8 @@ fn application_fills_only_its_own_xfs() {
 #[test]
 fn damaged_file_system_stops_only_its_project() {
     let Some(world) = world("ext4") else { return };
-    let _shop = site(&world, "shop");
-    let blog = site(&world, "blog");
+    let _shop = Repo::with_media(&world, "shop");
+    let blog = Repo::with_media(&world, "blog");
     world.stop();
     // The first project has the smallest number. Its super block and the first groups are destroyed.
     let images = fs::read_dir(world.root().join("keeper/volumes")).unwrap().flatten().map(|entry| entry.path());
@@ -204,7 +191,7 @@ fn damaged_file_system_stops_only_its_project() {
 #[test]
 fn keeper_serves_while_a_file_system_is_prepared() {
     let Some(world) = world("ext4") else { return };
-    let shop = site(&world, "shop");
+    let shop = Repo::with_media(&world, "shop");
     // The process that prepares a file system waits for this lock.
     let lock = fs::File::open(world.root().join("keeper/volumes")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();

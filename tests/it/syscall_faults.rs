@@ -433,9 +433,8 @@ fn result(places: &Places, job: Job) -> Option<PathBuf> {
 
 fn each_fault(jobs: &[Job]) {
     let Some(strace) = crate::harness::installed("strace") else { return };
-    let thorough = std::env::var_os("LARDER_TEST_THOROUGH").is_some();
     let limit = std::env::var("LARDER_TEST_FAULTS").ok().and_then(|text| text.parse().ok());
-    let limit = limit.unwrap_or(if thorough { usize::MAX } else { 12 });
+    let limit = limit.unwrap_or(if crate::harness::thorough() { usize::MAX } else { 12 });
     for job in jobs {
         let all = faults(&counted(&strace, *job));
         assert!(all.len() > 50, "{job:?} has only {} faults: does strace work?", all.len());

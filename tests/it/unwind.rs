@@ -1,6 +1,6 @@
 //! Failures of every step, before and after its work, and steps that run twice: the environment stays consistent.
 
-use crate::harness::{Repo, World, faults, in_each_mode, in_one_mode, output::golden};
+use crate::harness::{Repo, World, faults, in_each_mode, in_one_mode};
 
 in_each_mode!(failure_at_any_step_leaves_nothing, deployment_with_every_step_run_twice_goes_live);
 in_one_mode!(failing_undo_freezes_the_environment, panicking_step_fails_its_deployment, switch_is_not_cut_by_a_time_limit);
@@ -12,7 +12,7 @@ fn failure_at_any_step_leaves_nothing(world: &World) {
     repo.push().accepted();
     let steps = world.steps("shop");
     // Each failpoint fires once, so each push fails at the next failpoint.
-    let names = faults::around(&steps);
+    let names = faults::chosen(world, faults::around(&steps));
     world.restart(&[("FAILPOINTS", &faults::once(&names))]);
     world.serves("shop", "version one");
     let before = world.snapshot("shop");
@@ -28,7 +28,7 @@ fn failure_at_any_step_leaves_nothing(world: &World) {
         world.serves("shop", "version one");
         unwinds.push_str(&faults::unwind(world));
     }
-    golden("unwinds of cooking", &unwinds);
+    faults::compare(world, "unwinds of cooking", &unwinds);
     repo.push().accepted();
     world.serves("shop", "version two");
     let seen = visitor.satisfied();

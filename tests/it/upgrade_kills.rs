@@ -17,7 +17,7 @@ use crate::harness::{
     in_one_mode, installed,
     ledger::{Database, RECIPE, Sqlite, Writer, application, data, files, lines},
     postgres::Postgres,
-    processes, until,
+    processes, thorough, until,
 };
 
 in_one_mode!(
@@ -74,7 +74,7 @@ impl Chance {
 
 /// The number of kills of each engine: by default `few`.
 fn kills(few: u32) -> u32 {
-    let usual = if std::env::var_os("LARDER_TEST_THOROUGH").is_some() { 25 } else { few };
+    let usual = if thorough() { 25 } else { few };
     std::env::var("LARDER_TEST_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 

@@ -1,10 +1,23 @@
 //! Fault injection for every way to deploy: each step fails once, and the attempt leaves no trace.
 
-use super::{Repo, World, cli::Output, state::Snapshot};
+use super::{
+    Repo, World,
+    cli::Output,
+    output::{golden, golden_lines},
+    state::Snapshot,
+    thorough,
+};
 
 /// Returns the failpoints before and after the work of each step, in the order of a deployment.
 pub fn around(steps: &[String]) -> Vec<String> {
     steps.iter().flat_map(|step| [format!("step.{step}"), format!("step.{step}.late")]).collect()
+}
+
+/// Returns the failpoints that a test in both modes uses: all of them in system mode, and every third of them in rootless mode. With
+/// `LARDER_TEST_THOROUGH`, returns all of them.
+pub fn chosen(world: &World, points: Vec<String>) -> Vec<String> {
+    let step = if world.is_second_mode() && !thorough() { 3 } else { 1 };
+    points.into_iter().step_by(step).collect()
 }
 
 /// Returns the value of `FAILPOINTS` with which each of these failpoints fires once.
@@ -22,6 +35,12 @@ pub fn unwind(world: &World) -> String {
     format!("{}: {}\n", of("failed").join(" "), of("undo_finished").join(" "))
 }
 
+/// Compares the unwinds of all chosen failpoints with a part of the golden file.
+#[track_caller]
+pub fn compare(world: &World, title: &str, unwinds: &str) {
+    if world.is_second_mode() && !thorough() { golden_lines(title, unwinds) } else { golden(title, unwinds) }
+}
+
 /// A repeatable way to make a new release live.
 pub struct Attempt<'a, 'w> {
     pub world: &'w World,
@@ -37,10 +56,10 @@ pub struct Attempt<'a, 'w> {
 }
 
 impl Attempt<'_, '_> {
-    /// Makes one attempt for each failpoint before and after these steps, and asserts that the failure changes nothing. Then asserts that an
+    /// Makes one attempt for each chosen failpoint before and after these steps, and asserts that the failure changes nothing. Then asserts that an
     /// attempt without a failure succeeds. Returns the failed step and the reverted steps of each failed attempt, for a golden file.
     pub fn fails_once_at_each(&self, steps: &[String]) -> String {
-        let points = around(steps);
+        let points = chosen(self.world, around(steps));
         self.world.restart(&[("FAILPOINTS", &once(&points))]);
         self.world.serves("shop", self.old);
         let (before, live) = (self.state(), self.repo.live());

@@ -42,6 +42,16 @@ impl<'w> Repo<'w> {
         repo
     }
 
+    /// Creates a project with one page and the persistent directory `media`, and deploys it.
+    pub fn with_media(world: &'w World, project: &str) -> Repo<'w> {
+        world.project(project);
+        let repo = Repo::new(world, project);
+        repo.write("Procfile", "web: exec larder static-server --root .\n").write("larder.yml", "data: [media/]\n");
+        repo.page("version one");
+        repo.push().accepted();
+        repo
+    }
+
     /// Returns the same clone for another user.
     pub fn by(&self, user: &str) -> Repo<'w> {
         Repo { world: self.world, path: self.path.clone(), project: self.project.clone(), user: user.to_owned() }

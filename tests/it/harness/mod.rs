@@ -7,6 +7,7 @@ pub mod cli;
 pub mod connection;
 pub mod databases;
 pub mod disk;
+pub mod docs;
 pub mod faults;
 pub mod files;
 pub mod git;
@@ -57,6 +58,11 @@ pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Returns true if the tests run every case: with `LARDER_TEST_THOROUGH`.
+pub fn thorough() -> bool {
+    std::env::var_os("LARDER_TEST_THOROUGH").is_some()
 }
 
 /// Returns the path of a program. If the program is missing, prints `SKIPPED:` and returns `None`.

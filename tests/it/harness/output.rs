@@ -87,6 +87,22 @@ pub fn golden(title: &str, text: &str) {
     assert_eq!(text, expected, "the part {title:?} of {GOLDEN} differs; LARDER_BLESS=1 replaces it");
 }
 
+/// Compares the lines of a text with the part of [`GOLDEN`] that has this title, in which further lines may stand between them.
+#[track_caller]
+pub fn golden_lines(title: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(GOLDEN);
+    let _lock = GOLDEN_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    let parts = parts(&fs::read_to_string(&path).unwrap());
+    let expected = parts.get(title).unwrap_or_else(|| panic!("{GOLDEN} has no part {title:?}"));
+    let mut rest = expected.lines();
+    for line in text.lines() {
+        assert!(
+            rest.any(|known| known == line),
+            "the part {title:?} of {GOLDEN} has no line {line:?} in this place:\n{expected}"
+        );
+    }
+}
+
 /// Splits the text of [`GOLDEN`] into its parts by title. An empty line separates two parts.
 fn parts(text: &str) -> BTreeMap<String, String> {
     let separator = format!("\n\n{TITLE}");

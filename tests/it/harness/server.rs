@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rustix::process::Signal;
 
 use super::processes;
@@ -23,6 +24,11 @@ const START: Duration = Duration::from_secs(60);
 /// The time limit of a graceful stop.
 const STOP: Duration = Duration::from_secs(30);
 
+/// The pauses of the keeper before its next server (`SERVER_BACKOFF` of the keeper) in milliseconds, without the first pause, which is zero.
+const PAUSES: [u64; 8] = [100, 200, 400, 800, 1600, 3200, 6400, 10_000];
+/// The time before the end of a pause in which the keeper gets no signal.
+const MARGIN: Duration = Duration::from_millis(100);
+
 /// A running `larder serve`.
 #[derive(Debug)]
 pub struct Server {
@@ -30,6 +36,8 @@ pub struct Server {
     directory: PathBuf,
     /// The number of `ready` lines.
     ready: Arc<AtomicUsize>,
+    /// The time at which [`Server::hurry`] has first seen that no server process runs.
+    absent_since: Mutex<Option<Instant>>,
     pub ssh: SocketAddr,
     pub http: SocketAddr,
 }
@@ -85,7 +93,14 @@ impl Server {
             }
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Server { keeper, directory: setup.directory.clone(), ready, ssh: nowhere, http: nowhere };
+        let mut server = Server {
+            keeper,
+            directory: setup.directory.clone(),
+            ready,
+            absent_since: Mutex::default(),
+            ssh: nowhere,
+            http: nowhere,
+        };
         let start = Instant::now();
         let line = loop {
             match lines.recv_timeout(Duration::from_millis(20)) {
@@ -115,11 +130,25 @@ impl Server {
 
     /// Returns the process id of the server process, which is a child of the keeper. Returns `None` if no server process runs.
     pub fn role(&self) -> Option<i32> {
-        let keeper = self.keeper();
-        let is_role = |process: &processes::Process| {
-            process.arguments.get(1).is_some_and(|role| role == "server") && processes::parent(process.pid) == Some(keeper)
-        };
-        processes::of(&self.directory).into_iter().find(is_role).map(|process| process.pid)
+        let is_role =
+            |pid: &i32| processes::arguments(*pid).is_some_and(|words| words.get(1).is_some_and(|role| role == "server"));
+        processes::children(self.keeper()).into_iter().find(is_role)
+    }
+
+    /// Ends a long pause of the keeper before its next server; the pauses grow with each kill. Call this function repeatedly while waiting for
+    /// the server. A keeper that may be about to start the server gets no signal, because it would replace the new server.
+    pub fn hurry(&self) {
+        let mut since = self.absent_since.lock();
+        if self.role().is_some() {
+            *since = None;
+            return;
+        }
+        let absent = since.get_or_insert_with(Instant::now).elapsed();
+        let next = PAUSES.into_iter().map(Duration::from_millis).find(|pause| *pause > absent);
+        if absent > Duration::from_millis(PAUSES[1]) + MARGIN / 2 && next.is_some_and(|next| next - absent > MARGIN) {
+            processes::signal(self.keeper(), Signal::HUP);
+            *since = None;
+        }
     }
 
     /// Returns the number of `ready` lines since the keeper started.
@@ -131,7 +160,10 @@ impl Server {
     pub fn kill9_role(&self) {
         let ready = self.ready();
         self.shoot_role();
-        super::until("the keeper's next server is ready", || self.ready() > ready);
+        super::until("the keeper's next server is ready", || {
+            self.hurry();
+            self.ready() > ready
+        });
     }
 
     /// Waits until a server process runs, and kills this process.

@@ -59,6 +59,11 @@ impl World {
         super::cli::Output::of(&mut command).ok().lines().map(str::to_owned).collect()
     }
 
+    /// Returns the use of the disk by a project, as the server reports it.
+    pub fn disk(&self, project: &str) -> Value {
+        self.larder(&["--json", "disk", project]).json()["projects"][0].clone()
+    }
+
     /// Returns the ports of an environment's processes, as the server lists them.
     pub fn ports(&self, project: &str) -> Vec<u64> {
         let listed = self.larder(&["ps", project, "--json"]).json();

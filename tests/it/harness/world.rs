@@ -139,6 +139,11 @@ impl World {
         world
     }
 
+    /// Returns true if the same test also runs in system mode, because the tests run as root.
+    pub fn is_second_mode(&self) -> bool {
+        root() && self.setup.program.iter().any(|word| word == "setpriv")
+    }
+
     /// Starts the server, with `env` in its environment.
     pub fn start(&self, env: &[(&str, &str)]) {
         assert!(self.start_unless(env, &|| false));
