@@ -461,7 +461,6 @@ impl ExecHandler for SshHandler {
                 .hint("wait until a request has ended, or end a request such as `logs --follow`");
                 return refuse(call.io.stderr, &error).await;
             };
-            let terminal = call.tty.is_some();
             let ExecIo { stdin, stdout, stderr, gone, commands } = call.io;
             let words = match call.request {
                 ExecRequest::Git { service, path } if path.pillar => {
@@ -484,7 +483,8 @@ impl ExecHandler for SshHandler {
                 ExecRequest::Verb(words) => words,
                 ExecRequest::Shell => vec![String::from("whoami")],
             };
-            u32::from(session::run(&control, &caller, &words, Io { stdin, stdout, stderr, terminal, gone }).await)
+            let io = Io::of_client([stdin, stdout, stderr], call.terminal, call.colours, gone);
+            u32::from(session::run(&control, &caller, &words, io).await)
         })
     }
 }

@@ -28,7 +28,8 @@ pub use self::{
     protect::{Approval, DeployWindow, Objection, Protection, ReleaseFreeze, WhenError},
     registry::{CertificateAuthority, Group, Registry, TrustedKey, User},
     request::{
-        Confirmation, Context, DeploymentGoal, InputFn, LogFollower, ProceedFn, Reply, Request, RunningCommand, Stream, UploadFn,
+        Confirmation, Context, DeploymentGoal, InputFn, LogFollower, ProceedFn, Reply, Request, RunningCommand, StartCommand,
+        Stream, UploadFn,
     },
     state::{Control, ServerKeys},
 };

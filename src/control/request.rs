@@ -121,6 +121,9 @@ pub type UploadFn<V> = Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<V, C
 /// A function that reads bytes from a descriptor and returns the next reply.
 pub type InputFn<V> = Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<Reply<V>, CommandError>> + Send>;
 
+/// A function that starts a command with the given descriptors.
+pub type StartCommand = Box<dyn FnOnce(Stdio) -> BoxFuture<'static, Result<RunningCommand, CommandError>> + Send>;
+
 /// Output that arrives over time.
 pub enum Stream {
     /// The transcript of a deployment, followed by its outcome.
@@ -138,7 +141,10 @@ pub enum Stream {
         follower: Box<LogFollower>,
     },
     /// A command of a project; the interface connects its standard descriptors.
-    Run(Box<dyn FnOnce(Stdio) -> BoxFuture<'static, Result<RunningCommand, CommandError>> + Send>),
+    Run(StartCommand),
+    /// A command of a project that people use at a terminal. The worker of the command opens a pseudo-terminal if it gets the socket of a
+    /// [`PtyRequest`](crate::host::pty::PtyRequest) as its extra descriptor.
+    Interactive(StartCommand),
     /// Bytes that are written to a descriptor of the interface.
     Bytes(Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<(), CommandError>> + Send>),
     /// The output and exit status of a command on another server.

@@ -1,8 +1,9 @@
 //! Operating-system services for the other modules: durable files, the paths below the root, the users that own listening sockets, streams
-//! to and from slow clients, and the client of the keeper. Read [`launch::Launcher`] and [`root::Root`] first.
+//! to and from slow clients, pseudo-terminals, and the client of the keeper. Read [`launch::Launcher`] and [`root::Root`] first.
 
 pub mod files;
 pub mod launch;
+pub mod pty;
 pub mod root;
 pub mod sockets;
 pub mod stream;

@@ -24,6 +24,7 @@ mod spec;
 mod ssh_url;
 mod tag;
 mod target;
+mod terminal;
 mod text;
 mod words;
 
@@ -50,5 +51,6 @@ pub use spec::{DeploymentSpec, EnvironmentIdentity, Origin, SpecError, StepName,
 pub use ssh_url::{SshUrl, SshUrlError};
 pub use tag::{ReleaseNameForm, best_tag, compare_tags};
 pub use target::Target;
+pub use terminal::{ClientTerminal, TerminalSize};
 pub use text::{plain_line, sanitise_bytes, sanitise_line, sanitise_reason, sanitise_text, visible_colour};
 pub use words::{Access, Mode, Slot, Workspace};

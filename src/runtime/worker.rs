@@ -4,23 +4,30 @@ use std::{
     ffi::OsStr,
     fs,
     io::{self, Read as _, Write as _},
-    os::unix::{
-        ffi::OsStrExt as _,
-        process::{CommandExt as _, ExitStatusExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{
+            ffi::OsStrExt as _,
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
     },
     path::{Path, PathBuf},
     process::Command,
 };
 
 use super::{command, data, process::RunJob};
-use crate::host::launch::write_report;
+use crate::host::{launch::write_report, pty};
 
 /// The maximum size of the variables file at the end of a script, in bytes.
 const MAX_VARIABLES: u64 = 256 * 1024;
 
 /// Runs the job, and returns the exit status of the command. If the job has a command but no variables, the worker becomes the command by
-/// `exec`, and the function returns only if `exec` fails.
-pub fn work(job: RunJob, report: &mut impl io::Write) -> io::Result<i32> {
+/// `exec`, and the function returns only if `exec` fails. With a socket of the server, the command gets a pseudo-terminal.
+pub fn work(mut job: RunJob, terminal: Option<OwnedFd>, report: &mut impl io::Write) -> io::Result<i32> {
+    if let Some(socket) = terminal {
+        let term = pty::attach(&socket)?;
+        job.env.push((String::from("TERM"), term));
+    }
     let app = std::env::var_os("LARDER_APP").map_or_else(|| PathBuf::from("/app"), PathBuf::from);
     work_at(job, &app, report)
 }

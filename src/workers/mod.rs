@@ -174,8 +174,7 @@ fn measure(mut input: WorkerInput) -> io::Result<u8> {
 
 fn run(mut input: WorkerInput) -> io::Result<u8> {
     let job = read_job(&mut input.job)?;
-    drop(input.extra);
-    let code = runtime::worker::work(job, &mut input.report)?;
+    let code = runtime::worker::work(job, input.extra.pop(), &mut input.report)?;
     Ok(u8::try_from(code).unwrap_or(u8::MAX))
 }
 

@@ -2,15 +2,9 @@
 
 use std::fs;
 
-use crate::harness::{Laptop, Repo, World, cli::Output, in_one_mode, source::top};
+use crate::harness::{Laptop, Repo, World, cli::Output, docs::Page, in_one_mode};
 
 in_one_mode!(every_command_of_the_page_runs);
-
-/// Returns the contents of the blocks of a language.
-fn blocks<'p>(page: &'p str, language: &str) -> Vec<&'p str> {
-    let start = format!("```{language}\n");
-    page.split(start.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap()).collect()
-}
 
 fn every_command_of_the_page_runs(world: &World) {
     world.project("shop");
@@ -21,7 +15,7 @@ fn every_command_of_the_page_runs(world: &World) {
     let Some(laptop) = Laptop::new(world, "alice") else { return };
     laptop.git("", &["clone", "--quiet", repo.path().to_str().unwrap(), "shop"]).ok();
     laptop.git("shop", &["remote", "remove", "origin"]).ok();
-    let page = fs::read_to_string(top().join("docs/client.md")).unwrap();
+    let page = Page::read("docs/client.md");
     // Two names of the world's server stand for all servers of the page.
     let port = world.ssh_port();
     let replaced = |text: &str| {
@@ -31,17 +25,31 @@ fn every_command_of_the_page_runs(world: &World) {
             .iter()
             .fold(text, |text, name| text.replace(name, &here))
     };
-    let [file] = blocks(&page, "json")[..] else { panic!("{page}") };
+    let [file] = page.blocks("json")[..] else { panic!("the page has one JSON file") };
     fs::write(laptop.directory("shop").join("larder-environments.json"), replaced(file)).unwrap();
-    let [file] = blocks(&page, "yaml")[..] else { panic!("{page}") };
+    let [file] = page.blocks("yaml")[..] else { panic!("the page has one YAML file") };
     laptop.servers(&replaced(file));
-    let lines: Vec<_> = blocks(&page, "sh").into_iter().flat_map(str::lines).filter(|line| !line.is_empty()).collect();
-    assert!(lines.len() >= 9, "{lines:#?}");
     laptop.program("larder", &format!("exec {} \"$@\"\n", env!("CARGO_BIN_EXE_larder")));
-    for line in lines {
-        // A stream that never ends is shown up to its last line.
-        let line = replaced(line).replace(" --follow", "");
-        Output::of(laptop.command("sh", "shop").args(["-euc", &line])).exits(0).keeps_quiet_about("panicked");
+    let run = |line: &str, directory: &str| {
+        page.ran(line);
+        // A stream that never ends is shown up to its last line, and an interactive program runs a command.
+        let line = replaced(line).replace(" --follow", "").replace(" bash", " bash -c true");
+        Output::of(laptop.command("sh", directory).args(["-euc", &line])).keeps_quiet_about("panicked").clone()
+    };
+    for line in page.commands() {
+        run(&line, "shop").exits(0);
     }
     assert_eq!(laptop.git("shop", &["remote"]).ok().trim(), "prod");
+    // The commands in the sentences.
+    run("git push prod main", "shop").exits(0);
+    run("larder -r production@web2.example.com logs", "shop").exits(0);
+    run("larder domains:add shop.example.com", "shop").exits(2).says("larder has no command domains:add");
+    page.ran("larder has no command domains:add");
+    let refused = world.ssh_on_terminal("alice", &["run", "shop", "bash"], "exit 3\n");
+    page.ran("ssh -t -p PORT larder@HOST run shop bash");
+    refused.exits(3);
+    laptop.site("clone", "version one");
+    run("git remote add prod ssh://larder@HOST:2222/shop", "clone").exits(0);
+    laptop.larder("clone", &["-r", "prod", "releases"]).exits(0);
+    page.has_no_other_command();
 }

@@ -191,7 +191,11 @@ fn commands_of_heroku_and_dokku_work_from_a_laptop(world: &World) {
     laptop.larder("", &["git:report"]).exits(2);
     laptop.larder("", &["git:report", "shop"]).exits(0).says("shop/production");
     laptop.larder("", &["pg:psql"]).exits(4).says("database");
-    laptop.larder("", &["config:set", "A=b"]).exits(2).says("larder has no command config:set").says("`env:` of larder.yml");
+    laptop
+        .larder("", &["domains:add", "x.example.com"])
+        .exits(2)
+        .says("larder has no command domains:add")
+        .says("`domains:` of larder.yml");
     // The server gives the same answers to ssh alone.
     world.ssh("alice", &["apps"]).exits(0).says("shop/production");
     world.ssh("alice", &["domains:add", "shop", "x.example.com"]).exits(2).says("`domains:` of larder.yml");

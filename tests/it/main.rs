@@ -96,6 +96,7 @@ mod space;
 mod storage;
 mod streams;
 mod syscall_faults;
+mod terminal;
 mod unwind;
 mod upgrade_kills;
 mod verdicts;

@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::{fd::AsFd, unix::process::ExitStatusExt},
+    os::{fd::AsFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -38,12 +38,12 @@ pub fn work(job: &DatabaseStream, data: &Path, scratch: &Path) -> u8 {
 /// The variable with the database of [`shell_main`], as JSON.
 pub const SHELL_VARIABLE: &str = "LARDER_DATABASE";
 
-/// Runs the interactive client of the database in [`SHELL_VARIABLE`]. Returns the exit status of the client.
+/// Becomes the interactive client of the database in [`SHELL_VARIABLE`]. Returns the exit status of a failure.
 pub fn shell_main() -> u8 {
     let job = std::env::var(SHELL_VARIABLE).ok().and_then(|text| serde_json::from_str(&text).ok());
     let missing =
         || BackupFailure::new(FailureKind::Refused, format!("cannot start the client: {SHELL_VARIABLE} names no database"));
-    exit_status(job.ok_or_else(missing).and_then(|job| shell(&job)))
+    exit_status(Err(job.map_or_else(missing, |job| shell(&job))))
 }
 
 /// Writes an error to the standard error, and returns the exit status.
@@ -133,14 +133,17 @@ fn load(job: &DatabaseJob, scratch: &Path) -> Result<(), BackupFailure> {
     Ok(())
 }
 
-/// Runs the interactive client, with the password in a variable.
-fn shell(job: &DatabaseJob) -> Result<u8, BackupFailure> {
-    let mut command = client(job)?;
-    // The variable contains the password, which the client gets in a variable of its own.
-    let status = command.env_remove(SHELL_VARIABLE).status();
-    let status = status.map_err(|e| BackupFailure::io("start the client of the database", &e))?;
-    let code = status.code().unwrap_or_else(|| 128_i32.saturating_add(status.signal().unwrap_or(0)));
-    Ok(u8::try_from(code).unwrap_or(1))
+/// Becomes the interactive client, with the password in a variable. Returns only an error. A process in between would exit when Ctrl-C cancels a
+/// statement, because the terminal sends the signal to all processes in the foreground.
+fn shell(job: &DatabaseJob) -> BackupFailure {
+    match client(job) {
+        // The variable contains the password, which the client gets in a variable of its own.
+        Ok(mut command) => {
+            let error = command.env_remove(SHELL_VARIABLE).exec();
+            BackupFailure::io("start the client of the database", &error)
+        }
+        Err(failure) => failure,
+    }
 }
 
 fn client(job: &DatabaseJob) -> Result<Command, BackupFailure> {

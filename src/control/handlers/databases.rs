@@ -288,7 +288,7 @@ impl Request for DatabaseShell {
                 started.map(RunningCommand::from).map_err(|error| CommandError::internal(&error))
             })
         };
-        Ok(Reply::Stream(Stream::Run(Box::new(start))))
+        Ok(Reply::Stream(Stream::Interactive(Box::new(start))))
     }
 }
 

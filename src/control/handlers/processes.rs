@@ -250,6 +250,6 @@ impl Request for Run {
                 Ok(RunningCommand { child: child.map_err(|error| CommandError::internal(&error))?, copy, locked: None })
             })
         };
-        Ok(Reply::Stream(Stream::Run(Box::new(start))))
+        Ok(Reply::Stream(Stream::Interactive(Box::new(start))))
     }
 }

@@ -31,6 +31,8 @@ pub enum TerminalUse {
     None,
     /// The command asks for a confirmation.
     Question,
+    /// A command of the project runs in the terminal.
+    Session,
 }
 
 /// The view of a command's request.

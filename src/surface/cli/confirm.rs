@@ -27,11 +27,12 @@ pub(super) async fn confirmed(confirmation: CommandConfirmation, json: bool, io:
     let CommandConfirmation { answer, word, proceed } = confirmation;
     let (stdout, stderr) = (io.stdout.try_clone()?, io.stderr.try_clone()?);
     let is_local = rustix::termios::isatty(&io.stdin);
-    if json || !(is_local || io.terminal) {
-        return write(answer, io.terminal, stdout, stderr).await.map(Err);
+    let has_terminal = io.terminal.is_some();
+    if json || !(is_local || has_terminal) {
+        return write(answer, has_terminal, io.colours, stdout, stderr).await.map(Err);
     }
-    write(answer, io.terminal, stdout, stderr).await?;
-    let mut screen = Screen::new(io.stdout.try_clone()?, io.stderr.try_clone()?)?;
+    write(answer, has_terminal, io.colours, stdout, stderr).await?;
+    let mut screen = Screen::new(io.stdout.try_clone()?, io.stderr.try_clone()?, io.colours)?;
     screen.err(&format!("type the name of the project ({word}) to continue: ")).await?;
     let typed = line(io, !is_local, &mut screen).await?;
     if typed.as_deref().map(str::trim) != Some(word.as_str()) {

@@ -10,6 +10,10 @@ use super::{
     commands::Verb,
     habits, quickstart,
 };
+use crate::model::sanitise_line;
+
+/// The smallest similarity of two words, from 0 to 1, at which one of them may be a misspelling of the other.
+const SIMILAR: f64 = 0.8;
 
 /// Push-to-deploy: staging cooks, the larder keeps, production serves
 ///
@@ -74,6 +78,7 @@ impl CliCommand {
     /// Returns the use that the command makes of a terminal.
     pub(super) fn terminal(&self) -> TerminalUse {
         match self {
+            CliCommand::Verb(verb) if verb.is_interactive() => TerminalUse::Session,
             CliCommand::Verb(verb) if verb.may_ask() => TerminalUse::Question,
             _ => TerminalUse::None,
         }
@@ -143,16 +148,37 @@ pub(super) fn normalised(words: &[String]) -> Result<Vec<String>, clap::Error> {
         let message = format!("larder has no command {given}\nhint: {instruction}\n");
         Cli::command().error(clap::error::ErrorKind::InvalidSubcommand, message)
     })?;
-    let mut split = Vec::with_capacity(words.len().saturating_add(1));
-    for (index, word) in words.into_iter().enumerate() {
-        match word.split_once(':') {
-            Some((noun, rest)) if index == verb && cli.get_subcommands().any(|known| known.get_name() == noun) => {
-                split.extend([noun.to_owned(), rest.to_owned()]);
-            }
-            _ => split.push(word),
-        }
+    let Some(word) = words.get(verb) else { return Ok(words) };
+    if cli.find_subcommand(word).is_some() || word == "help" || word.starts_with('-') {
+        return Ok(words);
     }
-    Ok(split)
+    let parts = word.split_once(':').map(|(noun, rest)| (noun.to_owned(), rest.to_owned()));
+    match parts {
+        Some((noun, rest)) if cli.find_subcommand(&noun).is_some_and(clap::Command::has_subcommands) => {
+            let mut words = words;
+            words.splice(verb..=verb, [noun, rest]);
+            Ok(words)
+        }
+        _ => Err(unknown(&cli, word)),
+    }
+}
+
+/// Returns the error of a word that is no command, with the most similar command of larder, Heroku or Dokku.
+fn unknown(cli: &clap::Command, word: &str) -> clap::Error {
+    let nouns = cli.get_subcommands().filter(|command| !command.is_hide_set());
+    let verbs = nouns.flat_map(|noun| {
+        let joined = noun.get_subcommands().map(|verb| format!("{}:{}", noun.get_name(), verb.get_name()));
+        std::iter::once(noun.get_name().to_owned()).chain(joined)
+    });
+    let known = verbs.chain(habits::HABITS.iter().map(|(word, _)| (*word).to_owned()));
+    let scored = known.map(|known| (strsim::jaro_winkler(&word.to_lowercase(), &known), known));
+    let similar = scored.filter(|(score, _)| *score >= SIMILAR).max_by(|(a, _), (b, _)| a.total_cmp(b));
+    let hint = match similar {
+        Some((_, known)) => format!("did you mean `larder {known}`?"),
+        None => String::from("list the commands with `larder help`"),
+    };
+    let word: String = sanitise_line(word).chars().take(60).collect();
+    Cli::command().error(clap::error::ErrorKind::InvalidSubcommand, format!("larder has no command {word}\nhint: {hint}\n"))
 }
 
 /// Returns the index of the first word that is neither a global option nor its value.
@@ -241,7 +267,9 @@ mod tests {
                 // Other arguments are given by the user.
                 Err(error) => matches!(
                     error.kind(),
-                    clap::error::ErrorKind::MissingRequiredArgument | clap::error::ErrorKind::DisplayVersion
+                    clap::error::ErrorKind::MissingRequiredArgument
+                        | clap::error::ErrorKind::DisplayVersion
+                        | clap::error::ErrorKind::DisplayHelp
                 ),
             }
         };
@@ -285,7 +313,23 @@ mod tests {
 
     #[test]
     fn misspelled_command_gets_a_suggestion() {
-        let error = parse(&words("projekt list")).unwrap_err().to_string();
-        assert!(error.contains("project"), "{error}");
+        for (line, suggested) in [
+            ("projekt list", "project"),
+            ("relases", "releases"),
+            ("project:creat shop", "create"),
+            ("projct:create shop", "project:create"),
+            ("confg:set A=b", "config:set"),
+            ("ps:scael web=2", "ps:scale"),
+            ("buildpack:add x", "buildpacks:add"),
+            ("Status", "status"),
+            ("--json -r prod stauts", "status"),
+        ] {
+            let error = parse(&words(line)).unwrap_err();
+            let shown = error.to_string();
+            assert!(error.exit_code() == 2 && shown.contains(suggested), "{line}: {shown}");
+        }
+        let error = parse(&words("qqqq\u{1b}[2J")).unwrap_err().to_string();
+        assert!(error.contains("larder has no command qqqq") && error.contains("`larder help`"), "{error}");
+        assert!(!error.contains("\u{1b}[2J"), "{error:?}");
     }
 }

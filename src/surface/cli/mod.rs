@@ -9,6 +9,7 @@ mod commands;
 mod confirm;
 mod grammar;
 mod habits;
+mod interactive;
 mod paint;
 pub mod quickstart;
 mod rights;
@@ -19,7 +20,7 @@ mod text;
 
 pub use self::{
     grammar::{Cli, CliCommand, Local, ServeArgs, completions, manual, manual_pages, parse},
-    paint::painted_error,
+    paint::{Colours, painted_error},
     rights::{commands as server_commands, needs as command_needs},
     text::error as error_text,
 };

@@ -1,19 +1,21 @@
 //! Carries out one command, from its words to its exit status, for the control socket and for ssh.
 
-use std::io;
+use std::{io, os::fd::OwnedFd};
 
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
-pub use super::screen::{Io, Screen};
+pub use super::screen::{Io, LocalTerminal, Screen};
 use super::{
     command::{Asked, Asking, CommandOutcome},
     confirm,
     grammar::{Cli, CliCommand, parse},
+    interactive::{self, SessionTerminal, exit_code},
+    paint::Colours,
     screen::write,
 };
 use crate::{
-    control::{Caller, CommandError, Control, DeploymentGoal, ErrorKind, LogFollower, RunningCommand, Stream},
+    control::{Caller, CommandError, Control, DeploymentGoal, ErrorKind, LogFollower, RunningCommand, StartCommand, Stream},
     host::launch::Stdio,
     model::{self, sanitise_bytes, sanitise_text},
     pipeline::{Ticket, chain},
@@ -32,7 +34,7 @@ pub async fn run(control: &Control, caller: &Caller, words: &[String], io: Io) -
 async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -> io::Result<u8> {
     let Cli { json, quiet, command, .. } = match parse(words) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error, Screen::new(io.stdout, io.stderr)?).await,
+        Err(error) => return usage(&error, Screen::new(io.stdout, io.stderr, io.colours)?).await,
     };
     let asked = match command {
         CliCommand::Verb(verb) => Box::pin(verb.ask(Asking::Run { control, caller, json })).await,
@@ -45,7 +47,7 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
         Ok(Asked { needs, outcome: Some(outcome) }) => (needs, outcome),
         // A request that is carried out has an outcome.
         Ok(Asked { outcome: None, .. }) => return Ok(1),
-        Err(error) => return Screen::new(io.stdout, io.stderr)?.refuse(&error).await,
+        Err(error) => return Screen::new(io.stdout, io.stderr, io.colours)?.refuse(&error).await,
     };
     let gone = io.gone.clone();
     let answering = conclude(outcome, json, quiet, io);
@@ -61,7 +63,8 @@ async fn attempt(control: &Control, caller: &Caller, words: &[String], io: Io) -
 }
 
 async fn usage(error: &clap::Error, mut screen: Screen) -> io::Result<u8> {
-    let text = error.render().to_string();
+    let rendered = error.render();
+    let text = if screen.has_coloured_errors() { rendered.ansi().to_string() } else { rendered.to_string() };
     if error.use_stderr() {
         screen.err(&text).await?
     } else {
@@ -71,6 +74,9 @@ async fn usage(error: &clap::Error, mut screen: Screen) -> io::Result<u8> {
 }
 
 async fn conclude(outcome: CommandOutcome, json: bool, quiet: bool, io: Io) -> io::Result<u8> {
+    if let (Some(terminal), false) = (&io.terminal, matches!(outcome, CommandOutcome::Stream(Stream::Interactive(_)))) {
+        terminal.process_lines();
+    }
     let outcome = match outcome {
         CommandOutcome::Confirm(confirmation) => match confirm::confirmed(confirmation, json, &io).await? {
             Ok(outcome) => outcome,
@@ -80,7 +86,7 @@ async fn conclude(outcome: CommandOutcome, json: bool, quiet: bool, io: Io) -> i
     };
     let outcome = match outcome {
         CommandOutcome::Input(input) => {
-            let read = if rustix::termios::isatty(&io.stdin) {
+            let read = if io.terminal.is_some() || rustix::termios::isatty(&io.stdin) {
                 Err(CommandError::new(ErrorKind::Usage, "cannot read the input from a terminal")
                     .hint("redirect the input: ... < FILE"))
             } else {
@@ -91,23 +97,24 @@ async fn conclude(outcome: CommandOutcome, json: bool, quiet: bool, io: Io) -> i
             };
             match read {
                 Ok(outcome) => outcome,
-                Err(error) => return Screen::new(io.stdout, io.stderr)?.refuse(&error).await,
+                Err(error) => return Screen::new(io.stdout, io.stderr, io.colours)?.refuse(&error).await,
             }
         }
         other => other,
     };
-    let Io { stdin, stdout, stderr, terminal, gone } = io;
+    let Io { stdin, stdout, stderr, terminal: caller_terminal, local_terminal, colours, gone } = io;
+    let terminal = caller_terminal.is_some();
     match outcome {
         // A request reads its input once.
         CommandOutcome::Input(_) => Ok(ErrorKind::Internal.exit_code()),
         // The caller confirms a command at most once. If the confirmed command needs a further confirmation, only its consequences are shown.
-        CommandOutcome::Confirm(confirmation) => write(confirmation.answer, terminal, stdout, stderr).await,
+        CommandOutcome::Confirm(confirmation) => write(confirmation.answer, terminal, colours, stdout, stderr).await,
         CommandOutcome::Answer(answer) => {
             drop(stdin);
-            write(answer, terminal, stdout, stderr).await
+            write(answer, terminal, colours, stdout, stderr).await
         }
         CommandOutcome::Upload(upload) => {
-            let answer = if rustix::termios::isatty(&stdin) {
+            let answer = if terminal || rustix::termios::isatty(&stdin) {
                 Err(CommandError::new(ErrorKind::Usage, "cannot read a file from a terminal")
                     .hint("redirect the input: ... < FILE"))
             } else {
@@ -117,36 +124,31 @@ async fn conclude(outcome: CommandOutcome, json: bool, quiet: bool, io: Io) -> i
                 }
             };
             match answer {
-                Ok(answer) => write(answer, terminal, stdout, stderr).await,
-                Err(error) => Screen::new(stdout, stderr)?.refuse(&error).await,
+                Ok(answer) => write(answer, terminal, colours, stdout, stderr).await,
+                Err(error) => Screen::new(stdout, stderr, colours)?.refuse(&error).await,
             }
         }
-        CommandOutcome::Stream(Stream::Run(start)) => {
-            let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr.try_clone()?), extra: Vec::new() };
-            let RunningCommand { mut child, copy, locked } = match start(stdio).await {
-                Ok(running) => running,
-                Err(error) => return Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
-            };
-            // From here on, only the command holds the caller's descriptors. The caller's output therefore ends when the command closes them.
-            drop(stderr);
-            let exit = tokio::select! {
-                exit = child.wait() => exit,
-                () = gone.cancelled() => {
-                    let _ = child.kill().await;
-                    child.wait().await
+        CommandOutcome::Stream(Stream::Interactive(start)) => {
+            let terminal = caller_terminal.map(SessionTerminal::Remote).or(local_terminal.map(SessionTerminal::Local));
+            match terminal {
+                Some(terminal) => {
+                    let caller = interactive::CallerStreams { stdin, stdout, stderr, colours, gone };
+                    interactive::run(start, caller, terminal).await
                 }
-            };
-            // A copy of the data is deleted after the command has ended.
-            drop((copy, locked));
-            let exit = exit.map_err(io::Error::other)?;
-            let code = exit.code.or(exit.signal.map(|signal| signal.saturating_add(128))).unwrap_or(1);
-            Ok(u8::try_from(code).unwrap_or(1))
+                None => piped(start, [stdin, stdout, stderr], colours, &gone).await,
+            }
         }
+        // A terminal would change the bytes of a dump.
+        CommandOutcome::Stream(Stream::Run(_)) if terminal => {
+            let error = CommandError::new(ErrorKind::Usage, "cannot transfer a file through a terminal");
+            Screen::new(stdout, stderr, colours)?.refuse(&error.hint("run the command without a terminal: `ssh -T`")).await
+        }
+        CommandOutcome::Stream(Stream::Run(start)) => piped(start, [stdin, stdout, stderr], colours, &gone).await,
         CommandOutcome::Stream(Stream::Bytes(send)) => {
             drop(stdin);
-            if rustix::termios::isatty(&stdout) {
+            if terminal || rustix::termios::isatty(&stdout) {
                 let error = CommandError::new(ErrorKind::Usage, "cannot write a file to a terminal");
-                return Screen::new(stdout, stderr)?.refuse(&error.hint("redirect the output: ... > FILE")).await;
+                return Screen::new(stdout, stderr, colours)?.refuse(&error.hint("redirect the output: ... > FILE")).await;
             }
             let sent = tokio::select! {
                 sent = send(stdout) => sent,
@@ -154,22 +156,48 @@ async fn conclude(outcome: CommandOutcome, json: bool, quiet: bool, io: Io) -> i
             };
             match sent {
                 Ok(()) => Ok(0),
-                Err(error) => Screen::new(stderr.try_clone()?, stderr)?.refuse(&error).await,
+                Err(error) => Screen::of_errors(stderr, colours)?.refuse(&error).await,
             }
         }
         CommandOutcome::Stream(Stream::Deployment { ticket, goal }) => {
             drop(stdin);
-            deployment(Screen::new(stdout, stderr)?, *ticket, goal, quiet, &gone).await
+            deployment(Screen::new(stdout, stderr, colours)?, *ticket, goal, quiet, &gone).await
         }
         CommandOutcome::Stream(Stream::Logs { past, follower }) => {
             drop(stdin);
-            logs(Screen::new(stdout, stderr)?, json, past, *follower, &gone).await
+            logs(Screen::new(stdout, stderr, colours)?, json, past, *follower, &gone).await
         }
         CommandOutcome::Stream(Stream::Relay(exec)) => {
             drop(stdin);
-            relay(Screen::new(stdout, stderr)?, *exec, &gone).await
+            relay(Screen::new(stdout, stderr, colours)?, *exec, &gone).await
         }
     }
+}
+
+/// Runs a command with the descriptors of its caller. Returns its exit status.
+async fn piped(
+    start: StartCommand,
+    [stdin, stdout, stderr]: [OwnedFd; 3],
+    colours: Colours,
+    gone: &CancellationToken,
+) -> io::Result<u8> {
+    let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr.try_clone()?), extra: Vec::new() };
+    let RunningCommand { mut child, copy, locked } = match start(stdio).await {
+        Ok(running) => running,
+        Err(error) => return Screen::of_errors(stderr, colours)?.refuse(&error).await,
+    };
+    // From here on, only the command holds the caller's descriptors. The caller's output therefore ends when the command closes them.
+    drop(stderr);
+    let exit = tokio::select! {
+        exit = child.wait() => exit,
+        () = gone.cancelled() => {
+            let _ = child.kill().await;
+            child.wait().await
+        }
+    };
+    // A copy of the data is deleted after the command has ended.
+    drop((copy, locked));
+    Ok(exit_code(exit.map_err(io::Error::other)?))
 }
 
 /// Shows a deployment until it ends. The deployment continues if the caller disconnects.
@@ -254,7 +282,7 @@ async fn logs(
         false => sanitise_text(&format!("{line}\n")),
     };
     for line in past {
-        screen.out(&shown(&line)).await?;
+        screen.out_unchanged(&shown(&line)).await?;
     }
     loop {
         let line = tokio::select! {
@@ -262,7 +290,7 @@ async fn logs(
             line = follower.lines.recv() => line,
         };
         match line {
-            Ok(line) if (follower.wanted)(&line) => screen.out(&shown(&line.text)).await?,
+            Ok(line) if (follower.wanted)(&line) => screen.out_unchanged(&shown(&line.text)).await?,
             Ok(_) => {}
             Err(RecvError::Lagged(missed)) => {
                 screen.err(&format!("(lines missing here: {missed}; the output was read too slowly)\n")).await?

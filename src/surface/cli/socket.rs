@@ -1,7 +1,8 @@
 //! The control socket: the local program sends the words of a command with its three standard descriptors, and receives the exit status.
 //!
 //! A request consists of a length and a message. The length has four bytes, in big endian. The message is a [`Call`] as JSON. The
-//! descriptors are sent together with the length. The answer is one byte, the exit status. The socket's file mode and the peer's uid decide
+//! descriptors are sent together with the length. The answer is one byte, the exit status. If the client has sent a terminal and the
+//! command runs in a pseudo-terminal, a byte with the descriptor of the master precedes the answer. The socket's file mode and the peer's uid decide
 //! who may connect.
 
 use std::{
@@ -20,12 +21,18 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::session::{self, Io, Screen};
-use crate::control::{Caller, CommandError, Control, ErrorKind};
+use super::{
+    paint::Colours,
+    session::{self, Io, LocalTerminal, Screen},
+};
+use crate::{
+    control::{Caller, CommandError, Control, ErrorKind},
+    model::ClientTerminal,
+};
 
 /// The maximum size of a message in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -41,6 +48,12 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 struct Call {
     /// The words of the command line, without the program's name.
     words: Vec<String>,
+    /// The streams of the client whose text has colours.
+    #[serde(default)]
+    colours: Colours,
+    /// The terminal of the client, if the command may run in a pseudo-terminal.
+    #[serde(default)]
+    terminal: Option<ClientTerminal>,
 }
 
 /// The standard descriptors of a client.
@@ -109,33 +122,57 @@ async fn answer(mut stream: UnixStream, control: Control) -> io::Result<()> {
     let call = match call {
         Ok(call) => call,
         Err(error) => {
-            let code = Screen::new(stdout, stderr)?.refuse(&error).await?;
+            let code = Screen::new(stdout, stderr, Colours::default())?.refuse(&error).await?;
             return stream.write_all(&[code]).await;
         }
     };
     let gone = CancellationToken::new();
-    let io = Io { stdin, stdout, stderr, terminal: false, gone: gone.clone() };
+    let (master, mut opened) = oneshot::channel();
+    let local_terminal = call.terminal.map(|given| {
+        let terminal = ClientTerminal::new(given.term(), given.size, given.modes.clone());
+        LocalTerminal { terminal, master }
+    });
+    let io = Io { stdin, stdout, stderr, terminal: None, local_terminal, colours: call.colours, gone: gone.clone() };
     let mut end = [0_u8; 1];
-    let code = {
-        let running = session::run(&control, &Caller::Operator, &call.words, io);
-        tokio::pin!(running);
+    let running = session::run(&control, &Caller::Operator, &call.words, io);
+    tokio::pin!(running);
+    let mut is_waiting = true;
+    let code = loop {
         tokio::select! {
-            code = &mut running => code,
+            code = &mut running => break code,
+            master = &mut opened, if is_waiting => {
+                is_waiting = false;
+                if let Ok(master) = master {
+                    pass(&stream, &master).await?;
+                }
+            }
             // A client sends nothing after its message. If this read returns, the client has disconnected.
             _ = stream.read(&mut end) => {
                 gone.cancel();
-                running.await
+                break running.await;
             }
         }
     };
     stream.write_all(&[code]).await
 }
 
+/// Passes the master of a pseudo-terminal to the client, with a byte that has no meaning.
+async fn pass(stream: &UnixStream, master: &OwnedFd) -> io::Result<()> {
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [master.as_fd()];
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        Ok(sendmsg(stream.as_fd(), &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await.map(drop)
+}
+
 async fn reject(mut stream: UnixStream) -> io::Result<()> {
     let (_, Descriptors { stdout, stderr, .. }) = receive(&mut stream).await?;
     let why = format!("cannot run the command: the server runs {MAX_CLIENTS} commands already (the limit)");
     let error = CommandError::new(ErrorKind::Refused, why).hint("end a command such as `larder logs --follow`, and try again");
-    let code = Screen::new(stdout, stderr)?.refuse(&error).await?;
+    let code = Screen::new(stdout, stderr, Colours::default())?.refuse(&error).await?;
     stream.write_all(&[code]).await
 }
 
@@ -203,13 +240,16 @@ pub fn connect(path: &Path) -> io::Result<std::os::unix::net::UnixStream> {
     std::os::unix::net::UnixStream::connect(path)
 }
 
-/// Sends a command to a connected server. Returns the exit status.
+/// Sends a command to a connected server. If the command runs in a pseudo-terminal, calls `show` with the master. Returns the exit status.
 pub fn call(
     mut stream: std::os::unix::net::UnixStream,
     words: Vec<String>,
+    colours: Colours,
     descriptors: [BorrowedFd<'_>; 3],
+    terminal: Option<ClientTerminal>,
+    show: impl FnOnce(OwnedFd) -> io::Result<()>,
 ) -> Result<u8, CallError> {
-    let message = serde_json::to_vec(&Call { words }).map_err(io::Error::other)?;
+    let message = serde_json::to_vec(&Call { words, colours, terminal }).map_err(io::Error::other)?;
     let length = u32::try_from(message.len()).ok().filter(|length| *length as usize <= MAX_MESSAGE);
     let prefix = length.ok_or(CallError::TooLong(message.len()))?.to_be_bytes();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
@@ -219,7 +259,22 @@ pub fn call(
     stream.write_all(prefix.get(sent..).unwrap_or_default())?;
     stream.write_all(&message)?;
     let mut code = [0_u8; 1];
-    stream.read_exact(&mut code)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = recvmsg(&stream, &mut [IoSliceMut::new(&mut code)], &mut ancillary, RecvFlags::CMSG_CLOEXEC);
+    let received = received.map_err(io::Error::from)?.bytes;
+    let mut descriptors = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
+        _ => None,
+    });
+    match descriptors.next().and_then(|mut rights| rights.next()) {
+        Some(master) => {
+            show(master)?;
+            stream.read_exact(&mut code)?;
+        }
+        None if received == 0 => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        None => {}
+    }
     let [code] = code;
     Ok(code)
 }

@@ -22,13 +22,14 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::pipe,
-    sync::Notify,
+    sync::{Notify, watch},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     exec::{ExecRequest, GitService},
-    handler::{ExecCall, ExecHandler, ExecIo, SshIdentity, Tty},
+    handler::{ExecCall, ExecHandler, ExecIo, SshIdentity},
+    terminal::{CTRL_C, ExecTerminal, TerminalMode},
 };
 use crate::git::{CommandCounter, PushCommands};
 
@@ -56,7 +57,6 @@ pub(super) const STATUS_USAGE: u32 = 2;
 /// The exit status of a request that is refused, temporarily or for this key.
 pub(super) const STATUS_REFUSED: u32 = 3;
 const STDERR: u32 = 1;
-const CTRL_C: u8 = 3;
 const CTRL_D: u8 = 4;
 
 /// The state that the connection's task and the channel's tasks share.
@@ -169,7 +169,8 @@ pub(super) struct Job {
     pub(super) identity: SshIdentity,
     pub(super) request: ExecRequest,
     pub(super) git_protocol: Option<String>,
-    pub(super) tty: Option<Tty>,
+    pub(super) terminal: Option<ExecTerminal>,
+    pub(super) colours: bool,
     pub(super) source: std::net::IpAddr,
 }
 
@@ -186,7 +187,7 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<ChannelState>,
         }
     };
     // Git's bytes are passed on unchanged; text for a terminal in raw mode needs carriage returns.
-    let terminal = job.tty.is_some() && !bulk;
+    let mode = job.terminal.as_ref().filter(|_| !bulk).map(|terminal| terminal.mode.subscribe());
     let commands = PushCommands::default();
     let pushes = matches!(job.request, ExecRequest::Git { service: GitService::ReceivePack, .. });
     let counter = pushes.then(|| CommandCounter::new(commands.clone()));
@@ -194,14 +195,15 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<ChannelState>,
         identity: job.identity,
         request: job.request,
         git_protocol: job.git_protocol,
-        tty: job.tty,
+        terminal: job.terminal,
+        colours: job.colours,
         source: job.source,
         io: ExecIo { stdin, stdout, stderr, gone: shared.stop.clone(), commands },
     };
     let handler = job.handler;
     // The request runs in its own task, so that a panic ends only this task and the request continues if the client disconnects.
     let work = tokio::spawn(async move { handler.exec(call).await });
-    let feeding = tokio::spawn(feed(pipes.stdin, Arc::clone(&shared), terminal, counter));
+    let feeding = tokio::spawn(feed(pipes.stdin, Arc::clone(&shared), mode.clone(), counter));
     let ended = CancellationToken::new();
     let status = async {
         let status = work.await.unwrap_or_else(|error| {
@@ -211,8 +213,8 @@ pub(super) async fn run(write: ChannelWriteHalf<Msg>, shared: Arc<ChannelState>,
         ended.cancel();
         status
     };
-    let output = forward(pipes.stdout, &write, None, &shared, &ended, terminal);
-    let errors = forward(pipes.stderr, &write, Some(STDERR), &shared, &ended, terminal);
+    let output = forward(pipes.stdout, &write, None, &shared, &ended, mode.as_ref());
+    let errors = forward(pipes.stderr, &write, Some(STDERR), &shared, &ended, mode.as_ref());
     let (status, (), ()) = tokio::join!(status, output, errors);
     feeding.abort();
     shared.input.discard();
@@ -276,16 +278,32 @@ impl Pipes {
     }
 }
 
-/// Moves queued input into the pipe.
-async fn feed(mut pipe: pipe::Sender, shared: Arc<ChannelState>, terminal: bool, mut counter: Option<CommandCounter>) {
+/// Returns true if the channel processes lines of a terminal. The handler drops the sender of a mode that it does not decide.
+fn has_lines(mode: Option<&watch::Receiver<TerminalMode>>) -> bool {
+    mode.is_some_and(|mode| *mode.borrow() != TerminalMode::Raw)
+}
+
+/// Moves queued input into the pipe. With a terminal, the input waits until its mode is decided.
+async fn feed(
+    mut pipe: pipe::Sender,
+    shared: Arc<ChannelState>,
+    mut mode: Option<watch::Receiver<TerminalMode>>,
+    mut counter: Option<CommandCounter>,
+) {
     let moving = async {
+        if let Some(mode) = &mut mode {
+            // An error means that the request ended before it decided.
+            let _ = mode.wait_for(|mode| *mode != TerminalMode::Undecided).await;
+        }
         while let Some(mut chunk) = shared.input.next().await {
             // Commands are counted before git receives the bytes, so that the number is complete when git exits.
             if let Some(counter) = &mut counter {
                 counter.feed(&chunk);
             }
             let mut last = false;
-            if terminal && let Some(at) = chunk.iter().position(|c| matches!(*c, CTRL_C | CTRL_D)) {
+            if has_lines(mode.as_ref())
+                && let Some(at) = chunk.iter().position(|c| matches!(*c, CTRL_C | CTRL_D))
+            {
                 if chunk.get(at) == Some(&CTRL_C) {
                     shared.stop.cancel();
                 }
@@ -312,7 +330,7 @@ async fn forward(
     stream: Option<u32>,
     shared: &ChannelState,
     ended: &CancellationToken,
-    terminal: bool,
+    mode: Option<&watch::Receiver<TerminalMode>>,
 ) {
     let mut buffer = BytesMut::new();
     let mut size = READ_FIRST;
@@ -354,7 +372,7 @@ async fn forward(
             }
         }
         let mut data = buffer.split().freeze();
-        if terminal {
+        if has_lines(mode) {
             data = with_returns(&data, &mut after_return);
         }
         let sent = async {

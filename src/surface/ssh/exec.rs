@@ -168,6 +168,15 @@ fn clip(text: &str) -> String {
     text.chars().take(80).collect()
 }
 
+/// Returns true for values of `GIT_PROTOCOL` that git itself writes: `version=N`, then options.
+pub(super) fn is_git_protocol(value: &str) -> bool {
+    let mut parts = value.split(':');
+    let option = |part: &str| {
+        !part.is_empty() && part.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'=' | b'-'))
+    };
+    value.len() <= 64 && matches!(parts.next(), Some("version=0" | "version=1" | "version=2")) && parts.all(option)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,5 +285,16 @@ mod tests {
                 prop_assert!(!tail.contains("..") && !tail.contains('-') || path.project.as_str().contains('-'));
             }
         }
+    }
+
+    #[test]
+    fn only_values_that_git_writes_are_accepted() {
+        for good in ["version=2", "version=0", "version=1:agent=x-1"] {
+            assert!(is_git_protocol(good), "{good}");
+        }
+        for bad in ["", "version=3", "version=2:", "version=2\n", "version=2:A", "x:version=2", "version=2 ", "version=2:$(id)"] {
+            assert!(!is_git_protocol(bad), "{bad}");
+        }
+        assert!(!is_git_protocol(&format!("version=2:{}", "a".repeat(60))));
     }
 }

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{exec::ExecRequest, keys::PublicKeyInfo};
+use super::{exec::ExecRequest, keys::PublicKeyInfo, terminal::ExecTerminal};
 use crate::{control::LoginCertificate, git::PushCommands, model::UserName};
 
 /// The proof with which a client logs in.
@@ -53,18 +53,6 @@ pub struct KeyAnswer {
     pub outcome: Result<UserName, KeyRefusal>,
 }
 
-/// The terminal that a client requested. For a request with a terminal, lines end with `\r\n`, Ctrl-C cancels the request, Ctrl-D ends the
-/// input, and control characters are removed even from text that is otherwise sent verbatim. Requests of git ignore the terminal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tty {
-    /// `TERM`, at most 64 characters of `[A-Za-z0-9._+-]`.
-    pub term: String,
-    /// Width in characters.
-    pub columns: u32,
-    /// Height in lines.
-    pub rows: u32,
-}
-
 /// The request's ends of the pipes that carry its input and output. Dropping a descriptor closes that end of its pipe.
 #[derive(Debug)]
 pub struct ExecIo {
@@ -74,8 +62,8 @@ pub struct ExecIo {
     pub stdout: OwnedFd,
     /// The error output, which clients show apart from the output.
     pub stderr: OwnedFd,
-    /// The token that is cancelled when the client closes the channel, disconnects, or sends Ctrl-C or a signal. The server does not abort
-    /// the request: the handler must end the request by itself.
+    /// The token that is cancelled when the client closes the channel, disconnects, or sends a signal, or Ctrl-C in a channel that
+    /// processes lines. The server does not abort the request: the handler must end the request by itself.
     pub gone: CancellationToken,
     /// The number of ref updates in the input so far; 0 unless the request is a push.
     pub commands: PushCommands,
@@ -90,8 +78,10 @@ pub struct ExecCall {
     pub request: ExecRequest,
     /// The client's `GIT_PROTOCOL`: `version=N`, then options. The server accepts no other value.
     pub git_protocol: Option<String>,
-    /// The client's terminal. With a terminal, lines are sent with carriage returns.
-    pub tty: Option<Tty>,
+    /// The client's terminal. The input waits until the handler has decided how the channel processes it.
+    pub terminal: Option<ExecTerminal>,
+    /// True if text for the client has colours: with a terminal, unless the client has sent `NO_COLOR`, or with `CLICOLOR_FORCE`.
+    pub colours: bool,
     /// The client's address.
     pub source: IpAddr,
     /// The input and output.

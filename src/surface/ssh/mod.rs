@@ -17,14 +17,16 @@ mod limits;
 mod progress;
 mod server;
 mod session;
+mod terminal;
 #[cfg(test)]
 mod tests;
 
 pub use self::{
     config::{Profile, SshServerConfig},
     exec::{ExecError, ExecRequest, GitService, RepoPath},
-    handler::{Credential, ExecCall, ExecHandler, ExecIo, KeyAnswer, KeyRefusal, SshIdentity, Tty},
+    handler::{Credential, ExecCall, ExecHandler, ExecIo, KeyAnswer, KeyRefusal, SshIdentity},
     keys::{KeyError, PublicKeyInfo},
     limits::SshLimits,
     server::serve,
+    terminal::ExecTerminal,
 };

@@ -13,8 +13,9 @@ use super::{
     channel::{self, ChannelState, Job},
     config::SshServerConfig,
     exec::{self, ExecRequest},
-    handler::{ExecHandler, Tty},
+    handler::ExecHandler,
     progress::{ConnectionProgress, SessionError},
+    terminal::{self, ExecTerminal, Window},
 };
 
 /// The window of a channel whose queue has reached [`channel::INPUT_HIGH`], in bytes. The window is not zero, because russh can open a window
@@ -46,8 +47,12 @@ struct Open {
     shared: Arc<ChannelState>,
     /// The sender to the client; absent after the first request, because a channel carries only one request.
     write: Option<ChannelWriteHalf<Msg>>,
-    tty: Option<Tty>,
+    /// The requested terminal; absent after the first request, as `write`.
+    terminal: Option<ExecTerminal>,
+    window: Option<Window>,
     git_protocol: Option<String>,
+    /// The client's wish for or against colours.
+    colours: Option<bool>,
 }
 
 /// The state of one connection.
@@ -118,12 +123,14 @@ impl SshConnection {
             }
             (Ok(request), Some(identity)) => {
                 tracing::debug!(%peer, user = %identity.user, ?request, "request");
+                let has_colours = open.terminal.as_ref().is_some_and(ExecTerminal::shows_colours);
                 let job = Job {
                     handler: Arc::clone(&self.authentication.handler),
                     identity,
                     request,
                     git_protocol: open.git_protocol.take(),
-                    tty: open.tty.take(),
+                    colours: open.colours.unwrap_or(has_colours),
+                    terminal: open.terminal.take(),
                     source,
                 };
                 tokio::spawn(async move {
@@ -134,7 +141,7 @@ impl SshConnection {
             }
         };
         tracing::info!(%peer, "{refusal}");
-        let ending = if open.tty.is_some() { "\r\n" } else { "\n" };
+        let ending = if open.terminal.is_some() { "\r\n" } else { "\n" };
         tokio::spawn(async move {
             channel::refuse_request(write, shared, refusal + ending, status).await;
             drop(busy);
@@ -212,7 +219,14 @@ impl Handler for SshConnection {
         let id = channel.id();
         // Input arrives through `data` below; russh's own queue would block the whole connection.
         let (_, write) = channel.split();
-        let open = Open { shared: ChannelState::new(), write: Some(write), tty: None, git_protocol: None };
+        let open = Open {
+            shared: ChannelState::new(),
+            write: Some(write),
+            terminal: None,
+            window: None,
+            git_protocol: None,
+            colours: None,
+        };
         self.channels.insert(id, open);
         reply.accept().await;
         Ok(())
@@ -279,14 +293,13 @@ impl Handler for SshConnection {
         rows: u32,
         _pix_width: u32,
         _pix_height: u32,
-        _modes: &[(Pty, u32)],
+        modes: &[(Pty, u32)],
         session: &mut Session,
     ) -> Result<(), SessionError> {
-        let plain = |text: &str| text.len() <= 64 && text.bytes().all(|c| c.is_ascii_alphanumeric() || b"._+-".contains(&c));
-        let term = if plain(term) { term } else { "dumb" };
         match self.channels.get_mut(&id) {
             Some(open) if open.write.is_some() && self.authentication.may_have_terminal() => {
-                open.tty = Some(Tty { term: term.to_owned(), columns: columns.min(1000), rows: rows.min(1000) });
+                let (window, terminal) = Window::open(term, columns, rows, modes);
+                (open.window, open.terminal) = (Some(window), Some(terminal));
                 Ok(session.channel_success(id)?)
             }
             _ => Ok(session.channel_failure(id)?),
@@ -296,29 +309,44 @@ impl Handler for SshConnection {
     async fn window_change_request(
         &mut self,
         id: ChannelId,
-        _columns: u32,
-        _rows: u32,
+        columns: u32,
+        rows: u32,
         _pix_width: u32,
         _pix_height: u32,
         session: &mut Session,
     ) -> Result<(), SessionError> {
-        Ok(session.channel_success(id)?)
+        match self.channels.get(&id).and_then(|open| open.window.as_ref()) {
+            Some(window) => {
+                window.resize(columns, rows);
+                Ok(session.channel_success(id)?)
+            }
+            None => Ok(session.channel_failure(id)?),
+        }
     }
 
     async fn env_request(&mut self, id: ChannelId, name: &str, value: &str, session: &mut Session) -> Result<(), SessionError> {
         if name == "GIT_PROTOCOL"
-            && is_git_protocol(value)
+            && exec::is_git_protocol(value)
             && let Some(open) = self.channels.get_mut(&id)
         {
             open.git_protocol = Some(value.to_owned());
+            return Ok(session.channel_success(id)?);
+        }
+        if let (Some(wish), Some(open)) = (terminal::wish_for_colours(name, value), self.channels.get_mut(&id)) {
+            // The wish against colours wins.
+            open.colours = Some(wish && open.colours.unwrap_or(true));
             return Ok(session.channel_success(id)?);
         }
         Ok(session.channel_failure(id)?)
     }
 
     async fn signal(&mut self, id: ChannelId, signal: Sig, _session: &mut Session) -> Result<(), SessionError> {
-        if let (Some(open), Sig::INT | Sig::TERM | Sig::HUP | Sig::QUIT | Sig::KILL) = (self.channels.get(&id), signal) {
-            open.shared.stop.cancel();
+        let Some(open) = self.channels.get(&id) else { return Ok(()) };
+        match open.window.as_ref().and_then(|window| window.key(&signal)) {
+            // Input without space loses the key, as on a terminal.
+            Some(key) => drop(open.shared.input.push(&[key])),
+            None if matches!(signal, Sig::INT | Sig::TERM | Sig::HUP | Sig::QUIT | Sig::KILL) => open.shared.stop.cancel(),
+            None => {}
         }
         Ok(())
     }
@@ -341,29 +369,4 @@ impl Handler for SshConnection {
 
     // russh refuses the forwarding of ports, sockets and agents unless the callbacks for this forwarding are implemented. A test requests
     // each kind of forwarding.
-}
-
-/// Returns true for values of `GIT_PROTOCOL` that git itself writes: `version=N`, then options.
-fn is_git_protocol(value: &str) -> bool {
-    let mut parts = value.split(':');
-    let option = |part: &str| {
-        !part.is_empty() && part.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'=' | b'-'))
-    };
-    value.len() <= 64 && matches!(parts.next(), Some("version=0" | "version=1" | "version=2")) && parts.all(option)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_git_protocol;
-
-    #[test]
-    fn only_values_that_git_writes_are_accepted() {
-        for good in ["version=2", "version=0", "version=1:agent=x-1"] {
-            assert!(is_git_protocol(good), "{good}");
-        }
-        for bad in ["", "version=3", "version=2:", "version=2\n", "version=2:A", "x:version=2", "version=2 ", "version=2:$(id)"] {
-            assert!(!is_git_protocol(bad), "{bad}");
-        }
-        assert!(!is_git_protocol(&format!("version=2:{}", "a".repeat(60))));
-    }
 }

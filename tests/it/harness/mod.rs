@@ -29,6 +29,7 @@ pub mod server;
 pub mod source;
 pub mod sshd;
 pub mod state;
+pub mod terminal;
 pub mod world;
 
 use std::time::{Duration, Instant};
@@ -37,6 +38,7 @@ pub use self::{
     git::{Push, Repo},
     laptop::Laptop,
     machine::Machine,
+    terminal::Terminal,
     world::World,
 };
 

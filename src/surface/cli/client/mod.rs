@@ -9,13 +9,14 @@ mod init;
 mod output;
 mod overview;
 mod server;
+mod session;
 mod sources;
 mod ssh;
 mod target;
 mod terminal;
 mod words;
 
-use std::{io, os::fd::AsFd};
+use std::os::fd::AsFd;
 
 pub use self::init::{init, open, push};
 use self::{
@@ -46,9 +47,8 @@ pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandErro
     let code = match server::find(cli, root)? {
         Server::Several(code) => return Ok(code),
         Server::Local(connection) => {
-            let stdout = io::stdout();
-            let descriptor = file.as_ref().map_or_else(|| stdout.as_fd(), |output| output.file.as_fd());
-            server::ask(root, connection, sent, descriptor)?
+            let descriptor = file.as_ref().map(|output| output.file.as_fd());
+            server::ask(root, connection, sent, descriptor, cli.command.terminal())?
         }
         Server::Remote(target) => {
             target.announce(cli.quiet);

@@ -11,10 +11,12 @@ use std::{
 
 use super::{
     super::{
+        command::TerminalUse,
         grammar::Cli,
+        paint::Colours,
         socket::{self, CallError},
     },
-    overview,
+    overview, session,
     sources::Sources,
     target::ClientTarget,
 };
@@ -65,10 +67,21 @@ pub(super) fn find(cli: &Cli, root: &Root) -> Result<Server, CommandError> {
     Err(unanswered(root, &CallError::Io(error)))
 }
 
-/// Sends the words and the descriptors of this process to the server on this machine. Returns the exit status.
-pub(super) fn ask(root: &Root, connection: UnixStream, words: Vec<String>, stdout: BorrowedFd<'_>) -> Result<u8, CommandError> {
-    let (stdin, stderr) = (io::stdin(), io::stderr());
-    let code = socket::call(connection, words, [stdin.as_fd(), stdout, stderr.as_fd()]);
+/// Sends the words and the descriptors of this process to the server on this machine; `file` takes the place of the standard output. Returns
+/// the exit status.
+pub(super) fn ask(
+    root: &Root,
+    connection: UnixStream,
+    words: Vec<String>,
+    file: Option<BorrowedFd<'_>>,
+    terminal: TerminalUse,
+) -> Result<u8, CommandError> {
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let colours = Colours::of_process();
+    let colours = Colours { out: colours.out && file.is_none(), ..colours };
+    let descriptors = [stdin.as_fd(), file.unwrap_or_else(|| stdout.as_fd()), stderr.as_fd()];
+    let terminal = if terminal == TerminalUse::Session { session::terminal() } else { None };
+    let code = socket::call(connection, words, colours, descriptors, terminal, session::show);
     code.map_err(|error| unanswered(root, &error))
 }
 

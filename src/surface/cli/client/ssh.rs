@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::{
-    super::{command::TerminalUse, paint},
+    super::{
+        command::TerminalUse,
+        paint::{self, Colours},
+    },
     terminal,
 };
 use crate::{
@@ -42,7 +45,20 @@ impl SshCall<'_> {
     pub(super) fn run(&self) -> Result<u8, CommandError> {
         let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
         let terminal = if has_terminal { self.terminal } else { TerminalUse::None };
-        let mut ssh = self.command(terminal != TerminalUse::None)?;
+        let colours = Colours::of_process();
+        // The server decides for both streams together. Variables that it does not know have no effect.
+        let wish = match colours == (Colours { out: true, err: true }) {
+            true => "SetEnv=CLICOLOR_FORCE=1",
+            false => "SetEnv=NO_COLOR=1",
+        };
+        let is_said = terminal != TerminalUse::None || colours.out;
+        let options = ["-o", wish];
+        let options = options.get(..if is_said { 2 } else { 0 }).unwrap_or_default();
+        let mut ssh = self.command_with(terminal != TerminalUse::None, options)?;
+        if terminal == TerminalUse::Session {
+            // All bytes of the program reach the terminal, as with any use of `ssh`.
+            return Err(cannot_start(&ssh.exec()));
+        }
         let filters = [io::stdout().is_terminal(), io::stderr().is_terminal()];
         if filters == [false, false] {
             return Err(cannot_start(&ssh.exec()));
@@ -135,7 +151,12 @@ impl SshCall<'_> {
         if let Some(port) = self.url.port() {
             ssh.arg("-p").arg(port.to_string());
         }
-        ssh.arg(if with_terminal { "-t" } else { "-T" });
+        if with_terminal {
+            // Without the option, `ssh` reports the end of each connection with a terminal.
+            ssh.args(["-t", "-o", "LogLevel=ERROR"]);
+        } else {
+            ssh.arg("-T");
+        }
         // A server of larder needs neither the agent nor a display nor a forwarded port, and a host that a repository names must not get them.
         ssh.args(["-a", "-x", "-o", "ClearAllForwardings=yes"]).args(options);
         ssh.arg("--").arg(self.url.destination()).arg(quoted);

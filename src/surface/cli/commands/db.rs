@@ -36,6 +36,11 @@ impl DatabaseVerb {
         matches!(self, DatabaseVerb::Destroy(command) if command.confirm.is_none())
     }
 
+    /// Returns true if the command runs a program that people use at a terminal.
+    pub(super) fn is_interactive(&self) -> bool {
+        matches!(self, DatabaseVerb::Shell(_))
+    }
+
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
             DatabaseVerb::Create(command) => asking.ask(command).await,
@@ -119,7 +124,7 @@ impl Command for DatabaseListArgs {
 /// Open the interactive client of a database: psql, mariadb, redis-cli or sqlite3
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The client runs on the server, beside the processes of the live release, and reads statements from the standard input.\n\nExamples:\n  larder db shell shop\n  echo 'select count(*) from orders' | larder db shell shop main"
+    after_help = "The client runs on the server, beside the processes of the live release, and reads statements from the standard input. On a terminal, the client has a terminal of its own, with line editing and its pager.\n\nExamples:\n  larder db shell shop\n  echo 'select count(*) from orders' | larder db shell shop main"
 )]
 pub struct DatabaseShellArgs {
     #[command(flatten)]

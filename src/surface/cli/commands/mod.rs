@@ -115,6 +115,15 @@ impl Verb {
         }
     }
 
+    /// Returns true if the command runs a program that people use at a terminal.
+    pub(super) fn is_interactive(&self) -> bool {
+        match self {
+            Verb::Run(command) => command.is_interactive(),
+            Verb::Db(noun) => noun.is_interactive(),
+            _ => false,
+        }
+    }
+
     /// Passes the command's request to its handler.
     pub(super) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {

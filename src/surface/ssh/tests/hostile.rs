@@ -203,7 +203,7 @@ async fn unserved_protocol_requests_are_refused() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let calls = world.handler.calls.lock().clone();
-    let tty = Tty { term: String::from("dumb"), columns: 80, rows: 24 };
+    let tty = ClientTerminal::new("dumb", TerminalSize::new(80, 24), Vec::new());
     assert_eq!(calls.len(), 1);
     assert_eq!((calls[0].2.as_deref(), calls[0].3.as_ref()), (Some("version=2"), Some(&tty)));
     // Ctrl-C interrupts the request, and lines have carriage returns.

@@ -27,8 +27,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::model::{ClientTerminal, TerminalSize};
 
-type Call = (String, ExecRequest, Option<String>, Option<Tty>);
+type Call = (String, ExecRequest, Option<String>, Option<ClientTerminal>);
 
 /// A handler that runs git's own programs on bare repositories, and carries out a few commands.
 struct TestHandler {
@@ -71,7 +72,11 @@ impl ExecHandler for TestHandler {
 
     fn exec(&self, call: ExecCall) -> BoxFuture<'static, u32> {
         let user = call.identity.user.to_string();
-        self.calls.lock().push((user.clone(), call.request.clone(), call.git_protocol.clone(), call.tty.clone()));
+        let terminal = call.terminal.as_ref().map(|terminal| terminal.terminal.clone());
+        self.calls.lock().push((user.clone(), call.request.clone(), call.git_protocol.clone(), terminal));
+        if let Some(terminal) = &call.terminal {
+            terminal.process_lines();
+        }
         let io = call.io;
         match call.request {
             ExecRequest::Git { service, path } => {
