@@ -33,7 +33,7 @@ fn every_command_of_the_page_runs(world: &World) {
     let run = |line: &str, directory: &str| {
         page.ran(line);
         // A stream that never ends is shown up to its last line, and an interactive program runs a command.
-        let line = replaced(line).replace(" --follow", "").replace(" bash", " bash -c true");
+        let line = replaced(line).replace(" --follow", "").replace("-- bash", "-- bash -c true");
         Output::of(laptop.command("sh", directory).args(["-euc", &line])).keeps_quiet_about("panicked").clone()
     };
     for line in page.commands() {
@@ -48,6 +48,11 @@ fn every_command_of_the_page_runs(world: &World) {
     let refused = world.ssh_on_terminal("alice", &["run", "shop", "bash"], "exit 3\n");
     page.ran("ssh -t -p PORT larder@HOST run shop bash");
     refused.exits(3);
+    // The suite `terminal` has the tests of these programs at a terminal.
+    laptop.larder("shop", &["-r", "prod", "run", "--", "true"]).exits(0);
+    page.ran("larder run");
+    laptop.larder("shop", &["-r", "prod", "db", "shell"]).exits(4).says("has no database");
+    page.ran("larder db shell");
     laptop.site("clone", "version one");
     run("git remote add prod ssh://larder@HOST:2222/shop", "clone").exits(0);
     laptop.larder("clone", &["-r", "prod", "releases"]).exits(0);
