@@ -53,6 +53,7 @@ impl Pipeline {
         match ended {
             Ended::Walked(walk) => self.conclude_walk(queue, walk).await,
             Ended::Unopened { deployment, fault, verdict } => {
+                verdict::print_fault(&deployment.transcript, &fault.to_string(), &fault);
                 let outcome = Outcome::Refused { fault };
                 verdict::print(&deployment, &outcome);
                 deployment.transcript.close();
@@ -64,8 +65,7 @@ impl Pipeline {
                 let Pending { ticket, verdict } = pending;
                 let environment = ticket.request.environment;
                 let outcome = Outcome::Refused { fault: fault.clone() };
-                ticket.transcript.error(&fault.why);
-                fault.hints.iter().for_each(|hint| ticket.transcript.error(&format!("hint: {hint}")));
+                verdict::print_fault(&ticket.transcript, &fault.why, &fault);
                 ticket.transcript.close();
                 verdict.send_replace(Some(outcome.clone()));
                 let paths = self.services().root.environment(&environment.project, &environment.name);

@@ -139,7 +139,8 @@ impl Pipeline {
             Err(error) => {
                 reserve::release(&directory);
                 queue.state.lock().in_progress = None;
-                Ended::Unopened { deployment, fault: runner::no_journal(&error), verdict }
+                let fault = runner::no_journal(&deployment, &error);
+                Ended::Unopened { deployment, fault, verdict }
             }
         };
         self.conclude(queue, ended).await;

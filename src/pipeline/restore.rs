@@ -183,7 +183,7 @@ impl Pipeline {
         drop(hold);
         match (exchanged, served) {
             (Some(Ok(())), Ok(())) => Ok(None),
-            (Some(Ok(())), Err(failure)) => Ok(Some(failure.why)),
+            (Some(Ok(())), Err(failure)) => Ok(Some(with_figures(paths.path(), failure.why))),
             (Some(Err(error)), _) => Err(error),
             (None, Err(failure)) => Err(stopped(failure.why)),
             (None, Ok(())) => Err(stopped(String::from("its processes are still running"))),

@@ -14,7 +14,7 @@ use super::{
     space_wait::{self, SpaceWait, is_out_of_space},
     step::Step,
     util::{chain, run_blocking, seconds},
-    verdict::UNRESTORED,
+    verdict::{self, UNRESTORED},
 };
 use crate::{
     model::{Blame, Event, Fault, Outcome, Phase, StepStatus},
@@ -52,10 +52,7 @@ pub async fn run(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal
                 clock.leave(deployment);
                 space_wait::explain(deployment, &mut failure);
                 let fault = failure.redacted(|text| deployment.transcript.redacted(text)).in_phase(step.phase());
-                deployment.transcript.error(&fault.to_string());
-                for hint in &fault.hints {
-                    deployment.transcript.error(&format!("hint: {hint}"));
-                }
+                verdict::print_fault(&deployment.transcript, &fault.to_string(), &fault);
                 record(deployment, journal, Event::Failed { step: step.name().to_owned(), fault: fault.clone() }, true).await?;
                 return unwind(plan, deployment, journal, fault).await;
             }
@@ -244,8 +241,10 @@ async fn undo(step: &dyn Step, deployment: &mut Deployment) -> Result<(), Failur
 }
 
 /// Returns the fault of a deployment whose journal could not be created.
-pub fn no_journal(error: &JournalError) -> Fault {
-    Failure::host(error).hint("check the server's disk, then push again").in_phase(Phase::Gather)
+pub fn no_journal(deployment: &Deployment, error: &JournalError) -> Fault {
+    let mut failure = Failure::host(error).hint("check the server's disk, then push again");
+    space_wait::explain(deployment, &mut failure);
+    failure.in_phase(Phase::Gather)
 }
 
 /// Returns the outcome of a deployment whose journal failed. This outcome freezes the environment until a person has inspected

@@ -82,12 +82,12 @@ impl Slots {
     ///
     /// # Errors
     /// The record cannot be read, is damaged, or was written by a newer larder. The file is not written again until a later call
-    /// succeeds. A record that was damaged before the machine was started counts as missing: no process of that time runs any more.
+    /// succeeds. A record that was lost in a power failure counts as missing.
     pub fn load(&self) -> Result<bool, SlotsError> {
         let mut disk = self.0.disk.lock();
         *disk = Record::Unusable;
         let found = match read(&self.0.path) {
-            Err(SlotsError::Record { source: SlotError::Damaged(_), .. }) if is_before_the_boot(&self.0.path) => {
+            Err(SlotsError::Record { source: SlotError::Damaged(_), .. }) if is_lost(&self.0.path) => {
                 tracing::warn!(path = %self.0.path.display(), "the record of the slots was lost in a power failure");
                 None
             }
@@ -224,13 +224,15 @@ fn read(path: &Path) -> Result<Option<SlotTable>, SlotsError> {
     table.map(Some)
 }
 
-/// Returns true if the file was written before the machine was started.
-fn is_before_the_boot(path: &Path) -> bool {
+/// Returns true if a power failure has damaged the file: nothing of the content has reached the disk, or the file was written before the
+/// machine was started.
+fn is_lost(path: &Path) -> bool {
+    let is_blank = files::read_limited(path, MAX_BYTES).is_ok_and(|bytes| bytes.iter().all(|byte| *byte == 0));
     let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let up = Duration::from_secs(u64::try_from(up.tv_sec).unwrap_or(0));
     let booted = SystemTime::now().checked_sub(up);
     let written = std::fs::symlink_metadata(path).and_then(|found| found.modified());
-    booted.zip(written.ok()).is_some_and(|(booted, written)| written < booted)
+    is_blank || booted.zip(written.ok()).is_some_and(|(booted, written)| written < booted)
 }
 
 /// Returns the limits for stopping a release with these settings.
@@ -314,19 +316,24 @@ mod tests {
     fn record_that_a_power_failure_damaged_counts_as_missing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("slots.json");
+        let age = |path: &Path| {
+            let file = std::fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        };
         for damaged in ["", "\0\0\0\0", "{\"version\":1,"] {
             std::fs::write(&path, damaged).unwrap();
             let slots = Slots::new(path.clone());
-            assert!(slots.load().is_err() && slots.are_unknown(), "the damage is newer than the start of the machine");
-            let file = std::fs::File::options().write(true).open(&path).unwrap();
-            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            let is_blank = !damaged.starts_with('{');
+            assert_eq!(slots.load().is_ok(), is_blank, "the damage is newer than the start of the machine");
+            assert_eq!(slots.are_unknown(), !is_blank);
+            age(&path);
             assert!(!slots.load().unwrap() && !slots.are_unknown());
             slots.note(|table| table.set(Slot::Blue, SlotUse::Live(occupant(1))));
             assert!(reopened(&path).get(Slot::Blue).occupant().is_some());
         }
         // A record of a newer larder is not damaged.
         std::fs::write(&path, "{\"version\":9}").unwrap();
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        age(&path);
         assert!(Slots::new(path).load().is_err());
     }
 

@@ -1,7 +1,7 @@
 //! The verdict: the last lines of a deployment's transcript, and the reason in git's line about the ref.
 
-use super::context::Deployment;
-use crate::model::{Live, Outcome};
+use super::{context::Deployment, transcript::Transcript};
+use crate::model::{Fault, Live, Outcome};
 
 /// The beginning of the hint of a deployment whose upgrade changed the data, and whose unwinding did not restore the data.
 pub const UNRESTORED: &str = "the data is not restored, because visitors may have written since";
@@ -28,6 +28,14 @@ pub fn reason(outcome: &Outcome, previous: Option<&Live>) -> Option<String> {
             Some(format!("{fault}; {still}{data}"))
         }
         Outcome::Stuck { fault, undo } => Some(format!("{fault}; reverting failed, the environment is frozen: {undo}")),
+    }
+}
+
+/// Prints the reason of a failure with its hints.
+pub(super) fn print_fault(transcript: &Transcript, why: &str, fault: &Fault) {
+    transcript.error(why);
+    for hint in &fault.hints {
+        transcript.error(&format!("hint: {hint}"));
     }
 }
 

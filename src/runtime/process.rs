@@ -30,6 +30,17 @@ pub struct RunJob {
     pub data: Option<DataJob>,
 }
 
+impl RunJob {
+    /// Returns the first 60 characters of the command, or a description of work without a command.
+    pub(super) fn title(&self) -> String {
+        match (self.command.is_empty(), self.arguments.first()) {
+            (false, _) => self.command.chars().take(60).collect(),
+            (true, Some(program)) => program.chars().take(60).collect(),
+            (true, None) => String::from("the worker for the persistent paths"),
+        }
+    }
+}
+
 /// A process type of a release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {

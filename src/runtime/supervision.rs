@@ -21,7 +21,7 @@ pub enum RuntimeError {
     /// The keeper refused the request or failed to carry out the request.
     #[error("cannot start or stop {process}")]
     Launch {
-        /// The name of the process, such as `web.1`. For a task, the first 60 characters of the command.
+        /// The name of the process, such as `web.1`. For a task, see [`RunJob::title`].
         process: String,
         /// The cause.
         #[source]
@@ -282,7 +282,7 @@ impl Runtime {
     pub async fn task(&self, boot: &Boot, job: &RunJob, stdio: Stdio) -> Result<Child, RuntimeError> {
         let launch = boot.launch(Role::Task, Supervision::Once, None);
         let launched = self.0.launcher.launch(launch, job, stdio).await;
-        launched.map_err(|source| RuntimeError::Launch { process: job.command.chars().take(60).collect(), source })
+        launched.map_err(|source| RuntimeError::Launch { process: job.title(), source })
     }
 
     /// Starts a web process in a slot, on the copy of the data instead of the data, with a port of its own. The keeper does not restart the
@@ -313,6 +313,6 @@ impl Runtime {
     pub async fn probe(&self, boot: &Boot, job: &RunJob, stdio: Stdio) -> Result<Child, RuntimeError> {
         let launch = boot.launch(Role::Probe, Supervision::Once, None);
         let launched = self.0.launcher.launch(launch, job, stdio).await;
-        launched.map_err(|source| RuntimeError::Launch { process: job.command.chars().take(60).collect(), source })
+        launched.map_err(|source| RuntimeError::Launch { process: job.title(), source })
     }
 }
