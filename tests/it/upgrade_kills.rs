@@ -2,7 +2,7 @@
 //! before, and no acknowledged write is lost, also if the server, the keeper or a worker is killed at a random moment.
 //!
 //! By default, each engine has one kill with a hold, and none with the strategy in-place. With `LARDER_TEST_THOROUGH`, each engine has 25
-//! kills with each strategy, and `LARDER_TEST_KILLS` sets another number.
+//! kills with each strategy, and `LARDER_TEST_KILLS` sets another number. A database of 5 GB is part of the thorough run only.
 
 use std::{
     fs,
@@ -30,6 +30,7 @@ in_one_mode!(
     failed_upgrade_in_place_with_mariadb_restores_database_and_files,
     failed_upgrade_in_place_with_redis_restores_database_and_files,
     upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write,
+    upgrade_of_five_gigabytes_runs_online_and_keeps_every_acknowledged_write,
     killed_worker_of_a_restore_is_repeated_once,
 );
 
@@ -226,15 +227,8 @@ fn failed_upgrade_in_place_with_redis_restores_database_and_files(world: &World)
 /// The recorded copy of the database took a minute, so the estimate is above the limit.
 fn upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write(world: &World) {
     let (Some(_), Some(database)) = (installed("python3"), Postgres::start(world)) else { return };
-    database.sql("postgres", "alter role shop createdb");
-    world.project("shop");
-    let repo = Repo::new(world, "shop");
-    repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", application()).write("version", "version one\n");
-    let recipe = format!("{RECIPE}hold: 20s\nenv: {{DATABASE_URL: \"{}\"}}\n", Database::url(&database));
-    repo.write("larder.yml", &recipe);
-    repo.commit("version one");
-    repo.push().accepted();
-    world.larder(&["run", "shop", "--", "python3", "app.py", "create"]).ok();
+    let limit = "hold: 20s\n";
+    let repo = with_database(world, &database, limit);
     let size = database.sql("shop", "select pg_database_size('shop')");
     let run = format!(
         "{{\"at\":\"2026-11-29T10:00:00Z\",\"what\":\"main\",\"method\":\"template-copy\",\"bytes\":{size},\"ms\":60000,\"fallback\":\"\"}}"
@@ -242,14 +236,54 @@ fn upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write(world:
     let record = world.environment("shop").join("durations.json");
     fs::write(&record, format!("{{\"version\":1,\"points\":[],\"holds\":[],\"methods\":[{run}]}}")).unwrap();
     crate::harness::databases::give_to_larder(world, &record);
+    runs_online(world, &repo, &database, limit, "is above the limit of 20.0 s", "(measured on 2026-11-29)");
+}
+
+/// A database of 5 GB with the default limit, without a record of an earlier copy.
+fn upgrade_of_five_gigabytes_runs_online_and_keeps_every_acknowledged_write(world: &World) {
+    if !thorough() {
+        return;
+    }
+    let (Some(_), Some(database)) = (installed("python3"), Postgres::start(world)) else { return };
+    let repo = with_database(world, &database, "");
+    let rows = "select g, repeat(md5(g::text), 30) from generate_series(1, 5000000) g";
+    database.shop(&format!("create table bulk as {rows}"));
+    database.sql("postgres", "checkpoint");
+    let size = database.sql("shop", "select pg_database_size('shop')");
+    assert!(size.parse::<u64>().unwrap() > 5_000_000_000, "{size}");
+    runs_online(world, &repo, &database, "", "is above the limit of 30.0 s", "(assumed rate)");
+    assert_eq!(database.sql("shop", "select count(*) from bulk"), "5000000");
+}
+
+/// Deploys an application with a database. `limit` is a line of the recipe, or empty.
+fn with_database<'w>(world: &'w World, database: &Postgres, limit: &str) -> Repo<'w> {
+    database.sql("postgres", "alter role shop createdb");
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", "web: exec python3 app.py $PORT\n").write("app.py", application()).write("version", "version one\n");
+    repo.write("larder.yml", with_url(database, limit));
+    repo.commit("version one");
+    repo.push().accepted();
+    world.larder(&["run", "shop", "--", "python3", "app.py", "create"]).ok();
+    repo
+}
+
+fn with_url(database: &Postgres, limit: &str) -> String {
+    format!("{RECIPE}{limit}env: {{DATABASE_URL: \"{}\"}}\n", Database::url(database))
+}
+
+/// Deploys an upgrade that succeeds and one that fails. Both must run without a hold, because the estimate `above` is based on `basis`. After
+/// the failure, every acknowledged write is kept, and the named command restores the data.
+fn runs_online(world: &World, repo: &Repo<'_>, database: &Postgres, limit: &str, above: &str, basis: &str) {
+    let recipe = with_url(database, limit);
     repo.write("version", "version two\n").write("larder.yml", format!("{recipe}upgrade: \"true\"\n"));
     repo.commit("version two");
     let push = repo.push();
-    push.accepted().says("Upgrade without a hold: the estimate of").says("is above the limit of 20.0 s");
-    push.says("restore point of main: copy on the server").says("(measured on 2026-11-29)");
+    push.accepted().says("Upgrade without a hold: the estimate of").says(above);
+    push.says("restore point of main: copy on the server").says(basis);
     let plan = world.larder(&["plan", "shop"]);
-    plan.says("without a hold; a failure does not restore the data: the estimate of").says("(measured on 2026-11-29)");
-    let (rows, uploads, processes) = (Database::content(&database), files(world), world.application("shop"));
+    plan.says("without a hold; a failure does not restore the data: the estimate of").says(basis);
+    let (rows, uploads, processes) = (Database::content(database), files(world), world.application("shop"));
 
     let writer = Writer::start(world, "online");
     writer.goes_on();
@@ -266,7 +300,7 @@ fn upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write(world:
         let lost: Vec<_> = acknowledged.iter().filter(|line| !kept.contains(*line)).collect();
         assert!(lost.is_empty(), "{} of {} acknowledged writes are lost in {place}: {lost:?}", lost.len(), acknowledged.len());
     }
-    assert_ne!(Database::content(&database), rows);
+    assert_ne!(Database::content(database), rows);
     let commands: Vec<_> = push
         .0
         .stderr
@@ -276,10 +310,10 @@ fn upgrade_above_the_limit_runs_online_and_keeps_every_acknowledged_write(world:
     let [command] = commands.as_slice() else { panic!("not one command: {commands:?}") };
     let status = world.larder(&["status"]);
     status.says("the data is not restored").says(command).says("ran without a hold: the estimate of");
-    status.says("restore point of main: copy on the server").says("(measured on 2026-11-29)");
+    status.says("restore point of main: copy on the server").says(basis);
     let words: Vec<_> = command.split_whitespace().collect();
     world.larder(&[&["backup", "restore"], &words[..]].concat()).ok();
-    assert_eq!(Database::content(&database), rows);
+    assert_eq!(Database::content(database), rows);
     assert_eq!(files(world), uploads);
     world.serves("shop", "version two");
     world.is_consistent("shop");
