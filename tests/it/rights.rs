@@ -24,6 +24,7 @@ in_one_mode!(
     lowered_rights_count_on_open_connections,
     revocation_ends_a_push_a_log_and_a_command,
     right_on_one_environment_opens_no_other,
+    queued_deployment_is_refused_after_its_right_was_taken_away,
     members_of_a_group_have_its_rights,
     commands_of_the_page_work,
 );
@@ -539,6 +540,40 @@ fn revocation_ends_a_push_a_log_and_a_command(world: &World) {
     }
     eprintln!("{rounds} revocations, the last end after {} ms", all.iter().max().unwrap().as_millis());
     world.serves("shop", "version one");
+}
+
+/// The right of the pusher is checked again when a queued deployment begins.
+fn queued_deployment_is_refused_after_its_right_was_taken_away(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    user(world, "bob", &[("shop", "push")]);
+    user(world, "ann", &[("shop", "push")]);
+    let push = |name: &str| {
+        let mut command = repo.by(name).command();
+        let command = command.args(["push", "--force", &repo.url(), "HEAD:refs/heads/main"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let running =
+        |argument: &str| processes::of(world.directory()).iter().any(|one| one.arguments.contains(&argument.to_owned()));
+    repo.program(".larder/build", "#!/bin/sh\nexec sleep 97532\n").commit("a build without an end");
+    let mut first = push("ann");
+    until("the first push builds", || running("97532"));
+    repo.remove(".larder/build").page("version two");
+    let mut second = push("bob");
+    until("the second push waits", || world.larder(&["status"]).stdout.contains("another deployment waits"));
+    world.larder(&["user", "revoke", "bob", "shop"]).ok();
+    until("the client of the second push ends", || second.try_wait().unwrap().is_some());
+    assert!(world.larder(&["status"]).stdout.contains("another deployment waits"), "the queued deployment ended with its client");
+    // The right of ann is taken away, too, but her deployment has begun, and ends by a cancel.
+    world.larder(&["user", "revoke", "ann", "shop"]).ok();
+    world.larder(&["deploy", "shop", "--cancel"]).ok();
+    until("both deployments end", || {
+        let status = world.larder(&["--json", "status"]).json();
+        !running("97532") && status["environments"][0]["state"] == "live" && first.try_wait().unwrap().is_some()
+    });
+    world.serves("shop", "version one");
+    assert_eq!(world.larder(&["--json", "releases", "shop"]).json().as_array().unwrap().len(), 1);
 }
 
 /// A user with the right to view one environment tries to read and to change the other environments and projects.
