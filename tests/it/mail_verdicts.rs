@@ -64,6 +64,8 @@ struct Seen {
     environment: &'static str,
     deployment: String,
     status: i32,
+    /// The journal at the end, because the records of old deployments are removed.
+    journal: Vec<Value>,
     /// The page that serves afterwards; `None` for a frozen environment, whose state is uncertain.
     page: Option<String>,
 }
@@ -149,13 +151,14 @@ impl<'w> Studio<'w> {
         };
         until("the deployment has its end", || outcome(self).is_some());
         let is_stuck = outcome(self).as_deref() == Some("stuck");
+        let journal = self.journal(environment, &deployment);
         let host = if environment == "production" { String::from("shop") } else { format!("{environment}--shop") };
         let page = (!is_stuck).then(|| self.world.get(&host, "/").body);
         if is_stuck {
             fs::write(&self.faults, "").unwrap();
             self.world.larder(&["deploy", &format!("shop/{environment}"), "--unfreeze"]).exits(0);
         }
-        Seen { environment, deployment, status: said.status, page }
+        Seen { environment, deployment, status: said.status, journal, page }
     }
 }
 
@@ -260,8 +263,8 @@ fn compare(studio: &Studio, server: &MailServer, seen: &[Seen]) -> BTreeMap<Stri
         let with_id: Vec<_> = mails.iter().filter(|mail| mail.header("Message-ID").as_deref() == Some(id)).collect();
         assert_eq!(with_id.len(), 1, "{id} arrived {} times", with_id.len());
         let (mail, kind) = (with_id[0], found[0]["kind"].as_str().unwrap().to_owned());
-        let journal = studio.journal(seen.environment, &seen.deployment);
-        let (opened, ended) = (&journal[0], ending(&journal).unwrap());
+        let journal = &seen.journal;
+        let (opened, ended) = (&journal[0], ending(journal).unwrap());
         let commit = opened["commit"].as_str().unwrap();
         let outcome = ended["outcome"].as_str().unwrap();
         match (outcome, kind.as_str()) {
