@@ -64,7 +64,10 @@ impl PtyRequest {
     pub async fn master(self) -> io::Result<PtyMaster> {
         let mut buffer = [0; MAX_MESSAGE];
         let receive = || wire::receive(&self.0, &mut buffer);
-        let (length, descriptors) = self.0.async_io(Interest::READABLE, receive).await?;
+        let received = self.0.async_io(Interest::READABLE, receive).await;
+        // The kernel resets the connection of a worker that exits before it has read the request.
+        let reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+        let (length, descriptors) = if received.as_ref().is_err_and(reset) { (0, Vec::new()) } else { received? };
         match (descriptors.into_iter().next(), buffer.get(..length).unwrap_or_default()) {
             (Some(master), _) => PtyMaster::new(master),
             (None, []) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the worker exited")),
