@@ -169,7 +169,9 @@ fn waiting_requests_continue_in_order_and_do_not_flood_the_new_process(world: &W
     let mut clients = Vec::new();
     during_a_hold(world, &repo, "60s", || {
         for number in 0..REQUESTS {
-            // Each request is sent on its own connection, one after the other, so that the proxy sees the requests in this order.
+            // Each request is sent on its own connection, one after the other. Requests that arrive within the same moment have no order, because
+            // each thread of the proxy takes the connections that it finds.
+            std::thread::sleep(Duration::from_millis(2));
             let mut stream = connect(world);
             let head = format!("GET /turn/{number} HTTP/1.1\r\nHost: shop.localhost\r\nConnection: close\r\n\r\n");
             stream.write_all(head.as_bytes()).unwrap();
