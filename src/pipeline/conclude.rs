@@ -123,6 +123,8 @@ impl Pipeline {
             runner::lost_journal(&error)
         });
         self.remember(queue, &deployment, &journal, &outcome);
+        // A step whose undo failed has not unlocked the restore points. The follow-ups and an unfreeze lock them again.
+        deployment.memory.live_app.unlock();
         let live = queue.state.lock().live.clone().filter(|_| matches!(outcome, Outcome::Live { .. }));
         if let (false, Some(live)) = (recovered, &live) {
             // The scan runs before a person can know of the release and change a file by hand.

@@ -38,6 +38,13 @@ impl LiveApp for LiveHandle {
         *self.locked.lock() = None;
     }
 
+    fn has_restored(&self, point: &str) -> bool {
+        let environment = self.queue.environment();
+        let paths = self.pipeline.services().root.environment(&environment.project, &environment.name);
+        let record = RestoreRecord::read(&paths).ok().flatten();
+        record.is_some_and(|record| record.has_restored(point, &paths))
+    }
+
     fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>> {
         Box::pin(async move {
             self.lock().await;

@@ -155,6 +155,9 @@ pub trait LiveApp: Send + Sync {
     /// Allows other operations on the restore points again.
     fn unlock(&self);
 
+    /// Returns true if the last restore of the live data has made the data of `point` live.
+    fn has_restored(&self, point: &str) -> bool;
+
     /// Takes a restore point. With `exact`, the caller has stopped all processes that write the data. Without `exact`, a database that larder
     /// recognised and cannot dump is left out, and the cause is in [`PointInfo::skipped`].
     fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>>;

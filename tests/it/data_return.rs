@@ -11,6 +11,7 @@ in_one_mode!(
     rollback_with_data_returns_code_and_data,
     rollback_with_data_that_fails_its_check_leaves_code_and_data,
     rollback_with_data_killed_at_its_events_leaves_a_pair,
+    rollback_with_data_whose_undo_fails_is_unfrozen,
 );
 
 /// Returns a project whose v1 wrote `one`, and whose v2 wrote `two` and `added`, and the newest restore point that was taken while v1 was live.
@@ -104,6 +105,33 @@ fn restore_on_a_terminal_asks_for_the_name_of_the_project(world: &World) {
     let said = world.larder_on_terminal(&["backup", "restore", "shop", &point], "shop\n").unwrap();
     said.exits(0).says("has the data of");
     assert_eq!(sh(world, "cat media/file"), "one");
+}
+
+/// The follow-ups of a stuck deployment wait for the lock of the restore points, which the deployment must not keep. The unfreeze repeats only the
+/// undo that failed, after the undos of earlier steps.
+fn rollback_with_data_whose_undo_fails_is_unfrozen(world: &World) {
+    let (repo, _) = two_releases(world, WEB, "");
+    let live = repo.live();
+    let mut cases = vec![(String::from("deploy.fill.late"), "deploy.fill"), (String::from("deploy.data.late"), "deploy.data")];
+    if thorough() {
+        let steps = ["install", "fill", "slot", "hold", "point", "quiesce", "data", "boot", "check", "switch"];
+        let steps = steps.map(|step| &*format!("deploy.{step}").leak());
+        cases.extend(steps.iter().map(|step| (format!("{step}.late"), *step)));
+        cases.extend(steps.iter().map(|step| (String::from("deploy.switch.late"), *step)));
+    }
+    for (fails, step) in cases {
+        world.restart(&[("FAILPOINTS", &format!("step.{fails}=1*return;undo.{step}=1*return"))]);
+        let back = world.larder(&["rollback", "shop", "v1", "--with-data", "--confirm", "shop"]);
+        eprintln!("{fails} fails, and the undo of {step}: {}", back.status);
+        back.says("is frozen").says(&format!("{step}: stopped by a failpoint"));
+        assert_ne!(back.status, 0, "{back}");
+        world.larder(&["backup", "list", "shop"]).ok();
+        world.larder(&["deploy", "shop", "--unfreeze"]).ok();
+        assert_eq!(repo.live(), live);
+        is_pair(world, "two");
+        world.larder(&["backup", "take", "shop"]).ok();
+        world.is_consistent("shop");
+    }
 }
 
 fn rollback_with_data_returns_code_and_data(world: &World) {

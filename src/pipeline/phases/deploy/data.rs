@@ -119,6 +119,11 @@ impl Step for ExchangeData {
             }
             let fresh = deployment.facts.upgrade.as_ref().and_then(|upgrade| upgrade.point.clone());
             let live_app = deployment.memory.live_app.clone();
+            // This undo failed before, and the undo of `deploy.quiesce` has restored the old data since. Another exchange would make the
+            // leftovers of that restore live.
+            if fresh.as_ref().is_some_and(|fresh| live_app.has_restored(fresh)) {
+                return Ok(());
+            }
             if let Some(fresh) = fresh {
                 live_app.replace_databases(fresh.clone(), deployment.spec.previous.clone()).await?;
                 if let Some(previous) = &deployment.spec.previous {
