@@ -11,6 +11,10 @@ use super::ConfigVariables;
 /// has nothing to do with the variable.
 const MIN_BYTES: usize = 8;
 
+/// Values that many applications set and that are no secrets. Without this list, `RAILS_ENV=production` would replace the name of the environment in
+/// each line of a transcript.
+const PUBLIC: [&str; 5] = ["production", "development", "localhost", "127.0.0.1", "postgres"];
+
 /// A replacement of the values of a configuration by `[NAME]`, in their raw form, URL-encoded and in base64; cheap to clone. `Debug` shows no
 /// values.
 #[derive(Clone, Default)]
@@ -66,6 +70,9 @@ impl fmt::Debug for Redactor {
 /// Returns the forms of a value that are replaced.
 fn forms(value: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = Vec::new();
+    if PUBLIC.iter().any(|word| word.as_bytes() == value.trim_ascii()) {
+        return forms;
+    }
     for line in value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| line.len() >= MIN_BYTES) {
         forms.push(line.to_vec());
         forms.extend([url_encoded(line, false), url_encoded(line, true)]);
@@ -121,6 +128,8 @@ mod tests {
         }
         assert_eq!(redactor.redact("true another-value"), "true [OTHER]");
         assert_eq!(redactor.redact("nothing"), "nothing");
+        let common = super::tests::redactor(&[("RAILS_ENV", "production"), ("TOKEN", "production-token")]);
+        assert_eq!(common.redact("shop/production uses production-token"), "shop/production uses [TOKEN]");
         assert!(!format!("{redactor:?}").contains("s3cret"));
     }
 
