@@ -164,6 +164,8 @@ impl AuditLog {
         };
         let files = self.files()?;
         let Some((_, last)) = files.last() else { return Ok(()) };
+        // A kill while the head was written leaves a file beside the head.
+        files::remove_unfinished(&self.directory).map_err(io::Error::other)?;
         let text = fs::read(last)?;
         let complete = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at.saturating_add(1));
         if complete < text.len() {
@@ -400,7 +402,10 @@ mod tests {
         fs::write(&path, fs::read_to_string(&path).unwrap() + &"\n".repeat(MAX_FILE as usize)).unwrap();
         again.append(entry(5));
         assert!(again.read().unwrap().damage.unwrap().contains("the record 4 was the last one (found 6)"));
+        let unfinished = directory.path().join("audit/.new-head");
+        fs::write(&unfinished, "{").unwrap();
         let mut log = AuditLog::open(directory.path().join("audit"));
+        assert!(!unfinished.exists());
         log.append(entry(6));
         log.save_head();
         let report = log.read().unwrap();
