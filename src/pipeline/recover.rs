@@ -37,7 +37,7 @@ impl Pipeline {
         if fault::attach_fails() {
             return Err(PipelineError::NoEnvironment(environment.title()));
         }
-        let directories = [paths.path().to_owned(), paths.deploy(), paths.releases(), paths.deltas()];
+        let directories = [paths.path().to_owned(), paths.deploy(), paths.releases(), paths.deltas(), paths.configuration()];
         for directory in directories.into_iter().filter(|directory| directory.is_dir()) {
             if let Err(error) = files::remove_unfinished(&directory) {
                 tracing::warn!(error = chain(&error), "cannot remove half-written files");
