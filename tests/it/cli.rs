@@ -83,7 +83,7 @@ fn listings_print_json(world: &World) {
 
 fn every_command_has_help(world: &World) {
     let help = world.larder(&["--help"]);
-    let commands = help.ok().split_once("\nCommands:\n").unwrap().1.split("\n\n").next().unwrap();
+    let commands = help.ok().split_once("\nUsage:").unwrap().1.split("\nEverywhere:").next().unwrap();
     let verbs: Vec<_> = commands.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(' ')).collect();
     let verbs: Vec<_> = verbs.into_iter().map(|(verb, _)| verb).filter(|verb| !["", "help"].contains(verb)).collect();
     assert!(verbs.len() > 20, "{verbs:?}");
@@ -94,7 +94,10 @@ fn every_command_has_help(world: &World) {
     for hidden in ["worker", "server", "hook", "static-server"] {
         assert!(!verbs.contains(&hidden), "{hidden} is in the help");
     }
-    world.larder(&["completions", "bash"]).says("larder");
+    for shell in ["bash", "zsh", "fish"] {
+        let completions = world.larder(&["completions", shell]);
+        assert!(verbs.iter().all(|verb| completions.ok().contains(verb)), "{shell}");
+    }
     world.larder(&["relases", "shop"]).exits(2).says("releases");
     world.larder(&["--version"]).says(env!("CARGO_PKG_VERSION"));
 }

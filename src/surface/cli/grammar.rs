@@ -2,13 +2,13 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{CommandFactory as _, Parser, Subcommand, builder::TypedValueParser as _};
+use clap::{CommandFactory as _, Parser, Subcommand, builder::TypedValueParser as _, error::ErrorKind};
 
 use super::{
     client::arguments::{InitArgs, OpenArgs, PushArgs},
     command::TerminalUse,
     commands::Verb,
-    habits, quickstart,
+    groups, habits, quickstart,
 };
 use crate::model::sanitise_line;
 
@@ -136,7 +136,15 @@ fn address(text: String) -> Result<SocketAddr, String> {
 
 /// Parses a command line without the program's name.
 pub fn parse(words: &[String]) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(std::iter::once(String::from("larder")).chain(normalised(words)?))
+    let words: Vec<_> = std::iter::once(String::from("larder")).chain(normalised(words)?).collect();
+    let parsed = Cli::try_parse_from(&words);
+    match parsed {
+        // The groups are rendered only if they are shown.
+        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand) => {
+            Err(groups::with_groups(Cli::command()).try_get_matches_from(&words).err().unwrap_or(error))
+        }
+        parsed => parsed,
+    }
 }
 
 /// Converts `project:create shop` into `project create shop`, and a command of Heroku or Dokku into the command of larder. Returns an error
@@ -146,7 +154,7 @@ pub(super) fn normalised(words: &[String]) -> Result<Vec<String>, clap::Error> {
     let verb = verb_index(&cli, words);
     let words = habits::translated(words.to_vec(), verb).map_err(|(given, instruction)| {
         let message = format!("larder has no command {given}\nhint: {instruction}\n");
-        Cli::command().error(clap::error::ErrorKind::InvalidSubcommand, message)
+        Cli::command().error(ErrorKind::InvalidSubcommand, message)
     })?;
     let Some(word) = words.get(verb) else { return Ok(words) };
     if cli.find_subcommand(word).is_some() || word == "help" || word.starts_with('-') {
@@ -178,7 +186,7 @@ fn unknown(cli: &clap::Command, word: &str) -> clap::Error {
         None => String::from("list the commands with `larder help`"),
     };
     let word: String = sanitise_line(word).chars().take(60).collect();
-    Cli::command().error(clap::error::ErrorKind::InvalidSubcommand, format!("larder has no command {word}\nhint: {hint}\n"))
+    Cli::command().error(ErrorKind::InvalidSubcommand, format!("larder has no command {word}\nhint: {hint}\n"))
 }
 
 /// Returns the index of the first word that is neither a global option nor its value.
@@ -267,9 +275,7 @@ mod tests {
                 // Other arguments are given by the user.
                 Err(error) => matches!(
                     error.kind(),
-                    clap::error::ErrorKind::MissingRequiredArgument
-                        | clap::error::ErrorKind::DisplayVersion
-                        | clap::error::ErrorKind::DisplayHelp
+                    ErrorKind::MissingRequiredArgument | ErrorKind::DisplayVersion | ErrorKind::DisplayHelp
                 ),
             }
         };

@@ -8,6 +8,7 @@ mod command;
 mod commands;
 mod confirm;
 mod grammar;
+mod groups;
 mod habits;
 mod interactive;
 mod paint;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::control::Needs;
 
-/// Returns all commands that the server carries out, such as `whoami` and `backup take`, in the order of the help. Hidden commands are
+/// Returns all commands that the server carries out, such as `whoami` and `backup take`, in the order of their registration. Hidden commands are
 /// included.
 pub fn commands() -> Vec<String> {
     fn add(command: &clap::Command, before: &str, all: &mut Vec<String>) {

@@ -40,7 +40,7 @@ use clap::Subcommand;
 use super::command::{Asked, Asking};
 use crate::control::CommandError;
 
-/// The registration of all commands that the server carries out, in the order of the help.
+/// The registration of all commands that the server carries out.
 ///
 /// To add a command:
 /// 1. Write `control/handlers/NAME.rs`: a struct for the request, its view, and `impl Request`, which does not compile without the
@@ -49,6 +49,7 @@ use crate::control::CommandError;
 /// 3. Write `surface/cli/commands/NAME.rs`: a struct for the arguments and `impl Command`. The doc comment of the struct is the
 ///    help: an imperative sentence, then a paragraph if needed, then examples.
 /// 4. Register the command here: a `mod` line, a variant of [`Verb`], and the arm of this variant in [`Verb::ask`].
+/// 5. Add the name to a group of the help in `surface/cli/groups.rs`.
 ///
 /// Then run `cargo build` and `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only steps 1 and 3.
 #[derive(Debug, Subcommand)]
