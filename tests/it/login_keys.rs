@@ -2,13 +2,14 @@
 
 use std::process::Stdio;
 
-use crate::harness::{Repo, World, cli::Output, in_one_mode, until};
+use crate::harness::{Repo, World, cli::Output, in_one_mode, sshd::Sshd, until};
 
 in_one_mode!(
     key_is_limited_to_its_environment_and_addresses,
     key_ends_with_its_open_connections,
     refused_keys_are_listed_for_administrators_only,
     security_key_is_added_only_without_the_check_of_touch,
+    key_that_is_accepted_from_a_jump_host_only_is_useless_elsewhere,
 );
 
 /// Adds the key of `name` to the user `user`, with limits.
@@ -132,4 +133,29 @@ fn security_key_is_added_only_without_the_check_of_touch(world: &World) {
         .larder(&["key", "add", "alice", "--key", &format!("verify-required {}", keys[0])])
         .exits(2)
         .says("cannot check that the user");
+}
+
+/// The way of docs/access.md to require the touch of a security key: the `sshd` of a jump host checks the touch. In this test, the jump host has
+/// the address 127.0.0.1, and the user's machine has the address 127.0.0.2.
+fn key_that_is_accepted_from_a_jump_host_only_is_useless_elsewhere(world: &World) {
+    let Some(sshd) = Sshd::start(world) else { return };
+    add_key(world, "alice", "token", &["--from", "127.0.0.1"]).ok();
+    let ssh = |key: &str, options: &[&str]| {
+        let mut command = world.client("ssh");
+        Output::of(command.args(world.ssh_options(key)).args(options).args(["larder@127.0.0.1", "whoami"]))
+    };
+    ssh("token", &["-b", "127.0.0.2"]).exits(255).says("Permission denied");
+    let jump = |key: &str| {
+        let known_hosts = world.directory().join("home/known_hosts.jump");
+        format!(
+            "ProxyCommand=ssh -F /dev/null -b 127.0.0.2 -i {} -o IdentitiesOnly=yes -o IdentityAgent=none -o BatchMode=yes -o LogLevel=ERROR \
+             -o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={} -p {} -W %h:%p root@127.0.0.1",
+            world.private_key(key).display(),
+            known_hosts.display(),
+            sshd.port
+        )
+    };
+    ssh("token", &["-o", &jump("alice")]).exits(0).says("alice");
+    // A user whom the jump host refuses does not reach larder.
+    ssh("token", &["-o", &jump("token")]).exits(255);
 }

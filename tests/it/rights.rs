@@ -695,7 +695,7 @@ fn members_of_a_group_have_its_rights(world: &World) {
 fn commands_of_the_page_work(world: &World) {
     world.project("shop");
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
-    for name in ["bob", "ci", "laptop", "ca", "runner-ca", "notebook"] {
+    for name in ["bob", "ci", "laptop", "ca", "runner-ca", "notebook", "token"] {
         world.key(name);
     }
     // The page adds the file of a CI key twice: for a CI user, and for a CI key of bob.
@@ -727,6 +727,12 @@ fn commands_of_the_page_work(world: &World) {
                 let made = Output::of(world.client("ssh-keygen").args(&words));
                 world.ssh("notebook", &["whoami"]).exits(0).says("certificate \"bob-notebook\" serial 7 of the authority office");
                 made
+            }
+            // `login_keys` has the test of a jump host.
+            "git" => {
+                let clone = world.directory().join("home/clone");
+                Output::of(world.client("git").args(["init", "--quiet"]).arg(&clone)).ok();
+                Output::of(world.client("git").arg("-C").arg(&clone).args(&words))
             }
             other => panic!("the page has a command {other}"),
         }

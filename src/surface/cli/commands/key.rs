@@ -66,7 +66,7 @@ pub struct KeyLimitArgs {
     /// Name of the key for people, such as laptop
     #[arg(long = "key-name", value_name = "TEXT", value_parser = key_name)]
     key_name: Option<String>,
-    /// Accept a security key although larder does not check that it is touched
+    /// Accept a security key although larder cannot check that it is touched: a program on the user's machine can use the key without a touch
     #[arg(long)]
     no_touch_required: bool,
     #[command(flatten)]
@@ -161,7 +161,7 @@ impl Command for KeyListArgs {
 
     fn show(rows: &Vec<LoginKeyRow>) -> Shown {
         let line = |row: &LoginKeyRow| {
-            let limits = described(&row.limits);
+            let limits = described_key(row);
             vec![row.user.to_string(), row.limits.name.clone().unwrap_or_default(), row.fingerprint.clone(), limits]
         };
         Shown::Page(text::table(&["USER", "NAME", "KEY", "LIMITS"], rows.iter().map(line).collect()))
@@ -180,9 +180,14 @@ pub(super) fn described(limits: &KeyLimits) -> String {
     if !limits.from.is_empty() {
         parts.push(format!("from {}", limits.from.iter().map(Network::to_string).collect::<Vec<_>>().join(", ")));
     }
-    if limits.no_touch_required {
-        parts.push(String::from("touch not checked"));
-    }
+    parts.join("; ")
+}
+
+/// Describes the limits of a login key in one line. The touch of no security key is checked, also not of a key that was added by a version of
+/// larder without the option `--no-touch-required`.
+pub(super) fn described_key(row: &LoginKeyRow) -> String {
+    let touch = keys::is_security_key(&row.kind).then(|| String::from("touch not checked"));
+    let parts: Vec<_> = [described(&row.limits)].into_iter().chain(touch).filter(|part| !part.is_empty()).collect();
     parts.join("; ")
 }
 
@@ -214,7 +219,10 @@ pub(super) fn read_key(
             ErrorKind::Refused,
             format!("cannot add a {kind} key: larder cannot check that the security key is touched for each login"),
         )
-        .hint("accept the key without this check: add --no-touch-required"));
+        .hint("accept the key without this check: add --no-touch-required")
+        .hint(
+            "require the touch at a jump host instead, and accept the key from there only: see `Security keys` in docs/access.md",
+        ));
     }
     let limits = KeyLimits { name, no_touch_required, ..limits.limits() };
     Ok(Some(control::Key { fingerprint: key.fingerprint_sha256, line: key.openssh_line, limits }))
@@ -329,5 +337,30 @@ impl Command for KeyUntrustArgs {
 
     fn show(view: &KeyUntrusted) -> Shown {
         Shown::Done(format!("{} accepts no further deliverables that {} has signed", view.project, view.key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn touch_of_each_security_key_is_shown_as_not_checked() {
+        let row = |kind: &str, limits: KeyLimits| {
+            let row = LoginKeyRow {
+                user: "ann".parse().unwrap(),
+                kind: kind.to_owned(),
+                fingerprint: String::from("SHA256:x"),
+                limits,
+                certificate: None,
+            };
+            described_key(&row)
+        };
+        let from = || KeyLimits { from: vec!["192.0.2.7".parse().unwrap()], ..KeyLimits::default() };
+        for kind in ["sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com"] {
+            assert_eq!(row(kind, KeyLimits::default()), "touch not checked", "a key of an earlier version has no mark");
+            assert_eq!(row(kind, KeyLimits { no_touch_required: true, ..from() }), "from 192.0.2.7; touch not checked");
+        }
+        assert_eq!(row("ssh-ed25519", from()), "from 192.0.2.7");
     }
 }

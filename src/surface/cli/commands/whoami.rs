@@ -5,7 +5,7 @@ use super::{
         command::{Command, Shown},
         text,
     },
-    key::described,
+    key::described_key,
 };
 use crate::control::{self, CommandError, WhoamiView};
 
@@ -24,7 +24,7 @@ impl Command for WhoamiArgs {
         let rights = view.access.iter().map(|(target, access)| vec![target.to_string(), access.to_string()]);
         let key = view.key.as_ref().map_or_else(String::new, |key| {
             let name = key.limits.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
-            let limits = Some(described(&key.limits)).filter(|limits| !limits.is_empty());
+            let limits = Some(described_key(key)).filter(|limits| !limits.is_empty());
             let certificate = key
                 .certificate
                 .as_ref()
