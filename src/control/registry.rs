@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -107,6 +108,25 @@ pub struct Registry {
     /// The highest environment number that was ever assigned. Numbers are never reused.
     #[serde(default)]
     pub last_environment: u32,
+}
+
+impl Registry {
+    /// Returns the login keys and the certificate authorities that expire after `from` and not after `until`, each as a sentence without a
+    /// full stop.
+    pub(super) fn expiring(&self, from: Timestamp, until: Timestamp) -> Vec<String> {
+        let day = |limits: &KeyLimits| {
+            let at = limits.expires.filter(|at| *at > from && *at <= until)?;
+            Some(at.strftime("%Y-%m-%d %H:%M UTC").to_string())
+        };
+        let keys = self.users.iter().flat_map(|user| user.keys.iter().map(move |key| (user, key))).filter_map(|(user, key)| {
+            let name = key.limits.name.as_ref().unwrap_or(&key.fingerprint);
+            Some(format!("the login key {name} of {} expires at {}", user.name, day(&key.limits)?))
+        });
+        let authorities = self.authorities.iter().filter_map(|authority| {
+            Some(format!("the certificate authority {} expires at {}", authority.name, day(&authority.limits)?))
+        });
+        keys.chain(authorities).collect()
+    }
 }
 
 /// The version of the registry's format. Version 1 has no version number, no rights on environments and no right `deploy`.

@@ -302,6 +302,12 @@ impl Control {
         self.0.registry.read()
     }
 
+    /// Returns the login keys and the certificate authorities that expire after `from` and not after `until`, each as a sentence without a
+    /// full stop.
+    pub fn expiring(&self, from: Timestamp, until: Timestamp) -> Vec<String> {
+        self.registry().expiring(from, until)
+    }
+
     /// Acquires the lock for creating and destroying projects and environments.
     pub(super) async fn create_destroy_lock(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.0.create_destroy_lock.lock().await

@@ -148,6 +148,8 @@ pub enum GitJob {
         to: CommitId,
         /// The maximum number of commits; never more than 50.
         limit: usize,
+        /// The name of git's quarantine, which has the objects of a push that pre-receive has not accepted yet.
+        quarantine: Option<String>,
     },
     /// Writes a pack to the worker's standard output. The pack contains all objects reachable from `want`, except the objects reachable
     /// from `haves`.

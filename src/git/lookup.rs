@@ -6,7 +6,7 @@ use git2::{ErrorCode, ObjectType, Oid, Repository, Sort};
 
 use super::{
     job::{CommitSpec, GitAnswer, GitFailure, GitReport, LogEntry, RefEntry},
-    libgit::{commit_id, failed, open},
+    libgit::{add_quarantine, commit_id, failed, open},
 };
 use crate::model::{CommitId, sanitise_reason};
 
@@ -116,10 +116,14 @@ fn is_digits(text: &str) -> bool {
     (4..=40).contains(&text.len()) && text.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
-/// Returns the commits that are reachable from `to` and not from `from`, newest first, at most `limit` and at most [`MAX_LOG`].
-pub fn log(path: &Path, from: Option<&CommitId>, to: &CommitId, limit: usize) -> GitReport {
+/// Returns the commits that are reachable from `to` and not from `from`, newest first, at most `limit` and at most [`MAX_LOG`]. The objects in
+/// `quarantine` count as part of the repository.
+pub fn log(path: &Path, from: Option<&CommitId>, to: &CommitId, limit: usize, quarantine: Option<&str>) -> GitReport {
     let doing = || format!("read the log up to {}", to.short());
     let repository = open(path).map_err(failed("open the repository"))?;
+    if let Some(name) = quarantine {
+        add_quarantine(&repository, path, name)?;
+    }
     let oid = |id: &CommitId| Oid::from_str(id.as_str()).map_err(failed(doing()));
     let mut walk = repository.revwalk().map_err(failed(doing()))?;
     walk.set_sorting(Sort::TOPOLOGICAL | Sort::TIME).map_err(failed(doing()))?;

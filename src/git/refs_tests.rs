@@ -107,11 +107,33 @@ fn log_is_limited_and_sanitised() {
         let id = world.git(&args, b"").parse().unwrap();
         ids.push(id);
     }
-    let GitAnswer::Log { entries, more } = log(&world.repository(), Some(&ids[56]), &ids[59], 100).unwrap() else { panic!() };
+    let GitAnswer::Log { entries, more } = log(&world.repository(), Some(&ids[56]), &ids[59], 100, None).unwrap() else {
+        panic!()
+    };
     let subjects: Vec<&str> = entries.iter().map(|entry| entry.subject.as_str()).collect();
     assert_eq!((subjects, more), (vec!["change 59", "change 58", "change 57"], false));
-    let GitAnswer::Log { entries, more } = log(&world.repository(), None, &ids[59], 100).unwrap() else { panic!() };
+    let GitAnswer::Log { entries, more } = log(&world.repository(), None, &ids[59], 100, None).unwrap() else { panic!() };
     assert_eq!((entries.len(), more), (50, true));
+}
+
+#[test]
+fn log_of_a_push_in_progress_reads_its_quarantine_only() {
+    let world = World::new();
+    let tree = world.git(&["mktree"], b"");
+    let live: CommitId = world.commit_tree(&tree);
+    let pushed: CommitId = world.git(&["commit-tree", &tree, "-p", live.as_str(), "-m", "pushed"], b"").parse().unwrap();
+    let objects = world.repository().join("objects");
+    let (name, object) = ("tmp_objdir-incoming-Ab12", pushed.as_str().split_at(2));
+    let inside = objects.join(name).join(object.0);
+    std::fs::create_dir_all(&inside).unwrap();
+    std::fs::rename(objects.join(object.0).join(object.1), inside.join(object.1)).unwrap();
+    let read = |quarantine| log(&world.repository(), Some(&live), &pushed, 20, quarantine);
+    let GitAnswer::Log { entries, more } = read(Some(name)).unwrap() else { panic!() };
+    let subjects: Vec<&str> = entries.iter().map(|entry| entry.subject.as_str()).collect();
+    assert_eq!((subjects, more), (vec!["pushed"], false));
+    for quarantine in [None, Some("pack"), Some("../objects/tmp_objdir-incoming-Ab12"), Some("tmp_objdir-incoming-Cd34")] {
+        assert!(read(quarantine).is_err(), "{quarantine:?}");
+    }
 }
 
 #[test]

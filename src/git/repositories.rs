@@ -155,8 +155,24 @@ impl Repositories {
         to: CommitId,
         limit: usize,
     ) -> Result<(Vec<LogEntry>, bool), GitError> {
+        self.read_log(project, GitJob::Log { from, to, limit, quarantine: None }).await
+    }
+
+    /// Returns the same as [`Repositories::log`] for a push whose objects are in git's `quarantine`, because pre-receive has not accepted them.
+    pub async fn log_of_push(
+        &self,
+        project: ProjectId,
+        from: Option<CommitId>,
+        to: CommitId,
+        limit: usize,
+        quarantine: String,
+    ) -> Result<(Vec<LogEntry>, bool), GitError> {
+        self.read_log(project, GitJob::Log { from, to, limit, quarantine: Some(quarantine) }).await
+    }
+
+    async fn read_log(&self, project: ProjectId, job: GitJob) -> Result<(Vec<LogEntry>, bool), GitError> {
         let doing = "read the log";
-        match self.ask(project, GitJob::Log { from, to, limit }, doing).await? {
+        match self.ask(project, job, doing).await? {
             GitAnswer::Log { entries, more } => Ok((entries, more)),
             _ => Err(GitError::UnexpectedAnswer { doing }),
         }

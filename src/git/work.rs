@@ -47,7 +47,7 @@ fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
         GitJob::Tags => lookup::tags(&repository),
         GitJob::Resolve { spec } => lookup::resolve(&repository, spec),
         GitJob::Tree { commit } => lookup::tree(&repository, commit),
-        GitJob::Log { from, to, limit } => lookup::log(&repository, from.as_ref(), to, *limit),
+        GitJob::Log { from, to, limit, quarantine } => lookup::log(&repository, from.as_ref(), to, *limit, quarantine.as_deref()),
         GitJob::ExportPack { want, haves } => pack::export(&repository, want, haves),
         GitJob::ImportPack { want, bytes } => pack::import(&repository, want, *bytes),
         GitJob::RemoveLocks => maintenance::remove_locks(&repository),

@@ -12,10 +12,16 @@ use futures_util::{
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::model::{CommitId, DeploymentId, Outcome, Trigger, UserName};
+use crate::{
+    git::LogEntry,
+    model::{CommitId, DeploymentId, Outcome, Trigger, UserName},
+};
 
 /// The time limit of one observer for one announcement.
 const OBSERVER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The maximum number of commits in an announcement, or in a text about an announcement.
+pub const MAX_COMMITS: usize = 20;
 
 /// The maximum number of announcements that wait for one observer.
 const MAX_WAITING: usize = 1024;
@@ -83,6 +89,9 @@ pub enum ApprovalNews {
         commit: CommitId,
         /// The request that was refused.
         trigger: Trigger,
+        /// The commits since the live release, newest first, and true if there are more commits. `None` if the repository has the commits; the
+        /// server does not keep the objects of a refused push.
+        pushed: Option<(Vec<LogEntry>, bool)>,
     },
     /// A person has approved the commit.
     Given {

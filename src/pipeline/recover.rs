@@ -282,6 +282,9 @@ impl Pipeline {
             journal.append(Event::Cleared { by: by.clone() })?;
             self.announce_release(&queue, id, journal.state().endings, by);
         }
+        for (id, _) in unreadable.iter().filter(|(id, _)| !frozen.iter().any(|summary| summary.deployment == *id)) {
+            self.announce_release(&queue, *id, 0, by);
+        }
         let cleared = frozen.iter().map(|summary| summary.deployment).chain(unreadable.iter().map(|(id, _)| *id));
         let cleared = cleared.collect::<BTreeSet<_>>().len().max(usize::from(slots_unusable || restore_unusable));
         if cleared > 0 {

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{core::Pipeline, history::Summary, journal::JournalState};
 use crate::{
     config::Settings,
-    model::{DeploymentId, DeploymentSpec, Environment, Fault, sanitise_line},
+    model::{DeploymentId, DeploymentSpec, Environment, Fault, Outcome, sanitise_line},
 };
 
 /// The number of bytes that are read from the end of a transcript.
@@ -33,6 +33,12 @@ pub struct DeploymentReport {
     pub opened: Timestamp,
     /// The moment of the last end; `None` if the end is not in the journal.
     pub ended: Option<Timestamp>,
+    /// The last outcome; `None` if the end is not in the journal.
+    pub outcome: Option<Outcome>,
+    /// The first failure.
+    pub fault: Option<Fault>,
+    /// The last undo that failed, as `step: reason`.
+    pub undo_failed: Option<String>,
     /// The settings of the deployment, or else those of the release that was live before. `None` if neither are known.
     pub settings: Option<Settings>,
     /// The version tag of the commit.
@@ -60,7 +66,8 @@ impl Pipeline {
     pub fn report(&self, environment: &Environment, deployment: DeploymentId) -> Option<DeploymentReport> {
         let directory = self.services().root.environment(&environment.project, &environment.name).deployment(deployment);
         let state = JournalState::read(&directory).ok()?;
-        let (interruption, ended) = (state.interruption(), state.ended.as_ref().map(|(at, _)| *at));
+        let interruption = state.interruption();
+        let (ended, outcome) = state.ended.unzip();
         let (spec, opened) = (state.spec?, state.opened?);
         let settings = state.facts.settings.or_else(|| {
             let previous = spec.previous.as_ref()?;
@@ -69,7 +76,8 @@ impl Pipeline {
         let history = self.history(environment.id);
         let recorded = spec.recorded.and_then(|id| history.deployments.into_iter().find(|known| known.deployment == id));
         let output = tail(&directory.join("log"));
-        Some(DeploymentReport { spec, opened, ended, settings, tag: state.facts.tag, interruption, output, recorded })
+        let (fault, undo_failed, tag) = (state.fault, state.undo_failed, state.facts.tag);
+        Some(DeploymentReport { spec, opened, ended, outcome, fault, undo_failed, settings, tag, interruption, output, recorded })
     }
 
     /// Returns the settings of the live release of an environment; `None` if no release is live or the settings cannot be read.

@@ -68,7 +68,7 @@ impl Observer for ServerLog {
             News::Disk(DiskNews::Low { free, .. }) => tracing::error!(id, free, "the disk is low; deployments are refused"),
             News::Disk(DiskNews::Normal { free }) => tracing::debug!(id, free, "the disk has space"),
             News::Created(by) => tracing::info!(id, environment, %by, "environment created"),
-            News::Approval(ApprovalNews::Wanted { commit, trigger }) => {
+            News::Approval(ApprovalNews::Wanted { commit, trigger, .. }) => {
                 tracing::info!(id, environment, %commit, by = %trigger.by(), "approval wanted");
             }
             News::Approval(ApprovalNews::Given { commit, by, overriding }) => {

@@ -21,6 +21,8 @@ const MONTHLY: &str = "0 8 1 * *";
 const INTERVAL: Duration = Duration::from_secs(60);
 /// The time after the scheduled time within which a report is sent. A server that was off for longer skips the report.
 const LATE: SignedDuration = SignedDuration::from_hours(24);
+/// The time before the end of a login key or a certificate authority within which the weekly report names the end. Two reports name each end.
+const EXPIRES_SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 /// A period that a report covers.
 struct Period {
@@ -64,7 +66,8 @@ async fn send(control: &Control, kind: NotificationKind, period: &Period) {
     let environments = control.environments();
     let day = period.end.strftime("%Y-%m-%d").to_string();
     if kind == NotificationKind::Weekly {
-        let notification = weekly(pipeline, &environments, period, format!("weekly.{day}"));
+        let expiring = control.expiring(period.end, period.end.saturating_add(EXPIRES_SOON).unwrap_or(period.end));
+        let notification = weekly(pipeline, &environments, expiring, period, format!("weekly.{day}"));
         let recipients = recipients(notifier, kind, None);
         if let Err(error) = notifier.notify(notification, recipients).await {
             tracing::warn!(error = chain(&error), "cannot queue the weekly report");
@@ -84,7 +87,7 @@ async fn send(control: &Control, kind: NotificationKind, period: &Period) {
 }
 
 /// Returns the report about the server. Environments that need attention come first.
-fn weekly(pipeline: &Pipeline, environments: &[Environment], period: &Period, id: String) -> Notification {
+fn weekly(pipeline: &Pipeline, environments: &[Environment], expiring: Vec<String>, period: &Period, id: String) -> Notification {
     let services = pipeline.services();
     let (mut attention, mut normal) = (Vec::new(), Vec::new());
     for environment in environments {
@@ -99,6 +102,7 @@ fn weekly(pipeline: &Pipeline, environments: &[Environment], period: &Period, id
             lines => attention.extend(lines.iter().map(|line| format!("{title}: {line}"))),
         }
     }
+    attention.extend(expiring);
     let free = files::free_space(services.root.path()).map(|free| free.bytes).unwrap_or_default();
     if free < services.config.limits.disk_reserve.bytes() {
         attention.insert(0, format!("the disk is nearly full: {} MiB are free", free >> 20));

@@ -14,6 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -21,17 +22,21 @@ use parking_lot::Mutex;
 use crate::{
     control::{Caller, CommandError, Control, ErrorKind, Needs, Objection},
     git::{
-        PushCommands, ServeLimits, Service,
+        LogEntry, PushCommands, ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
         source::RecipeFiles,
     },
     host::{files, launch::Stdio},
-    model::{Access, CommitId, Project, ProjectName, Trigger},
+    model::{Access, CommitId, Environment, Project, ProjectName, Trigger},
     pipeline::{
         DeployRequest, PushRejection, Ticket, chain,
         intake::{RefDecision, RefUpdate, unstorable},
+        observe::MAX_COMMITS,
     },
 };
+
+/// The time limit for reading the commits of a refused push for a notification.
+const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The state of a push in flight that its hooks share.
 #[derive(Debug, Clone)]
@@ -201,7 +206,7 @@ impl Pushes {
     }
 
     /// Records objections that are known before git keeps the objects of a push. Returns true if no ref can be accepted.
-    fn look_early(&self, session: &HookSession<PushInFlight>, project: &Project) -> bool {
+    async fn look_early(&self, session: &HookSession<PushInFlight>, project: &Project) -> bool {
         let request = &session.request;
         let updates = updates(session);
         let (mut objections, mut accepted) = (BTreeMap::new(), 0_usize);
@@ -214,7 +219,12 @@ impl Pushes {
                     let trigger = Trigger::Push { by: session.ticket.caller.name() };
                     match self.control.objection_to(&environment, &commit, &trigger) {
                         Some(objection) => {
-                            self.control.announce_objection(&objection, &environment, &commit, &trigger);
+                            let pushed = if objection.wants_approval {
+                                self.pushed_commits(session, &environment, &commit).await
+                            } else {
+                                None
+                            };
+                            self.control.announce_objection(&objection, &environment, (&commit, &trigger), pushed);
                             let Objection { reason, hint, .. } = objection;
                             Some(PushRejection { lines: vec![hint], reason })
                         }
@@ -236,6 +246,32 @@ impl Pushes {
         early.discarded
     }
 
+    /// Returns the commits of a push since the live release, as long as git has the objects of the push in its quarantine. The result is for
+    /// people only, so a failure has no effect on the push.
+    async fn pushed_commits(
+        &self,
+        session: &HookSession<PushInFlight>,
+        environment: &Environment,
+        commit: &CommitId,
+    ) -> Option<(Vec<LogEntry>, bool)> {
+        let quarantine = session.request.quarantine.clone()?;
+        let pipeline = self.control.pipeline();
+        let live = pipeline.live(environment.id).map(|live| live.commit);
+        let repositories = &pipeline.services().repositories;
+        let log = repositories.log_of_push(environment.project_id, live, commit.clone(), MAX_COMMITS, quarantine);
+        match tokio::time::timeout(LOG_TIMEOUT, log).await {
+            Ok(Ok(log)) => Some(log),
+            Ok(Err(error)) => {
+                tracing::warn!(environment = environment.title(), error = chain(&error), "cannot read the commits of a push");
+                None
+            }
+            Err(_) => {
+                tracing::warn!(environment = environment.title(), "reading the commits of a push took too long");
+                None
+            }
+        }
+    }
+
     /// Refuses a push as a whole, before its objects are kept, for reasons that concern all of its refs.
     async fn pre_receive(&self, session: HookSession<PushInFlight>) {
         let config = &self.control.pipeline().services().config;
@@ -252,7 +288,7 @@ impl Pushes {
             Ok(project) => {
                 session.ticket.asked.store(true, Ordering::Relaxed);
                 session.ticket.refs.store(session.request.refs.len(), Ordering::Relaxed);
-                if self.look_early(&session, &project) { session.discard().await } else { session.accept().await }
+                if self.look_early(&session, &project).await { session.discard().await } else { session.accept().await }
             }
             Err(reason) => {
                 session.ticket.failed.store(true, Ordering::Relaxed);

@@ -10,7 +10,7 @@ use crate::{
         mail::{Mail, MailServer},
         until,
     },
-    notifications::{QUICK, RECIPE, configure, log},
+    notifications::{QUICK, RECIPE, configure, hostile_commit, log},
 };
 
 in_one_mode!(
@@ -152,13 +152,18 @@ fn approval_and_release_freeze_are_mailed_to_the_project_and_to_administrators(w
     let first = mail_to(&server, "admin@example.com", "waits for the approval of a second person");
     first
         .what("alice wants to deploy")
+        .why("version one (Alice)")
         .serves("Nothing is live yet")
         .back(&format!("larder approve shop/production {}", repo.head()));
     world.ssh("ann", &["approve", "shop", &repo.head()]).exits(0);
-    mail_to(&server, "admin@example.com", "is approved").what("ann approved").serves("Nothing is live yet");
+    let approved = mail_to(&server, "admin@example.com", "is approved");
+    approved.what("ann approved").why("version one (Alice)").serves("Nothing is live yet");
     repo.push().accepted();
 
-    let head = repo.page("version two");
+    // The server has the commits of a refused push during the push only, and their titles are those of a stranger.
+    repo.page("version two");
+    hostile_commit(&repo);
+    let head = repo.head();
     // A request that is repeated on one day is mailed once.
     repo.push().rejected_with("wants the approval");
     repo.push().rejected_with("wants the approval");
@@ -167,6 +172,14 @@ fn approval_and_release_freeze_are_mailed_to_the_project_and_to_administrators(w
     wanted.serves("v1 (commit").back("Nothing has changed for visitors");
     world.ssh("alice", &["approve", "shop/production", &head, "--override", "'the shop is closed'"]).exits(0);
     let permitted = mail_to(&server, "team@example.com", "is permitted in spite of every protection");
+    for mail in [&wanted, &permitted] {
+        mail.why("Changes that the deployment would bring").why("version two (Alice)").why("{{ 7*7 }} \u{fc} (Eve");
+        assert!(!mail.part("text/plain").contains("version one"), "the live release has this commit");
+        assert!(mail.header("Bcc").is_none() && !mail.part("text/html").contains("<img"), "{}", mail.source);
+        for part in [mail.part("text/plain"), mail.part("text/html")] {
+            assert!(!part.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{part:?}");
+        }
+    }
     permitted
         .what("alice permitted the deployment of")
         .who("Approved by")
@@ -216,6 +229,16 @@ fn monthly_summary_and_weekly_report_count_deployments(world: &World) {
     world.larder(&["rollback", "shop"]).ok();
     repo.program(".larder/build", "#!/bin/sh\nexit 1\n").commit("broken");
     repo.push().rejected();
+    // The report names keys and authorities that expire within two weeks.
+    world.larder(&["user", "add", "ci"]).ok();
+    for (name, expires) in [("runner", "3d"), ("laptop", "90d")] {
+        world.key(name);
+        let key = world.public_key(name);
+        world.larder(&["key", "add", "ci", "--key-file", &key, "--key-name", name, "--expires", expires]).ok();
+        world.key(&format!("ca-{name}"));
+        let key = world.public_key(&format!("ca-{name}"));
+        world.larder(&["user", "ca", "add", name, "--key-file", &key, "--expires", expires]).ok();
+    }
     // The period of the reports begins with the year 1970.
     world.restart(&[("FAILPOINTS", "notify_delay=return(50);reports=return")]);
     let counts = "4 deployments, 1 failed, 1 rollback";
@@ -227,13 +250,16 @@ fn monthly_summary_and_weekly_report_count_deployments(world: &World) {
         .why("needs attention: the last deployment, of")
         .who("larder, on the first day")
         .back("larder releases shop");
-    let week = mail_to(&server, "admin@example.com", "weekly report: 1 point needs attention");
-    week.what("One point needs attention")
+    let week = mail_to(&server, "admin@example.com", "weekly report: 3 points need attention");
+    week.what("3 points need attention")
         .why("shop/production: the last deployment, of")
+        .why("the login key runner of ci expires at ")
+        .why("the certificate authority runner expires at ")
         .serves("Free disk space")
         .who("larder, each Monday")
         .back("larder status");
     let text = week.part("text/plain");
+    assert!(!text.contains("laptop"), "{text}");
     assert!(text.find("Needs attention") < text.find("Free disk space"), "{text}");
     assert_eq!(recipients(&server, "summary of"), BOTH[1..]);
     assert_eq!(recipients(&server, "weekly report"), BOTH[..1]);

@@ -7,7 +7,11 @@ use serde_json::Value;
 use crate::harness::{Repo, World, cli::Output, in_each_mode, in_one_mode, mail::MailServer};
 
 in_each_mode!(mails_say_what_changed_what_serves_and_how_to_go_back);
-in_one_mode!(hostile_commit_title_and_output_change_no_header, frozen_environment_is_mailed_to_administrators);
+in_one_mode!(
+    hostile_commit_title_and_output_change_no_header,
+    frozen_environment_is_mailed_to_administrators,
+    messages_of_a_hidden_environment_are_delivered_and_not_shown,
+);
 
 pub const SERVE: &str = "exec larder static-server --root .\n";
 pub const RECIPE: &str = "health: {timeout: 10s, interval: 20ms}\ndrain: 100ms\n";
@@ -200,7 +204,9 @@ fn frozen_environment_is_mailed_to_administrators(world: &World) {
     let server = MailServer::start();
     configure(world, &format!("smtp://127.0.0.1:{}", server.port), "  admins: [admin@example.com]\n");
     let repo = shop(world, "{mail: [team@example.com], events: [stuck]}");
-    server.wait_for(1)[0].says("operator created shop/production.");
+    let created = server.wait_for(1).remove(0);
+    created.what("operator created shop/production.").who("Created by").why("with `larder project create` or `larder init`");
+    created.serves("Nothing is deployed yet").back("destroys the whole project");
     repo.page("version one");
     repo.push().accepted();
     world.restart(&[("FAILPOINTS", "notify_delay=return(50);step.deploy.boot=return;undo.deploy.slot=return")]);
@@ -221,8 +227,45 @@ fn frozen_environment_is_mailed_to_administrators(world: &World) {
     let mails = server.wait_for(5).split_off(1);
     for mail in &mails[2..] {
         assert_eq!(mail.subject(), "[shop/production] back to normal: unfrozen");
-        mail.says("v1 (commit ").says("serves visitors");
+        mail.what("operator unfroze shop/production").who("Unfrozen by").serves("v1 (commit ").serves("serves visitors");
+        mail.why("The environment was frozen, because the deployment of").why("failed: deploy: ");
+        mail.why("Its changes could not be reverted: deploy.slot: ").back("larder rollback shop");
+        mail.says("operator ran `larder deploy shop --unfreeze`, which reverted the changes of the deployment.");
         assert_eq!(mail.header("References"), mails[0].header("Message-ID"));
     }
     assert_eq!(server.mails().len(), 5);
+}
+
+/// A user with a right on one environment only sees the messages about this environment, also in the answer of a command that delivers all
+/// messages of the project.
+fn messages_of_a_hidden_environment_are_delivered_and_not_shown(world: &World) {
+    let mut server = MailServer::start();
+    // A failed attempt is not repeated by itself during the test.
+    let patient = ("FAILPOINTS", "notify_delay=return(3600000)");
+    configure_with(world, &format!("smtp://127.0.0.1:{}", server.port), "", &[patient]);
+    let repo = shop(world, "{mail: [team@example.com, boss@example.com]}");
+    world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    world.larder(&["user", "grant", "bob", "shop", "push"]).ok();
+    world.larder(&["user", "grant", "bob", "shop/staging", "none"]).ok();
+    server.down();
+    repo.page("version one");
+    repo.push().accepted();
+    repo.push_as(&["HEAD:refs/heads/next"]).accepted();
+    let of = |rows: &Value| -> Vec<String> {
+        rows.as_array().unwrap().iter().map(|row| row["environment"].as_str().unwrap().to_owned()).collect()
+    };
+    crate::harness::until("all messages wait", || log(world).len() == 4);
+    let production = ["shop/production", "shop/production"];
+    assert_eq!(of(&world.ssh("bob", &["notify", "log", "shop", "--json"]).json()), production);
+    world.ssh("bob", &["notify", "log", "shop"]).exits(0).keeps_quiet_about("staging");
+    world.ssh("bob", &["notify", "log", "shop/staging"]).exits(4);
+    let failed = world.ssh("bob", &["notify", "retry", "shop"]);
+    failed.exits(1).says("team@example.com: waiting after").keeps_quiet_about("staging");
+    server.up();
+    let retried = world.ssh("bob", &["notify", "retry", "shop", "--json"]);
+    assert_eq!(of(&retried.exits(0).any_json()["messages"]), production, "{retried}");
+    assert_eq!(server.wait_for(4).len(), 4, "the messages of the hidden environment are delivered, too");
+    crate::harness::until("all deliveries are recorded", || log(world).iter().all(|row| row["state"] == "delivered"));
 }

@@ -12,6 +12,7 @@ use crate::{
         request::{Context, Reply, Request},
         state::Control,
     },
+    git::LogEntry,
     model::{Access, CommitId, Environment, Target, Trigger, UserName},
     pipeline::{
         DeployRequest,
@@ -259,18 +260,18 @@ impl Control {
     }
 
     /// Notifies the observers of a refused deployment, if the approval of a second person is the remedy. Repeated refusals on one day have the
-    /// same id.
+    /// same id. `pushed` has the commits of a refused push.
     pub fn announce_objection(
         &self,
         objection: &protect::Objection,
         environment: &Environment,
-        commit: &CommitId,
-        trigger: &Trigger,
+        (commit, trigger): (&CommitId, &Trigger),
+        pushed: Option<(Vec<LogEntry>, bool)>,
     ) {
         if objection.wants_approval {
             let day = Timestamp::now().strftime("%Y-%m-%d");
             let id = format!("approval-{commit}-{}-{day}", trigger.by());
-            let news = ApprovalNews::Wanted { commit: commit.clone(), trigger: trigger.clone() };
+            let news = ApprovalNews::Wanted { commit: commit.clone(), trigger: trigger.clone(), pushed };
             self.announce_news(id, environment.title(), News::Approval(news));
         }
     }
@@ -280,7 +281,7 @@ impl Control {
 pub(super) fn ensure_permitted(control: &Control, request: &DeployRequest) -> Result<(), CommandError> {
     match control.objection(request) {
         Some(objection) => {
-            control.announce_objection(&objection, &request.environment, &request.commit, &request.trigger);
+            control.announce_objection(&objection, &request.environment, (&request.commit, &request.trigger), None);
             Err(refused(objection.reason).hint(objection.hint))
         }
         None => Ok(()),

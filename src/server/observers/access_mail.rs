@@ -1,15 +1,51 @@
 //! The texts of notifications about access: changed rights, approvals of commits, and release freezes.
 
-use super::deployment_mail::{log, place, serves};
+use std::collections::VecDeque;
+
+use parking_lot::Mutex;
+
+use super::deployment_mail::{change, log, place, serves};
 use crate::{
     control::Control,
     model::{CommitId, Environment, NotificationKind, ProjectName, Trigger, UserName},
-    notify::{Advice, DetailList, Notification},
+    notify::{Advice, CommitChange, DetailList, Notification},
     pipeline::{
         Pipeline,
         observe::{Announcement, ApprovalNews, FreezeTerms},
     },
 };
+
+/// The maximum number of refused pushes whose commits are remembered.
+const MAX_PUSHES: usize = 64;
+
+/// The commits of pushes that wait for an approval, for the notification of the approval: the server does not keep the objects of a refused
+/// push. After a restart, the notification of the approval names the commit only.
+#[derive(Default)]
+pub(super) struct PushedCommits(Mutex<VecDeque<PushedCommit>>);
+
+/// A commit that was pushed to an environment and refused, with the commits since the live release.
+struct PushedCommit {
+    environment: String,
+    commit: CommitId,
+    changes: Vec<CommitChange>,
+    more: bool,
+}
+
+impl PushedCommits {
+    fn remember(&self, push: PushedCommit) {
+        let mut pushes = self.0.lock();
+        pushes.retain(|known| known.environment != push.environment || known.commit != push.commit);
+        pushes.push_back(push);
+        let excess = pushes.len().saturating_sub(MAX_PUSHES);
+        pushes.drain(..excess);
+    }
+
+    fn of(&self, environment: &str, commit: &CommitId) -> Option<(Vec<CommitChange>, bool)> {
+        let pushes = self.0.lock();
+        let found = pushes.iter().find(|push| push.environment == environment && push.commit == *commit)?;
+        Some((found.changes.clone(), found.more))
+    }
+}
 
 fn new(announcement: &Announcement, kind: NotificationKind, subject: String, headline: String) -> Notification {
     Notification::new(announcement.id.clone(), kind, announcement.at, subject, headline)
@@ -42,16 +78,26 @@ pub(super) async fn approval(
     environment: &Environment,
     announcement: &Announcement,
     news: &ApprovalNews,
+    pushes: &PushedCommits,
 ) -> Notification {
-    match news {
-        ApprovalNews::Wanted { commit, trigger } => wanted(pipeline, environment, announcement, commit, trigger).await,
-        ApprovalNews::Given { commit, by, overriding } => {
-            given(pipeline, environment, announcement, (commit, by), overriding.as_deref()).await
+    let mut notification = match news {
+        ApprovalNews::Wanted { commit, trigger, pushed } => {
+            if let Some((entries, more)) = pushed {
+                let changes = entries.iter().cloned().map(change).collect();
+                pushes.remember(PushedCommit { environment: environment.title(), commit: commit.clone(), changes, more: *more });
+            }
+            wanted(pipeline, environment, announcement, commit, trigger)
         }
-    }
+        ApprovalNews::Given { commit, by, overriding } => {
+            given(pipeline, environment, announcement, (commit, by), overriding.as_deref())
+        }
+    };
+    let (ApprovalNews::Wanted { commit, .. } | ApprovalNews::Given { commit, .. }) = news;
+    changes(pipeline, environment, commit, pushes, &mut notification).await;
+    notification
 }
 
-async fn wanted(
+fn wanted(
     pipeline: &Pipeline,
     environment: &Environment,
     announcement: &Announcement,
@@ -64,7 +110,6 @@ async fn wanted(
     let mut notification = new(announcement, NotificationKind::ApprovalWanted, subject, headline);
     place(pipeline, environment, &mut notification);
     notification.serves = Some(still(pipeline, environment));
-    changes(pipeline, environment, commit, &mut notification).await;
     let (request, again) = match trigger {
         Trigger::Push { .. } => (format!("{by} (push to {})", environment.branch), "pushes again"),
         _ => (by.to_string(), "repeats the command"),
@@ -76,7 +121,7 @@ async fn wanted(
     notification
 }
 
-async fn given(
+fn given(
     pipeline: &Pipeline,
     environment: &Environment,
     announcement: &Announcement,
@@ -102,7 +147,6 @@ async fn given(
     place(pipeline, environment, &mut notification);
     notification.serves = Some(still(pipeline, environment));
     notification.sections.extend(overriding.map(reason));
-    changes(pipeline, environment, commit, &mut notification).await;
     notification.facts = vec![(String::from("Approved by"), by.to_string()), (String::from("Commit"), commit.to_string())];
     let deploy = "The commit is not live yet: the person who wants to deploy the commit pushes again, or repeats the command";
     notification.advice.push(Advice { text: deploy.to_owned(), command: None });
@@ -119,10 +163,20 @@ fn still(pipeline: &Pipeline, environment: &Environment) -> String {
     }
 }
 
-/// Adds the commits between the live release and `commit`. The server does not have the commits of a refused push.
-async fn changes(pipeline: &Pipeline, environment: &Environment, commit: &CommitId, notification: &mut Notification) {
+/// Adds the commits between the live release and `commit`. `pushes` has the commits that the server does not have.
+async fn changes(
+    pipeline: &Pipeline,
+    environment: &Environment,
+    commit: &CommitId,
+    pushes: &PushedCommits,
+    notification: &mut Notification,
+) {
     let live = pipeline.live(environment.id).map(|live| live.commit);
-    match log(pipeline, environment, live.as_ref(), commit).await {
+    let found = match pushes.of(&environment.title(), commit) {
+        Some(found) => Ok(found),
+        None => log(pipeline, environment, live.as_ref(), commit).await,
+    };
+    match found {
         Ok((changes, more)) if !changes.is_empty() => {
             notification.changes_title = String::from("Changes that the deployment would bring");
             (notification.changes, notification.more_changes) = (changes, more);

@@ -8,12 +8,13 @@ use jiff::Timestamp;
 use crate::{
     git::LogEntry,
     model::{CommitId, Environment, Fault, Live, NotificationKind, Outcome, ReleaseNumber, Trigger, UserName},
-    notify::{Advice, CommitChange, FailureReport, Notification},
-    pipeline::{DeploymentReport, Pipeline, observe::Announcement, seconds, unrestored},
+    notify::{Advice, CommitChange, DetailList, FailureReport, Notification},
+    pipeline::{
+        DeploymentReport, Pipeline,
+        observe::{Announcement, MAX_COMMITS},
+        seconds, unrestored,
+    },
 };
-
-/// The maximum number of commits in a notification.
-const MAX_COMMITS: usize = 20;
 
 /// Returns the notification of the begin of a deployment.
 pub(super) fn began(
@@ -125,12 +126,13 @@ pub(super) fn unrecorded(
     notification
 }
 
-/// Returns the notification of an unfreeze.
+/// Returns the notification of an unfreeze. `report` is the report of the deployment that had frozen the environment.
 pub(super) fn unfrozen(
     pipeline: &Pipeline,
     environment: &Environment,
     announcement: &Announcement,
     by: &UserName,
+    report: Option<&DeploymentReport>,
 ) -> Notification {
     let title = environment.title();
     let headline = format!("{by} unfroze {title}. Deployments are possible again.");
@@ -141,6 +143,8 @@ pub(super) fn unfrozen(
     notification.serves = Some(serves(pipeline, environment));
     notification.facts.push((String::from("Unfrozen by"), by.to_string()));
     let target = environment.target();
+    let lines = reasons(&target, by, report);
+    notification.sections.push(DetailList { title: String::from("Reason"), lines });
     notification.advice.push(Advice {
         text: String::from("To see what failed, run"),
         command: Some(format!("larder deploy {target} --follow")),
@@ -150,6 +154,26 @@ pub(super) fn unfrozen(
         command: Some(format!("larder rollback {target}")),
     });
     notification
+}
+
+/// Returns the reason of a frozen environment, and the end of the deployment that had frozen the environment.
+fn reasons(target: &str, by: &UserName, report: Option<&DeploymentReport>) -> Vec<String> {
+    let Some(report) = report else {
+        let frozen = String::from("The environment was frozen, because the record of a deployment could not be used.");
+        return vec![frozen, format!("{by} removed the record, and ran `larder deploy {target} --unfreeze`.")];
+    };
+    let commit = report.spec.commit.short();
+    let mut lines = vec![match &report.fault {
+        Some(fault) => format!("The environment was frozen, because the deployment of {commit} failed: {fault}"),
+        None => format!("The environment was frozen, because the deployment of {commit} was interrupted."),
+    }];
+    lines.extend(report.undo_failed.as_ref().map(|undo| format!("Its changes could not be reverted: {undo}")));
+    let end = match report.outcome {
+        Some(Outcome::Live { .. }) => "finished the deployment",
+        _ => "reverted the changes of the deployment",
+    };
+    lines.push(format!("{by} ran `larder deploy {target} --unfreeze`, which {end}."));
+    lines
 }
 
 /// Returns the sentence that names the live release.
@@ -288,6 +312,7 @@ pub(super) async fn log(
     Ok((entries.into_iter().map(change).collect(), more))
 }
 
-fn change(entry: LogEntry) -> CommitChange {
+/// Returns a commit as a line of a notification.
+pub(super) fn change(entry: LogEntry) -> CommitChange {
     CommitChange { commit: entry.commit.short().to_owned(), title: entry.subject, author: entry.author }
 }

@@ -150,6 +150,13 @@ pub(super) fn created(pipeline: &Pipeline, environment: &Environment, announceme
     let host = services.config.domain.as_str();
     let push = format!("ssh://larder@{host}:{}/{}", services.ssh.port(), environment.project);
     let addresses = environment.hosts(host).iter().map(|host| services.config.http.url(host, services.http.port())).collect();
+    let reason = vec![
+        format!("{by} created the environment with `larder project create` or `larder init`."),
+        String::from(
+            "Administrators get this mail for each new environment, because the environment has public addresses and uses space of the server.",
+        ),
+    ];
+    notification.sections.push(DetailList { title: String::from("Reason"), lines: reason });
     notification.sections.push(DetailList { title: String::from("Addresses"), lines: addresses });
     notification.facts = vec![
         created,

@@ -7,7 +7,10 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-use super::{access_mail, deployment_mail, event_mail};
+use super::{
+    access_mail::{self, PushedCommits},
+    deployment_mail, event_mail,
+};
 use crate::{
     config::Settings,
     control::{Caller, Control, Needs},
@@ -26,11 +29,12 @@ const RECOVERY_WAIT: Duration = Duration::from_secs(20);
 pub(super) struct Notifications {
     notifier: Notifier,
     control: Arc<OnceLock<Control>>,
+    pushes: PushedCommits,
 }
 
 impl Notifications {
     pub fn new(notifier: Notifier, control: Arc<OnceLock<Control>>) -> Notifications {
-        Notifications { notifier, control }
+        Notifications { notifier, control, pushes: PushedCommits::default() }
     }
 
     async fn handle(&self, announcement: &Announcement) -> Result<(), String> {
@@ -73,7 +77,7 @@ impl Notifications {
             (News::Backup(news), _) => Some(event_mail::backup(pipeline, &environment, announcement, news)),
             (News::Site(news), _) => Some(event_mail::site(pipeline, &environment, announcement, news)),
             (News::Approval(news), _) => {
-                let notification = access_mail::approval(pipeline, &environment, announcement, news).await;
+                let notification = access_mail::approval(pipeline, &environment, announcement, news, &self.pushes).await;
                 Some((notification, pipeline.live_settings(&environment)))
             }
             (News::Created(by), _) => Some(event_mail::created(pipeline, &environment, announcement, by)),
@@ -162,7 +166,7 @@ async fn of_deployment(
         // A deployment without a journal that was superseded or cancelled never began.
         (News::Ended(outcome), None) if fault(outcome).is_some_and(|fault| fault.blame == Blame::Nobody) => return None,
         (News::Ended(outcome), None) => deployment_mail::unrecorded(pipeline, environment, announcement, outcome),
-        (News::Released(by), _) => deployment_mail::unfrozen(pipeline, environment, announcement, by),
+        (News::Released(by), report) => deployment_mail::unfrozen(pipeline, environment, announcement, by, report.as_ref()),
         _ => return None,
     };
     Some((notification, settings()))
