@@ -1,13 +1,17 @@
 //! The commands that connect a clone with its servers: `init`, `push`, `open`, and `status` over several servers.
 
-use std::{fs, net::TcpListener};
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
 
-use crate::harness::{Laptop, World, cli::Output, in_one_mode, installed};
+use crate::harness::{Laptop, World, cli::Output, in_one_mode, installed, processes};
 
 in_one_mode!(
     init_creates_what_is_missing_and_may_run_twice,
     push_deploys_to_every_host_of_an_environment,
-    status_shows_all_environments_and_a_server_that_does_not_answer,
+    status_shows_all_environments_and_servers_that_do_not_answer,
     address_of_an_environment_is_printed_and_opened,
     commands_of_heroku_and_dokku_work_from_a_laptop,
     colours_and_progress_follow_the_terminal_and_the_variables,
@@ -92,7 +96,30 @@ fn push_deploys_to_every_host_of_an_environment(world: &World) {
     world.serves("shop", "version one");
 }
 
-fn status_shows_all_environments_and_a_server_that_does_not_answer(world: &World) {
+/// Accepts connections and passes them on to a port, each after a wait. The threads end with the test program.
+fn slow_way_to(port: u16, wait: Duration) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let slow = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                std::thread::sleep(wait);
+                let Ok(server) = TcpStream::connect(("127.0.0.1", port)) else { return };
+                for (mut from, mut to) in
+                    [(&client, &server), (&server, &client)].map(|(a, b)| (a.try_clone().unwrap(), b.try_clone().unwrap()))
+                {
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(std::net::Shutdown::Write);
+                    });
+                }
+            });
+        }
+    });
+    slow
+}
+
+fn status_shows_all_environments_and_servers_that_do_not_answer(world: &World) {
     world.project("shop").project("blog");
     world.larder(&["project", "create", "shop", "--env", "staging", "--branch", "next"]).ok();
     let Some(laptop) = Laptop::new(world, "alice") else { return };
@@ -101,17 +128,25 @@ fn status_shows_all_environments_and_a_server_that_does_not_answer(world: &World
     laptop.git("shop", &["push", "--quiet", "prod", "HEAD:main"]).exits(0);
     let alone = laptop.larder("shop", &["status"]);
     alone.exits(0).says("shop/production").says("shop/staging").says("live by alice").keeps_quiet_about("blog");
-    // The first server of the second environment accepts connections and never answers, and the second server does not exist.
+    // Of the servers of the second environment, one accepts connections and never answers, one does not exist, one refuses the key because of
+    // the login name, one is slow, and the last one needs a program of `ssh` that ignores requests to end.
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let silent_port = silent.local_addr().unwrap().port();
     let closed = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let closed_port = closed.local_addr().unwrap().port();
     drop(closed);
+    let slow_port = slow_way_to(world.ssh_port(), Duration::from_secs(1));
+    let config = laptop.home().join(".ssh/config");
+    let way = "Host stuck.example.com\n\tProxyCommand sh -c 'trap \"\" HUP TERM; sleep 98765 </dev/null; true'\n";
+    fs::write(&config, fs::read_to_string(&config).unwrap() + way).unwrap();
     let file = serde_json::json!({ "environments": {
         "production": { "id": "shop/production", "hosts": [laptop.url("")] },
         "far": { "id": "shop/far", "hosts": [
             format!("ssh://larder@127.0.0.1:{silent_port}"),
             format!("ssh://larder@127.0.0.1:{closed_port}"),
+            format!("ssh://root@127.0.0.1:{}", world.ssh_port()),
+            format!("ssh://larder@127.0.0.1:{slow_port}"),
+            String::from("ssh://larder@stuck.example.com"),
         ] },
     } });
     fs::write(laptop.directory("shop").join("larder-environments.json"), file.to_string()).unwrap();
@@ -130,11 +165,18 @@ fn status_shows_all_environments_and_a_server_that_does_not_answer(world: &World
         "{shown}"
     );
     assert!(row(&closed_port.to_string()).contains("Connection refused"), "{shown}");
-    assert_eq!(shown.stdout.lines().count(), 5, "{shown}");
+    assert!(row("Permission denied").contains(&here), "{shown}");
+    let slow: Vec<_> = shown.stdout.lines().filter(|line| line.contains(&format!("127.0.0.1:{slow_port}"))).collect();
+    assert!(slow.len() == 2 && slow[0].contains("shop/production") && slow[1].contains("shop/staging"), "{shown}");
+    assert!(!row("stuck.example.com").contains("live"), "{shown}");
+    let left: Vec<_> = processes::of(world.directory());
+    let left = left.iter().filter(|process| process.arguments.iter().any(|word| word.contains("98765"))).count();
+    assert_eq!(left, 0, "the program of ssh goes on");
+    assert_eq!(shown.stdout.lines().count(), 9, "{shown}");
     let value = laptop.larder("shop", &["status", "--timeout", "6", "--json"]);
     let value = value.exits(1).any_json();
     let servers = value.as_array().unwrap();
-    assert_eq!(servers.iter().filter(|server| server["error"].is_string()).count(), 2, "{value}");
+    assert_eq!(servers.iter().filter(|server| server["error"].is_string()).count(), 4, "{value}");
     let own = servers.iter().find(|server| server["environments"].is_array()).unwrap();
     assert_eq!(own["environments"][0]["last"]["by"], "alice");
     // A failed push shows as the last deployment.
