@@ -11,6 +11,7 @@ in_one_mode!(
     removed_user_is_disconnected,
     requests_per_user_are_limited,
     changes_during_a_push_apply_to_the_push,
+    right_that_is_taken_away_between_two_refs_refuses_the_second_ref,
     ssh_request_outside_the_grammar_is_refused,
     environment_of_the_client_is_ignored,
     command_output_is_the_same_locally_and_over_ssh,
@@ -367,6 +368,31 @@ fn changes_during_a_push_apply_to_the_push(world: &World) {
     Output::from(String::from("the fetch"), fetch.wait_with_output().unwrap())
         .exits(3)
         .says("your right to read shop was taken away");
+}
+
+/// A push deploys one branch and then stores another one. Meanwhile the pusher loses the right on the project, and keeps the right on the
+/// environment, so the push goes on.
+fn right_that_is_taken_away_between_two_refs_refuses_the_second_ref(world: &World) {
+    world.project("shop");
+    let repo = Repo::site(world, "shop", "version one");
+    repo.program(".larder/build", "#!/bin/sh\nwhile ! [ -e \"$LARDER_CACHE/gate\" ]; do sleep 0.05; done\n").commit("a gate");
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    for on in ["shop", "shop/production"] {
+        world.larder(&["user", "grant", "bob", on, "push"]).ok();
+    }
+    let bob = repo.by("bob");
+    let mut push = bob.command();
+    push.args(["push", &bob.url(), "HEAD:refs/heads/main", "HEAD:refs/heads/topic"]);
+    let push = push.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the first ref is being deployed", || !world.journals("shop").is_empty());
+    world.larder(&["user", "grant", "bob", "shop", "view"]).ok();
+    std::fs::write(world.environment("shop").join("cache/gate"), "").unwrap();
+    let push = Push(Output::from(String::from("the push"), push.wait_with_output().unwrap()));
+    assert_eq!(push.0.status, 1, "{}", push.0);
+    push.says("v1 is live").says("! [remote rejected] HEAD -> topic (you may not push this ref)");
+    let refs = repo.ls_remote();
+    assert!(refs.contains_key("refs/heads/main") && !refs.contains_key("refs/heads/topic"), "{refs:?}");
 }
 
 fn private_key_is_refused_and_not_logged(world: &World) {
