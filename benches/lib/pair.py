@@ -43,8 +43,11 @@ def collect(passes):
     return pairs
 
 
-def render(pairs, passes):
-    """Formats the table as text."""
+def render(modules):
+    """Formats the passes of each measured module as one table."""
+    pairs = {}
+    for passes in modules:
+        pairs.update(collect(passes))
     body = []
     for (title, who), pair in pairs.items():
         ratios = pair.ratios()
@@ -56,6 +59,8 @@ def render(pairs, passes):
             pair.verdict(),
         ])
     out = columns(["row", "who", "before", "now", "cost", "spread", "verdict"], body)
-    out += ["", f"Passes: {passes}. In each pass both builds are measured, in alternating order. The cost is the median of the passes' own ratios"]
+    out += ["", f"Passes: {', '.join(str(len(passes)) for passes in modules)}. In each pass both builds are measured, in alternating order. The cost is the median of the passes' own ratios"]
     out += ["of the two medians; more than 1 is worse, also for rates. A row is `worse` only if it is worse in every pass."]
+    absent = {(row.title, why) for passes in modules for sides in passes for rows in sides for row in rows for why in row.absent.values()}
+    out += [f"Not measured: {title}: {why}" for title, why in sorted(absent)]
     return "\n".join(out)

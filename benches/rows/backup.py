@@ -6,7 +6,7 @@ import shutil
 
 from lib import modules
 from lib.table import OURS, Row, rounds
-from lib.tool import tool
+from lib.tool import WORKER, tool
 from lib.world import Unavailable, need
 from rows.archive import timed
 
@@ -40,11 +40,11 @@ class Larder:
         self.store.mkdir(mode=0o700)
 
     def take(self, data, name):
-        self.world.run([self.program, "capture", self.store, name, data.parent, *([self.last] if self.last else [])], timeout=900)
+        self.world.run([self.program, "capture", self.store, name, data.parent, *([self.last] if self.last else [])], env=WORKER, timeout=900)
         self.last = name
 
     def restore(self, parent):
-        self.world.run([self.program, "restore", self.store, self.last, parent, "copy"], timeout=900)
+        self.world.run([self.program, "restore", self.store, self.last, parent, "copy"], env=WORKER, timeout=900)
         return parent / "copy" / "data"
 
 

@@ -5,7 +5,7 @@ import shutil
 
 from lib import modules, trees
 from lib.table import OURS, Row, rounds
-from lib.tool import tool
+from lib.tool import WORKER, tool
 from lib.world import Unavailable, need
 from rows.archive import timed
 
@@ -61,7 +61,7 @@ def measure(world, args, progress):
             world.run([ours, "bundle", release, archive], timeout=900)
             world.run([ours, "accept", archive])
         ways[OURS] = lambda at: world.run(
-            [ours, "directory", archives[at], releases[at], targets[OURS], world.root / "record"], timeout=900
+            [ours, "directory", archives[at], releases[at], targets[OURS], world.root / "record"], env=WORKER, timeout=900
         )
     except Unavailable as why:
         row.absent[OURS] = str(why)
