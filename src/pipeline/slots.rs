@@ -153,7 +153,7 @@ impl Slots {
         match disk {
             // The record must survive the end of this process, not a power failure, which ends all processes in the slots. Three syncs of
             // a deployment are therefore saved. The next start reconciles an older record in the same way as a newer record.
-            Record::Usable => files::place_unsynced(&self.0.path, &[&table.to_bytes()], 0o600),
+            Record::Usable => files::place_block(&self.0.path, &table.to_bytes(), 0o600),
             Record::Unusable | Record::Closed => Ok(()),
         }
     }

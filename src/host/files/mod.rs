@@ -6,7 +6,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
 
@@ -35,6 +35,26 @@ pub fn place_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), FileError>
 /// that can be recreated, and whose readers notice damage.
 pub fn place_unsynced(path: &Path, parts: &[&[u8]], mode: u32) -> Result<(), FileError> {
     place(path, parts, mode, |_| Ok(()))
+}
+
+/// The size of a file that [`place_block`] overwrites, in bytes. The kernel copies a write of this size into one page, so that the end of
+/// the process leaves either the old content or the new content.
+const BLOCK: usize = 4096;
+
+/// Replaces the content of a small text file without any sync, like [`place_unsynced`], but overwrites a file of the size [`BLOCK`]. The
+/// content is followed by spaces up to this size. ext4 writes the data out when a file is renamed over another file; this function saves
+/// that write, which takes longer than everything else here. Content of more than [`BLOCK`] bytes replaces the file.
+pub fn place_block(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
+    let Some(spaces) = BLOCK.checked_sub(content.len()) else { return place_unsynced(path, &[content], mode) };
+    let block = [content, &vec![b' '; spaces]].concat();
+    let opened = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(path);
+    let is_whole = match opened {
+        Ok(file) if file.metadata().is_ok_and(|found| found.is_file() && found.len() == BLOCK as u64) => {
+            file.write_at(&block, 0).is_ok_and(|written| written == BLOCK)
+        }
+        _ => false,
+    };
+    if is_whole { Ok(()) } else { place_unsynced(path, &[&block], mode) }
 }
 
 fn place(path: &Path, parts: &[&[u8]], mode: u32, sync: impl Fn(&File) -> io::Result<()>) -> Result<(), FileError> {
@@ -228,6 +248,31 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let missing = write_atomic(&dir.path().join("no/where"), b"", 0o600).unwrap_err();
         assert!(missing.to_string().contains("no/where"), "{missing}");
+    }
+
+    #[test]
+    fn block_is_overwritten_in_place_and_other_files_are_replaced() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let inode = || std::fs::symlink_metadata(&path).unwrap().ino();
+        let content = || String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
+        place_block(&path, b"a longer text\n", 0o600).unwrap();
+        let first = inode();
+        place_block(&path, b"two\n", 0o600).unwrap();
+        assert_eq!((content().trim_end(), content().len(), inode()), ("two", BLOCK, first));
+        // A file of another size and a symlink are replaced; the target of the symlink stays as it is.
+        let long = "x".repeat(BLOCK + 1);
+        place_block(&path, long.as_bytes(), 0o600).unwrap();
+        assert_eq!(content(), long);
+        let target = dir.path().join("target");
+        std::fs::write(&target, [b'y'; BLOCK]).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&target, &path).unwrap();
+        place_block(&path, b"three\n", 0o600).unwrap();
+        assert_eq!(content().trim_end(), "three");
+        assert_eq!(std::fs::read(&target).unwrap(), [b'y'; BLOCK]);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     }
 
     #[test]
