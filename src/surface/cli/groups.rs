@@ -4,17 +4,7 @@ use std::fmt::Write as _;
 
 use clap::builder::StyledStr;
 
-/// The title and the commands of each group, in the order of the help. A test finds a command that is in no group, or in two groups.
-const GROUPS: [(&str, &[&str]); 8] = [
-    ("Work from a laptop", &["init", "push", "open", "completions", "man", "help"]),
-    ("Deploy and go back", &["plan", "deploy", "promote", "pull", "rollback"]),
-    ("See what is live", &["status", "releases", "release", "drift", "logs", "notify"]),
-    ("Run processes", &["ps", "restart", "run"]),
-    ("Configure the application", &["config"]),
-    ("Keep data", &["backup", "db"]),
-    ("Decide who may do what", &["whoami", "user", "group", "key", "freeze", "protect", "approve", "audit"]),
-    ("Operate a server", &["quickstart", "serve", "project", "remote", "disk", "doctor"]),
-];
+use super::commands::GROUPS;
 
 /// The title of commands that are in no group.
 const OTHERS: &str = "Other commands";
@@ -68,7 +58,7 @@ mod tests {
         for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
             let name = command.get_name();
             let groups: Vec<_> = GROUPS.iter().filter(|(_, names)| names.contains(&name)).map(|(title, _)| title).collect();
-            assert_eq!(groups.len(), 1, "add {name} to one group in src/surface/cli/groups.rs: {groups:?}");
+            assert_eq!(groups.len(), 1, "add {name} to one group in src/surface/cli/commands/mod.rs: {groups:?}");
         }
         let known = |name: &&str| cli.find_subcommand(name).is_some_and(|command| !command.is_hide_set());
         let names = || GROUPS.iter().flat_map(|(_, names)| names.iter());

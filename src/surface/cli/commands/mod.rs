@@ -40,6 +40,18 @@ use clap::Subcommand;
 use super::command::{Asked, Asking};
 use crate::control::CommandError;
 
+/// The title and the commands of each group, in the order of the help. A test finds a command that is in no group, or in two groups.
+pub(super) const GROUPS: [(&str, &[&str]); 8] = [
+    ("Work from a laptop", &["init", "push", "open", "completions", "man", "help"]),
+    ("Deploy and go back", &["plan", "deploy", "promote", "pull", "rollback"]),
+    ("See what is live", &["status", "releases", "release", "drift", "logs", "notify"]),
+    ("Run processes", &["ps", "restart", "run"]),
+    ("Configure the application", &["config"]),
+    ("Keep data", &["backup", "db"]),
+    ("Decide who may do what", &["whoami", "user", "group", "key", "freeze", "protect", "approve", "audit"]),
+    ("Operate a server", &["quickstart", "serve", "project", "remote", "disk", "doctor"]),
+];
+
 /// The registration of all commands that the server carries out.
 ///
 /// To add a command:
@@ -48,8 +60,8 @@ use crate::control::CommandError;
 /// 2. Name the module in `control/handlers/mod.rs`: a `mod` line and a re-export.
 /// 3. Write `surface/cli/commands/NAME.rs`: a struct for the arguments and `impl Command`. The doc comment of the struct is the
 ///    help: an imperative sentence, then a paragraph if needed, then examples.
-/// 4. Register the command here: a `mod` line, a variant of [`Verb`], and the arm of this variant in [`Verb::ask`].
-/// 5. Add the name to a group of the help in `surface/cli/groups.rs`.
+/// 4. Register the command here: a `mod` line, its name in one group of [`GROUPS`], a variant of [`Verb`], and the arm of this
+///    variant in [`Verb::ask`].
 ///
 /// Then run `cargo build` and `docs/generate-cli`, and add a test to `tests/it/cli.rs`. A further verb of a noun needs only steps 1 and 3.
 #[derive(Debug, Subcommand)]
