@@ -2,6 +2,7 @@
 //!
 //! A module imports only modules below it in this list; `tests/it/architecture.rs` checks this order.
 
+pub mod dev;
 pub mod serve;
 pub mod server;
 pub mod workers;
@@ -27,6 +28,7 @@ pub mod remote;
 pub mod runtime;
 pub mod snapshots;
 pub mod space;
+pub mod watch;
 
 pub mod config;
 

@@ -10,6 +10,7 @@ use std::{
 use larder::{
     backup,
     control::{CommandError, ErrorKind},
+    dev,
     git::hook,
     host::root::Root,
     pipeline::chain,
@@ -69,6 +70,11 @@ fn inner(words: Vec<OsString>) -> Option<ExitCode> {
         }
         (backup::OFFSITE_WORKER, 0) => Some(ExitCode::from(backup::offsite_main())),
         ("database-shell", 0) => Some(ExitCode::from(backup::database_shell())),
+        (dev::BUILD_COMMAND, 0) => {
+            log_warnings();
+            Some(dev::build_main())
+        }
+        (dev::RUN_COMMAND, 0) => Some(dev::run_main()),
         ("static-server", _) => {
             log_warnings();
             Some(static_server::main(words))
@@ -88,6 +94,7 @@ fn run(cli: Cli, words: Vec<String>) -> Result<ExitCode, CommandError> {
         CliCommand::Verb(_) => Ok(ExitCode::from(client::run(&cli, words, &root)?)),
         CliCommand::Local(Local::Serve(args)) => serve::main(root, args),
         CliCommand::Local(Local::Quickstart(args)) => quickstart::main(cli.root.as_deref(), &args),
+        CliCommand::Local(Local::Dev(args)) => dev::main(&args),
         CliCommand::Local(Local::Init(args)) => client::init(&args, cli.json, cli.quiet).map(ExitCode::from),
         CliCommand::Local(Local::Push(args)) => client::push(&args, cli.remote.as_deref(), cli.quiet).map(ExitCode::from),
         CliCommand::Local(Local::Open(args)) => {

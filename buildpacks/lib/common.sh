@@ -22,6 +22,10 @@ fail() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
+# editable: succeeds if the build runs in a checkout in which a person works. Then nothing that the person may have made is deleted or replaced,
+# development packages stay, and installed packages stay in place between builds.
+editable() { [ "${LARDER_MODE:-}" = editable ]; }
+
 # need PROGRAM PACKAGES: fails with the name of the Debian package if the program is missing.
 need() {
   has "$1" || fail "$1 is not installed on this server: apt-get install $2"
@@ -33,7 +37,7 @@ prepare() {
   BUILD_DIR=$(cd -- "$1" && pwd) || fail "cannot enter the build directory $1"
   CACHE_DIR=$(cd -- "$2" && pwd) || fail "cannot enter the cache directory $2"
   [ -z "${3:-}" ] || load_environment "$3"
-  if [ "$BUILD_DIR" != /app ]; then
+  if [ "$BUILD_DIR" != /app ] && ! editable; then
     warn "This build runs in $BUILD_DIR, not in /app: the result may not work at another path."
   fi
   TMP=
@@ -41,7 +45,8 @@ prepare() {
   COLUMNS=400
   THOR_COLUMNS=400
   export COLUMNS THOR_COLUMNS
-  HOME=$CACHE_DIR/home
+  # On a developer's machine, tools read the developer's own settings.
+  if [ "$BUILD_DIR" = /app ] || ! editable; then HOME=$CACHE_DIR/home; fi
   [ -d "$HOME" ] || mkdir -p "$HOME"
   export HOME
   cd "$BUILD_DIR" || fail "cannot enter the build directory $BUILD_DIR"
@@ -162,9 +167,13 @@ cache_key() {
 # identity PROGRAM: prints a word that changes when the program is replaced. Running the program for its version would take longer.
 identity() { stat -Lc '%n:%s:%i:%Z' -- "$(command -v "$1")" 2>/dev/null || echo "$1"; }
 
-# restore NAME DIRECTORY: moves the copy that was kept under KEY to DIRECTORY; fails if there is none.
+# restore NAME DIRECTORY: moves the copy that was kept under KEY to DIRECTORY; fails if there is none. In a checkout, DIRECTORY itself is kept.
 restore() {
   [ -f "$CACHE_DIR/$1/key" ] && IFS= read -r _key <"$CACHE_DIR/$1/key" && [ "$_key" = "$KEY" ] || return 1
+  if editable; then
+    [ -e "$2" ]
+    return
+  fi
   if [ -e "$2" ] || [ -L "$2" ]; then rm -rf "$2"; fi
   cp -a --reflink=auto "$CACHE_DIR/$1/tree" "$2"
 }
@@ -173,6 +182,10 @@ restore() {
 keep() {
   mkdir -p "$CACHE_DIR/$1"
   forget "$1"
+  if editable; then
+    printf '%s\n' "$KEY" >"$CACHE_DIR/$1/key"
+    return
+  fi
   if cp -a --reflink=auto "$2" "$CACHE_DIR/$1/tree"; then
     printf '%s\n' "$KEY" >"$CACHE_DIR/$1/key"
   else
@@ -184,8 +197,14 @@ keep() {
 # forget NAME: removes the copy.
 forget() { rm -rf "$CACHE_DIR/$1/key" "$CACHE_DIR/$1/tree"; }
 
-# profile NAME TEXT: writes a script that every process sources when it starts.
+# profile NAME TEXT: writes a script that every process sources when it starts. In TEXT, HOME is the directory of the application. The script of a
+# checkout is outside of the checkout, and does not change HOME.
 profile() {
+  if editable && [ -n "${LARDER_PROFILE_DIR:-}" ]; then
+    mkdir -p "$LARDER_PROFILE_DIR"
+    printf '%s\n' "_larder_home=\$HOME HOME=\$LARDER_APP" "$2" "HOME=\$_larder_home" >"$LARDER_PROFILE_DIR/$1.sh"
+    return
+  fi
   [ -d .profile.d ] || mkdir -p .profile.d
   printf '%s\n' "$2" >".profile.d/$1.sh"
 }

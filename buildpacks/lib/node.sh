@@ -188,6 +188,16 @@ node_install_npm() {
     must "npm install" npm install --include=dev --no-audit --no-fund --no-package-lock
     return
   fi
+  if editable; then
+    # `npm ci` would delete the packages that a person has changed or linked.
+    if node_key && restore node_modules node_modules; then
+      info "$LOCK is unchanged"
+    else
+      must "npm install" npm install --include=dev --no-audit --no-fund
+      if node_key; then keep node_modules node_modules; fi
+    fi
+    return
+  fi
   if grep -qE '"link": *true|": *"file:' "$LOCK" || ! node_key; then
     must "npm ci" npm ci --include=dev --no-audit --no-fund
     return

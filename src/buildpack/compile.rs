@@ -109,6 +109,38 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
     }
 }
 
+impl<W: Write + Send + 'static> BuildWorker<W> {
+    /// Reads the patterns of the files from which the build is made from `bin/inputs` of each buildpack. If a buildpack has no such script, or
+    /// the script fails, the build is made from every file.
+    pub(super) fn inputs(&mut self) -> Result<(), BuildStop> {
+        let mut patterns = Vec::new();
+        for pack in self.select()? {
+            let program = pack.directory.join("bin/inputs");
+            if script::look(&program) != script::ScriptFile::Executable {
+                self.report.inputs = None;
+                return Ok(());
+            }
+            let script = ScriptCommand {
+                program: &program,
+                arguments: vec![self.paths.app.as_os_str()],
+                environment: self.environment(),
+                directory: &self.paths.app,
+                exports: &[],
+                capture: Capture::Stdout,
+            };
+            let exit = self.run(&format!("buildpack {}: bin/inputs", pack.label), &script)?;
+            if !exit.success() {
+                self.report.inputs = None;
+                return Ok(());
+            }
+            let text = String::from_utf8_lossy(&exit.stdout);
+            patterns.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+        }
+        self.report.inputs = Some(patterns);
+        Ok(())
+    }
+}
+
 /// Returns the name of a buildpack's directory in the cache.
 fn cache_name(label: &str) -> String {
     if builtin::is_name(label) {

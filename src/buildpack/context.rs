@@ -10,6 +10,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::model::Blame;
@@ -50,6 +51,33 @@ pub(super) struct BuildPaths {
     pub path: OsString,
     /// `HOME` of every script: the source tree, as on Heroku.
     pub home: PathBuf,
+    /// The directory for the scripts that every process sources at its start. `None` stands for `.profile.d` of the source tree.
+    pub profile: Option<PathBuf>,
+}
+
+/// The directories of a build on a developer's machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPaths {
+    /// The checkout, which the build changes.
+    pub app: PathBuf,
+    /// The build cache of this checkout.
+    pub cache: PathBuf,
+    /// The built-in buildpacks.
+    pub buildpacks: PathBuf,
+    /// The search path of programs.
+    pub path: OsString,
+    /// The developer's home directory.
+    pub home: PathBuf,
+    /// The directory for the scripts that every process sources at its start.
+    pub profile: PathBuf,
+}
+
+impl From<LocalPaths> for BuildPaths {
+    fn from(paths: LocalPaths) -> BuildPaths {
+        let LocalPaths { app, cache, buildpacks, path, home, profile } = paths;
+        // A developer's machine has no operator.
+        BuildPaths { operator: buildpacks.join("none"), app, cache, buildpacks, path, home, profile: Some(profile) }
+    }
 }
 
 impl BuildPaths {
@@ -64,6 +92,7 @@ impl BuildPaths {
             path: search_path(std::env::var_os("PATH"), std::env::var_os("LARDER_BIN")),
             home: app.clone(),
             app,
+            profile: None,
         }
     }
 }
@@ -192,6 +221,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         all.insert("LARDER_APP".into(), self.paths.app.clone().into());
         all.insert("LARDER_CACHE".into(), self.paths.cache.clone().into());
         all.insert("LARDER_BUILDPACKS".into(), self.paths.buildpacks.clone().into());
+        all.extend(self.paths.profile.iter().map(|profile| ("LARDER_PROFILE_DIR".into(), profile.clone().into())));
         all.into_iter().collect()
     }
 

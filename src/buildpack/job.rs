@@ -20,6 +20,8 @@ pub enum BuildStep {
     Compile,
     /// Reads the process types from `bin/release` of each buildpack.
     Release,
+    /// Reads from `bin/inputs` of each buildpack which files the build is made from.
+    Inputs,
 }
 
 impl std::fmt::Display for BuildStep {
@@ -29,6 +31,7 @@ impl std::fmt::Display for BuildStep {
             BuildStep::Detect => f.write_str("detect"),
             BuildStep::Compile => f.write_str("compile"),
             BuildStep::Release => f.write_str("release"),
+            BuildStep::Inputs => f.write_str("inputs"),
         }
     }
 }
@@ -69,6 +72,8 @@ pub struct BuildReport {
     pub buildpacks: Vec<BuildpackUse>,
     /// The process types that the buildpacks provide.
     pub processes: Vec<(ProcessType, String)>,
+    /// Patterns, as in `.gitignore`, of the files from which the build is made. `None` stands for every file.
+    pub inputs: Option<Vec<String>>,
     /// The variables after all scripts, if a script changed them.
     pub variables: Option<String>,
     /// The failure that ended the job early.
@@ -121,6 +126,9 @@ pub struct Built {
     pub buildpacks: Vec<BuildpackUse>,
     /// The process types that the buildpacks provide. The process types of the Procfile take precedence.
     pub processes: Vec<(ProcessType, String)>,
+    /// Patterns, as in `.gitignore`, of the files from which the build is made. `None` stands for every file, or for a job without
+    /// [`BuildStep::Inputs`].
+    pub inputs: Option<Vec<String>>,
     /// The variables after all phase scripts, if a script changed them.
     pub variables: Option<serde_json::Map<String, serde_json::Value>>,
 }

@@ -18,9 +18,9 @@ mod select;
 mod server;
 mod worker;
 
-pub use context::rename_hint;
+pub use context::{LocalPaths, rename_hint};
 pub use failure::BuildpackError;
 pub use job::{BuildFailure, BuildJob, BuildReport, BuildStep, Built, DoneStep};
 pub use script::parse as parse_variables;
 pub use server::{BuildOutput, build, clear_cache};
-pub use worker::work;
+pub use worker::{work, work_locally};

@@ -83,7 +83,13 @@ pub async fn build(
         Some(text) => Some(super::script::parse(&text).map_err(BuildpackError::Report)?),
         None => None,
     };
-    Ok(Built { steps: report.steps, buildpacks: report.buildpacks, processes: report.processes, variables })
+    Ok(Built {
+        steps: report.steps,
+        buildpacks: report.buildpacks,
+        processes: report.processes,
+        inputs: report.inputs,
+        variables,
+    })
 }
 
 /// Empties the environment's build cache.

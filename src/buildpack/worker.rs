@@ -6,7 +6,7 @@ use crate::model::{Blame, Phase};
 
 use super::{
     child::{Capture, ScriptCommand},
-    context::{BuildPaths, BuildStop, BuildWorker, is_variable},
+    context::{BuildPaths, BuildStop, BuildWorker, LocalPaths, is_variable},
     job::{BuildFailure, BuildJob, BuildReport, BuildStep, DoneStep},
     script,
 };
@@ -14,6 +14,11 @@ use super::{
 /// Runs a job in the sandbox. Failures are part of the report.
 pub fn work(job: BuildJob) -> BuildReport {
     BuildWorker::new(job, BuildPaths::from_environment(), std::io::stdout()).work()
+}
+
+/// Runs a job in a directory of a developer's machine, without a sandbox. The output goes to the standard output.
+pub fn work_locally(job: BuildJob, paths: LocalPaths) -> BuildReport {
+    BuildWorker::new(job, BuildPaths::from(paths), std::io::stdout()).work()
 }
 
 impl<W: Write + Send + 'static> BuildWorker<W> {
@@ -26,6 +31,7 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
                 BuildStep::Detect => self.select().map(drop),
                 BuildStep::Compile => self.compile(),
                 BuildStep::Release => self.release(),
+                BuildStep::Inputs => self.inputs(),
             };
             if let Err(stop) = result {
                 let (code, tail) = stop.exit.map_or((None, Vec::new()), |exit| (exit.code, exit.tail));

@@ -52,6 +52,7 @@ impl World {
 
     fn run(&self, job: BuildJob) -> (BuildReport, String) {
         let paths = BuildPaths {
+            profile: None,
             app: self.path("app"),
             cache: self.path("cache"),
             buildpacks: self.path("builtin"),

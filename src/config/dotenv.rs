@@ -19,10 +19,40 @@ pub fn parse(text: &[u8]) -> Result<Vec<(VariableName, Vec<u8>)>, ConfigError> {
     let mut parser = Parser { rest: text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text), line: 1 };
     let mut variables: Vec<(VariableName, Vec<u8>)> = Vec::new();
     while let Some((name, value)) = parser.next()? {
+        let name = name?;
         variables.retain(|(other, _)| *other != name);
         variables.push((name, value));
     }
     Ok(variables)
+}
+
+/// The content of a file with variables, as [`parse_local`] reads it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LocalVariables {
+    /// The variables with their last values.
+    pub variables: Vec<(VariableName, Vec<u8>)>,
+    /// The variables that a project may not set, which are left out.
+    pub left_out: Vec<ConfigError>,
+}
+
+/// Parses a file with variables of a developer's machine, which other programs read, too. Therefore the file may set variables that a project may
+/// not set, such as `PORT`.
+///
+/// # Errors
+/// The first line that is not in the dialect. No error contains a value.
+pub fn parse_local(text: &[u8]) -> Result<LocalVariables, ConfigError> {
+    let mut parser = Parser { rest: text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text), line: 1 };
+    let mut found = LocalVariables::default();
+    while let Some((name, value)) = parser.next()? {
+        match name {
+            Ok(name) => {
+                found.variables.retain(|(other, _)| *other != name);
+                found.variables.push((name, value));
+            }
+            Err(error) => found.left_out.push(error),
+        }
+    }
+    Ok(found)
 }
 
 struct Parser<'a> {
@@ -64,7 +94,8 @@ impl Parser<'_> {
         }
     }
 
-    fn next(&mut self) -> Result<Option<(VariableName, Vec<u8>)>, ConfigError> {
+    /// Returns the next variable with its value. The name is an error if a project may not set the variable.
+    fn next(&mut self) -> Result<Option<(Result<VariableName, ConfigError>, Vec<u8>)>, ConfigError> {
         loop {
             self.skip(|byte| byte.is_ascii_whitespace());
             match self.rest.first() {
@@ -86,11 +117,12 @@ impl Parser<'_> {
         let is_name =
             name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_') && !name.starts_with(|c: char| c.is_ascii_digit());
         let name = match (name.parse::<VariableName>(), VariableName::remedy(name)) {
-            (Ok(name), None) => name,
-            (Ok(name), Some(remedy)) => return Err(self.problem(format!("the variable {name} is set by larder itself"), remedy)),
-            (Err(why), Some(remedy)) if is_name => return Err(self.problem(why, remedy)),
+            (Ok(name), None) => Ok(name),
+            (Ok(name), Some(remedy)) => Err(self.problem(format!("the variable {name} is set by larder itself"), remedy)),
+            (Err(why), Some(remedy)) if is_name => Err(self.problem(why, remedy)),
             (Err(_), _) => return Err(self.problem("the text before `=` is not the name of a variable", example)),
         };
+        let shown = name.as_ref().map_or_else(|_| String::from("a variable"), ToString::to_string);
         self.rest = rest.get(1..).unwrap_or_default();
         self.skip(|byte| matches!(byte, b' ' | b'\t'));
         let value = match self.rest.first().copied() {
@@ -98,7 +130,7 @@ impl Parser<'_> {
                 self.rest = self.rest.get(1..).unwrap_or_default();
                 let value = if quote == b'\'' { self.single()? } else { self.double()? };
                 let follows =
-                    self.problem(format!("text follows the closing quote of {name}"), "escape a quote inside of a value");
+                    self.problem(format!("text follows the closing quote of {shown}"), "escape a quote inside of a value");
                 let after = self.line_end();
                 let after = after.trim_ascii();
                 if !after.is_empty() && !after.starts_with(b"#") {
@@ -109,7 +141,7 @@ impl Parser<'_> {
             _ => plain(&self.line_end()).to_vec(),
         };
         if value.contains(&0) {
-            return Err(self.problem(format!("the value of {name} has a NUL byte"), "encode the value, for example in base64"));
+            return Err(self.problem(format!("the value of {shown} has a NUL byte"), "encode the value, for example in base64"));
         }
         Ok(Some((name, value)))
     }
@@ -241,6 +273,15 @@ mod tests {
             assert!(error.to_string().contains(why) && !error.to_string().contains("hunter2"), "{error}");
         }
         assert!(parse(b"A=\"\\x00\"").unwrap_err().to_string().contains("NUL"));
+    }
+
+    #[test]
+    fn local_file_may_set_variables_of_larder() {
+        let found = parse_local(b"PORT=3000\nA=b\nHOME='/x\ny'\nLD_PRELOAD=x\nA=c\n").unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(found.variables, [("A".parse().unwrap(), b"c".to_vec())]);
+        let lines: Vec<_> = found.left_out.iter().map(|error| error.line).collect();
+        assert_eq!(lines, [Some(1), Some(3), Some(5)], "{:?}", found.left_out);
+        assert!(parse_local(b"A='").is_err());
     }
 
     #[test]

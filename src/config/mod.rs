@@ -47,7 +47,7 @@ pub use build::{BuildSettings, RequiredVariable};
 pub use client::{ClientEntry, ENVIRONMENTS_FILE};
 pub use database::{DatabaseLocation, DatabaseSpec};
 pub use database_servers::DatabaseServers;
-pub use dotenv::{parse as parse_dotenv, render as render_dotenv};
+pub use dotenv::{LocalVariables, parse as parse_dotenv, parse_local as parse_local_dotenv, render as render_dotenv};
 pub use error::ConfigError;
 pub use explain::{VariablePlace, place_in_server, places_in_project};
 pub use forge::{ForgeConfig, ForgeKind};

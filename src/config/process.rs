@@ -28,6 +28,9 @@ pub struct ProcessSpec {
     pub env: IndexMap<VariableName, String>,
     /// The way to stop the process, if it differs from [`super::Settings::stop`].
     pub stop: Option<Stop>,
+    /// Patterns, as in `.gitignore`, of the files whose change restarts the process in a checkout. `None` stands for every file.
+    #[serde(default)]
+    pub watch: Option<Vec<String>>,
 }
 
 /// The settings of a process except its command. An absent value leaves the setting unchanged.
@@ -41,12 +44,15 @@ pub struct ProcessTuning {
     pub env: IndexMap<VariableName, String>,
     /// The way to stop the process.
     pub stop: Option<Stop>,
+    /// Patterns of the files whose change restarts the process in a checkout.
+    #[serde(default)]
+    pub watch: Option<Vec<String>>,
 }
 
 impl ProcessSpec {
     /// Creates a process from its command. The scale is 1 for `web` and 0 for other processes, as on Heroku and Dokku.
     pub(super) fn new(process: &ProcessType, command: CommandLine) -> ProcessSpec {
-        ProcessSpec { command, scale: u16::from(process.is_web()), memory: None, env: IndexMap::new(), stop: None }
+        ProcessSpec { command, scale: u16::from(process.is_web()), memory: None, env: IndexMap::new(), stop: None, watch: None }
     }
 
     /// Overwrites the settings that `tuning` contains.
@@ -54,6 +60,7 @@ impl ProcessSpec {
         self.scale = tuning.scale.unwrap_or(self.scale);
         self.memory = tuning.memory.or(self.memory);
         self.stop = tuning.stop.or(self.stop);
+        self.watch = tuning.watch.or_else(|| self.watch.take());
         self.env.extend(tuning.env);
     }
 }
@@ -64,6 +71,7 @@ impl ProcessTuning {
         self.scale = more.scale.or(self.scale);
         self.memory = more.memory.or(self.memory);
         self.stop = more.stop.or(self.stop);
+        self.watch = more.watch.or_else(|| self.watch.take());
         self.env.extend(more.env);
     }
 }
@@ -99,6 +107,7 @@ pub(super) struct ProcessOverrides {
     memory: Option<ByteSize>,
     env: IndexMap<VariableName, String>,
     stop: StopOverrides,
+    watch: Option<Vec<String>>,
 }
 
 impl ProcessOverrides {
@@ -106,7 +115,7 @@ impl ProcessOverrides {
     /// key.
     pub fn split(self, stop: Stop) -> (Option<CommandLine>, ProcessTuning) {
         let stop = (self.stop != StopOverrides::default()).then(|| self.stop.over(stop));
-        (self.command, ProcessTuning { scale: self.scale, memory: self.memory, env: self.env, stop })
+        (self.command, ProcessTuning { scale: self.scale, memory: self.memory, env: self.env, stop, watch: self.watch })
     }
 }
 
@@ -150,6 +159,13 @@ const PROCESS_KEYS: &[KeyRow<ProcessOverrides>] = &[
         Fallback::Says("as in the top-level key `stop`"),
         || "grace: 5m".to_owned(),
         |reader, node, key, process| read_stop(reader, node, key, &mut process.stop),
+    ),
+    KeyRow::value(
+        "watch",
+        "Patterns, as in .gitignore, of the files whose change restarts the process under `larder dev` and in an editable environment. With [], no change of a file restarts the process: for programs that read their files again themselves.",
+        Fallback::Says("every file"),
+        "\n- /worker/\n- \"*.py\"",
+        |reader, node, key, process| process.watch = Some(reader.patterns(node, key)),
     ),
 ];
 

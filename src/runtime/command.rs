@@ -9,10 +9,14 @@ use std::{
 
 use super::process::RunJob;
 
+/// The variable with the directory of further scripts like those in `.profile.d`. The buildpacks of a checkout write their scripts there, so that
+/// the checkout stays unchanged.
+pub const PROFILE_DIR: &str = "LARDER_PROFILE_DIR";
+
 /// The script that runs a shell line of the project. The script sources `.profile.d/*.sh` and `.profile`, as on Heroku, and then starts a
 /// shell with the line. No text of the project is inserted into the script: the line and its arguments are arguments of the script.
 const PROFILE: &str = r#"shell=$0 command=$1; shift
-for file in .profile.d/*.sh .profile; do if [ -r "$file" ]; then . "$file"; fi; done
+for file in ${LARDER_PROFILE_DIR:+"$LARDER_PROFILE_DIR"/*.sh} .profile.d/*.sh .profile; do if [ -r "$file" ]; then . "$file"; fi; done
 if [ -z "$command" ]; then exec "$@"; fi
 exec "$shell" -c "$command" "$shell" "$@""#;
 
@@ -32,6 +36,7 @@ pub fn of(job: &RunJob, app: &Path) -> Command {
         && !needs_shell(&job.command, program)
         && !app.join(".profile.d").exists()
         && !app.join(".profile").exists()
+        && !job.env.iter().any(|(name, _)| name == PROFILE_DIR)
     {
         let mut command = Command::new(program);
         command.args(arguments).args(&job.arguments);

@@ -14,7 +14,7 @@ mod supervision;
 pub mod worker;
 
 pub use self::{
-    command::{CANNOT_START, HINT},
+    command::{CANNOT_START, HINT, PROFILE_DIR},
     data::DataJob,
     logs::{LogLimits, LogLine, LogPlace, Logs, tail},
     ports::Ports,

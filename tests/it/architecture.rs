@@ -10,7 +10,7 @@ use std::{
 use crate::harness::source::{Imports, Source, paths, sources, top};
 
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
-const KEPT: [(&str, &[&str]); 24] = [
+const KEPT: [(&str, &[&str]); 25] = [
     ("age", &["snapshots"]),
     ("anstream", &["surface/cli"]),
     ("indicatif", &["surface/cli"]),
@@ -30,7 +30,8 @@ const KEPT: [(&str, &[&str]); 24] = [
     ("hyper", &["proxy", "runtime/static_server"]),
     ("hyper_util", &["proxy", "runtime/static_server"]),
     ("clap", &["surface/cli", "main.rs"]),
-    ("ignore", &["release", "drift"]),
+    ("ignore", &["release", "drift", "watch"]),
+    ("file_events", &["watch"]),
     ("ring", &["release", "notify"]),
     ("foldhash", &[]),
     ("diffy", &["drift"]),
@@ -42,7 +43,7 @@ const DURABLE: [&str; 9] =
     ["sync_all", "sync_data", "fsync(", "syncfs(", "fdatasync", "fs::rename(", "renameat", ".persist(", "sync_file_range"];
 
 /// The files that use these operations besides `host/files`, each with the reason.
-const DURABLE_ELSEWHERE: [(&str, &str); 40] = [
+const DURABLE_ELSEWHERE: [(&str, &str); 41] = [
     ("crates/archive/src/confined.rs", "syncs the file system of a descriptor for a directory that is not addressed by path"),
     ("crates/points/src/store.rs", "a pure crate; all its files are below descriptors, never addressed by path"),
     ("crates/points/src/sys.rs", "a pure crate: moves entries out of the way before a removal"),
@@ -75,6 +76,7 @@ const DURABLE_ELSEWHERE: [(&str, &str); 40] = [
         "src/backup/restore.rs",
         "moves restored entries of any kind in the sandbox; the exchange with the live data is in host/files",
     ),
+    ("src/dev/checkout.rs", "writes a cache on a developer's machine, which can be made again"),
     ("src/drift/patches.rs", "writes a patch in the sandbox, below a directory of the project's user"),
     ("src/backup/offsite/directory.rs", "writes into a store outside of the root, which may be another file system"),
     ("src/git/refs.rs", "syncs what libgit2 has written"),

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{CommandFactory as _, Parser, Subcommand, builder::TypedValueParser as _, error::ErrorKind};
 
 use super::{
-    client::arguments::{InitArgs, OpenArgs, PushArgs},
+    client::arguments::{DevArgs, InitArgs, OpenArgs, PushArgs},
     command::TerminalUse,
     commands::Verb,
     groups, habits, quickstart,
@@ -90,6 +90,7 @@ impl CliCommand {
 pub enum Local {
     /// Start a server in a separate directory, and push an example to it over ssh
     Quickstart(quickstart::Args),
+    Dev(DevArgs),
     Init(InitArgs),
     Push(PushArgs),
     Open(OpenArgs),

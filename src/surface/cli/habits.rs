@@ -49,7 +49,8 @@ pub(super) const HABITS: &[(&str, Habit)] = &[
     ("container:", Instead("larder runs no images: push the source with `larder push`")),
     ("builder:", Instead("name the buildpacks with `buildpacks:` in larder.yml (docs/buildpacks.md)")),
     ("registry:", Instead("larder keeps releases itself; other servers pull them with `larder pull shop` (docs/production.md)")),
-    ("local", Instead("run the web process of the Procfile on your machine; `larder quickstart` starts a server for tries")),
+    ("local", Same("dev")),
+    ("local:start", Same("dev")),
     ("local:run", Instead("run the command on your machine, or in the live release with `larder run shop -- COMMAND`")),
     // Processes.
     ("ps:scale", Scale),

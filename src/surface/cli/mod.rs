@@ -20,6 +20,7 @@ pub mod socket;
 mod text;
 
 pub use self::{
+    client::arguments::DevArgs,
     grammar::{Cli, CliCommand, Local, ServeArgs, completions, manual, manual_pages, parse},
     paint::{Colours, painted_error},
     rights::{commands as server_commands, needs as command_needs},

@@ -34,7 +34,7 @@ pub struct Colours {
 
 impl Colours {
     /// Returns the colours of this process.
-    pub(super) fn of_process() -> Colours {
+    pub fn of_process() -> Colours {
         Colours { out: has_colours(&io::stdout()), err: has_colours(&io::stderr()) }
     }
 }

@@ -1,6 +1,6 @@
 //! The arguments of the commands that run on a developer's machine.
 
-use crate::model::{BranchName, EnvironmentName, ProjectName, Target};
+use crate::model::{BranchName, EnvironmentName, ProcessType, ProjectName, Target};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -54,4 +54,21 @@ pub struct OpenArgs {
     /// Only print the address
     #[arg(long)]
     pub print: bool,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "The command needs no server. It builds with the buildpacks of the server, in place, runs one instance of each process, and prints their lines. A saved file starts the build, if the build is made from this file, and restarts the processes that the file concerns. Files that .gitignore or .larderignore ignores do not count. Variables come from the file .env. `larder dev release` runs the release command once.\n\nExit status: 130 after Ctrl-C, 143 after SIGTERM, 3 the port is in use, 4 no such process.\n\nExamples:\n  larder dev\n  larder dev web --port 3000"
+)]
+/// Run the project of this directory without a server, and restart what a saved file concerns
+pub struct DevArgs {
+    /// Processes to run [default: all processes of the project]
+    #[arg(value_name = "PROCESS")]
+    pub processes: Vec<ProcessType>,
+    /// Port of the web process [default: the first free port from 5000 on]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+    /// Environment of the recipe whose settings apply
+    #[arg(long, value_name = "NAME", default_value = "development")]
+    pub env: EnvironmentName,
 }

@@ -42,7 +42,7 @@ use crate::control::CommandError;
 
 /// The title and the commands of each group, in the order of the help. A test finds a command that is in no group, or in two groups.
 pub(super) const GROUPS: [(&str, &[&str]); 8] = [
-    ("Work from a laptop", &["init", "push", "open", "completions", "man", "help"]),
+    ("Work from a laptop", &["dev", "init", "push", "open", "completions", "man", "help"]),
     ("Deploy and go back", &["plan", "deploy", "promote", "pull", "rollback"]),
     ("See what is live", &["status", "releases", "release", "drift", "logs", "notify"]),
     ("Run processes", &["ps", "restart", "run"]),
