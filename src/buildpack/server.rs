@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     host::launch::{Launcher, Stdio},
-    model::{Area, EnvId, Launch, LimitClass, ProjectId, Role, Supervision},
+    model::{Area, EditWork, EnvId, Launch, LimitClass, ProjectId, ReleaseId, Role, Slot, Supervision},
 };
 
 use super::{
@@ -29,11 +29,13 @@ const MAX_LINE: usize = 4096;
 /// The maximum output of one job in bytes. Further output is dropped.
 const MAX_OUTPUT: u64 = 64 * 1024 * 1024;
 
-/// Runs a job in the environment's sandbox: a build, or some of its steps.
+/// Runs a job in the environment's sandbox: a build, or some of its steps. With `checkout`, the id of a release, the job runs in the checkout of
+/// an editable environment.
 pub async fn build(
     launcher: &Launcher,
     project: ProjectId,
     environment: EnvId,
+    checkout: Option<ReleaseId>,
     job: &BuildJob,
     output: BuildOutput,
     cancel: &CancellationToken,
@@ -42,11 +44,11 @@ pub async fn build(
     let stdout: OwnedFd = writer.into_blocking_fd().map_err(BuildpackError::Pipe)?;
     let stderr = stdout.try_clone().map_err(BuildpackError::Pipe)?;
     let launch = Launch {
-        role: Role::Build,
+        role: if checkout.is_some() { Role::Edit(EditWork::Build) } else { Role::Build },
         project,
         environment: Some(environment),
-        release: None,
-        slot: None,
+        release: checkout,
+        slot: checkout.map(|_| Slot::InPlace),
         limits: LimitClass::Build { memory: job.memory },
         supervision: Supervision::Once,
     };

@@ -55,7 +55,7 @@ pub use health::{Health, HealthCheck, Smoke};
 pub use keep::BackupKeep;
 pub use mail::{MailConfig, MailTransport, NotifySettings};
 pub use offsite::{OffsiteAddress, OffsiteConfig};
-pub use policy::{DriftPolicy, PromoteCheck, PromotionPolicy, Retention};
+pub use policy::{DriftPolicy, EditPolicy, PromoteCheck, PromotionPolicy, Retention};
 pub use process::{ProcessSpec, ProcessTuning, Stop};
 pub use procfile::Procfile;
 pub use project::{ProjectConfig, ProjectFiles};

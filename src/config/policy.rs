@@ -30,6 +30,22 @@ impl DriftPolicy {
         [("keep", DriftPolicy::Keep), ("refuse", DriftPolicy::Refuse), ("reapply", DriftPolicy::Reapply)];
 }
 
+/// The reaction of a push to an editable environment to files that a person changed in the checkout, and that the push changes, too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EditPolicy {
+    /// The push is refused, with a list of the files.
+    #[default]
+    Refuse,
+    /// The files are put into git's stash.
+    Stash,
+}
+
+impl EditPolicy {
+    /// Every policy with its word in configuration files.
+    pub const WORDS: [(&'static str, EditPolicy); 2] = [("refuse", EditPolicy::Refuse), ("stash", EditPolicy::Stash)];
+}
+
 /// The limits for the old releases of an environment. Releases beyond a limit are pruned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {

@@ -16,7 +16,7 @@ use super::{
         KeyRow,
     },
     mail::{NOTIFY_KEYS, NotifySettings},
-    policy::{self, DriftPolicy, PROMOTE_KEYS, PromotionPolicy},
+    policy::{self, DriftPolicy, EditPolicy, PROMOTE_KEYS, PromotionPolicy},
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
     services,
@@ -72,6 +72,9 @@ pub struct Settings {
     /// The recipe's policy on drift; see [`Settings::drift_policy`].
     #[serde(default)]
     pub drift: Option<DriftPolicy>,
+    /// The recipe's policy on files that a person changed in the checkout of an editable environment.
+    #[serde(default)]
+    pub edits: EditPolicy,
     /// Patterns, as in `.gitignore`, of files that the application changes itself.
     #[serde(default)]
     pub drift_ignore: Vec<String>,
@@ -119,6 +122,7 @@ impl Default for Settings {
             drain: TimeSpan::seconds(30),
             keep_releases: None,
             drift: None,
+            edits: EditPolicy::Refuse,
             drift_ignore: Vec::new(),
             keep_age: None,
             keep_bytes: None,
@@ -368,6 +372,16 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
                 let example = "{policy: reapply, ignore: [\"/uploads/\"]}";
                 keys::read_section(reader, node, key, example, DRIFT_KEYS, draft);
             }
+        },
+    ),
+    KeyRow::value(
+        "edits",
+        "The reaction of a push to an editable environment to files that were changed by hand in the checkout, and that the push changes, too. \
+         refuse: fail with a list of the files. stash: put the files into git's stash.",
+        Is("refuse"),
+        "stash",
+        |reader, node, key, draft| {
+            draft.settings.edits = reader.choice(node, key, &EditPolicy::WORDS).unwrap_or(draft.settings.edits);
         },
     ),
     KeyRow::section("keep", "", "{releases: 10}", KEEP_KEYS),

@@ -3,6 +3,7 @@
 //! The module has two halves. In the server, [`Repositories`] starts git workers, and [`hook::Listener`] receives the requests of hooks. In
 //! the workers, [`work`] and [`work_source`] run as the git user inside a sandbox. Only workers and hooks open a repository.
 
+pub mod checkout;
 pub mod hook;
 mod job;
 mod libgit;

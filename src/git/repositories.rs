@@ -9,13 +9,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 
 use super::{
+    checkout::{CheckoutAnswer, CheckoutJob, CheckoutReport},
     hook::PushToken,
     job::{CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, LogEntry, MoveRef, RefEntry, ServeLimits, Service},
     source::{CommitSource, SourceJob, SourceRefusal, SourceReport},
 };
 use crate::{
     host::launch::{Child, LaunchError, Launcher, Stdio},
-    model::{BranchName, CommitId, EnvId, Exit, Launch, LimitClass, ProjectId, Role, Supervision},
+    model::{BranchName, CommitId, EditWork, EnvId, Exit, Launch, LimitClass, ProjectId, ReleaseId, Role, Slot, Supervision},
 };
 
 /// The maximum size of a report, in bytes.
@@ -233,6 +234,75 @@ impl Repositories {
             SourceReport::Refused(refusal) => Err(GitError::Refused(refusal)),
             SourceReport::Failed(failure) => Err(failure.into()),
         }
+    }
+
+    /// Runs a job in the checkout of an editable environment.
+    pub async fn checkout(
+        &self,
+        project: ProjectId,
+        environment: EnvId,
+        release: ReleaseId,
+        job: &CheckoutJob,
+    ) -> Result<CheckoutAnswer, GitError> {
+        self.in_checkout(project, environment, release, job, Stdio::default()).await
+    }
+
+    /// Runs a job in the checkout of an editable environment. The checkout gets the objects of the commit `want`, except those that are reachable from
+    /// `known`.
+    pub async fn update_checkout(
+        &self,
+        project: ProjectId,
+        environment: EnvId,
+        release: ReleaseId,
+        job: &CheckoutJob,
+        want: &CommitId,
+        known: Option<CommitId>,
+    ) -> Result<CheckoutAnswer, GitError> {
+        let (reader, writer) = std::io::pipe()
+            .map_err(|error| GitFailure::Failed { doing: String::from("update the checkout"), why: error.to_string() })?;
+        let stdio = Stdio { stdin: Some(reader.into()), ..Stdio::default() };
+        let packing = self.export_pack(project, want.clone(), known.into_iter().collect(), writer.into());
+        let (answer, packed) = tokio::join!(self.in_checkout(project, environment, release, job, stdio), packing);
+        // A failed export truncates the pack, so the reason of the export comes first.
+        packed?;
+        answer
+    }
+
+    /// Writes a pack with a commit of the checkout of an editable environment to `output`.
+    pub async fn pack_checkout(
+        &self,
+        project: ProjectId,
+        environment: EnvId,
+        release: ReleaseId,
+        job: &CheckoutJob,
+        output: OwnedFd,
+    ) -> Result<CheckoutAnswer, GitError> {
+        let stdio = Stdio { stdout: Some(output), ..Stdio::default() };
+        self.in_checkout(project, environment, release, job, stdio).await
+    }
+
+    async fn in_checkout(
+        &self,
+        project: ProjectId,
+        environment: EnvId,
+        release: ReleaseId,
+        job: &CheckoutJob,
+        stdio: Stdio,
+    ) -> Result<CheckoutAnswer, GitError> {
+        let doing = "change the checkout";
+        let launch = Launch {
+            role: Role::Edit(EditWork::Checkout),
+            project,
+            environment: Some(environment),
+            release: Some(release),
+            slot: Some(Slot::InPlace),
+            limits: LimitClass::Build { memory: None },
+            supervision: Supervision::Once,
+        };
+        let child = self.launcher.launch(launch, job, stdio).await;
+        let mut child = child.map_err(|source| GitError::Launch { doing, source })?;
+        let report: CheckoutReport = self.report(&mut child, doing).await?;
+        Ok(report?)
     }
 
     async fn done(&self, project: ProjectId, job: GitJob, doing: &'static str) -> Result<(), GitError> {

@@ -100,6 +100,11 @@ impl Root {
         self.0.join("lib").join(env!("CARGO_PKG_VERSION"))
     }
 
+    /// Returns the directory of the built-in buildpacks of this version.
+    pub fn buildpacks(&self) -> PathBuf {
+        self.lib().join("buildpacks")
+    }
+
     /// Returns the directory of the operator's own files. A buildpack in `buildpacks/<name>` replaces the built-in buildpack with the same
     /// name.
     pub fn etc(&self) -> PathBuf {
@@ -230,6 +235,11 @@ impl EnvironmentPaths {
         self.0.join("slots").join(slot.as_str())
     }
 
+    /// Returns the directory whose files a slot shows besides its own: the tree of the release. The slot `in-place` shows its own directory only.
+    pub fn lower(&self, release: ReleaseId, slot: Slot) -> PathBuf {
+        if slot.is_directory() { self.slot(slot).join("upper") } else { self.tree(release) }
+    }
+
     /// Returns the directory of the persistent data, which is `/data` in the sandbox.
     pub fn data(&self) -> PathBuf {
         self.0.join("data")
@@ -284,6 +294,11 @@ impl EnvironmentPaths {
     /// Returns the directory that the project's scripts `.larder/backup` and `.larder/restore` write and read.
     pub fn custom(&self) -> PathBuf {
         self.0.join("custom")
+    }
+
+    /// Returns the directory of the caches of builds in a checkout.
+    pub fn editing(&self) -> PathBuf {
+        self.0.join("editing")
     }
 
     /// Returns the path of the record of the last restore of the live data.

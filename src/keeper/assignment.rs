@@ -62,6 +62,11 @@ impl Assignment {
         self
     }
 
+    fn builds(self, cache: PathBuf) -> Assignment {
+        let one = self.writes("LARDER_CACHE", "/cache", cache).reads("LARDER_BUILDPACKS", "/buildpacks", relative().buildpacks());
+        one.reads("LARDER_ETC_BUILDPACKS", "/larder/etc/buildpacks", relative().etc().join("buildpacks"))
+    }
+
     /// Returns the assignment of a launch request, or the reason why the request is refused.
     pub fn of(launch: &Launch, registry: &NameRegistry, users: &Users, units: &[ProjectUnit]) -> Result<Assignment, String> {
         let root = relative();
@@ -87,17 +92,15 @@ impl Assignment {
         };
         let (build, unpack, run) = (SystemUser::Build(env), SystemUser::Unpack(env), SystemUser::Run(env));
         let build_layer = || layer(paths.source().join("tree"), SystemUser::Git, paths.build(), build);
-        let slot_layer = |release, slot| layer(paths.tree(release), unpack, paths.slot(slot), run);
+        let slot_layer = |release, slot| layer(paths.lower(release, slot), unpack, paths.slot(slot), run);
         Ok(match launch.role {
             Role::Git => return Err("the git role has no environment".to_owned()),
             Role::Source => Assignment::new(SystemUser::Git)
                 .reads("LARDER_REPO", "/repo", root.project(project_name).join("git"))
                 .writes("LARDER_SOURCE", "/source", paths.source()),
             Role::Build => Assignment { own_code: true, layer: Some(build_layer()), ..Assignment::new(build) }
-                .writes("LARDER_CACHE", "/cache", paths.cache())
-                .reads("LARDER_SOURCE", "/source", paths.source())
-                .reads("LARDER_BUILDPACKS", "/buildpacks", root.lib().join("buildpacks"))
-                .reads("LARDER_ETC_BUILDPACKS", "/larder/etc/buildpacks", root.etc().join("buildpacks")),
+                .builds(paths.cache())
+                .reads("LARDER_SOURCE", "/source", paths.source()),
             Role::Bundle => {
                 let layer = OverlaySpec { read_only: true, ..build_layer() };
                 Assignment { layer: Some(layer), ..Assignment::new(build) }
@@ -110,12 +113,13 @@ impl Assignment {
             }
             Role::Verify => Assignment::new(unpack),
             Role::Pack => Assignment::new(unpack).reads("LARDER_DEPLOY", "/deploy", paths.deploy()),
-            Role::Run | Role::Task | Role::Probe => {
+            Role::Run | Role::Task | Role::Probe | Role::Edit(_) => {
                 let layer = Some(slot_layer(need(launch.release, "a release")?, need(launch.slot, "a slot")?));
                 let read_only_app = launch.role == Role::Probe;
                 let data = if read_only_app { paths.data_copy() } else { paths.data() };
                 let assignment = Assignment { own_code: true, read_only_app, layer, ..Assignment::new(run) };
                 let assignment = assignment.writes("LARDER_DATA", "/data", data);
+                let assignment = if let Role::Edit(_) = launch.role { assignment.builds(paths.editing()) } else { assignment };
                 if launch.role == Role::Run { assignment } else { assignment.writes("LARDER_CUSTOM", "/custom", paths.custom()) }
             }
             Role::Drift | Role::Patch => {
@@ -154,7 +158,6 @@ impl Assignment {
                     unit.ok_or("the running keeper does not allow this unit; restart larder after a change of `services:`")?;
                 Assignment { unit: Some(unit.1.as_str().into()), ..Assignment::new(SystemUser::Keeper) }
             }
-            // The users are in the order of `MeasuredUser`. Each of them can enter only its own directories.
             Role::Measure(user) => {
                 let user = need([SystemUser::Git, build, unpack, run].get(user as usize).copied(), "a user")?;
                 let repository = root.project(project_name).join("git");
@@ -162,7 +165,6 @@ impl Assignment {
             }
             Role::Sweep(area) => {
                 let (path, user) = area_path(registry, env, area, launch.release, launch.slot)?;
-                // In a scratch layer, only `upper` contains files of the layer's user.
                 let path = if matches!(area, Area::Build | Area::Slot | Area::Archive) { path.join("upper") } else { path };
                 Assignment::new(user).writes("LARDER_AREA", "/area", path)
             }

@@ -118,7 +118,7 @@ impl Directories {
         // `archives` can be listed, so that the run user can delete its files after a discard. The directories in `archives` are private.
         self.make(paths.archives(), SystemUser::Server, 0o755)?;
         self.make(paths.archived_runs(), SystemUser::Server, 0o755)?;
-        for path in [paths.points(), paths.restored(), paths.restoring(), paths.data_copy(), paths.custom()] {
+        for path in [paths.points(), paths.restored(), paths.restoring(), paths.data_copy(), paths.custom(), paths.editing()] {
             self.make(path, SystemUser::Run(*env), 0o700)?;
         }
         self.make(paths.source(), SystemUser::Git, 0o755)?;

@@ -28,6 +28,7 @@ fn standard_layout_names_the_paths_of_the_code() {
         ("restored", paths.restored()),
         ("restoring", paths.restoring()),
         ("custom", paths.custom()),
+        ("editing", paths.editing()),
         ("data_copy", paths.data_copy()),
         ("data_copy_note", paths.data_copy_note()),
         ("copies", paths.copies()),

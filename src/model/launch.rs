@@ -52,6 +52,8 @@ pub enum Role {
     Restore,
     /// A worker that counts the space of one user's files in an environment, as this user. The files are read-only.
     Measure(MeasuredUser),
+    /// A worker that builds or changes the checkout of an editable environment, which is the directory of the slot, as the environment's run user.
+    Edit(EditWork),
     /// The operator's `systemctl`, which stops or starts a unit. The command runs as root without capabilities, outside of every view. The
     /// keeper takes the program and the name of the unit from the server file, and the job is not read.
     Unit(UnitRequest),
@@ -60,7 +62,7 @@ pub enum Role {
 impl Role {
     /// Returns true if a process of this role runs in a slot, and uses the slot and the installed tree below it.
     pub fn uses_slot(self) -> bool {
-        matches!(self, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch | Role::Sync)
+        matches!(self, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch | Role::Sync | Role::Edit(_))
     }
 
     /// Returns true for a command that a person runs in a slot.
@@ -88,6 +90,8 @@ impl Role {
             Role::Dump => "dump",
             Role::Restore => "restore",
             Role::Measure(_) => "measure",
+            Role::Edit(EditWork::Build) => "build",
+            Role::Edit(EditWork::Checkout) => "checkout",
             Role::Unit(_) => "unit",
         }
     }
@@ -98,7 +102,17 @@ impl Role {
     }
 }
 
-/// The user whose files a measure worker counts, and as whom the worker runs.
+/// The work in a checkout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum EditWork {
+    /// Runs buildpacks and phase scripts.
+    Build,
+    /// Runs git.
+    Checkout,
+}
+
+/// The user whose files a measure worker counts, and as whom the worker runs. Each user can enter only its own directories. The keeper has the
+/// users in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MeasuredUser {
     /// The git user, to whom the repository and the exported source belong.
@@ -122,7 +136,7 @@ pub struct UnitRequest {
     pub start: bool,
 }
 
-/// A part of an environment's directory whose files belong to one user.
+/// A part of an environment's directory whose files belong to one user. In a scratch layer, only `upper` contains files of the layer's user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Area {
     /// The scratch layer of a build, which belongs to the build user.

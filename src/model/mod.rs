@@ -37,7 +37,9 @@ pub use event::{Blame, Event, Fault, Outcome, Record, StepStatus};
 pub use health::{HealthRecord, PassedCheck, Period, ProcessRestart};
 pub use id::{CommitId, DeploymentId, EnvId, PointId, ProjectId, ReleaseId, ReleaseNumber, UserNumbers};
 pub use larder_archive::{ArchiveInfo, Digest, Entry, EntryKind, Frame, bounded};
-pub use launch::{Area, Exit, Launch, LimitClass, MeasuredUser, ProcessId, Role, StopSignal, Supervision, TreeName, UnitRequest};
+pub use launch::{
+    Area, EditWork, Exit, Launch, LimitClass, MeasuredUser, ProcessId, Role, StopSignal, Supervision, TreeName, UnitRequest,
+};
 pub use manifest::{BuildpackUse, Manifest};
 pub use name::{BranchName, DatabaseName, EnvironmentName, NameError, ProcessType, ProjectName, RemoteName, UnitName, UserName};
 pub use network::{Network, NetworkError};

@@ -21,7 +21,7 @@ use crate::{
     config::{DriftPolicy, Settings},
     drift::{self, Applied, Drift, DriftTarget, KnownEntry, Patch, patches::Patches},
     host::{files, root::EnvironmentPaths},
-    model::{EnvId, Environment, Live, ReleaseId, UserName},
+    model::{EnvId, Environment, Live, Mode, ReleaseId, UserName},
     release::ReleaseError,
 };
 
@@ -62,6 +62,9 @@ impl Expected {
 /// Stores, as expected changes, the changes in the slot of a release that has just gone live. Changes that a patch made still count
 /// as drift.
 pub(super) async fn expect(deployment: &Deployment, live: &Live) {
+    if deployment.environment.mode == Mode::Editable {
+        return;
+    }
     let environment = &deployment.environment;
     let (paths, settings) = (&deployment.paths, deployment.settings());
     // Expected changes that an earlier deployment of the release stored are dropped before the scan, so that the scan finds all
@@ -260,6 +263,10 @@ pub async fn reapply(deployment: &Deployment) -> Result<(), Failure> {
 /// Saves the changes in a slot that is about to be emptied, or that no longer serves. A failure is only logged.
 pub(super) async fn keep(deployment: &Deployment, live: &Live, settings: &Settings) -> Option<Patch> {
     let environment = &deployment.environment;
+    // No deployment empties a checkout.
+    if environment.mode == Mode::Editable {
+        return None;
+    }
     let target = LiveSlot { services: &deployment.services, environment, live, settings };
     let kept = match target.scan().await {
         Ok(drift) if drift.counts().0 == 0 => return None,
@@ -353,7 +360,8 @@ impl Pipeline {
     /// Scans the environments whose last scan is old. The wait for the scans is short; the next overview shows later results.
     pub async fn refresh_drift(&self, environments: &[Environment]) {
         let stale = |environment: &&Environment| {
-            self.live(environment.id).is_some()
+            environment.mode != Mode::Editable
+                && self.live(environment.id).is_some()
                 && self.under_way(environment.id).0.is_none()
                 && self
                     .last_drift(environment.id)

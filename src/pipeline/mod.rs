@@ -21,6 +21,7 @@ mod disk_guard;
 mod disk_state;
 mod drift;
 mod durations;
+mod edits;
 mod error;
 mod facts;
 mod failure;
@@ -79,6 +80,7 @@ pub use self::{
     databases::StoredUrlError,
     drift::DriftError,
     durations::{HoldRun, MethodEstimate},
+    edits::EditsError,
     error::{PipelineError, ThawError},
     facts::Facts,
     forecast::LastUpgrade,

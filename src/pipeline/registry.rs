@@ -1,7 +1,7 @@
 //! The table of steps: the code of each step, and the plans that contain it.
 
 use super::{
-    phases::{build, bundle, checks, deliver, deploy, gather, post_deploy, post_install, script::Script},
+    phases::{build, bundle, checkout, checks, deliver, deploy, gather, post_deploy, post_install, script::Script},
     step::Step,
 };
 use crate::model::{Mode, Origin, Phase, StepName, Strategy};
@@ -110,9 +110,58 @@ const IN_PLACE_ORDER: &[&str] = &[
     "deploy.resume",
 ];
 
+/// The steps that only plans of editable environments have.
+const EDITABLE_STEPS: &[(&str, NewStep)] =
+    &[("gather.checkout", || Box::new(checkout::UpdateCheckout)), ("deploy.prepare", || Box::new(checkout::PrepareCheckout))];
+
+/// The plan of an editable environment. It updates the checkout and builds there. There is no archive, and therefore no release to install.
+const EDITABLE_PLAN: &[&str] = &[
+    "gather.source",
+    "gather.checkout",
+    "gather.script",
+    "pre_install.checks",
+    "pre_install.script",
+    "configure.script",
+    "build.compile",
+    "build.script",
+    "post_build.script",
+    "deploy.stop",
+    "deploy.prepare",
+    "deploy.script",
+    "deploy.start",
+    "deploy.release",
+    "deploy.check",
+    "deploy.switch",
+    "deploy.resume",
+    "post_deploy.workers",
+    "post_deploy.smoke",
+    "post_deploy.first",
+    "post_deploy.script",
+    "post_install.script",
+    "post_install.alive",
+];
+
+/// The plan of an editable environment that starts the processes again with a changed configuration.
+const EDITABLE_CONFIGURATION_PLAN: &[&str] = &[
+    "gather.recall",
+    "pre_install.checks",
+    "deploy.stop",
+    "deploy.prepare",
+    "deploy.script",
+    "deploy.start",
+    "deploy.check",
+    "deploy.switch",
+    "deploy.resume",
+    "post_deploy.workers",
+    "post_deploy.smoke",
+    "post_deploy.script",
+    "post_install.script",
+    "post_install.alive",
+];
+
 /// Creates the step with this name. Returns `None` if this version has no such step.
 pub fn step(name: &str) -> Option<Box<dyn Step>> {
-    let all = STEPS.iter().map(|(known, _, make)| (*known, *make)).chain(IN_PLACE_STEPS.iter().copied());
+    let all = STEPS.iter().map(|(known, _, make)| (*known, *make)).chain(IN_PLACE_STEPS.iter().chain(EDITABLE_STEPS).copied());
     all.into_iter().find(|(known, _)| *known == name).map(|(_, make)| make())
 }
 
@@ -120,8 +169,9 @@ pub fn step(name: &str) -> Option<Box<dyn Step>> {
 /// run.
 pub fn steps(mode: Mode, strategy: Strategy, origin: &Origin) -> Vec<StepName> {
     let kind = match (mode, origin) {
-        // `project create` refuses this mode in this version. The plan of such an environment has no steps.
-        (Mode::Editable, _) => return Vec::new(),
+        (Mode::Editable, Origin::Configuration) => return names(EDITABLE_CONFIGURATION_PLAN),
+        // The commit of an earlier release is built again.
+        (Mode::Editable, _) => return names(EDITABLE_PLAN),
         (Mode::Cooking, Origin::Commit) => Build,
         // A final environment never builds, whatever the origin in the request is.
         (Mode::Final, Origin::Commit) | (_, Origin::Store | Origin::Environment(_) | Origin::Remote(_)) => Deliver,
@@ -129,6 +179,10 @@ pub fn steps(mode: Mode, strategy: Strategy, origin: &Origin) -> Vec<StepName> {
         (_, Origin::Configuration) => Reconfigure,
     };
     of_kind(kind, strategy)
+}
+
+fn names(plan: &[&str]) -> Vec<StepName> {
+    plan.iter().map(|name| StepName::from(*name)).collect()
 }
 
 /// Returns the names of the steps of a rollback with data, in the order in which the steps run.
@@ -192,7 +246,11 @@ mod tests {
                 assert!(names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
             }
         }
-        assert_eq!(steps(Mode::Editable, Strategy::InPlace, &Origin::Commit), []);
+        for origin in [Origin::Commit, Origin::Previous, Origin::Configuration] {
+            let names = steps(Mode::Editable, Strategy::InPlace, &origin);
+            assert!(names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");
+            assert!(names.iter().all(|name| step(name.as_str()).is_some()), "{names:?}");
+        }
         for strategy in [Strategy::BlueGreen, Strategy::InPlace] {
             let names = return_steps(strategy);
             assert!(names.last() == Some(&commit_point(&names)) && !names.contains(&StepName::from(COMMIT_POINT)), "{names:?}");

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     git::source::{RecipeFiles, SourceJob, SourceLimits},
-    model::{Environment, Strategy},
+    model::{Environment, Mode, Strategy},
 };
 
 impl Pipeline {
@@ -18,6 +18,9 @@ impl Pipeline {
     /// refuses a release whose recipe has a different strategy.
     pub(super) async fn strategy(&self, queue: &Queue, request: &DeployRequest) -> Strategy {
         let environment = queue.environment();
+        if environment.mode == Mode::Editable {
+            return Strategy::InPlace;
+        }
         let recorded = match &request.goal {
             Goal::Release { release, .. } => self.strategy_of(&environment, *release),
             Goal::Configure { .. } => self.live(environment.id).and_then(|live| self.strategy_of(&environment, live.release)),
@@ -37,6 +40,9 @@ impl Pipeline {
 
     /// Returns the strategy of the next deployment, if its recipe is the recipe of the live release.
     pub(super) fn usual_strategy(&self, environment: &Environment) -> Strategy {
+        if environment.mode == Mode::Editable {
+            return Strategy::InPlace;
+        }
         let live = self.live(environment.id).and_then(|live| self.strategy_of(environment, live.release));
         live.unwrap_or(environment.strategy)
     }

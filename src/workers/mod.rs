@@ -40,6 +40,7 @@ fn work(role: &str) -> io::Result<u8> {
     }
     match role {
         "git" => git::work(input.job, input.report),
+        "checkout" => git::checkout::work(input.job, input.report),
         "source" => git::work_source(input.job, input.report),
         "build" => build(input),
         "bundle" => pack(input),

@@ -228,9 +228,6 @@ fn remote_option_uses_the_server_of_a_git_remote(world: &World) {
 }
 
 fn missing_features_are_named(world: &World) {
-    let created = world.larder(&["project", "create", "shop", "--mode", "editable"]);
-    created.exits(2).says("editable").says("not available in this version");
-    assert_eq!(world.larder(&["project", "list", "--json"]).json(), serde_json::json!([]));
     world.project("shop");
     let repo = Repo::site(world, "shop", "version one");
     let pillar = format!("{}/pillar", repo.url());

@@ -313,12 +313,8 @@ fn own_packages_of_a_developer_stay() {
     assert_eq!(session.end(Signal::INT), 130);
 }
 
-#[test]
-fn every_command_of_the_page_runs() {
-    if installed("python3").is_none() {
-        return;
-    }
-    let page = Page::read("docs/development.md");
+/// Runs the commands of the page that need no server.
+pub fn run_commands_of_the_page(page: &Page) {
     let laptop = Laptop::new(&[("requirements.txt", "")]);
     for command in ["git init shop", "cd shop"] {
         // The checkout of the test stands for the directory of the page.
@@ -358,7 +354,6 @@ fn every_command_of_the_page_runs() {
         laptop.save("larder.yml", recipe);
         laptop.run(&["dev", "nosuch"]).exits(4).says("there is no process nosuch");
     }
-    page.has_no_other_command();
 }
 
 /// Prints the times from save to live. The test is a measurement, so it runs with `LARDER_TEST_THOROUGH` only.

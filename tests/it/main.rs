@@ -35,6 +35,7 @@ mod django;
 mod drift;
 mod drill;
 mod dry_run;
+mod editable;
 mod environments;
 mod event_mails;
 mod examples;

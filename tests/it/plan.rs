@@ -6,6 +6,7 @@ in_one_mode!(
     plan_of_a_cooking_environment_matches_the_golden_file,
     plan_of_a_final_environment_matches_the_golden_file,
     plan_of_an_in_place_environment_matches_the_golden_file,
+    plan_of_an_editable_environment_matches_the_golden_file,
 );
 
 fn plan_of_a_cooking_environment_matches_the_golden_file(world: &World) {
@@ -33,6 +34,11 @@ fn plan_of_a_cooking_environment_matches_the_golden_file(world: &World) {
 fn plan_of_a_final_environment_matches_the_golden_file(world: &World) {
     world.larder(&["project", "create", "shop", "--mode", "final"]).ok();
     golden("plan of final", world.larder(&["plan", "shop"]).ok());
+}
+
+fn plan_of_an_editable_environment_matches_the_golden_file(world: &World) {
+    world.larder(&["project", "create", "shop", "--mode", "editable"]).ok();
+    golden("plan of editable", world.larder(&["plan", "shop"]).ok());
 }
 
 fn plan_of_an_in_place_environment_matches_the_golden_file(world: &World) {

@@ -90,6 +90,7 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("release import", &["release import SHOP"]),
     ("release pin", &["release pin SHOP v1"]),
     ("release unpin", &["release unpin SHOP v1"]),
+    ("edits", &["edits SHOP", "edits SHOP commit --message x", "edits SHOP drop"]),
     ("drift", &["drift SHOP", "drift SHOP --patches", "drift SHOP --show x", "drift SHOP --save", "drift SHOP --drop x"]),
     ("backup take", &["backup take SHOP"]),
     ("backup list", &["backup list SHOP"]),

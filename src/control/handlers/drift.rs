@@ -11,7 +11,7 @@ use crate::{
         state::Control,
     },
     drift::{self, Patch},
-    model::{Access, CommitId, Environment, Live, ReleaseId, ReleaseNumber, Target, UserName, sanitise_reason},
+    model::{Access, CommitId, Environment, Live, Mode, ReleaseId, ReleaseNumber, Target, UserName, sanitise_reason},
     pipeline::DriftError,
 };
 
@@ -149,6 +149,10 @@ impl Request for DriftRequest {
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<DriftView>, CommandError> {
         let environment = control.environment(&self.target)?;
+        if environment.mode == Mode::Editable {
+            let why = format!("{} runs a checkout, which has no release to compare with", environment.title());
+            return Err(refused(why).hint(format!("show changes by hand with `larder edits {}`", self.target)));
+        }
         let view = match self.action {
             DriftAction::Show { quick } => DriftView::Report(Box::new(show(control, &environment, quick).await?)),
             DriftAction::Save => DriftView::Report(Box::new(save(control, caller.name(), &environment).await?)),

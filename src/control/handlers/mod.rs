@@ -15,6 +15,7 @@ mod deployments;
 mod disk;
 mod doctor;
 mod drift;
+mod edits;
 mod exports;
 mod groups;
 mod keys;
@@ -34,6 +35,6 @@ mod users;
 pub use self::{
     audit::*, authorities::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, configuration::*,
     configuration_explain::*, configuration_list::*, databases::*, deliverables::*, deployments::*, disk::*, doctor::*, drift::*,
-    exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*, protect::*,
-    releases::*, remotes::*, rollback::*, status::*, users::*,
+    edits::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*,
+    protect::*, releases::*, remotes::*, rollback::*, status::*, users::*,
 };

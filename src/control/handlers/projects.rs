@@ -59,7 +59,6 @@ impl Request for ProjectCreate {
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<ProjectCreated>, CommandError> {
-        ensure_available(&self)?;
         // The lock is held until the environment is ready, or is removed after a failure, so that no concurrent request creates or destroys
         // an environment.
         let _one_at_a_time = control.create_destroy_lock().await;
@@ -173,16 +172,6 @@ async fn take_back(control: &Control, project: &Project, error: CommandError) ->
         Err(also) => error.hint(format!(
             "restart the server, which then prepares the environment again, because the registry still contains it: {also}"
         )),
-    }
-}
-
-fn ensure_available(spec: &ProjectCreate) -> Result<(), CommandError> {
-    match (spec.mode, spec.strategy) {
-        (Mode::Cooking | Mode::Final, Strategy::BlueGreen | Strategy::InPlace) => Ok(()),
-        (mode, _) => Err(usage(format!(
-            "cannot create {}/{}: the mode {mode} is not available in this version (expected cooking or final)",
-            spec.project, spec.environment
-        ))),
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{
     buildpack::{self, BuildJob, BuildStep, BuildpackError, Built},
     host::files,
-    model::{Area, Phase},
+    model::{Area, Mode, Phase},
     pipeline::{
         context::Deployment,
         output,
@@ -159,8 +159,10 @@ pub(super) async fn run(deployment: &Deployment, job: &BuildJob) -> Result<Built
     let environment = &deployment.environment;
     let (lines, copying) = output::channel(&deployment.transcript);
     let launcher = &deployment.services.launcher;
+    let checkout = (environment.mode == Mode::Editable).then_some(deployment.spec.release);
     let built =
-        buildpack::build(launcher, environment.project_id, environment.id, job, lines, &deployment.memory.cancelled).await;
+        buildpack::build(launcher, environment.project_id, environment.id, checkout, job, lines, &deployment.memory.cancelled)
+            .await;
     let _ = copying.await;
     built.map_err(|error| match error {
         BuildpackError::Cancelled => Failure::blameless("cancelled"),

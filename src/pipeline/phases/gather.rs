@@ -10,7 +10,7 @@ use crate::{
         GitError,
         source::{SourceJob, SourceLimits},
     },
-    model::{Blame, Origin, Phase, ReleaseId, best_tag},
+    model::{Blame, Mode, Origin, Phase, ReleaseId, best_tag},
     pipeline::{
         context::Deployment,
         drift,
@@ -53,6 +53,7 @@ impl Step for ExportSource {
             let spec = &deployment.spec;
             let services = deployment.services.clone();
             let limits = &services.config.limits;
+            let is_editable = deployment.environment.mode == Mode::Editable;
             let job = SourceJob {
                 commit: spec.commit.clone(),
                 limits: SourceLimits {
@@ -61,7 +62,7 @@ impl Step for ExportSource {
                     file_bytes: limits.file_bytes.bytes(),
                     ..SourceLimits::default()
                 },
-                export: true,
+                export: !is_editable,
                 fresh: false,
                 quarantine: None,
                 tags: deployment.spec.tags.clone(),
@@ -74,7 +75,8 @@ impl Step for ExportSource {
             ));
             // The export and the scan for drift run at the same time.
             let exporting = services.repositories.source(deployment.environment.project_id, deployment.environment.id, job);
-            let (exported, drifted) = tokio::join!(exporting, drift::before(deployment));
+            let scanning = async || if is_editable { Ok(None) } else { drift::before(deployment).await };
+            let (exported, drifted) = tokio::join!(exporting, scanning());
             let source = exported.map_err(failure)?;
             for warning in &source.warnings {
                 deployment.transcript.error(warning);
@@ -137,7 +139,7 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
     let environment = &deployment.environment;
     // The plan was fixed before the first step. The recipe could not be read then if its commit was not in the repository yet.
     let strategy = settings.strategy.unwrap_or(environment.strategy);
-    if strategy != deployment.spec.strategy {
+    if strategy != deployment.spec.strategy && environment.mode != Mode::Editable {
         let (wanted, planned) = (strategy.as_str(), deployment.spec.strategy.as_str());
         return Err(Failure::blameless(format!(
             "the recipe has the strategy {wanted}, and the deployment was planned as {planned}"

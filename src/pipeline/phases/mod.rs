@@ -3,6 +3,7 @@
 
 pub mod build;
 pub mod bundle;
+pub mod checkout;
 pub mod checks;
 pub mod deliver;
 pub mod deploy;

@@ -66,7 +66,7 @@ pub(super) async fn start_web(deployment: &Deployment) -> Result<Vec<Instance>, 
 }
 
 /// Stops the processes of the release in its slot, because the deployment is reverted.
-pub(super) async fn stop_reverted(deployment: &Deployment) -> Result<(), Failure> {
+pub(in crate::pipeline) async fn stop_reverted(deployment: &Deployment) -> Result<(), Failure> {
     let (slots, spec) = (&deployment.memory.slots, &deployment.spec);
     let stopped = slots.stop_reverted(&deployment.services.runtime, deployment.environment.id, spec.slot).await;
     stopped.map_err(|error| Failure::host(&error))

@@ -85,7 +85,7 @@ impl Step for PrepareSlot {
 }
 
 /// Returns the release of this deployment as the occupant of its slot.
-pub(super) fn occupant(deployment: &Deployment) -> Occupant {
+pub(in crate::pipeline) fn occupant(deployment: &Deployment) -> Occupant {
     let stop = slots::stop_limits(&deployment.settings());
     Occupant { deployment: deployment.spec.id, release: deployment.spec.release, stop }
 }
@@ -138,7 +138,7 @@ pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
 /// Removes the content that this deployment created in data/. Changed content stays in two cases. If a release was live before, its
 /// application may have changed the content for visitors. If the postdeploy script has run in this deployment, the content may be the work
 /// of the script, which is not repeated. Returns an error only if the disk is full, so that the undo is repeated when there is space.
-pub(super) async fn unseed(deployment: &Deployment) -> Result<(), Failure> {
+pub(in crate::pipeline) async fn unseed(deployment: &Deployment) -> Result<(), Failure> {
     if deployment.settings().data.is_empty() {
         return Ok(());
     }

@@ -14,6 +14,7 @@ mod deploy;
 mod disk;
 mod doctor;
 mod drift;
+mod edits;
 mod group;
 mod key;
 mod logs;
@@ -44,7 +45,7 @@ use crate::control::CommandError;
 pub(super) const GROUPS: [(&str, &[&str]); 8] = [
     ("Work from a laptop", &["dev", "init", "push", "open", "completions", "man", "help"]),
     ("Deploy and go back", &["plan", "deploy", "promote", "pull", "rollback"]),
-    ("See what is live", &["status", "releases", "release", "drift", "logs", "notify"]),
+    ("See what is live", &["status", "releases", "release", "drift", "edits", "logs", "notify"]),
     ("Run processes", &["ps", "restart", "run"]),
     ("Configure the application", &["config"]),
     ("Keep data", &["backup", "db"]),
@@ -89,6 +90,7 @@ pub enum Verb {
     #[command(subcommand)]
     Release(release::ReleaseVerb),
     Drift(drift::DriftArgs),
+    Edits(edits::EditsArgs),
     #[command(subcommand)]
     Backup(backup::BackupVerb),
     #[command(subcommand)]
@@ -157,6 +159,7 @@ impl Verb {
             Verb::Releases(command) => asking.ask(command).await,
             Verb::Release(noun) => noun.ask(asking).await,
             Verb::Drift(command) => asking.ask(command).await,
+            Verb::Edits(command) => asking.ask(command).await,
             Verb::Backup(noun) => noun.ask(asking).await,
             Verb::Db(noun) => noun.ask(asking).await,
             Verb::Ps(command) => command.ask(asking).await,

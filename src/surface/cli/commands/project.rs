@@ -73,7 +73,7 @@ pub struct ProjectCreateArgs {
 /// The mode of an environment.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ModeWord {
-    /// Not available yet. Runs the checkout itself, for development
+    /// Runs a checkout in which people may work, and builds there, for development
     Editable,
     /// Builds here, packs a release archive, and serves this release
     Cooking,

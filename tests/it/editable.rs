@@ -1,0 +1,230 @@
+//! Environments in the mode editable: a push updates a checkout in which people work, and loses nothing.
+
+use std::{fs, path::PathBuf};
+
+use crate::{
+    dev,
+    harness::{
+        Repo, World,
+        docs::Page,
+        faults, in_each_mode, in_one_mode, installed,
+        output::{golden, golden_lines},
+        thorough,
+    },
+};
+
+in_each_mode!(pushed_commit_runs_in_the_checkout_and_edits_stay, failed_push_checks_the_live_commit_out_again);
+in_one_mode!(
+    failure_at_any_step_in_a_checkout_leaves_nothing,
+    deployment_in_a_checkout_with_every_step_run_twice_goes_live,
+    checkout_survives_a_killed_server_and_a_restart,
+    edits_are_shown_committed_and_dropped,
+    every_command_of_the_page_runs
+);
+
+fn shop(world: &World) -> Repo<'_> {
+    world.larder(&["project", "create", "shop", "--mode", "editable"]).ok();
+    let repo = Repo::site(world, "shop", "version one");
+    repo.push().accepted();
+    world.serves("shop", "version one");
+    repo
+}
+
+/// Returns the checkout as people see it.
+fn checkout(world: &World) -> PathBuf {
+    world.environment("shop").join("run")
+}
+
+/// Runs a command in the checkout, as the user to whom it belongs.
+fn by_hand(world: &World, script: &str) -> String {
+    world.larder(&["run", "shop", "--", "sh", "-ec", script]).ok().to_owned()
+}
+
+fn pushed_commit_runs_in_the_checkout_and_edits_stay(world: &World) {
+    let repo = shop(world);
+    let run = |script: &str| by_hand(world, script);
+    assert_eq!(
+        run("pwd; git rev-parse HEAD; git status --porcelain; echo $LARDER_MODE"),
+        format!("/app\n{}\neditable\n", repo.head())
+    );
+    assert_eq!(repo.live(), Some(repo.head()));
+    run("echo 'changed by hand' > index.html; echo mine > notes.txt");
+    world.serves("shop", "changed by hand");
+    // Files that the push does not change stay.
+    repo.write("about.html", "about us").commit("about");
+    repo.push().accepted().says("2 files changed by hand stay as they are");
+    world.serves("shop", "changed by hand");
+    assert_eq!(world.get("shop", "/about.html").body, "about us");
+    // A file that both have changed is refused with its name, and nothing changes.
+    let live = repo.live();
+    repo.page("version two");
+    let push = repo.push();
+    push.rejected_with("index.html was changed by hand in the checkout, and this push changes it, too")
+        .says("changed  index.html");
+    world.serves("shop", "changed by hand");
+    assert_eq!(repo.live(), live);
+    assert_eq!(run("cat notes.txt"), "mine\n");
+    // The recipe can ask for the stash.
+    repo.write("larder.yml", "edits: stash\n").commit("stash");
+    repo.push().accepted().says("1 file changed by hand are in git's stash now").says("changed  index.html");
+    world.serves("shop", "version two");
+    assert_eq!(run("git stash show -p | grep '^+changed'"), "+changed by hand\n");
+    assert_eq!(fs::read_to_string(checkout(world).join("about.html")).unwrap(), "about us");
+    // A commit of a person is not lost either.
+    run("git config user.name Ann; git config user.email ann@example.com; git commit --quiet --all --allow-empty -m mine");
+    repo.write("about.html", "about us all").commit("about");
+    repo.push().rejected_with("the checkout has the commit");
+    assert_eq!(run("git log -1 --format=%s"), "mine\n");
+}
+
+fn failed_push_checks_the_live_commit_out_again(world: &World) {
+    let repo = shop(world);
+    let good = repo.head();
+    by_hand(world, "echo mine > notes.txt");
+    repo.program(".larder/build", "#!/bin/sh\necho broken on purpose\nexit 3\n").page("version two");
+    repo.push().rejected_with("broken on purpose").rejected_with("v1 still live");
+    world.serves("shop", "version one");
+    assert_eq!(by_hand(world, "git rev-parse HEAD; git status --porcelain"), format!("{good}\n?? notes.txt\n"));
+    // Processes that do not become healthy are replaced by the old processes.
+    repo.remove(".larder/build").write("Procfile", "web: exit 4\n").commit("broken process");
+    repo.push().rejected_with("web.1 exited 4");
+    world.serves("shop", "version one");
+    assert_eq!(by_hand(world, "git rev-parse HEAD"), format!("{good}\n"));
+    repo.remove("Procfile").page("version three");
+    repo.push().accepted();
+    world.serves("shop", "version three");
+    assert_eq!(by_hand(world, "cat notes.txt"), "mine\n");
+}
+
+fn failure_at_any_step_in_a_checkout_leaves_nothing(world: &World) {
+    let repo = shop(world);
+    let good = repo.head();
+    by_hand(world, "echo mine > notes.txt; echo mine > 404.html");
+    let steps = world.steps("shop");
+    // An odd distance takes failpoints before and after the work of a step in turn.
+    let distance = if thorough() { 1 } else { 5 };
+    let names: Vec<_> = faults::around(&steps).into_iter().step_by(distance).collect();
+    world.restart(&[("FAILPOINTS", &faults::once(&names))]);
+    world.serves("shop", "version one");
+    let state =
+        |world: &World| by_hand(world, "git rev-parse HEAD; git status --porcelain; git stash list; cat notes.txt 404.html");
+    let before = state(world);
+    repo.page("version two");
+    let mut unwinds = String::new();
+    for name in &names {
+        let push = repo.push();
+        let phase = name.trim_start_matches("step.").split('.').next().unwrap();
+        push.rejected_with(&format!("{phase}: stopped by a failpoint")).rejected_with("v1 still live");
+        assert_eq!(state(world), before, "{name} left something behind");
+        assert_eq!(repo.live().as_ref(), Some(&good), "{name}");
+        world.serves("shop", "version one");
+        unwinds.push_str(&faults::unwind(world));
+    }
+    if thorough() {
+        golden("unwinds of editable", &unwinds)
+    } else {
+        golden_lines("unwinds of editable", &unwinds)
+    }
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    let outcomes = world.outcomes("shop");
+    assert!(outcomes.iter().all(|outcome| outcome.as_deref() != Some("stuck")), "{outcomes:?}");
+}
+
+fn deployment_in_a_checkout_with_every_step_run_twice_goes_live(world: &World) {
+    let repo = shop(world);
+    by_hand(world, "echo mine > notes.txt");
+    world.restart(&[("FAILPOINTS", "twice=return")]);
+    repo.page("version two");
+    repo.push().accepted();
+    world.serves("shop", "version two");
+    assert_eq!(by_hand(world, "cat notes.txt; git status --porcelain"), "mine\n?? notes.txt\n");
+}
+
+fn checkout_survives_a_killed_server_and_a_restart(world: &World) {
+    let repo = shop(world);
+    by_hand(world, "echo 'changed by hand' > index.html");
+    world.kill9_everything();
+    world.start(&[]);
+    world.serves("shop", "changed by hand");
+    world.larder(&["restart", "shop"]).ok();
+    world.serves("shop", "changed by hand");
+    world.larder(&["config", "set", "shop", "COLOUR=red"]).ok();
+    assert_eq!(by_hand(world, "echo $COLOUR; cat index.html"), "red\nchanged by hand\n");
+    repo.write("about.html", "about us").commit("about");
+    repo.push().accepted();
+    world.serves("shop", "changed by hand");
+}
+
+fn edits_are_shown_committed_and_dropped(world: &World) {
+    let repo = shop(world);
+    world.larder(&["edits", "shop"]).says("Nothing was changed by hand in shop/production");
+    world.larder(&["edits", "shop", "drop"]).says("nothing was changed by hand");
+    by_hand(world, "echo 'changed by hand' > index.html; echo mine > notes.txt");
+    let shown = world.larder(&["edits", "shop"]);
+    shown.says("2 files changed by hand in shop/production").says("changed  index.html").says("added    notes.txt");
+    let json = world.larder(&["edits", "shop", "show", "--json"]).json();
+    assert_eq!(json["edits"][1], serde_json::json!({ "path": "notes.txt", "edit": "added" }));
+    world.larder(&["edits", "shop", "commit"]).exits(2).says("the commit has no message");
+    // The commit is deployed, and comes back with a fetch.
+    world.ssh("alice", &["edits", "shop", "commit", "--message", "'by hand'"]).exits(0);
+    world.serves("shop", "changed by hand");
+    let live = repo.live().unwrap();
+    repo.git(&["fetch", "--quiet", &repo.url(), "main"]).ok();
+    assert_eq!(repo.git(&["rev-parse", "FETCH_HEAD"]).ok().trim(), live);
+    assert_eq!(repo.git(&["log", "-1", "--format=%an %s", "FETCH_HEAD"]).ok().trim(), "alice by hand");
+    assert_eq!(repo.git(&["show", "FETCH_HEAD:notes.txt"]).ok(), "mine\n");
+    world.larder(&["edits", "shop"]).says("Nothing was changed by hand");
+    // A commit that a person made in the checkout is deployed in the same way.
+    by_hand(
+        world,
+        "git config user.name Ann; git config user.email ann@example.com; echo more > notes.txt; git commit --quiet -am more",
+    );
+    world.larder(&["edits", "shop"]).says("The checkout has the commit");
+    world.larder(&["edits", "shop", "commit", "--message", "unused"]).ok();
+    repo.git(&["pull", "--quiet", "--rebase", &repo.url(), "main"]).ok();
+    assert_eq!(repo.git(&["log", "-1", "--format=%an %s"]).ok().trim(), "Ann more");
+    by_hand(world, "echo wrong > index.html");
+    world.larder(&["edits", "shop", "drop"]).says("1 file of shop/production moved to git's stash");
+    world.serves("shop", "changed by hand");
+    world.larder(&["edits", "shop"]).says("git's stash has 1 entry");
+    repo.page("version two");
+    repo.push().accepted();
+    world.project("other");
+    world.larder(&["edits", "other"]).exits(3).says("other/production has no checkout: its mode is cooking");
+    world.larder(&["drift", "shop"]).exits(3).says("larder edits shop");
+}
+
+fn every_command_of_the_page_runs(world: &World) {
+    if installed("python3").is_none() {
+        return;
+    }
+    let page = Page::read("docs/development.md");
+    dev::run_commands_of_the_page(&page);
+    let run = |line: &str| {
+        page.ran(line);
+        let words = shlex::split(line).unwrap();
+        let words: Vec<_> = words.iter().skip(1).map(String::as_str).collect();
+        world.larder(&words).ok().to_owned()
+    };
+    run("larder project create shop --mode editable");
+    let repo = Repo::site(world, "shop", "version one");
+    page.ran("git remote add dev ssh://larder@HOST:2222/shop");
+    repo.git(&["remote", "add", "dev", &repo.url()]).ok();
+    repo.git(&["branch", "--move", "--force", "main"]).ok();
+    page.ran("git push dev main");
+    repo.git(&["push", "dev", "main"]).ok();
+    world.serves("shop", "version one");
+    page.ran("larder run shop -- bash");
+    world.larder(&["run", "shop", "--", "bash", "-c", "echo mine > notes.txt"]).ok();
+    assert!(run("larder edits shop").contains("notes.txt"));
+    run("larder edits shop commit --message \"Correct the address\"");
+    page.ran("git fetch dev");
+    repo.git(&["fetch", "dev"]).ok();
+    assert_eq!(repo.git(&["log", "-1", "--format=%s", "dev/main"]).ok(), "Correct the address\n");
+    by_hand(world, "echo more > notes.txt");
+    run("larder edits shop drop");
+    page.ran("git stash pop");
+    assert_eq!(by_hand(world, "git stash pop --quiet; cat notes.txt"), "more\n");
+    page.has_no_other_command();
+}
