@@ -21,7 +21,7 @@ use crate::{
     config::{HttpConfig, HttpScheme, ServerConfig, SshProfile},
     control::{Caller, CommandError, Control, ErrorKind, KeyOffer, Login, LoginRefusal, Registry, ServerKeys},
     git::{
-        Repositories, Service,
+        Repositories, RepositoryId, RepositoryKind, Service,
         hook::{Listener, PushRegistry},
     },
     host::{
@@ -351,8 +351,10 @@ async fn open_environments(pipeline: &Pipeline, environments: Vec<Environment>) 
         environments.iter().map(|environment| (environment.project_id, &environment.project)).collect();
     let repositories = &pipeline.services().repositories;
     join_all(projects.into_iter().map(|(id, project)| async move {
-        if let Err(error) = repositories.remove_locks(id).await {
-            tracing::warn!(%project, error = chain(&error), "cannot remove stale git locks");
+        for repository in [RepositoryId::from(id), RepositoryId::pillar(id)] {
+            if let Err(error) = repositories.remove_locks(repository).await {
+                tracing::warn!(%project, error = chain(&error), "cannot remove stale git locks");
+            }
         }
     }))
     .await;
@@ -463,11 +465,6 @@ impl ExecHandler for SshHandler {
             };
             let ExecIo { stdin, stdout, stderr, gone, commands } = call.io;
             let words = match call.request {
-                ExecRequest::Git { service, path } if path.pillar => {
-                    let _ = service;
-                    let why = format!("{} has no pillar repository: this version does not support pillars", path.project);
-                    return refuse(stderr, &CommandError::new(ErrorKind::NotFound, why)).await;
-                }
                 ExecRequest::Git { service, path } => {
                     let service = match service {
                         GitService::ReceivePack => Service::ReceivePack,
@@ -475,7 +472,9 @@ impl ExecHandler for SshHandler {
                     };
                     let Ok(mine) = stderr.try_clone() else { return 70 };
                     let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr), extra: Vec::new() };
-                    return match pushes.serve(caller, &path.project, service, call.git_protocol, stdio, &commands).await {
+                    let kind = if path.pillar { RepositoryKind::Pillar } else { RepositoryKind::Code };
+                    let repository = (&path.project, kind);
+                    return match pushes.serve(caller, repository, service, call.git_protocol, stdio, &commands).await {
                         Ok(code) => code,
                         Err(error) => refuse(mine, &error).await,
                     };

@@ -3,7 +3,7 @@
 //!
 //! Parsers take the bytes of a file and do no input or output. Only [`ServerConfig::load`] reads a file from the disk. Every error is
 //! displayed as one line: file, line, problem, expected value, hint. The module to read first is [`project`], which merges all files into
-//! [`Settings`].
+//! [`Settings`]. [`pillar`] reads the files of a project's pillar.
 
 mod app_json;
 mod backup;
@@ -20,6 +20,7 @@ mod keep;
 mod keys;
 mod mail;
 mod offsite;
+pub mod pillar;
 mod policy;
 mod process;
 mod procfile;
@@ -32,6 +33,7 @@ mod server;
 mod services;
 mod settings;
 mod space;
+mod template;
 mod upgrade;
 mod value;
 mod webhook;
@@ -65,6 +67,7 @@ pub use sections::{BuildsConfig, HttpConfig, HttpScheme, KeepConfig, LogConfig, 
 pub use server::ServerConfig;
 pub use settings::Settings;
 pub use space::SpaceConfig;
+pub use template::TemplateSpec;
 pub use upgrade::{Safety, UpgradeSettings};
 pub use value::{BuildpackRef, CommandLine, DataPath, Domain, HttpPath, RelativePath, VariableName};
 pub use webhook::{AddressRange, WebhookFormat, WebhookPolicy, WebhookSecret, WebhookTarget, WebhookUrl};

@@ -7,6 +7,7 @@ use super::{
     build::default_timeout,
     error::ConfigError,
     health::{GOOD, HealthCheck},
+    pillar::{PillarLevel, PillarText, SAMPLE_FILE},
     policy::{DriftPolicy, Retention},
     process::{ProcessSpec, ProcessTuning, Stop},
     procfile::{Procfile, parse_buildpacks},
@@ -33,6 +34,8 @@ pub struct ProjectFiles {
     pub app_json: Option<Vec<u8>>,
     /// `.buildpacks`.
     pub buildpacks: Option<Vec<u8>>,
+    /// `.larder/pillar.sample.yml`.
+    pub pillar_sample: Option<Vec<u8>>,
 }
 
 impl ProjectFiles {
@@ -58,6 +61,8 @@ pub struct ProjectConfig {
     pub app_json: AppJson,
     /// `.buildpacks`.
     pub buildpacks: Vec<BuildpackRef>,
+    /// `.larder/pillar.sample.yml`.
+    pub pillar_sample: Option<PillarLevel>,
 }
 
 /// Parses all files. The problems of all files are reported together, at most 20 for each file.
@@ -68,8 +73,20 @@ pub fn load(files: &ProjectFiles) -> Result<ProjectConfig, Vec<ConfigError>> {
         procfile: read(&files.procfile, Procfile::parse, &mut problems),
         app_json: read(&files.app_json, AppJson::parse, &mut problems),
         buildpacks: read(&files.buildpacks, parse_buildpacks, &mut problems),
+        pillar_sample: read(&files.pillar_sample, pillar_sample, &mut problems),
     };
     if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+/// The maximum size of the sample of a pillar, in bytes. The sample is a fact in the journal of each deployment.
+const MAX_SAMPLE: usize = 64 * 1024;
+
+fn pillar_sample(bytes: &[u8]) -> Result<Option<PillarLevel>, Vec<ConfigError>> {
+    if bytes.len() > MAX_SAMPLE {
+        let error = ConfigError::new(SAMPLE_FILE, format!("the file has {} bytes", bytes.len()));
+        return Err(vec![error.expected(format!("at most {MAX_SAMPLE} bytes"))]);
+    }
+    PillarLevel::parse(SAMPLE_FILE, bytes, &|_| Ok(PillarText::Plain)).map(Some).map_err(|error| vec![error])
 }
 
 fn read<T: Default>(
@@ -110,7 +127,11 @@ impl ProjectConfig {
                 None => drop(settings.unnamed.insert(process.clone(), tuning)),
             }
         }
-        self.recipe.apply(environment, settings)
+        let mut settings = self.recipe.apply(environment, settings);
+        // A rendered file is no change by hand, and no patch must contain its values.
+        let rendered = settings.templates.iter().map(|template| format!("/{}", template.to));
+        settings.drift_ignore.extend(rendered.collect::<Vec<_>>());
+        settings
     }
 
     /// Returns the warnings about keys of `app.json` that have no effect in larder.

@@ -20,6 +20,7 @@ use super::{
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
     services,
+    template::{self, TemplateSpec},
     upgrade::{self, UPGRADE_KEYS, UpgradeSettings},
     value::{BuildpackRef, CommandLine, DataPath, Domain, VariableName},
 };
@@ -48,6 +49,9 @@ pub struct Settings {
     /// databases by the application's variables and by the files of `data`.
     #[serde(default)]
     pub databases: Option<IndexMap<DatabaseName, DatabaseSpec>>,
+    /// The files that are rendered before the processes start.
+    #[serde(default)]
+    pub templates: Vec<TemplateSpec>,
     /// Configuration variables.
     pub env: IndexMap<VariableName, String>,
     /// Variables of `app.json` that must have a value, and to which no file gives a value.
@@ -111,6 +115,7 @@ impl Default for Settings {
             upgrade: UpgradeSettings::default(),
             data: Vec::new(),
             databases: None,
+            templates: Vec::new(),
             env: IndexMap::new(),
             required: Vec::new(),
             health: Health { check: HealthCheck::Tcp, timeout: TimeSpan::seconds(60), interval: TimeSpan::seconds(1) },
@@ -292,6 +297,14 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
             let Settings { env, required, .. } = &mut draft.settings;
             required.retain(|required| !env.contains_key(&required.name));
         },
+    ),
+    KeyRow::custom(
+        "templates",
+        "Files of the repository that are rendered with the values of the pillar and the configuration (docs/configuration.md) before the processes \
+         start. The rendered files are not part of the release. A path alone is short for a template whose name ends with .j2.",
+        Unstated,
+        template::templates_example,
+        |reader, node, key, draft| draft.settings.templates = template::read_templates(reader, node, key),
     ),
     KeyRow::custom(
         "health",

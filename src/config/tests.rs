@@ -135,6 +135,7 @@ fn recipe_takes_precedence_over_procfile_and_app_json() {
             br#"{"env": {"A": "x", "B": {}}, "formation": {"worker": {"quantity": 4}}, "buildpacks": [{"url": "a"}]}"#.to_vec(),
         ),
         buildpacks: Some(b"go\n".to_vec()),
+        ..ProjectFiles::default()
     };
     let settings = load(&files).unwrap().settings(&environment("production"));
     let command = |text: &str| text.parse::<CommandLine>().unwrap();
@@ -351,7 +352,7 @@ fn all_are_one_line<T>(result: Result<T, Vec<ConfigError>>) {
 fn survive(bytes: &[u8]) {
     all_are_one_line(ServerConfig::parse("larder.yml", bytes));
     let some = || Some(bytes.to_vec());
-    let files = ProjectFiles { recipe: some(), procfile: some(), app_json: some(), buildpacks: some() };
+    let files = ProjectFiles { recipe: some(), procfile: some(), app_json: some(), buildpacks: some(), pillar_sample: None };
     match load(&files) {
         Ok(config) => drop(config.settings(&environment("staging"))),
         errors => all_are_one_line(errors),

@@ -22,6 +22,8 @@ impl FileLimits {
     pub const RECIPE: FileLimits = FileLimits { bytes: 64 * 1024, depth: 32 };
     /// The limits of a file of the operator.
     pub const SERVER: FileLimits = FileLimits { bytes: 256 * 1024, depth: 32 };
+    /// The limits of a file of a pillar. The depth is limited because snapshots contain the values as JSON.
+    pub const PILLAR: FileLimits = FileLimits { bytes: 1024 * 1024, depth: 16 };
 }
 
 /// A position in a file. Lines and columns are counted from 1.
@@ -36,6 +38,8 @@ pub(super) struct At {
 pub(super) struct Node {
     pub at: At,
     pub value: Value,
+    /// True for a scalar without quotes, whose text may mean a number or a boolean.
+    pub is_plain: bool,
 }
 
 /// A YAML value. Scalars are kept as text, because the meaning of `1.10` depends on the key.
@@ -49,7 +53,7 @@ pub(super) enum Value {
 
 impl Default for Node {
     fn default() -> Node {
-        Node { at: At { line: 1, column: 1 }, value: Value::Null }
+        Node { at: At { line: 1, column: 1 }, value: Value::Null, is_plain: false }
     }
 }
 
@@ -170,7 +174,8 @@ fn tree(file: &str, text: &str, limits: FileLimits) -> Result<Node, ConfigError>
             }
             Event::Scalar(text, style, ..) => {
                 let null = style == ScalarStyle::Plain && matches!(text.as_ref(), "" | "~" | "null" | "Null" | "NULL");
-                Node { at, value: if null { Value::Null } else { Value::Text(text.into_owned()) } }
+                let is_plain = style == ScalarStyle::Plain;
+                Node { at, value: if null { Value::Null } else { Value::Text(text.into_owned()) }, is_plain }
             }
             Event::SequenceStart(..) | Event::MappingStart(..) if open.len() >= limits.depth => {
                 return Err(too_deep(file, at, limits));
@@ -184,8 +189,8 @@ fn tree(file: &str, text: &str, limits: FileLimits) -> Result<Node, ConfigError>
                 continue;
             }
             Event::SequenceEnd | Event::MappingEnd => match open.pop() {
-                Some(Open::List { at, items }) => Node { at, value: Value::List(items) },
-                Some(Open::Map { at, pairs, .. }) => Node { at, value: Value::Map(no_duplicates(file, pairs)?) },
+                Some(Open::List { at, items }) => Node { at, value: Value::List(items), is_plain: false },
+                Some(Open::Map { at, pairs, .. }) => Node { at, value: Value::Map(no_duplicates(file, pairs)?), is_plain: false },
                 None => continue,
             },
             _ => continue,

@@ -113,7 +113,13 @@ mod tests {
     }
 
     fn registry() -> Registry {
-        let user = |name: &str| User { name: name.parse().unwrap(), admin: false, keys: Vec::new(), access: Default::default() };
+        let user = |name: &str| User {
+            name: name.parse().unwrap(),
+            admin: false,
+            keys: Vec::new(),
+            access: Default::default(),
+            pillar: Default::default(),
+        };
         let authority = CertificateAuthority {
             name: "office".parse().unwrap(),
             fingerprint: String::from("SHA256:office"),
@@ -124,7 +130,12 @@ mod tests {
             revoked_serials: BTreeSet::new(),
             revoked_ids: BTreeSet::new(),
         };
-        let crew = Group { name: "crew".parse().unwrap(), members: vec!["bob".parse().unwrap()], access: Default::default() };
+        let crew = Group {
+            name: "crew".parse().unwrap(),
+            members: vec!["bob".parse().unwrap()],
+            access: Default::default(),
+            pillar: Default::default(),
+        };
         Registry {
             users: vec![user("ann"), user("bob")],
             groups: vec![crew],

@@ -49,6 +49,9 @@ pub enum Scope {
     Project(ProjectName),
     /// The repository of a project. The right on one environment suffices, because each pushed ref is checked again.
     Repository(ProjectName),
+    /// The pillar of a project. The right on the pillar is needed on the project and on each of its environments, because the pillar has the
+    /// values of all environments.
+    Pillar(ProjectName),
     /// An environment; the project's default environment if the target names none.
     Environment(Target),
     /// An environment; if the target names none, the project's environment of this mode, or else its default environment.
@@ -68,6 +71,7 @@ impl fmt::Display for Scope {
         match self {
             Scope::Server => f.write_str("server"),
             Scope::Project(project) | Scope::Repository(project) => project.fmt(f),
+            Scope::Pillar(project) => write!(f, "{project}/pillar"),
             Scope::Environment(target) | Scope::OfMode(target, _) => target.fmt(f),
             Scope::Promotion { from, to } => write!(f, "{from} to {to}"),
         }
@@ -99,6 +103,11 @@ impl Needs {
         Needs { scope: Scope::Repository(project.clone()), right }
     }
 
+    /// Creates the need of the right on the pillar of a project.
+    pub fn pillar(project: &ProjectName) -> Needs {
+        Needs { scope: Scope::Pillar(project.clone()), right: Access::View }
+    }
+
     /// Creates the need of a right on an environment.
     pub fn environment(target: &Target, right: Access) -> Needs {
         Needs { scope: Scope::Environment(target.clone()), right }
@@ -125,6 +134,7 @@ impl fmt::Display for Needs {
         match &self.scope {
             Scope::Server => write!(f, "{right} on the server"),
             Scope::Project(_) => write!(f, "{right} on the project"),
+            Scope::Pillar(_) => f.write_str("pillar on the project and on all its environments"),
             Scope::Repository(_) => write!(f, "{right} on an environment of the project"),
             Scope::Environment(_) | Scope::OfMode(..) => write!(f, "{right} on the environment"),
             Scope::Promotion { .. } => write!(f, "view on the source, {right} on the destination"),
@@ -221,6 +231,32 @@ impl<'a> Rights<'a> {
         of(&user.access).or_else(of_groups).unwrap_or(Access::None)
     }
 
+    /// Returns true if the caller has the right on the pillar for a project itself or for an environment. The right is independent of the
+    /// rights on the code; only administrators of the object have it without a grant.
+    fn on_pillar(&self, target: &Target) -> bool {
+        let user = match self.holder {
+            Holder::All => None,
+            Holder::Nobody => return false,
+            Holder::User(user) => Some(user),
+        };
+        let whole = Target { project: target.project.clone(), environment: None };
+        let of = |rights: &BTreeMap<Target, bool>| rights.get(target).or_else(|| rights.get(&whole)).copied();
+        let has = user.is_none_or(|user| {
+            let groups = self.registry.groups.iter().filter(|group| group.members.contains(&user.name));
+            let of_groups = || groups.filter_map(|group| of(&group.pillar)).any(|has| has);
+            self.unrestricted(target) == Access::Admin || of(&user.pillar).unwrap_or_else(of_groups)
+        });
+        // A restricted key, such as the key of a CI system, has the right only if the key may also run commands, which can print values.
+        has && self.restricted(target, Access::Admin) >= if self.only.is_some() { Access::Operate } else { Access::View }
+    }
+
+    /// Returns true if the caller may read and push the pillar of a project.
+    fn on_whole_pillar(&self, project: &ProjectName) -> bool {
+        let environments = self.registry.project(project).into_iter().flat_map(|project| &project.environments);
+        let whole = Target { project: project.clone(), environment: None };
+        self.on_pillar(&whole) && environments.into_iter().all(|one| self.on_pillar(&Target::from(one)))
+    }
+
     /// Returns the part of a right on an object that the key of the login permits.
     fn restricted(&self, target: &Target, right: Access) -> Access {
         match self.only {
@@ -241,6 +277,16 @@ pub(super) fn on_project(registry: &Registry, caller: &Caller, project: &Project
 /// Returns the right of a user on an object, without the limits of a key.
 pub(super) fn of_user(registry: &Registry, name: &UserName, target: &Target) -> Access {
     registry.user(name).map_or(Access::None, |user| Rights::of_user(registry, user).unrestricted(target))
+}
+
+/// Returns true if a user has the right on the pillar for an environment, without the limits of a key.
+pub(super) fn pillar_of_user(registry: &Registry, name: &UserName, target: &Target) -> bool {
+    registry.user(name).is_some_and(|user| Rights::of_user(registry, user).on_pillar(target))
+}
+
+/// Returns true if `caller` has the right on the pillar for an environment.
+pub(super) fn on_pillar(registry: &Registry, caller: &Caller, environment: &Environment) -> bool {
+    Rights::of(registry, caller).on_pillar(&Target::from(environment))
 }
 
 /// Returns the right of `caller` on an environment.
@@ -283,6 +329,14 @@ pub(super) fn authorize(registry: &Registry, caller: &Caller, needs: &Needs) -> 
         Scope::Repository(project) => {
             check.sees(project)?;
             check.has(check.rights.on_any_part(project), &Target { project: project.clone(), environment: None })
+        }
+        Scope::Pillar(project) => {
+            check.sees(project)?;
+            match check.rights.on_whole_pillar(project) {
+                true => Ok(()),
+                false => Err(refused(format!("{caller} may neither read nor push the pillar of {project}"))
+                    .hint(format!("ask an administrator to run `larder user grant {caller} {project} pillar`"))),
+            }
         }
         Scope::Environment(target) => check.environment(target, None).map(drop),
         Scope::OfMode(target, mode) => check.environment(target, Some(*mode)).map(drop),
@@ -398,6 +452,7 @@ mod tests {
             admin,
             keys: vec![key(name, KeyLimits::default())],
             access: access.iter().map(|(target, access)| (target.parse().unwrap(), *access)).collect(),
+            pillar: BTreeMap::new(),
         };
         let project = |name: &str, environments: Vec<Environment>| Project {
             id: crate::model::ProjectId(1),
@@ -555,6 +610,7 @@ mod tests {
             name: name.parse().unwrap(),
             members: members.iter().map(|member| member.parse().unwrap()).collect(),
             access: access.iter().map(|(target, access)| (target.parse().unwrap(), *access)).collect(),
+            pillar: BTreeMap::new(),
         };
         let right = |access: &[(&str, Access)], groups: Vec<Group>, on: &str| {
             let registry = Registry { groups, ..registry(access) };
@@ -575,6 +631,33 @@ mod tests {
         assert_eq!(right(&[("shop", Access::View)], groups(), "shop/staging"), Some(Access::View));
         assert_eq!(right(&[("shop/staging", Access::None)], groups(), "shop/staging"), None);
         assert_eq!(right(&[("shop/staging", Access::None)], groups(), "shop/production"), Some(Access::View));
+    }
+
+    #[test]
+    fn right_on_the_pillar_is_independent_and_covers_all_environments() {
+        let check = |access: &[(&str, Access)], pillar: &[(&str, bool)], only: Option<(&str, Access)>| {
+            let mut registry = registry(access);
+            registry.users[1].pillar = pillar.iter().map(|(target, has)| (target.parse().unwrap(), *has)).collect();
+            let only = only.map(|(on, right)| KeyScope { on: on.parse().unwrap(), right });
+            registry.users[1].keys = vec![key("bob", KeyLimits { only, ..KeyLimits::default() })];
+            may(&registry, &Needs::pillar(&"shop".parse().unwrap())).map_err(|error| error.kind)
+        };
+        for right in [Access::View, Access::Push, Access::Deploy, Access::Operate] {
+            assert_eq!(check(&[("shop", right)], &[], None), Err(ErrorKind::Refused), "{right}");
+            assert_eq!(check(&[("shop", right)], &[("shop", true)], None), Ok(()), "{right}");
+            assert_eq!(check(&[("shop", right)], &[("blog", true)], None), Err(ErrorKind::Refused), "{right}");
+            // The pillar has the values of all environments.
+            assert_eq!(check(&[("shop", right)], &[("shop/staging", true)], None), Err(ErrorKind::Refused));
+            let without_production = [("shop", true), ("shop/production", false)];
+            assert_eq!(check(&[("shop", right)], &without_production, None), Err(ErrorKind::Refused));
+            // A restricted key that may not run commands has no right on the pillar.
+            let with = |only| check(&[("shop", right)], &[("shop", true)], Some(only));
+            assert_eq!(with(("shop", Access::Push)), Err(ErrorKind::Refused));
+            assert_eq!(with(("shop", Access::Operate)), Ok(()));
+            assert_eq!(with(("shop/staging", Access::Operate)), Err(ErrorKind::Refused));
+        }
+        assert_eq!(check(&[("shop", Access::Admin)], &[], None), Ok(()));
+        assert_eq!(check(&[], &[("shop", true)], None), Err(ErrorKind::NotFound), "the project is not even shown");
     }
 
     #[test]

@@ -122,7 +122,8 @@ pub(super) fn objection(
         return Some(Objection { reason, hint: overriding, wants_approval: false });
     }
     // An approval concerns a commit, and a change of the configuration deploys no other commit.
-    let wanted = counting.iter().any(|protection| protection.approval) && !matches!(trigger, Trigger::Configure { .. });
+    let wanted = counting.iter().any(|protection| protection.approval)
+        && !matches!(trigger, Trigger::Configure { .. } | Trigger::Pillar { .. });
     let approved = |given: &&&Approval| given.overriding.is_none() && given.by != *trigger.by() && fresh(given, APPROVAL_LIFE);
     if wanted && !given.iter().any(|given| approved(&given)) {
         let reason = format!("{title} wants the approval of {} by a second person", commit.short());

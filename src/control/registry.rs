@@ -30,6 +30,9 @@ pub struct User {
     /// Rights on single projects and environments. The right on an environment counts instead of the right on its project.
     #[serde(default)]
     pub access: BTreeMap<Target, Access>,
+    /// The right on the pillar of projects and environments: true if the user has the right, false if the right was taken away.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pillar: BTreeMap<Target, bool>,
 }
 
 /// Users who have rights together.
@@ -42,6 +45,9 @@ pub struct Group {
     /// The rights of each member that has no right of its own on the object.
     #[serde(default)]
     pub access: BTreeMap<Target, Access>,
+    /// The right of each member on the pillar, if the member has no right of its own there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pillar: BTreeMap<Target, bool>,
 }
 
 /// A key whose owner signs certificates with which users may log in.
@@ -323,7 +329,13 @@ mod tests {
         let path = directory.path().join("registry.json");
         let key =
             Key { fingerprint: String::from("SHA256:x"), line: "x".repeat(MAX_BYTES as usize), limits: KeyLimits::default() };
-        let user = User { name: "alice".parse().unwrap(), admin: true, keys: vec![key], access: BTreeMap::new() };
+        let user = User {
+            name: "alice".parse().unwrap(),
+            admin: true,
+            keys: vec![key],
+            access: BTreeMap::new(),
+            pillar: BTreeMap::new(),
+        };
         let large = Registry { users: vec![user], ..Registry::default() };
         assert!(large.save(&path).unwrap_err().to_string().contains("expected at most 16777216"));
         assert!(!path.exists());

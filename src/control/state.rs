@@ -107,6 +107,14 @@ impl Control {
         authz::on_environment(&self.0.registry.read(), caller, environment)
     }
 
+    /// Returns true if `caller` may see the values of the pillar in an environment: with the right on the pillar, or with the right to run
+    /// commands, which can print every variable.
+    pub(super) fn sees_values(&self, caller: &Caller, environment: &Environment) -> bool {
+        let registry = self.0.registry.read();
+        authz::on_environment(&registry, caller, environment) >= Access::Operate
+            || authz::on_pillar(&registry, caller, environment)
+    }
+
     /// Returns the right of `caller` on a project itself, which counts for each environment without a right of its own.
     pub fn right_on_project(&self, caller: &Caller, project: &ProjectName) -> Access {
         authz::on_project(&self.0.registry.read(), caller, project)
@@ -360,11 +368,16 @@ impl StartCheck for Control {
             Trigger::Push { .. } | Trigger::Redeploy { .. } => (Access::Push, "push to"),
             Trigger::Pull { .. } | Trigger::Rollback { .. } => (Access::Deploy, "deploy to"),
             Trigger::Configure { .. } => (Access::Operate, "change the configuration of"),
+            Trigger::Pillar { .. } => (Access::View, "see"),
         };
         let right =
             if *by == UserName::operator() { Access::Admin } else { authz::of_user(&self.registry(), by, &Target::from(asked)) };
         if right < needed {
             return Err(format!("{by} may no longer {verb} {}", asked.title()));
+        }
+        let is_pillar = matches!(request.trigger, Trigger::Pillar { .. }) && *by != UserName::operator();
+        if is_pillar && !authz::pillar_of_user(&self.registry(), by, &Target::from(asked)) {
+            return Err(format!("{by} may no longer push the pillar of {}", asked.project));
         }
         if let Some(objection) = self.objection(request) {
             return Err(objection.reason);

@@ -3,10 +3,47 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BranchName, CommitId, EnvId, ReleaseId};
+use super::source::SourceRefusal;
+use crate::model::{BranchName, CommitId, EnvId, ProjectId, ReleaseId};
 
 /// The prefix of larder's own refs. Clients cannot see or write these refs.
 pub const OWN_REFS: &str = "refs/larder";
+
+/// A repository of a project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RepositoryKind {
+    /// The code.
+    Code,
+    /// The pillar: configuration and secrets.
+    Pillar,
+}
+
+/// A repository of this server. A [`ProjectId`] converts to the repository of the project's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RepositoryId {
+    pub project: ProjectId,
+    pub kind: RepositoryKind,
+}
+
+impl RepositoryId {
+    /// Returns the pillar of a project.
+    pub fn pillar(project: ProjectId) -> RepositoryId {
+        RepositoryId { project, kind: RepositoryKind::Pillar }
+    }
+}
+
+impl From<ProjectId> for RepositoryId {
+    fn from(project: ProjectId) -> RepositoryId {
+        RepositoryId { project, kind: RepositoryKind::Code }
+    }
+}
+
+/// The task of a git worker: a job, and the repository of the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitTask {
+    pub kind: RepositoryKind,
+    pub job: GitJob,
+}
 
 /// The git service that a client requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -166,6 +203,15 @@ pub enum GitJob {
         /// The maximum size of the pack, in bytes.
         bytes: u64,
     },
+    /// Reads the files of a pillar.
+    ReadPillar {
+        /// The commit; `None` for the commit of the branch `main`.
+        commit: Option<CommitId>,
+        /// The commit that must be an ancestor of `commit`, so that the history of a pillar is never rewritten.
+        after: Option<CommitId>,
+        /// The name of git's quarantine, which has the objects of a push that is not accepted yet.
+        quarantine: Option<String>,
+    },
     /// Removes the lock files of killed processes.
     RemoveLocks,
     /// Packs the repository and removes unreachable objects that are older than two weeks.
@@ -194,6 +240,23 @@ pub struct RefEntry {
     pub id: CommitId,
 }
 
+/// The files of a commit of a pillar.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PillarFiles {
+    /// The commit.
+    pub commit: CommitId,
+    /// The files in the top directory whose names end with `.yml`, sorted by name.
+    pub files: Vec<(String, Vec<u8>)>,
+}
+
+/// Shows names only, because the files have secrets.
+impl std::fmt::Debug for PillarFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.files.iter().map(|(name, _)| name.as_str()).collect();
+        write!(f, "PillarFiles({} {names:?})", self.commit)
+    }
+}
+
 /// A git worker's answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GitAnswer {
@@ -210,6 +273,10 @@ pub enum GitAnswer {
     Commit(CommitId),
     /// The answer to [`GitJob::Tree`].
     Tree(CommitId),
+    /// The answer to [`GitJob::ReadPillar`]; `None` if the repository or its branch `main` does not exist.
+    Pillar(Option<PillarFiles>),
+    /// The answer to [`GitJob::ReadPillar`] if the commit cannot be a pillar.
+    PillarRefused(SourceRefusal),
     /// The answer to [`GitJob::Log`].
     Log {
         /// The commits up to the limit.

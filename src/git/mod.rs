@@ -10,6 +10,7 @@ mod libgit;
 mod lookup;
 mod maintenance;
 mod pack;
+mod pillar;
 mod program;
 mod push_commands;
 mod refs;
@@ -23,8 +24,10 @@ mod testing;
 mod work;
 
 pub use job::{
-    CommitSpec, Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, RefEntry, ReleaseRef, ServeLimits, Service,
+    CommitSpec, Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, PillarFiles, RefEntry, ReleaseRef, RepositoryId,
+    RepositoryKind, ServeLimits, Service,
 };
+pub use pillar::MAX_PILLAR_PACK;
 pub use program::{MissingVariable, WorkerPaths};
 pub use push_commands::{CommandCounter, PushCommands};
 pub use repositories::{GitError, Repositories, Serving};

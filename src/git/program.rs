@@ -8,6 +8,8 @@ use std::{
     process::Command,
 };
 
+use super::job::RepositoryKind;
+
 /// The variable `PATH` of git and its hooks.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
@@ -86,7 +88,7 @@ impl GitSettings {
 /// The paths of a git worker, inside its sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkerPaths {
-    /// The directory of the project's repositories, which contains `project.git`.
+    /// The directory of the project's repositories, which contains `project.git` and `pillar.git`.
     pub repo: PathBuf,
     /// The directory `project/` of an environment of larder; only for [`crate::model::Role::Source`].
     pub source: Option<PathBuf>,
@@ -113,8 +115,16 @@ impl WorkerPaths {
         })
     }
 
-    /// Returns the path of the project's repository.
+    /// Returns the path of the repository of the project's code.
     pub fn repository(&self) -> PathBuf {
-        self.repo.join("project.git")
+        self.repository_of(RepositoryKind::Code)
+    }
+
+    /// Returns the path of a repository of the project.
+    pub fn repository_of(&self, kind: RepositoryKind) -> PathBuf {
+        self.repo.join(match kind {
+            RepositoryKind::Code => "project.git",
+            RepositoryKind::Pillar => "pillar.git",
+        })
     }
 }

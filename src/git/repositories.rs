@@ -11,7 +11,10 @@ use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use super::{
     checkout::{CheckoutAnswer, CheckoutJob, CheckoutReport},
     hook::PushToken,
-    job::{CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, LogEntry, MoveRef, RefEntry, ServeLimits, Service},
+    job::{
+        CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, GitTask, LogEntry, MoveRef, PillarFiles, RefEntry, RepositoryId,
+        ServeLimits, Service,
+    },
     source::{CommitSource, SourceJob, SourceRefusal, SourceReport},
 };
 use crate::{
@@ -68,7 +71,7 @@ pub struct Serving {
 #[derive(Debug, Clone)]
 pub struct Repositories {
     launcher: Launcher,
-    locks: Arc<Mutex<HashMap<ProjectId, Arc<RwLock<()>>>>>,
+    locks: Arc<Mutex<HashMap<RepositoryId, Arc<RwLock<()>>>>>,
 }
 
 impl Repositories {
@@ -77,36 +80,36 @@ impl Repositories {
         Repositories { launcher, locks: Arc::default() }
     }
 
-    fn lock(&self, project: ProjectId) -> Arc<RwLock<()>> {
-        self.locks.lock().entry(project).or_default().clone()
+    fn lock(&self, repository: RepositoryId) -> Arc<RwLock<()>> {
+        self.locks.lock().entry(repository).or_default().clone()
     }
 
     /// Serves a client on `stdio`. `protocol` is the client's `GIT_PROTOCOL`; unsupported versions are ignored. A push requires a
     /// token.
     pub async fn serve(
         &self,
-        project: ProjectId,
+        repository: RepositoryId,
         service: Service,
         protocol: Option<&str>,
         stdio: Stdio,
         token: Option<PushToken>,
         limits: ServeLimits,
     ) -> Result<Serving, GitError> {
-        let shared = self.lock(project).read_owned().await;
+        let shared = self.lock(repository).read_owned().await;
         let protocol = protocol.and_then(protocol_version);
         let job = GitJob::Serve { service, protocol, token: token.map(PushToken::to_hex), limits };
-        let child = self.launch(Role::Git, project, None, &job, stdio, "serve a client").await?;
+        let child = self.launch_git(repository, job, stdio, "serve a client").await?;
         Ok(Serving { child, _shared: shared })
     }
 
     /// Creates the repository if it does not exist, and sets its `HEAD` to the branch `head`.
-    pub async fn init(&self, project: ProjectId, head: BranchName) -> Result<(), GitError> {
-        self.done(project, GitJob::Init { head }, "create the repository").await
+    pub async fn init(&self, repository: impl Into<RepositoryId>, head: BranchName) -> Result<(), GitError> {
+        self.done(repository.into(), GitJob::Init { head }, "create the repository").await
     }
 
     /// Moves, creates or deletes a ref, and returns after the change is on the disk. A repeated call succeeds.
-    pub async fn move_ref(&self, project: ProjectId, change: MoveRef) -> Result<(), GitError> {
-        self.done(project, GitJob::MoveRef(change), "move a ref").await
+    pub async fn move_ref(&self, repository: impl Into<RepositoryId>, change: MoveRef) -> Result<(), GitError> {
+        self.done(repository.into(), GitJob::MoveRef(change), "move a ref").await
     }
 
     /// Returns at most `limit` refs, without larder's own refs. The second value is true if there are more refs.
@@ -151,12 +154,12 @@ impl Repositories {
     /// and never more than 50. The second value is true if there are more commits.
     pub async fn log(
         &self,
-        project: ProjectId,
+        repository: impl Into<RepositoryId>,
         from: Option<CommitId>,
         to: CommitId,
         limit: usize,
     ) -> Result<(Vec<LogEntry>, bool), GitError> {
-        self.read_log(project, GitJob::Log { from, to, limit, quarantine: None }).await
+        self.read_log(repository.into(), GitJob::Log { from, to, limit, quarantine: None }).await
     }
 
     /// Returns the same as [`Repositories::log`] for a push whose objects are in git's `quarantine`, because pre-receive has not accepted them.
@@ -168,12 +171,12 @@ impl Repositories {
         limit: usize,
         quarantine: String,
     ) -> Result<(Vec<LogEntry>, bool), GitError> {
-        self.read_log(project, GitJob::Log { from, to, limit, quarantine: Some(quarantine) }).await
+        self.read_log(project.into(), GitJob::Log { from, to, limit, quarantine: Some(quarantine) }).await
     }
 
-    async fn read_log(&self, project: ProjectId, job: GitJob) -> Result<(Vec<LogEntry>, bool), GitError> {
+    async fn read_log(&self, repository: RepositoryId, job: GitJob) -> Result<(Vec<LogEntry>, bool), GitError> {
         let doing = "read the log";
-        match self.ask(project, job, doing).await? {
+        match self.ask(repository, job, doing).await? {
             GitAnswer::Log { entries, more } => Ok((entries, more)),
             _ => Err(GitError::UnexpectedAnswer { doing }),
         }
@@ -199,26 +202,46 @@ impl Repositories {
     }
 
     async fn transfer(&self, project: ProjectId, job: GitJob, stdio: Stdio, doing: &'static str) -> Result<(), GitError> {
-        let _shared = self.lock(project).read_owned().await;
-        let mut child = self.launch(Role::Git, project, None, &job, stdio, doing).await?;
+        let repository = RepositoryId::from(project);
+        let _shared = self.lock(repository).read_owned().await;
+        let mut child = self.launch_git(repository, job, stdio, doing).await?;
         let report: GitReport = self.report(&mut child, doing).await?;
         report.map(|_| ()).map_err(GitError::from)
     }
 
+    /// Returns the files of a pillar at a commit, or at its branch `main`. `after` must be an ancestor of the commit. Returns `None` if nothing
+    /// was pushed to the pillar yet.
+    pub async fn read_pillar(
+        &self,
+        project: ProjectId,
+        commit: Option<CommitId>,
+        after: Option<CommitId>,
+        quarantine: Option<String>,
+    ) -> Result<Option<PillarFiles>, GitError> {
+        let doing = "read the pillar";
+        match self.ask(RepositoryId::pillar(project), GitJob::ReadPillar { commit, after, quarantine }, doing).await? {
+            GitAnswer::Pillar(files) => Ok(files),
+            GitAnswer::PillarRefused(refusal) => Err(GitError::Refused(refusal)),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
+        }
+    }
+
     /// Waits until the repository is not in use, and then removes the lock files of killed git processes from the repository.
-    pub async fn remove_locks(&self, project: ProjectId) -> Result<(), GitError> {
-        let _exclusive = self.lock(project).write_owned().await;
+    pub async fn remove_locks(&self, repository: impl Into<RepositoryId>) -> Result<(), GitError> {
+        let repository = repository.into();
+        let _exclusive = self.lock(repository).write_owned().await;
         let doing = "remove stale locks";
-        let mut child = self.launch(Role::Git, project, None, &GitJob::RemoveLocks, Stdio::default(), doing).await?;
+        let mut child = self.launch_git(repository, GitJob::RemoveLocks, Stdio::default(), doing).await?;
         let report: GitReport = self.report(&mut child, doing).await?;
         Ok(report.map(|_| ())?)
     }
 
     /// Packs the repository and returns `true`. Does nothing and returns `false` if the repository is in use.
-    pub async fn gc(&self, project: ProjectId) -> Result<bool, GitError> {
-        let Ok(_exclusive) = self.lock(project).try_write_owned() else { return Ok(false) };
+    pub async fn gc(&self, repository: impl Into<RepositoryId>) -> Result<bool, GitError> {
+        let repository = repository.into();
+        let Ok(_exclusive) = self.lock(repository).try_write_owned() else { return Ok(false) };
         let doing = "pack the repository";
-        let mut child = self.launch(Role::Git, project, None, &GitJob::Gc, Stdio::default(), doing).await?;
+        let mut child = self.launch_git(repository, GitJob::Gc, Stdio::default(), doing).await?;
         let report: GitReport = self.report(&mut child, doing).await?;
         report?;
         Ok(true)
@@ -226,7 +249,7 @@ impl Repositories {
 
     /// Checks a commit, and exports the commit if [`SourceJob::export`] is set.
     pub async fn source(&self, project: ProjectId, environment: EnvId, job: SourceJob) -> Result<CommitSource, GitError> {
-        let _shared = self.lock(project).read_owned().await;
+        let _shared = self.lock(project.into()).read_owned().await;
         let doing = "export a commit";
         let mut child = self.launch(Role::Source, project, Some(environment), &job, Stdio::default(), doing).await?;
         match self.report(&mut child, doing).await? {
@@ -305,18 +328,29 @@ impl Repositories {
         Ok(report?)
     }
 
-    async fn done(&self, project: ProjectId, job: GitJob, doing: &'static str) -> Result<(), GitError> {
-        match self.ask(project, job, doing).await? {
+    async fn done(&self, repository: RepositoryId, job: GitJob, doing: &'static str) -> Result<(), GitError> {
+        match self.ask(repository, job, doing).await? {
             GitAnswer::Done => Ok(()),
             _ => Err(GitError::UnexpectedAnswer { doing }),
         }
     }
 
-    async fn ask(&self, project: ProjectId, job: GitJob, doing: &'static str) -> Result<GitAnswer, GitError> {
-        let _shared = self.lock(project).read_owned().await;
-        let mut child = self.launch(Role::Git, project, None, &job, Stdio::default(), doing).await?;
+    async fn ask(&self, repository: impl Into<RepositoryId>, job: GitJob, doing: &'static str) -> Result<GitAnswer, GitError> {
+        let repository = repository.into();
+        let _shared = self.lock(repository).read_owned().await;
+        let mut child = self.launch_git(repository, job, Stdio::default(), doing).await?;
         let report: GitReport = self.report(&mut child, doing).await?;
         Ok(report?)
+    }
+
+    async fn launch_git(
+        &self,
+        RepositoryId { project, kind }: RepositoryId,
+        job: GitJob,
+        stdio: Stdio,
+        doing: &'static str,
+    ) -> Result<Child, GitError> {
+        self.launch(Role::Git, project, None, &GitTask { kind, job }, stdio, doing).await
     }
 
     async fn launch<J: Serialize>(

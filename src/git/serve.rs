@@ -3,7 +3,7 @@
 use std::{fs::File, os::unix::process::CommandExt, path::Path};
 
 use super::{
-    job::{OWN_REFS, ServeLimits, Service},
+    job::{OWN_REFS, RepositoryKind, ServeLimits, Service},
     program::{self, GitSettings, WorkerPaths},
 };
 
@@ -91,6 +91,7 @@ pub fn settings(protocol: Option<u8>, push: Option<&PushSettings<'_>>) -> GitSet
 /// Replaces this process by git. Returns only if git cannot be started. Descriptors 0, 1 and 2 are connected to the client.
 pub fn serve(
     paths: &WorkerPaths,
+    kind: RepositoryKind,
     service: Service,
     protocol: Option<u8>,
     token: Option<&str>,
@@ -110,7 +111,7 @@ pub fn serve(
             (settings(protocol, Some(&push)).command(&git), "receive-pack")
         }
     };
-    command.arg(program).arg("--end-of-options").arg(paths.repository());
+    command.arg(program).arg("--end-of-options").arg(paths.repository_of(kind));
     ServeError::Exec(command.exec())
 }
 
@@ -159,7 +160,7 @@ mod tests {
     #[test]
     fn push_without_hooks_is_refused() {
         let paths = WorkerPaths { repo: "/nonexistent".into(), source: None, hooks: None, hook_socket: None };
-        let error = serve(&paths, Service::ReceivePack, None, None, ServeLimits::default());
+        let error = serve(&paths, RepositoryKind::Code, Service::ReceivePack, None, None, ServeLimits::default());
         assert!(matches!(error, ServeError::Missing("LARDER_HOOKS")), "{error}");
     }
 

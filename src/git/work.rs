@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    job::{GitFailure, GitJob, GitReport},
-    lookup, maintenance, pack,
+    job::{GitFailure, GitJob, GitReport, GitTask, RepositoryKind},
+    lookup, maintenance, pack, pillar,
     program::WorkerPaths,
     refs, serve,
     source::{self, SourceJob},
@@ -22,21 +22,21 @@ use crate::{
 pub fn work(mut job: File, mut report: File) -> io::Result<u8> {
     let paths = WorkerPaths::from_env().map_err(io::Error::other)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let task: GitJob = read_job(&mut job)?;
+    let GitTask { kind, job: task } = read_job(&mut job)?;
     if let GitJob::Serve { service, protocol, token, limits } = task {
         drop((job, report));
-        let error = serve::serve(&paths, service, protocol, token.as_deref(), limits);
+        let error = serve::serve(&paths, kind, service, protocol, token.as_deref(), limits);
         let why = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
         writeln!(io::stderr(), "{}", sanitise_line(&format!("larder: {error}{why}")))?;
         return Ok(1);
     }
-    write_report(&mut report, &perform(&paths, &task))?;
+    write_report(&mut report, &perform(&paths, kind, &task))?;
     Ok(0)
 }
 
 /// Performs any job except [`GitJob::Serve`], which has no report.
-fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
-    let repository = paths.repository();
+fn perform(paths: &WorkerPaths, kind: RepositoryKind, job: &GitJob) -> GitReport {
+    let repository = paths.repository_of(kind);
     match job {
         GitJob::Serve { .. } => {
             Err(GitFailure::Failed { doing: String::from("serve a client"), why: String::from("the job has no report") })
@@ -50,6 +50,9 @@ fn perform(paths: &WorkerPaths, job: &GitJob) -> GitReport {
         GitJob::Log { from, to, limit, quarantine } => lookup::log(&repository, from.as_ref(), to, *limit, quarantine.as_deref()),
         GitJob::ExportPack { want, haves } => pack::export(&repository, want, haves),
         GitJob::ImportPack { want, bytes } => pack::import(&repository, want, *bytes),
+        GitJob::ReadPillar { commit, after, quarantine } => {
+            pillar::read(&repository, commit.as_ref(), after.as_ref(), quarantine.as_deref())
+        }
         GitJob::RemoveLocks => maintenance::remove_locks(&repository),
         GitJob::Gc => maintenance::gc(&repository),
     }

@@ -67,10 +67,19 @@ impl fmt::Debug for Redactor {
     }
 }
 
+/// Returns true for a value that may be a secret: a value of at least 8 bytes that is not a common word.
+pub fn may_be_secret(value: &[u8]) -> bool {
+    value.len() >= MIN_BYTES && !is_public(value)
+}
+
+fn is_public(value: &[u8]) -> bool {
+    PUBLIC.iter().any(|word| word.as_bytes() == value.trim_ascii())
+}
+
 /// Returns the forms of a value that are replaced.
 fn forms(value: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = Vec::new();
-    if PUBLIC.iter().any(|word| word.as_bytes() == value.trim_ascii()) {
+    if is_public(value) {
         return forms;
     }
     for line in value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| line.len() >= MIN_BYTES) {

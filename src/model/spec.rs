@@ -63,6 +63,11 @@ pub enum Trigger {
         /// The user who changed the configuration.
         by: UserName,
     },
+    /// A push to the pillar.
+    Pillar {
+        /// The user who pushed.
+        by: UserName,
+    },
 }
 
 impl Trigger {
@@ -73,7 +78,8 @@ impl Trigger {
             | Trigger::Redeploy { by }
             | Trigger::Pull { by }
             | Trigger::Rollback { by }
-            | Trigger::Configure { by } => by,
+            | Trigger::Configure { by }
+            | Trigger::Pillar { by } => by,
         }
     }
 }
@@ -206,6 +212,9 @@ pub struct DeploymentSpec {
     /// that were written before snapshots existed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub configuration: Option<SnapshotRef>,
+    /// The commit of the pillar whose values the configuration snapshot contains.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pillar: Option<CommitId>,
 }
 
 /// The fields of a specification in a journal, of version 1 or 2.
@@ -239,6 +248,7 @@ struct Fields {
     tags: Vec<(String, CommitId)>,
     data: Option<String>,
     configuration: Option<SnapshotRef>,
+    pillar: Option<CommitId>,
 }
 
 /// The reason why a specification cannot be used.
@@ -321,6 +331,7 @@ impl TryFrom<Map<String, Value>> for DeploymentSpec {
             tags: fields.tags,
             data: fields.data,
             configuration: fields.configuration,
+            pillar: fields.pillar,
         })
     }
 }

@@ -12,8 +12,11 @@ use super::{
     core::Pipeline,
     error::PipelineError,
     failure::Failure,
+    history::Summary,
+    journal::JournalState,
+    pillar_state::{LoadedConfiguration, effective},
     points::PointsError,
-    queue::{DeployRequest, Goal, Queue},
+    queue::{DeployRequest, Goal, PillarGoal, Queue},
     state_files::Secrets,
     util::chain,
 };
@@ -21,8 +24,8 @@ use crate::{
     backup::PointConfiguration,
     config::VariableName,
     host::root::EnvironmentPaths,
-    model::{ConfigChange, ConfigVariables, Environment, Live, ReleaseId, SnapshotNumber, SnapshotRef, UserName},
-    snapshots::{Snapshot, SnapshotDraft, SnapshotError, StagedSnapshot},
+    model::{CommitId, ConfigChange, ConfigVariables, Environment, Live, ReleaseId, SnapshotNumber, SnapshotRef, UserName},
+    snapshots::{PillarContent, Snapshot, SnapshotDraft, SnapshotError, StagedSnapshot},
 };
 
 /// The time for which a change without a restart waits for the end of a deployment.
@@ -37,8 +40,19 @@ pub struct EnvironmentConfiguration {
     pub live: Option<SnapshotRef>,
     /// The snapshot that the next deployment uses.
     pub next: Option<SnapshotRef>,
-    /// The variables of the snapshot `next`.
+    /// The variables of the snapshot `next`, without those of the pillar.
     pub variables: ConfigVariables,
+    /// The values of the pillar in the snapshot `next`.
+    pub pillar: Option<PillarContent>,
+}
+
+/// The configuration that was chosen for a deployment.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ChosenConfiguration {
+    /// The snapshot; `None` without a configuration.
+    pub(super) snapshot: Option<SnapshotRef>,
+    /// The commit of the pillar in the snapshot.
+    pub(super) pillar: Option<CommitId>,
 }
 
 /// The reason why a change of the configuration was not made.
@@ -87,22 +101,29 @@ impl Pipeline {
         let (release, live) = self.queue(environment.id).map(|queue| live_snapshot(&queue)).unwrap_or_default();
         let snapshots = &self.services().snapshots;
         let next = snapshots.head(&paths.configuration(), live.as_ref())?;
-        let variables = match &next {
-            Some(next) => snapshots.read(&paths.configuration(), next)?.variables,
-            None => ConfigVariables::default(),
+        let (variables, pillar) = match &next {
+            Some(next) => {
+                let snapshot = snapshots.read(&paths.configuration(), next)?;
+                (snapshot.variables, snapshot.pillar)
+            }
+            None => Default::default(),
         };
-        Ok(EnvironmentConfiguration { release, live, next, variables })
+        Ok(EnvironmentConfiguration { release, live, next, variables, pillar })
     }
 
-    /// Returns the configuration variables with which `release` went live last.
+    /// Returns the variables of the pillar and of the configuration with which `release` went live last.
     pub fn configuration_of(&self, environment: &Environment, release: ReleaseId) -> Result<ConfigVariables, SnapshotError> {
-        let snapshot = self.history(environment.id).of_release(release).and_then(|summary| summary.configuration);
-        match snapshot {
-            Some(snapshot) => {
-                Ok(self.services().snapshots.read(&self.paths_of(environment).configuration(), &snapshot)?.variables)
-            }
-            None => Ok(ConfigVariables::default()),
-        }
+        let Some(summary) = self.history(environment.id).of_release(release).cloned() else { return Ok(Default::default()) };
+        let paths = self.paths_of(environment);
+        let snapshot = summary.configuration.map(|snapshot| self.services().snapshots.read(&paths.configuration(), &snapshot));
+        let snapshot = snapshot.transpose()?;
+        let number = summary.configuration.map_or(SnapshotNumber(0), |snapshot| snapshot.number);
+        let wrong = |why: String| SnapshotError::Content { number, why };
+        let state = JournalState::read(&paths.deployment(summary.deployment)).map_err(|error| wrong(chain(&error)))?;
+        let own = snapshot.as_ref().map(|snapshot| snapshot.variables.clone()).unwrap_or_default();
+        let pillar = snapshot.as_ref().and_then(|snapshot| snapshot.pillar.as_ref());
+        let evaluated = effective(&own, pillar, state.facts.pillar_sample.as_deref());
+        Ok(evaluated.map_err(|error| wrong(error.to_string()))?.0)
     }
 
     /// Returns the names of the variables that larder has generated for an environment.
@@ -138,26 +159,40 @@ impl Pipeline {
             return Err(queue.busy(running).into());
         };
         let (_, live) = live_snapshot(&queue);
-        let snapshot = self.change(environment, live.as_ref(), by, change, seen)?;
+        let base = self.base(environment, live.as_ref())?;
+        let pillar = base.as_ref().and_then(|(_, base)| base.pillar.clone());
+        let snapshot = self.change(environment, base, by, change, seen, pillar)?;
         let staged = StagedSnapshot { snapshot, live: live.map(|live| live.number) };
         self.services().snapshots.stage(&self.paths_of(environment).configuration(), &staged)?;
         Ok(snapshot)
     }
 
-    /// Creates the snapshot after a change. The caller holds the lock of deployments.
-    fn change(
+    /// Returns the snapshot on which the next deployment is based.
+    fn base(
         &self,
         environment: &Environment,
         live: Option<&SnapshotRef>,
-        by: UserName,
-        change: &ConfigChange,
-        seen: Option<SnapshotRef>,
-    ) -> Result<SnapshotRef, ChangeError> {
+    ) -> Result<Option<(SnapshotRef, Snapshot)>, SnapshotError> {
         let directory = self.paths_of(environment).configuration();
         let snapshots = &self.services().snapshots;
         let head = snapshots.head(&directory, live)?;
-        let base = head.map(|head| Ok::<_, SnapshotError>((head, snapshots.read(&directory, &head)?.variables))).transpose()?;
-        let before = base.as_ref().map(|(_, variables)| variables.clone()).unwrap_or_default();
+        head.map(|head| Ok((head, snapshots.read(&directory, &head)?))).transpose()
+    }
+
+    /// Creates the snapshot after a change of `base`. The caller holds the lock of deployments.
+    fn change(
+        &self,
+        environment: &Environment,
+        base: Option<(SnapshotRef, Snapshot)>,
+        by: UserName,
+        change: &ConfigChange,
+        seen: Option<SnapshotRef>,
+        pillar: Option<PillarContent>,
+    ) -> Result<SnapshotRef, ChangeError> {
+        let directory = self.paths_of(environment).configuration();
+        let snapshots = &self.services().snapshots;
+        let before = base.as_ref().map(|(_, base)| base.variables.clone()).unwrap_or_default();
+        let head = base.as_ref().map(|(head, _)| *head);
         if let Some(head) = head.filter(|head| seen.is_none_or(|seen| seen.number != head.number)) {
             let known = match &seen {
                 Some(seen) => snapshots.read(&directory, seen)?.variables,
@@ -166,18 +201,21 @@ impl Pipeline {
             if let Some(name) = change.conflict(&known, &before) {
                 let based =
                     seen.map_or_else(|| String::from("no configuration"), |seen| format!("configuration {}", seen.number));
-                let by = self.author(environment, head.number, name).map(|by| format!(" by {by}")).unwrap_or_default();
+                let by =
+                    self.configuration_author(environment, head.number, name).map(|by| format!(" by {by}")).unwrap_or_default();
                 return Err(ChangeError::Conflict { name: name.to_owned(), by, now: head.number, based });
             }
         }
-        if change.applied(&before) == before {
+        let has_same_pillar = base.as_ref().and_then(|(_, base)| base.pillar.as_ref()) == pillar.as_ref();
+        if change.applied(&before) == before && has_same_pillar {
             return Err(ChangeError::Unchanged);
         }
-        Ok(snapshots.create(&directory, SnapshotDraft { by, base, change: change.clone() })?)
+        let base = base.map(|(head, _)| (head, before));
+        Ok(snapshots.create(&directory, SnapshotDraft { by, base, change: change.clone(), pillar })?)
     }
 
     /// Returns the author of the last change of a variable in the snapshot `number` or in the snapshots on which it is based.
-    fn author(&self, environment: &Environment, number: SnapshotNumber, name: &str) -> Option<UserName> {
+    pub fn configuration_author(&self, environment: &Environment, number: SnapshotNumber, name: &str) -> Option<UserName> {
         let mut next = Some(number);
         while let Some(number) = next {
             let snapshot = self.configuration_numbered(environment, number).ok()?;
@@ -217,37 +255,54 @@ impl Pipeline {
         snapshots.put_back(&directory, &configuration.snapshot, &bytes).map_err(|error| wrong(chain(&error)))
     }
 
-    /// Chooses the snapshot of a deployment before its first step, and creates it if the request changes the configuration. The caller holds
-    /// the lock of deployments.
-    pub(super) fn choose_configuration(&self, queue: &Queue, request: &DeployRequest) -> Result<Option<SnapshotRef>, Failure> {
+    /// Chooses the snapshot of a deployment before its first step, and creates it if the request changes the configuration, or if the pillar
+    /// has newer values. The caller holds the lock of deployments.
+    pub(super) async fn choose_configuration(
+        &self,
+        queue: &Queue,
+        request: &DeployRequest,
+    ) -> Result<ChosenConfiguration, Failure> {
         let environment = queue.environment();
-        let (release, live) = live_snapshot(queue);
-        if let Goal::Configure { change, seen } = &request.goal {
-            if release.is_none() {
-                return Err(Failure::blameless(format!("nothing is live in {}", environment.title()))
-                    .hint("change the configuration with --no-restart; the next push uses the configuration"));
-            }
-            let changed = self.change(&environment, live.as_ref(), request.trigger.by().clone(), change, *seen);
-            return changed.map(Some).map_err(|error| hinted(Failure::blameless(chain(&error)), error.hint()));
-        }
         if let Some(recorded) = request.recorded {
             let state = queue.state.lock();
             let made = state.history.deployments.iter().find(|summary| summary.deployment == recorded);
-            return Ok(made.and_then(|made| made.configuration));
+            let chosen = |made: &Summary| ChosenConfiguration { snapshot: made.configuration, pillar: made.pillar.clone() };
+            return Ok(made.map(chosen).unwrap_or_default());
         }
-        let head = self.services().snapshots.head(&self.paths_of(&environment).configuration(), live.as_ref());
-        head.map_err(|error| unusable(&error))
+        let (release, live) = live_snapshot(queue);
+        let base = self.base(&environment, live.as_ref()).map_err(|error| unusable(&error))?;
+        let (change, seen, goal) = match &request.goal {
+            Goal::Configure { change, seen, pillar } => (change.clone(), *seen, pillar.clone()),
+            _ => (ConfigChange::default(), base.as_ref().map(|(head, _)| *head), PillarGoal::Usual),
+        };
+        let is_change = matches!(request.goal, Goal::Configure { .. });
+        if is_change && release.is_none() {
+            return Err(Failure::blameless(format!("nothing is live in {}", environment.title()))
+                .hint("change the configuration with --no-restart; the next push uses the configuration"));
+        }
+        let pillar = self.choose_pillar(queue, &goal, base.as_ref().map(|(_, base)| base)).await?;
+        let commit = pillar.as_ref().map(|pillar| pillar.commit.clone());
+        let head = base.as_ref().map(|(head, _)| *head);
+        match self.change(&environment, base, request.trigger.by().clone(), &change, seen, pillar) {
+            Ok(snapshot) => Ok(ChosenConfiguration { snapshot: Some(snapshot), pillar: commit }),
+            // Another person has made the same change meanwhile, so that nothing is left to do.
+            Err(ChangeError::Unchanged) if !is_change || goal != PillarGoal::Usual => {
+                Ok(ChosenConfiguration { snapshot: head, pillar: commit })
+            }
+            Err(ChangeError::Unchanged) if head != live => Ok(ChosenConfiguration { snapshot: head, pillar: commit }),
+            Err(error) => Err(hinted(Failure::blameless(chain(&error)), error.hint())),
+        }
     }
 
-    /// Returns the variables of a snapshot. The error fails each step that starts a process.
+    /// Returns the configuration of a snapshot, before the values of its pillar are computed. The error fails each step that starts a process.
     pub(super) fn load_configuration(
         &self,
         paths: &EnvironmentPaths,
         snapshot: Option<&SnapshotRef>,
-    ) -> Result<ConfigVariables, Failure> {
-        let Some(snapshot) = snapshot else { return Ok(ConfigVariables::default()) };
+    ) -> Result<LoadedConfiguration, Failure> {
+        let Some(snapshot) = snapshot else { return Ok(LoadedConfiguration::default()) };
         let read = self.services().snapshots.read(&paths.configuration(), snapshot);
-        read.map(|snapshot| snapshot.variables).map_err(|error| unusable(&error))
+        read.map(LoadedConfiguration::new).map_err(|error| unusable(&error))
     }
 
     fn paths_of(&self, environment: &Environment) -> EnvironmentPaths {

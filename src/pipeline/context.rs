@@ -16,10 +16,12 @@ use super::{
     live_app::LiveApp,
     observe::{Announcement, News, Observers},
     permits::Permits,
+    pillar_state::LoadedConfiguration,
     scans::DriftScans,
     slots::Slots,
     spare::{RenewedTree, SpareTree},
     state_files::BuildNumbers,
+    template_job::template_job,
     transcript::Transcript,
 };
 use crate::{
@@ -37,7 +39,7 @@ use crate::{
     proxy::{Connector, Hold, Proxy, Retired, Route, RouteState, RouteTarget, TcpConnector},
     release::{self, SigningKey},
     remote::DeliverableStores,
-    runtime::Runtime,
+    runtime::{Runtime, TemplateJob},
     snapshots::SnapshotStore,
 };
 
@@ -202,8 +204,8 @@ pub struct Memory {
     pub hold: Option<(Hold, Instant)>,
     /// True if the deployment has passed its commit point, even if the commit was undone since. Visitors may have written data from then on.
     pub committed: bool,
-    /// The variables of the configuration snapshot, or the reason why the snapshot cannot be read.
-    pub(super) configuration: Result<ConfigVariables, Failure>,
+    /// The configuration, or the reason why it cannot be used.
+    pub(super) configuration: Result<LoadedConfiguration, Failure>,
     /// The live release and its data.
     pub(super) live_app: Arc<dyn LiveApp>,
     /// The store of the spare tree, from which the installation may start.
@@ -222,10 +224,24 @@ impl Deployment {
         self.facts.settings.clone().unwrap_or_default()
     }
 
-    /// Returns the variables of the configuration snapshot. The error is the reason why the snapshot cannot be read; no process must be
-    /// started then.
+    /// Returns the variables of the pillar and of the configuration, which takes precedence. The error is the reason why the configuration
+    /// cannot be used; no process must be started then.
     pub fn configuration(&self) -> Result<&ConfigVariables, Failure> {
-        self.memory.configuration.as_ref().map_err(Clone::clone)
+        self.memory.configuration.as_ref().map(|loaded| &loaded.variables).map_err(Clone::clone)
+    }
+
+    /// Computes the values of the pillar after the sample of the project has become known.
+    pub fn evaluate_pillar(&mut self) -> Result<(), Failure> {
+        let loaded = self.memory.configuration.clone()?.evaluated(self.facts.pillar_sample.as_deref())?;
+        self.transcript.redact_with(loaded.redactor());
+        self.memory.configuration = Ok(loaded);
+        Ok(())
+    }
+
+    /// Returns the templates of the release with their values; `None` without templates.
+    pub fn templates(&self) -> Result<Option<TemplateJob>, Failure> {
+        let loaded = self.memory.configuration.as_ref().map_err(Clone::clone)?;
+        Ok(template_job(&self.environment, self.services.config.domain.as_str(), &self.facts, loaded, &self.spec.live()))
     }
 
     /// Returns the settings of the previous release, or the defaults if no release was live or its settings cannot be read.

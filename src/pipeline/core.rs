@@ -18,6 +18,7 @@ use super::{
     fault,
     history::History,
     journal::{JournalError, JournalState},
+    pillar_state::Pillars,
     queue::{DeployRequest, Queue, Ticket},
     reserve,
     transcript::Transcript,
@@ -28,8 +29,7 @@ use super::{
 use crate::{
     config::Settings,
     model::{
-        DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, Redactor, ReleaseId, SlotTable,
-        StorageKind,
+        DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, ReleaseId, SlotTable, StorageKind,
     },
 };
 
@@ -63,6 +63,7 @@ pub(super) struct PipelineState {
     pub(super) limits: OnceLock<Arc<dyn ProjectLimits>>,
     pub(super) tasks: TaskTracker,
     pub(super) stopping: CancellationToken,
+    pub(super) pillars: Pillars,
 }
 
 /// All deployments of this server; cheap to clone.
@@ -91,6 +92,7 @@ impl Pipeline {
             limits: OnceLock::new(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
+            pillars: Pillars::default(),
         }))
     }
 
@@ -188,9 +190,13 @@ impl Pipeline {
         let services = self.0.services.clone();
         let environment = Environment { mode: spec.mode, ..queue.environment() };
         let paths = services.root.environment(&environment.project, &environment.name);
-        let configuration = self.load_configuration(&paths, spec.configuration.as_ref());
-        if let Ok(variables) = &configuration {
-            transcript.redact_with(Redactor::new(variables));
+        let mut configuration = self.load_configuration(&paths, spec.configuration.as_ref());
+        // Before the recipe is read, the sample of the pillar is not known.
+        if facts.settings.is_some() {
+            configuration = configuration.and_then(|loaded| loaded.evaluated(facts.pillar_sample.as_deref()));
+        }
+        if let Ok(loaded) = &configuration {
+            transcript.redact_with(loaded.redactor());
         }
         let memory = Memory {
             cancelled,

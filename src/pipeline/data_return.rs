@@ -145,6 +145,7 @@ mod tests {
             dry_run: false,
             interruption: None,
             configuration: None,
+            pillar: None,
             previous: None,
             ending: None,
         }

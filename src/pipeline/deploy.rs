@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     conclude::{Ended, Walk},
+    configuration::ChosenConfiguration,
     core::Pipeline,
     error::PipelineError,
     failure::Failure,
@@ -19,7 +20,7 @@ use super::{
     transcript::Transcript,
 };
 use crate::model::{
-    DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, Slot, SnapshotRef, Strategy,
+    DeploymentId, DeploymentSpec, Environment, EnvironmentIdentity, Event, Origin, Phase, ReleaseId, Slot, Strategy,
 };
 
 impl Pipeline {
@@ -105,7 +106,7 @@ impl Pipeline {
         }
         let Pending { ticket, verdict } = pending;
         ticket.transcript.hold_space();
-        let configuration = match self.choose_configuration(queue, &ticket.request) {
+        let configuration = match self.choose_configuration(queue, &ticket.request).await {
             Ok(configuration) => configuration,
             Err(failure) => {
                 let pending = Pending { ticket, verdict };
@@ -159,7 +160,7 @@ impl Pipeline {
     }
 
     /// Returns the specification of a deployment, which fixes all decisions that precede the first step.
-    async fn specify(&self, queue: &Queue, ticket: &Ticket, configuration: Option<SnapshotRef>) -> DeploymentSpec {
+    async fn specify(&self, queue: &Queue, ticket: &Ticket, chosen: ChosenConfiguration) -> DeploymentSpec {
         let strategy = self.strategy(queue, &ticket.request).await;
         // The lock waits until no release is being removed, so that the check of the installed tree below does not find a tree that is
         // about to disappear.
@@ -219,7 +220,8 @@ impl Pipeline {
             newest,
             tags: request.tags.clone(),
             data: request.data.clone(),
-            configuration,
+            configuration: chosen.snapshot,
+            pillar: chosen.pillar,
         }
     }
 }

@@ -33,6 +33,9 @@ pub struct Facts {
     /// The project's page for visitors while the application is stopped; from `gather.source`, absent if the project has no page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub maintenance_page: Option<String>,
+    /// The project's `.larder/pillar.sample.yml`; from `gather.source`, absent if the project has no such file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pillar_sample: Option<String>,
     /// The git tree of the commit; from `gather.source`.
     pub source: Option<CommitId>,
     /// The variables that phase scripts read and change; from `gather.source` on.

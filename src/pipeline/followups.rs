@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     config::{Age, ByteSize},
-    git::{Expected, MoveRef, ReleaseRef},
+    git::{Expected, MoveRef, ReleaseRef, RepositoryId},
     host::{files, root::EnvironmentPaths},
     model::{Area, DeploymentId, Environment, Live, ReleaseId, Slot},
     proxy::Retired,
@@ -312,6 +312,12 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
         && let Err(error) = services.repositories.gc(deployment.environment.project_id).await
     {
         tracing::warn!(error = chain(&error), "cannot pack the repository");
+    }
+    if deployment.spec.number.0.is_multiple_of(PACK_EVERY)
+        && deployment.spec.pillar.is_some()
+        && let Err(error) = services.repositories.gc(RepositoryId::pillar(deployment.environment.project_id)).await
+    {
+        tracing::warn!(error = chain(&error), "cannot pack the pillar");
     }
 }
 

@@ -54,6 +54,9 @@ pub struct Summary {
     /// The configuration snapshot of the processes; absent if the environment had no configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<SnapshotRef>,
+    /// The commit of the pillar in the configuration snapshot; absent without a pillar.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pillar: Option<CommitId>,
     /// The release that was live when the deployment began.
     #[serde(skip)]
     pub previous: Option<Live>,
@@ -85,6 +88,7 @@ impl Summary {
             dry_run: !spec.dry_run.is_empty(),
             interruption: state.interruption(),
             configuration: spec.configuration,
+            pillar: spec.pillar.clone(),
             previous: spec.previous.clone(),
             ending: missed.then_some(state.endings),
         })
@@ -306,6 +310,7 @@ mod tests {
             dry_run: false,
             interruption: None,
             configuration: None,
+            pillar: None,
             previous: None,
             ending: None,
         }

@@ -177,6 +177,7 @@ pub fn load_recipe(files: RecipeFiles) -> Result<ProjectConfig, RecipeErrors> {
         procfile: files.procfile,
         app_json: files.app_json,
         buildpacks: files.buildpacks,
+        pillar_sample: files.pillar_sample,
     };
     project::load(&files).map_err(|problems| {
         let first = problems.first().map(short).unwrap_or_default();

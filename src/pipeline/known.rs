@@ -29,6 +29,9 @@ pub struct KnownRelease {
     /// The number of the configuration with which the release went live; `None` without a configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub configuration: Option<SnapshotNumber>,
+    /// The commit of the pillar with which the release went live; `None` without a pillar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pillar: Option<CommitId>,
     /// The user who deployed the release; `None` if the release never went live here.
     pub by: Option<UserName>,
     /// The time at which the release went live.
@@ -163,6 +166,7 @@ impl Pipeline {
                     tag,
                     tags,
                     configuration: made.and_then(|made| made.configuration).map(|snapshot| snapshot.number),
+                    pillar: made.and_then(|made| made.pillar.clone()),
                     by: made.map(|made| made.trigger.by().clone()),
                     since: made.and_then(|made| made.ended),
                     live: live.as_ref().is_some_and(|live| live.release == release),
@@ -207,6 +211,7 @@ mod tests {
             tag: tag.map(str::to_owned),
             tags: tag.iter().map(|tag| (*tag).to_owned()).collect(),
             configuration: None,
+            pillar: None,
             by: None,
             since: None,
             live: false,

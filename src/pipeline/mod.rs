@@ -42,6 +42,8 @@ mod old_journals_tests;
 mod output;
 mod permits;
 mod phases;
+mod pillar;
+mod pillar_state;
 mod plan;
 mod points;
 mod publish;
@@ -65,6 +67,7 @@ mod state_files;
 mod step;
 mod strategy;
 mod supply;
+mod template_job;
 mod transcript;
 mod upkeep;
 mod util;
@@ -89,9 +92,10 @@ pub use self::{
     known::{KnownRelease, ReleaseNameError, find},
     live_app::UpgradeCase,
     permits::Permits,
+    pillar::{PillarProblem, pillar_reason},
     plan::Plan,
     points::PointsError,
-    queue::{DeployRequest, Goal, Ticket},
+    queue::{DeployRequest, Goal, PillarGoal, Ticket},
     report::DeploymentReport,
     restore::Restored,
     restore_record::{RestoreEnd, RestoreRecord},

@@ -21,7 +21,7 @@ use super::{
     transcript::Transcript,
 };
 use crate::{
-    git::source::RecipeFiles,
+    git::{PillarFiles, source::RecipeFiles},
     model::{
         BranchName, CommitId, ConfigChange, DeploymentId, EnvId, Environment, Live, Origin, Outcome, Phase, ReleaseId,
         SnapshotRef, Trigger,
@@ -95,7 +95,18 @@ pub enum Goal {
         change: ConfigChange,
         /// The configuration when the change was requested.
         seen: Option<SnapshotRef>,
+        /// The values of the pillar.
+        pillar: PillarGoal,
     },
+}
+
+/// The values of the pillar in a changed configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PillarGoal {
+    /// The values of any other deployment.
+    Usual,
+    /// The values of these files; with `None`, no values.
+    Files(Option<Arc<PillarFiles>>),
 }
 
 /// The handle of a deployment for its clients; cheap to clone. Dropping a ticket has no effect on the deployment.

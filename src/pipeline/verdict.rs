@@ -49,7 +49,8 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
             let host = deployment.environment.hosts(services.config.domain.as_str()).into_iter().next().unwrap_or_default();
             transcript.title(&format!("{number} is live: {}", services.config.http.url(&host, services.http.port())));
             if let Some(configuration) = &spec.configuration {
-                transcript.detail(&format!("with configuration {}", configuration.number));
+                let pillar = spec.pillar.as_ref().map(|commit| format!(", pillar {}", commit.short())).unwrap_or_default();
+                transcript.detail(&format!("with configuration {}{pillar}", configuration.number));
             }
             if let Some(previous) = &spec.previous {
                 let target = deployment.environment.target();

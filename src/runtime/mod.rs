@@ -1,4 +1,5 @@
-//! Application processes: this module starts and stops processes, records their exits, writes their logs, and links their persistent paths.
+//! Application processes: this module starts and stops processes, records their exits, writes their logs, links their persistent
+//! paths, and renders their templates.
 //!
 //! The keeper owns the processes and restarts them when they exit. This module decides which processes run. After a restart of the
 //! server, [`Runtime::adopt`] identifies the running processes by the labels that the keeper has stored. The type to read first is
@@ -11,6 +12,7 @@ mod ports;
 mod process;
 pub mod static_server;
 mod supervision;
+mod templates;
 pub mod worker;
 
 pub use self::{
@@ -20,4 +22,5 @@ pub use self::{
     ports::Ports,
     process::{Boot, Exits, Instance, Label, Process, RunJob},
     supervision::{ProbedWeb, Runtime, RuntimeError},
+    templates::{TemplateFile, TemplateJob},
 };

@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::data::DataJob;
+use super::{data::DataJob, templates::TemplateJob};
 use crate::model::{
     ConfigVariables, EnvId, Environment, Exit, Launch, LimitClass, ProcessId, ProcessType, ReleaseId, Role, Slot, StopSignal,
     Supervision,
@@ -28,6 +28,8 @@ pub struct RunJob {
     pub variables: Option<String>,
     /// The work on the persistent paths that the worker does before the command. A job with such work may have no command.
     pub data: Option<DataJob>,
+    /// The files that the worker renders before the command.
+    pub templates: Option<TemplateJob>,
 }
 
 impl RunJob {

@@ -15,7 +15,7 @@ use std::{
     process::Command,
 };
 
-use super::{command, data, process::RunJob};
+use super::{command, data, process::RunJob, templates};
 use crate::host::{launch::write_report, pty};
 
 /// The maximum size of the variables file at the end of a script, in bytes.
@@ -36,9 +36,12 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
     if let Some(work) = &job.data {
         let data = std::env::var_os("LARDER_DATA").map_or_else(|| PathBuf::from("/data"), PathBuf::from);
         data::work(work, app, &data)?;
-        if job.command.is_empty() && job.arguments.is_empty() {
-            return Ok(0);
-        }
+    }
+    if let Some(work) = &job.templates {
+        templates::work(work, app, &mut io::stdout().lock()).map_err(io::Error::other)?;
+    }
+    if (job.data.is_some() || job.templates.is_some()) && job.command.is_empty() && job.arguments.is_empty() {
+        return Ok(0);
     }
     if let Some(defect) = command::script_defect(&job, app) {
         // The command is started even if the script has a defect, because the shell line may handle the failure of the script.

@@ -11,6 +11,6 @@ mod store;
 
 pub use self::{
     error::SnapshotError,
-    snapshot::{MAX_TOTAL, MAX_VALUE, MAX_VARIABLES, Snapshot, check_limits},
+    snapshot::{MAX_TOTAL, MAX_VALUE, MAX_VARIABLES, PillarContent, Snapshot, check_limits},
     store::{SnapshotDraft, SnapshotStore, StagedSnapshot},
 };

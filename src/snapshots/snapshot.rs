@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::error::SnapshotError;
-use crate::model::{ConfigVariables, SnapshotNumber, UserName};
+use crate::{
+    config::pillar::PillarLevel,
+    model::{CommitId, ConfigVariables, SnapshotNumber, UserName},
+};
 
 /// The maximum number of variables of a snapshot.
 pub const MAX_VARIABLES: usize = 1000;
@@ -17,8 +20,19 @@ pub const MAX_VALUE: usize = 64 * 1024;
 /// program.
 pub const MAX_TOTAL: usize = 1024 * 1024;
 
-/// The version of the text form that this program writes and reads.
-const VERSION: u64 = 1;
+/// The version of the text form with a pillar. A snapshot without a pillar is written in version 1, which earlier versions of larder read.
+const VERSION: u64 = 2;
+/// The version of the text form without a pillar.
+const FIRST_VERSION: u64 = 1;
+
+/// The values of a pillar that a snapshot contains: the files of one commit that concern the environment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PillarContent {
+    /// The commit of the pillar.
+    pub commit: CommitId,
+    /// The files, in rising order of precedence.
+    pub levels: Vec<PillarLevel>,
+}
 
 /// A configuration snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,8 +48,10 @@ pub struct Snapshot {
     pub set: Vec<String>,
     /// The names of the variables that the change removed.
     pub unset: Vec<String>,
-    /// All variables after the change.
+    /// All variables after the change, without the variables of the pillar.
     pub variables: ConfigVariables,
+    /// The values of the pillar; `None` if nothing was pushed to the pillar yet.
+    pub pillar: Option<PillarContent>,
 }
 
 /// The text form of a snapshot, as JSON. Values are in base64, because a value may have any bytes.
@@ -49,6 +65,8 @@ struct Text {
     set: Vec<String>,
     unset: Vec<String>,
     variables: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pillar: Option<PillarContent>,
 }
 
 impl Snapshot {
@@ -60,7 +78,7 @@ impl Snapshot {
     /// Returns the text form.
     pub(super) fn to_text(&self) -> Result<Vec<u8>, SnapshotError> {
         let text = Text {
-            version: VERSION,
+            version: if self.pillar.is_some() { VERSION } else { FIRST_VERSION },
             number: self.number,
             at: self.at,
             by: self.by.clone(),
@@ -68,6 +86,7 @@ impl Snapshot {
             set: self.set.clone(),
             unset: self.unset.clone(),
             variables: self.variables.iter().map(|(name, value)| (name.to_owned(), BASE64.encode(value))).collect(),
+            pillar: self.pillar.clone(),
         };
         let wrong = |error: serde_json::Error| SnapshotError::Content { number: self.number, why: error.to_string() };
         serde_json::to_vec(&text).map_err(wrong)
@@ -81,10 +100,10 @@ impl Snapshot {
             |error: &serde_json::Error| wrong(format!("invalid text at line {}, column {}", error.line(), error.column()));
         let value: serde_json::Value = serde_json::from_slice(text).map_err(|error| position(&error))?;
         match value.get("version").and_then(serde_json::Value::as_u64) {
-            Some(VERSION) => {}
+            Some(FIRST_VERSION | VERSION) => {}
             seen => {
                 let seen = seen.map_or_else(|| String::from("none"), |seen| seen.to_string());
-                return Err(wrong(format!("format version {seen} (this larder reads version {VERSION})")));
+                return Err(wrong(format!("format version {seen} (this larder reads versions {FIRST_VERSION} to {VERSION})")));
             }
         }
         let text: Text = serde_json::from_value(value).map_err(|error| position(&error))?;
@@ -104,7 +123,18 @@ impl Snapshot {
             set: text.set,
             unset: text.unset,
             variables: variables?,
+            pillar: text.pillar,
         })
+    }
+
+    /// Returns all values of the snapshot with their names, for a redactor: the variables, and the values of the pillar as they are written.
+    pub fn all_values(&self) -> ConfigVariables {
+        let mut all: Vec<(String, Vec<u8>)> = Vec::new();
+        for level in self.pillar.iter().flat_map(|pillar| &pillar.levels) {
+            level.root.texts("", &mut |path, text| all.push((path.to_owned(), text.as_bytes().to_vec())));
+        }
+        all.extend(self.variables.iter().map(|(name, value)| (name.to_owned(), value.to_vec())));
+        all.into_iter().collect()
     }
 }
 
@@ -136,6 +166,7 @@ mod tests {
             set: vec![String::from("A")],
             unset: vec![String::from("B")],
             variables: [(String::from("A"), every), (String::from("_E"), Vec::new())].into_iter().collect(),
+            pillar: None,
         }
     }
 
@@ -146,10 +177,25 @@ mod tests {
     }
 
     #[test]
+    fn pillar_survives_a_round_trip_and_its_deepest_nesting() {
+        let deep = format!("a: {}x{}", "[".repeat(15), "]".repeat(15));
+        let plain = |_: &str| Ok(crate::config::pillar::PillarText::Plain);
+        let level = |file: &str, text: &str| PillarLevel::parse(file, text.as_bytes(), &plain).unwrap();
+        let levels = vec![level("init.yml", &deep), level("production.yml", "b: {c: [1, true, ~, \"5\"]}\nd: hunter22\n")];
+        let pillar = PillarContent { commit: "a".repeat(40).parse().unwrap(), levels };
+        let with = Snapshot { pillar: Some(pillar), ..snapshot() };
+        let text = with.to_text().unwrap();
+        assert!(String::from_utf8_lossy(&text).contains("\"version\":2"));
+        assert_eq!(Snapshot::from_text(SnapshotNumber(7), &text).unwrap(), with);
+        assert_eq!(with.all_values().get("d"), Some(&b"hunter22"[..]));
+        assert!(String::from_utf8_lossy(&snapshot().to_text().unwrap()).contains("\"version\":1"));
+    }
+
+    #[test]
     fn text_of_another_version_or_number_is_refused_without_values() {
         let text = String::from_utf8(snapshot().to_text().unwrap()).unwrap();
         for (changed, expected) in [
-            (text.replace("\"version\":1", "\"version\":2"), "format version 2"),
+            (text.replace("\"version\":1", "\"version\":3"), "format version 3"),
             (text.replace("\"version\":1,", ""), "format version none"),
             (text.replace("\"number\":7", "\"number\":8"), "the file contains configuration 8"),
             (text.replace("\"_E\":\"\"", "\"_E\":\"%\""), "the value of _E is not base64"),

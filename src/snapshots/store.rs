@@ -6,14 +6,19 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{error::SnapshotError, key::SnapshotKey, snapshot::Snapshot};
+use super::{
+    error::SnapshotError,
+    key::SnapshotKey,
+    snapshot::{PillarContent, Snapshot},
+};
 use crate::{
     host::files::{self, FileError, make_private, read_private},
     model::{ConfigChange, ConfigVariables, Digest, Redactor, SnapshotNumber, SnapshotRef, UserName},
 };
 
-/// The maximum size of an encrypted file in bytes: the largest configuration in base64, with names twice.
-const MAX_FILE: u64 = 4 << 20;
+/// The maximum size of an encrypted file in bytes: the largest configuration in base64, with names twice, and the largest pillar, whose short
+/// values have their lines and kinds.
+const MAX_FILE: u64 = 64 << 20;
 
 /// The number of snapshots whose values [`SnapshotStore::redactor`] removes.
 const MAX_REDACTED: usize = 20;
@@ -41,6 +46,8 @@ pub struct SnapshotDraft {
     pub base: Option<(SnapshotRef, ConfigVariables)>,
     /// The change.
     pub change: ConfigChange,
+    /// The values of the pillar.
+    pub pillar: Option<PillarContent>,
 }
 
 /// A snapshot that the next deployment uses, if the live configuration is still the one on which the snapshot is based.
@@ -101,7 +108,7 @@ impl SnapshotStore {
 
     /// Creates a snapshot with the next number. Returns after the file is on the disk.
     pub fn create(&self, directory: &Path, draft: SnapshotDraft) -> Result<SnapshotRef, SnapshotError> {
-        let SnapshotDraft { by, base, change } = draft;
+        let SnapshotDraft { by, base, change, pillar } = draft;
         let (based_on, before) = match base {
             Some((reference, variables)) => (Some(reference.number), variables),
             None => (None, ConfigVariables::default()),
@@ -119,6 +126,7 @@ impl SnapshotStore {
                 set: change.set.iter().map(|(name, _)| name.to_owned()).collect(),
                 unset: change.unset.iter().filter(|name| before.get(name).is_some()).cloned().collect(),
                 variables: change.applied(&before),
+                pillar: pillar.clone(),
             };
             snapshot.check()?;
             let bytes = self.key.encrypt(&snapshot.to_text()?)?;
@@ -132,7 +140,7 @@ impl SnapshotStore {
     pub fn redactor(&self, directory: &Path) -> Redactor {
         let numbers = self.numbers(directory).unwrap_or_default();
         let newest = numbers.into_iter().rev().take(MAX_REDACTED).filter_map(|number| self.find(directory, number).ok());
-        let newest: Vec<_> = newest.map(|(_, snapshot)| snapshot.variables).collect();
+        let newest: Vec<_> = newest.map(|(_, snapshot)| snapshot.all_values()).collect();
         Redactor::of_all(&newest)
     }
 
@@ -204,7 +212,7 @@ mod tests {
     }
 
     fn draft(base: Option<(SnapshotRef, ConfigVariables)>, change: ConfigChange) -> SnapshotDraft {
-        SnapshotDraft { by: "ann".parse().unwrap(), base, change }
+        SnapshotDraft { by: "ann".parse().unwrap(), base, change, pillar: None }
     }
 
     #[test]

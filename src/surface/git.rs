@@ -3,6 +3,7 @@
 //! This module handles a push in two functions. [`Pushes::serve`] connects the client with receive-pack. [`Pushes::answer_hooks`] answers
 //! the requests of receive-pack's hooks: it starts deployments and returns the verdict on each ref.
 
+mod pillar;
 mod rights;
 
 use std::{
@@ -22,7 +23,7 @@ use parking_lot::Mutex;
 use crate::{
     control::{Caller, CommandError, Control, ErrorKind, Needs, Objection},
     git::{
-        LogEntry, PushCommands, ServeLimits, Service,
+        LogEntry, MAX_PILLAR_PACK, PillarFiles, PushCommands, RepositoryId, RepositoryKind, ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
         source::RecipeFiles,
     },
@@ -43,6 +44,7 @@ const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct PushInFlight {
     caller: Caller,
     project: Project,
+    kind: RepositoryKind,
     /// True if pre-receive has accepted the push as a whole.
     asked: Arc<AtomicBool>,
     /// True if any ref was refused. The channel then has the exit status 1, although git exits with 0.
@@ -65,6 +67,8 @@ struct Early {
     discarded: bool,
     /// The recipes of the pushed commits, as far as pre-receive has read them.
     recipes: Vec<(CommitId, RecipeFiles)>,
+    /// The files of a pushed pillar.
+    pillar: Option<Arc<PillarFiles>>,
 }
 
 impl Early {
@@ -90,16 +94,17 @@ impl Pushes {
     pub async fn serve(
         &self,
         caller: Caller,
-        project: &ProjectName,
+        (project, kind): (&ProjectName, RepositoryKind),
         service: Service,
         protocol: Option<String>,
         stdio: Stdio,
         commands: &PushCommands,
     ) -> Result<u32, CommandError> {
-        let needs = match service {
+        let needs = match (kind, service) {
+            (RepositoryKind::Pillar, _) => Needs::pillar(project),
             // Each ref of the push is checked again, with the environment that deploys the ref.
-            Service::ReceivePack => Needs::repository(project, Access::Push),
-            Service::UploadPack => Needs::project(project, Access::View),
+            (RepositoryKind::Code, Service::ReceivePack) => Needs::repository(project, Access::Push),
+            (RepositoryKind::Code, Service::UploadPack) => Needs::project(project, Access::View),
         };
         let project = self.authorized(&caller, project, service, &needs).await?;
         let services = self.control.pipeline().services();
@@ -111,6 +116,12 @@ impl Pushes {
             refuse_client(stdio.stdout, &why).await;
             return Ok(1);
         }
+        let pipeline = self.control.pipeline();
+        let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
+        // Projects that an earlier version created have no pillar yet.
+        if kind == RepositoryKind::Pillar && pipeline.pillar_head(project.id).await.map_err(|error| internal(&error))?.is_none() {
+            pipeline.make_pillar(project.id).await.map_err(|error| internal(&error))?;
+        }
         let stderr = stdio.stderr.as_ref().and_then(|stderr| stderr.try_clone().ok());
         let (id, who, name) = (project.id, caller.clone(), project.name.clone());
         let token = match service {
@@ -118,6 +129,7 @@ impl Pushes {
                 let push = PushInFlight {
                     caller,
                     project,
+                    kind,
                     asked: asked.clone(),
                     failed: failed.clone(),
                     decided: decided.clone(),
@@ -129,9 +141,10 @@ impl Pushes {
             }
             Service::UploadPack => None,
         };
-        let limits = ServeLimits { pack_bytes: services.config.limits.push_bytes.bytes() };
+        let limit = services.config.limits.push_bytes.bytes();
+        let limits = ServeLimits { pack_bytes: if kind == RepositoryKind::Pillar { limit.min(MAX_PILLAR_PACK) } else { limit } };
         let serving = services.repositories.serve(
-            id,
+            RepositoryId { project: id, kind },
             service,
             protocol.as_deref(),
             stdio,
@@ -146,7 +159,8 @@ impl Pushes {
                 let _ = serving.child.wait().await;
                 tracing::warn!(caller = %who, project = %name, "git was killed: the caller has lost the right to the project");
                 let what = if pushing { "push to" } else { "read" };
-                return Err(CommandError::new(ErrorKind::Refused, format!("your right to {what} {name} was taken away"))
+                let of = if kind == RepositoryKind::Pillar { "the pillar of " } else { "" };
+                return Err(CommandError::new(ErrorKind::Refused, format!("your right to {what} {of}{name} was taken away"))
                     .hint("ask an administrator for the right; a deployment that has begun continues"));
             }
         };
@@ -185,9 +199,10 @@ impl Pushes {
         while let Some(session) = listener.accept().await {
             let pushes = self.clone();
             tokio::spawn(async move {
-                match session.request.kind {
-                    HookKind::PreReceive => pushes.pre_receive(session).await,
-                    HookKind::ProcReceive => pushes.proc_receive(session).await,
+                match (session.request.kind, session.ticket.kind) {
+                    (HookKind::PreReceive, _) => pushes.pre_receive(session).await,
+                    (HookKind::ProcReceive, RepositoryKind::Code) => pushes.proc_receive(session).await,
+                    (HookKind::ProcReceive, RepositoryKind::Pillar) => pushes.proc_receive_pillar(session).await,
                 }
             });
         }
@@ -197,7 +212,10 @@ impl Pushes {
     /// began.
     fn still(&self, push: &PushInFlight) -> Result<Project, String> {
         let PushInFlight { caller, project, .. } = push;
-        let needs = Needs::repository(&project.name, Access::Push);
+        let needs = match push.kind {
+            RepositoryKind::Code => Needs::repository(&project.name, Access::Push),
+            RepositoryKind::Pillar => Needs::pillar(&project.name),
+        };
         let now = self.control.project(caller, &project.name, &needs).map_err(|error| error.to_string())?;
         if now.id != project.id {
             return Err(format!("the project {} was created anew during this push; push again", project.name));
@@ -288,7 +306,11 @@ impl Pushes {
             Ok(project) => {
                 session.ticket.asked.store(true, Ordering::Relaxed);
                 session.ticket.refs.store(session.request.refs.len(), Ordering::Relaxed);
-                if self.look_early(&session, &project).await { session.discard().await } else { session.accept().await }
+                let is_refused = match session.ticket.kind {
+                    RepositoryKind::Code => self.look_early(&session, &project).await,
+                    RepositoryKind::Pillar => self.check_pillar(&session, &project).await,
+                };
+                if is_refused { session.discard().await } else { session.accept().await }
             }
             Err(reason) => {
                 session.ticket.failed.store(true, Ordering::Relaxed);

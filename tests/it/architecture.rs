@@ -26,7 +26,7 @@ const KEPT: [(&str, &[&str]); 25] = [
     ("zstd", &[]),
     ("serde_yaml", &["config"]),
     ("croner", &["config"]),
-    ("minijinja", &["proxy", "notify"]),
+    ("minijinja", &["proxy", "notify", "runtime"]),
     ("hyper", &["proxy", "runtime/static_server"]),
     ("hyper_util", &["proxy", "runtime/static_server"]),
     ("clap", &["surface/cli", "main.rs"]),

@@ -21,7 +21,6 @@ in_one_mode!(
     branch_stored_before_its_environment_is_deployed_again,
     failed_project_creation_frees_the_name,
     remote_option_uses_the_server_of_a_git_remote,
-    missing_features_are_named,
     missing_or_second_server_is_reported,
     closed_output_is_no_error,
     excess_local_commands_are_refused,
@@ -225,16 +224,6 @@ fn remote_option_uses_the_server_of_a_git_remote(world: &World) {
     larder(&["-r", "prod", "backup", "export", "shop", "latest", "--output", "x.tar.zst"]).ok();
     assert!(std::fs::read(repo.path().join("x.tar.zst")).unwrap().starts_with(&[0x28, 0xb5, 0x2f, 0xfd]), "a zstd frame");
     larder(&["-r", "--upload-pack=x", "whoami"]).keeps_quiet_about("panicked");
-}
-
-fn missing_features_are_named(world: &World) {
-    world.project("shop");
-    let repo = Repo::site(world, "shop", "version one");
-    let pillar = format!("{}/pillar", repo.url());
-    let push = repo.git(&["push", &pillar, "HEAD:refs/heads/main"]);
-    assert_eq!(push.status, 128, "{push}");
-    push.says("no pillar repository");
-    world.ssh("alice", &["git-upload-pack '/shop/pillar'"]).exits(4).says("no pillar repository");
 }
 
 fn missing_or_second_server_is_reported(world: &World) {

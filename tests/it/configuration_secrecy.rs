@@ -291,26 +291,46 @@ fn unusable_key_or_snapshot_keeps_the_release_live(world: &World) {
     world.is_consistent("shop");
 }
 
-/// Returns the lines of the shell blocks of the page.
-fn commands() -> Vec<String> {
+/// Returns the shell blocks of the page.
+fn blocks() -> Vec<String> {
     let page = fs::read_to_string(top().join("docs/configuration.md")).unwrap();
-    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    blocks.flat_map(str::lines).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
 fn commands_of_the_page_work(world: &World) {
     let repo = shop(world);
+    world.key("bob");
+    world.larder(&["user", "add", "bob", "--key-file", &world.public_key("bob")]).ok();
+    // The templates and the sample of the page.
+    let page = crate::harness::docs::Page::read("docs/configuration.md");
+    let [sample, templates] = page.blocks("yaml")[..] else { panic!("the page has two YAML files") };
+    let language = page.blocks("").into_iter().find(|block| block.contains("{{ database.host }}")).unwrap();
+    repo.write("larder.yml", format!("health:\n  timeout: 20s\ndrain: 1s\n{templates}"));
+    repo.write("config/database.yml.j2", language).write("config/mail.conf.j2", "mail\n").commit("templates");
+    let blocks = blocks();
+    assert!(blocks.iter().flat_map(|block| block.lines()).count() >= 15, "{blocks:#?}");
+    // The release needs the values of the pillar, which the page pushes later.
+    repo.write(".larder/pillar.sample.yml", sample.replace("password:", "password: of-the-sample")).commit("a sample");
     repo.push().accepted();
-    let lines = commands();
-    assert!(lines.len() >= 15, "{lines:#?}");
+    let ssh = world.ssh_options("alice").join(" ");
     let larder = world.larder_command();
     let words = std::iter::once(larder.get_program()).chain(larder.get_args()).map(|word| word.to_str().unwrap());
     let larder = shlex::try_join(words).unwrap();
     let directory = world.directory().join("home");
     fs::write(directory.join("key.pem"), "-----BEGIN KEY-----\nAA==\n-----END KEY-----\n").unwrap();
-    for line in lines {
-        let script = format!("set -eu\nTOKEN=x\nlarder() {{ {larder} \"$@\"; }}\n{line}\n");
-        Output::of(world.client("sh").args(["-c", &script])).exits(0).keeps_quiet_about("panicked");
+    for block in blocks {
+        let block = block.replace("HOST:2222", &format!("127.0.0.1:{}", world.ssh_port()));
+        let script = format!("set -eu\nTOKEN=x\nlarder() {{ {larder} \"$@\"; }}\n{block}\n");
+        let mut shell = world.client("sh");
+        shell.args(["-c", &script]).env("GIT_SSH_COMMAND", format!("ssh {ssh}")).env("GIT_SSH_VARIANT", "ssh");
+        let output = Output::of(&mut shell);
+        output.exits(0).keeps_quiet_about("panicked");
+        if block.contains("config render") {
+            output.says("host: db.internal").says("password: correct-horse").says("pool: 20").says("mail");
+        }
+        if block.contains("DATABASE_URL") {
+            output.says("init.yml (line 5").says("postgres://shop:${database.password}@${database.host}/shop");
+        }
     }
     assert_eq!(fs::read(directory.join("key.pem")).unwrap(), fs::read(directory.join("copy.pem")).unwrap());
     config(world, &["show", "shop", "CACHE_SIZE"]).says("64");

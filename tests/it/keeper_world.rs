@@ -278,6 +278,7 @@ pub fn job(line: &str) -> RunJob {
         configuration: Default::default(),
         variables: None,
         data: None,
+        templates: None,
     }
 }
 

@@ -71,6 +71,7 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("config export", &["config export SHOP"]),
     ("config history", &["config history SHOP"]),
     ("config explain", &["config explain SHOP A"]),
+    ("config render", &["config render SHOP"]),
     ("pull", &["pull SHOP"]),
     ("promote", &["promote SHOP --to staging"]),
     ("freeze", &["freeze SHOP", "freeze SHOP --until 3d --why stocktaking", "freeze SHOP --end"]),

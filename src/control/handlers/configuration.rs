@@ -15,7 +15,7 @@ use crate::{
         state::Control,
     },
     model::{Access, ConfigChange, ConfigVariables, Environment, SnapshotNumber, Target, Trigger, UserName},
-    pipeline::{ChangeError, EnvironmentConfiguration, Goal, chain},
+    pipeline::{ChangeError, EnvironmentConfiguration, Goal, PillarGoal, chain},
     snapshots::{MAX_TOTAL, MAX_VALUE, SnapshotError, check_limits},
 };
 
@@ -157,7 +157,7 @@ impl Change {
         }
         match current.release.filter(|_| restart) {
             Some(live) => {
-                let goal = Goal::Configure { change, seen: current.next };
+                let goal = Goal::Configure { change, seen: current.next, pillar: PillarGoal::Usual };
                 submit(&control, deployment(Trigger::Configure { by }, environment, live.commit, goal))
             }
             None => {

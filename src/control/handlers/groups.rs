@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::users::{ensure_exists, no_user, set_right};
+use super::users::{GrantedRight, effective_right, ensure_exists, no_user};
 use crate::{
     control::{
         authz::Needs,
@@ -59,7 +59,12 @@ impl Request for GroupAdd {
                         "cannot create the group {name}: the server has {MAX_GROUPS} groups (the limit)"
                     )));
                 }
-                registry.groups.push(Group { name: name.clone(), members: Vec::new(), access: Default::default() });
+                registry.groups.push(Group {
+                    name: name.clone(),
+                    members: Vec::new(),
+                    access: Default::default(),
+                    pillar: Default::default(),
+                });
             }
             let group = registry.group_mut(&name).ok_or_else(|| not_found(format!("there is no group {name}")))?;
             group.members.extend(users);
@@ -141,7 +146,7 @@ pub struct GroupGrant {
     /// The project or the environment.
     pub target: Target,
     /// The new right.
-    pub access: Option<Access>,
+    pub right: GrantedRight,
 }
 
 /// A right that was given to a group.
@@ -155,6 +160,9 @@ pub struct GroupGranted {
     pub environment: Option<EnvironmentName>,
     /// The right that the group has now.
     pub access: Access,
+    /// The right of the group on the pillar, if the request has changed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pillar: Option<bool>,
 }
 
 impl Request for GroupGrant {
@@ -167,19 +175,21 @@ impl Request for GroupGrant {
     }
 
     fn detail(&self) -> Option<String> {
-        Some(format!("{} {}", self.group, self.access.map_or("inherit", Access::as_str)))
+        Some(format!("{} {}", self.group, self.right.as_str()))
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<GroupGranted>, CommandError> {
-        let GroupGrant { group: name, target, access } = self;
+        let GroupGrant { group: name, target, right } = self;
         let grant = |registry: &mut Registry| {
             ensure_exists(registry, &target)?;
             let unknown = no_group(registry, &name);
             let group = registry.group_mut(&name).ok_or(unknown)?;
-            Ok(set_right(&mut group.access, &target, access))
+            right.apply(&mut group.access, &mut group.pillar, &target);
+            Ok(effective_right(&group.access, &target))
         };
         let access = control.change(grant).await?;
-        Ok(GroupGranted { group: name, project: target.project, environment: target.environment, access }.into())
+        Ok(GroupGranted { group: name, project: target.project, environment: target.environment, access, pillar: right.pillar() }
+            .into())
     }
 }
 

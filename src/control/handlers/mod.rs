@@ -9,6 +9,7 @@ mod backup_summary;
 mod configuration;
 mod configuration_explain;
 mod configuration_list;
+mod configuration_render;
 mod databases;
 mod deliverables;
 mod deployments;
@@ -34,7 +35,7 @@ mod users;
 
 pub use self::{
     audit::*, authorities::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, configuration::*,
-    configuration_explain::*, configuration_list::*, databases::*, deliverables::*, deployments::*, disk::*, doctor::*, drift::*,
-    edits::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*, projects::*, promotion::*,
-    protect::*, releases::*, remotes::*, rollback::*, status::*, users::*,
+    configuration_explain::*, configuration_list::*, configuration_render::*, databases::*, deliverables::*, deployments::*,
+    disk::*, doctor::*, drift::*, edits::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*,
+    projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, status::*, users::*,
 };

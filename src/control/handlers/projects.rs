@@ -229,7 +229,7 @@ fn ensure_host_is_valid(new: &Environment, domain: &str) -> Result<(), CommandEr
     Err(refused(why).hint("choose a shorter name for the environment or the project"))
 }
 
-/// Creates the directories, the repository, the queue and the route of the project's last environment. This function may safely run twice.
+/// Creates the directories, the repositories, the queue and the route of the project's last environment. This function may safely run twice.
 /// Returns the commit of the branch if the branch had been pushed before.
 async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId>, CommandError> {
     let internal = |error: &(dyn std::error::Error + 'static)| CommandError::internal(error);
@@ -240,6 +240,7 @@ async fn prepare(control: &Control, project: &Project) -> Result<Option<CommitId
     // A clone checks out the branch of the default environment, not of the environment that was created last.
     let head = project.environments.iter().find(|one| one.default).unwrap_or(environment).branch.clone();
     services.repositories.init(project.id, head).await.map_err(|error| internal(&error))?;
+    control.pipeline().make_pillar(project.id).await.map_err(|error| internal(&error))?;
     control.pipeline().attach(environment.clone()).await.map_err(|error| internal(&error))?;
     delete_stored_branch(control, environment).await.map_err(|error| internal(&error))
 }
@@ -390,9 +391,11 @@ impl Request for ProjectDestroy {
             registry.trusted.retain(|trusted| trusted.project != name);
             for user in &mut registry.users {
                 user.access.retain(|target, _| target.project != name);
+                user.pillar.retain(|target, _| target.project != name);
             }
             for group in &mut registry.groups {
                 group.access.retain(|target, _| target.project != name);
+                group.pillar.retain(|target, _| target.project != name);
             }
             registry.protections.retain(|target, _| target.project != name);
             Ok(())

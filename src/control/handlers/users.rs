@@ -31,6 +31,9 @@ pub struct WhoamiView {
     pub key: Option<LoginKeyRow>,
     /// The right on each project that the caller may see, and on each environment whose right differs from the right on its project.
     pub access: IndexMap<Target, Access>,
+    /// The projects whose pillar the caller may read and push.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pillars: Vec<ProjectName>,
 }
 
 impl Request for Whoami {
@@ -42,9 +45,12 @@ impl Request for Whoami {
     }
 
     async fn handle(self, Context { control, caller }: &Context<'_>) -> Result<Reply<WhoamiView>, CommandError> {
-        let mut access = IndexMap::new();
+        let (mut access, mut pillars) = (IndexMap::new(), Vec::new());
         for project in control.visible(caller) {
             let on_project = control.right_on_project(caller, &project.name);
+            if control.authorize(caller, &Needs::pillar(&project.name)).is_ok() {
+                pillars.push(project.name.clone());
+            }
             if on_project > Access::None {
                 access.insert(Target { project: project.name.clone(), environment: None }, on_project);
             }
@@ -64,7 +70,7 @@ impl Request for Whoami {
             Caller::User(login) => registry.key(&login.key).map(|(user, key)| LoginKeyRow::new(&user.name, key)),
             Caller::Operator => None,
         };
-        Ok(WhoamiView { name: caller.name(), key, access }.into())
+        Ok(WhoamiView { name: caller.name(), key, access, pillars }.into())
     }
 }
 
@@ -117,7 +123,7 @@ impl Request for UserAdd {
             for key in &keys {
                 ensure_key_is_free(registry, key)?;
             }
-            registry.users.push(User { name, admin, keys, access: Default::default() });
+            registry.users.push(User { name, admin, keys, access: Default::default(), pillar: Default::default() });
             Ok(())
         };
         control.change(add).await?;
@@ -193,9 +199,54 @@ pub struct UserGrant {
     pub name: UserName,
     /// The project or the environment.
     pub target: Target,
-    /// The new right. [`Access::None`] takes the right away, on a project also the rights on its environments. `None` removes the right on
-    /// an environment, so that the right on the project counts again.
-    pub access: Option<Access>,
+    /// The new right.
+    pub right: GrantedRight,
+}
+
+/// A right in the request to give a right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GrantedRight {
+    /// A right on the code. [`Access::None`] takes every right away, on a project also the rights on its environments. `None` removes the
+    /// right on an environment, so that the right on the project counts again.
+    Access(Option<Access>),
+    /// The right on the pillar, which is independent of the rights on the code.
+    Pillar(bool),
+}
+
+impl GrantedRight {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            GrantedRight::Access(access) => access.map_or("inherit", Access::as_str),
+            GrantedRight::Pillar(true) => "pillar",
+            GrantedRight::Pillar(false) => "no-pillar",
+        }
+    }
+
+    /// Returns the right on the pillar, if the request changes it.
+    pub(super) fn pillar(self) -> Option<bool> {
+        match self {
+            GrantedRight::Access(_) => None,
+            GrantedRight::Pillar(has) => Some(has),
+        }
+    }
+
+    /// Changes the rights of a user or a group.
+    pub(super) fn apply(self, access: &mut BTreeMap<Target, Access>, pillar: &mut BTreeMap<Target, bool>, target: &Target) {
+        match self {
+            GrantedRight::Access(right) => {
+                set_right(access, target, right);
+                if right == Some(Access::None) {
+                    // Without an entry of its own, an environment has the right on the pillar of its project.
+                    let before = pillar.len();
+                    pillar.retain(|known, _| known.project != target.project || target.environment.is_some());
+                    if target.environment.is_some() && before > 0 {
+                        pillar.insert(target.clone(), false);
+                    }
+                }
+            }
+            GrantedRight::Pillar(has) => drop(pillar.insert(target.clone(), has)),
+        }
+    }
 }
 
 /// A right that was given.
@@ -209,6 +260,9 @@ pub struct UserGranted {
     pub environment: Option<EnvironmentName>,
     /// The right that the user has now on the project or the environment.
     pub access: Access,
+    /// The right of the user on the pillar, if the request has changed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pillar: Option<bool>,
 }
 
 impl Request for UserGrant {
@@ -221,18 +275,18 @@ impl Request for UserGrant {
     }
 
     fn detail(&self) -> Option<String> {
-        Some(format!("{} {}", self.name, self.access.map_or("inherit", Access::as_str)))
+        Some(format!("{} {}", self.name, self.right.as_str()))
     }
 
     async fn handle(self, Context { control, .. }: &Context<'_>) -> Result<Reply<UserGranted>, CommandError> {
-        let UserGrant { name, target, access } = self;
+        let UserGrant { name, target, right } = self;
         let grant = |registry: &mut Registry| {
             ensure_exists(registry, &target)?;
             let unknown = no_user(&registry.users, &name);
             let user = registry.user_mut(&name).ok_or(unknown)?;
-            set_right(&mut user.access, &target, access);
+            right.apply(&mut user.access, &mut user.pillar, &target);
             // A user without the right of its own would have the right of its groups.
-            if access == Some(Access::None)
+            if right == GrantedRight::Access(Some(Access::None))
                 && of_user(registry, &name, &target) > Access::None
                 && let Some(user) = registry.user_mut(&name)
             {
@@ -242,12 +296,12 @@ impl Request for UserGrant {
         };
         // A right of a group of the user may count as well.
         let access = control.change(grant).await?;
-        Ok(UserGranted { name, project: target.project, environment: target.environment, access }.into())
+        Ok(UserGranted { name, project: target.project, environment: target.environment, access, pillar: right.pillar() }.into())
     }
 }
 
-/// Changes the right on one object in the rights of a user or a group. Returns the right that counts for the object afterwards.
-pub(super) fn set_right(rights: &mut BTreeMap<Target, Access>, target: &Target, access: Option<Access>) -> Access {
+/// Changes the right on one object in the rights of a user or a group.
+fn set_right(rights: &mut BTreeMap<Target, Access>, target: &Target, access: Option<Access>) {
     let whole = Target { project: target.project.clone(), environment: None };
     let on_project = rights.get(&whole).copied().unwrap_or(Access::None);
     match (&target.environment, access) {
@@ -258,6 +312,11 @@ pub(super) fn set_right(rights: &mut BTreeMap<Target, Access>, target: &Target, 
         (Some(_), None | Some(Access::None)) => drop(rights.remove(target)),
         (_, Some(access)) => drop(rights.insert(target.clone(), access)),
     }
+}
+
+/// Returns the right that counts for an object in the rights of a user or a group.
+pub(super) fn effective_right(rights: &BTreeMap<Target, Access>, target: &Target) -> Access {
+    let whole = Target { project: target.project.clone(), environment: None };
     rights.get(target).or_else(|| rights.get(&whole)).copied().unwrap_or(Access::None)
 }
 

@@ -184,8 +184,8 @@ async fn read_request<T: Clone>(from: &mut OwnedReadHalf, pushes: &PushRegistry<
 
 fn add_recipe(request: &mut HookRequest, commit: CommitId, file: RecipeFile, part: Vec<u8>) -> Result<(), String> {
     let sizes = request.recipes.iter_mut().flat_map(|(_, files)| {
-        let RecipeFiles { larder_yml, procfile, app_json, buildpacks } = files;
-        [larder_yml, procfile, app_json, buildpacks].map(|content| content.as_ref().map_or(0, Vec::len))
+        let RecipeFiles { larder_yml, procfile, app_json, buildpacks, pillar_sample } = files;
+        [larder_yml, procfile, app_json, buildpacks, pillar_sample].map(|content| content.as_ref().map_or(0, Vec::len))
     });
     let bytes = sizes.sum::<usize>().saturating_add(part.len());
     if bytes > MAX_RECIPE_BYTES {

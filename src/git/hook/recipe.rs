@@ -56,7 +56,7 @@ fn of_commit(repository: &Repository, commit: &CommitId) -> Option<(RecipeFiles,
 }
 
 fn content(repository: &Repository, tree: &Tree<'_>, path: &str) -> Option<Vec<u8>> {
-    let entry = tree.get_name(path)?;
+    let entry = tree.get_path(Path::new(path)).ok()?;
     let regular = entry.filemode() & 0o170_000 == 0o100_000;
     let (size, kind) = repository.odb().ok()?.read_header(entry.id()).ok()?;
     if !regular || kind != ObjectType::Blob || size as u64 > RecipeFiles::LIMIT {

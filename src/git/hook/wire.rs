@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::{git::source::RecipeFiles, model::CommitId};
 
 /// The version of the messages between hook and server. The server refuses a hook with another version.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The maximum size of a frame, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 /// The maximum number of refs in a push.
@@ -35,12 +35,13 @@ pub(super) enum RecipeFile {
     Procfile,
     AppJson,
     Buildpacks,
+    PillarSample,
 }
 
 impl RecipeFile {
     /// All files of the recipe.
-    pub(super) const ALL: [RecipeFile; 4] =
-        [RecipeFile::LarderYml, RecipeFile::Procfile, RecipeFile::AppJson, RecipeFile::Buildpacks];
+    pub(super) const ALL: [RecipeFile; 5] =
+        [RecipeFile::LarderYml, RecipeFile::Procfile, RecipeFile::AppJson, RecipeFile::Buildpacks, RecipeFile::PillarSample];
 
     /// Returns the path of the file in the repository.
     pub(super) fn path(self) -> &'static str {
@@ -49,6 +50,7 @@ impl RecipeFile {
             RecipeFile::Procfile => "Procfile",
             RecipeFile::AppJson => "app.json",
             RecipeFile::Buildpacks => ".buildpacks",
+            RecipeFile::PillarSample => RecipeFiles::PILLAR_SAMPLE,
         }
     }
 
@@ -59,6 +61,7 @@ impl RecipeFile {
             RecipeFile::Procfile => &mut files.procfile,
             RecipeFile::AppJson => &mut files.app_json,
             RecipeFile::Buildpacks => &mut files.buildpacks,
+            RecipeFile::PillarSample => &mut files.pillar_sample,
         }
     }
 }

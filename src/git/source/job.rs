@@ -45,7 +45,7 @@ pub struct SourceJob {
     pub tags: Vec<(String, CommitId)>,
 }
 
-/// The files of the recipe, which are in the project's root directory. A file that does not exist is `None`.
+/// The files of the recipe, which are in the project's root directory, and the sample of the pillar. A file that does not exist is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)] // The fields have the names of the files.
 pub struct RecipeFiles {
@@ -53,11 +53,15 @@ pub struct RecipeFiles {
     pub procfile: Option<Vec<u8>>,
     pub app_json: Option<Vec<u8>>,
     pub buildpacks: Option<Vec<u8>>,
+    pub pillar_sample: Option<Vec<u8>>,
 }
 
 impl RecipeFiles {
     /// The maximum size of a file, in bytes.
     pub const LIMIT: u64 = 256 * 1024;
+
+    /// The path of the sample of the pillar.
+    pub const PILLAR_SAMPLE: &'static str = ".larder/pillar.sample.yml";
 }
 
 /// A commit that can be deployed.

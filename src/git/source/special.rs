@@ -37,6 +37,7 @@ pub fn describe(repository: &Repository, tree: Oid, plan: &[PlannedEntry], job: 
         procfile: recipe(repository, plan, "Procfile")?,
         app_json: recipe(repository, plan, "app.json")?,
         buildpacks: recipe(repository, plan, ".buildpacks")?,
+        pillar_sample: recipe(repository, plan, RecipeFiles::PILLAR_SAMPLE)?,
     };
     let scripts = scripts(plan, &mut warnings);
     let maintenance_page = maintenance_page(repository, plan, &mut warnings)?;

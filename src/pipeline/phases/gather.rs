@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{Settings, VariableName},
+    config::{DataPath, Settings, VariableName},
     drift::{Rules, patches::Patches},
     git::{
         GitError,
@@ -81,7 +81,10 @@ impl Step for ExportSource {
             for warning in &source.warnings {
                 deployment.transcript.error(warning);
             }
+            let sample = source.files.pillar_sample.clone();
             let config = intake::load_recipe(source.files).map_err(|errors| refused(deployment, &errors))?;
+            deployment.facts.pillar_sample = sample.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+            deployment.evaluate_pillar().map_err(|failure| with_address(deployment, failure))?;
             config.warnings().iter().for_each(|warning| deployment.transcript.error(warning));
             let settings = config.settings(&deployment.environment.name).on_server(&services.config);
             let settings = supported(deployment, settings)?;
@@ -134,6 +137,12 @@ fn failure(error: GitError) -> Failure {
     }
 }
 
+/// Adds the address of the pillar to a failure that a value of the pillar causes.
+fn with_address(deployment: &Deployment, failure: Failure) -> Failure {
+    let project = &deployment.environment.project;
+    failure.hint(format!("the pillar of {project} is a repository of its own: git clone ssh://larder@HOST:PORT/{project}/pillar"))
+}
+
 /// Returns an error for settings that this environment does not support, and adds generated values for required variables.
 fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings, Failure> {
     let environment = &deployment.environment;
@@ -150,6 +159,17 @@ fn supported(deployment: &Deployment, mut settings: Settings) -> Result<Settings
         if let Some(other) = deployment.services.taken(environment, domain.as_str()) {
             return Err(Failure::pusher(format!("the domain {domain} belongs to {other}"))
                 .hint("remove the domain from `domains:` of one of the two environments"));
+        }
+    }
+    for template in &settings.templates {
+        let inside = template.to.as_str().parse::<DataPath>().ok();
+        let persistent = settings.data.iter().find(|path| inside.as_ref().is_some_and(|inside| inside.overlaps(path)));
+        if let Some(path) = persistent {
+            return Err(Failure::pusher(format!(
+                "larder.yml: the template {} writes into the persistent path {path}",
+                template.from
+            ))
+            .hint("choose another `to` in `templates:`: a rendered file belongs to one release and its configuration"));
         }
     }
     let secrets = Secrets::open(&deployment.paths.secrets()).map_err(|error| Failure::host(&error))?;
@@ -263,6 +283,8 @@ impl Step for LoadRelease {
             let mut variables = known.variables;
             variables.insert(String::from("deployment"), about(deployment));
             let (upgrade, data_return, replaced, processes) = (None, None, None, Vec::new());
+            deployment.facts.pillar_sample.clone_from(&known.pillar_sample);
+            deployment.evaluate_pillar()?;
             nothing_is_missing(deployment, &settings)?;
             deployment.facts = Facts { settings: Some(settings), variables, processes, upgrade, data_return, replaced, ..known };
             Ok(())

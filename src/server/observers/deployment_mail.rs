@@ -76,6 +76,16 @@ pub(super) async fn ended(
                     ),
                 )
             }
+            Trigger::Pillar { by } => {
+                let pillar = spec.pillar.as_ref().map(|commit| commit.short().to_owned()).unwrap_or_default();
+                new(
+                    NotificationKind::Deployed,
+                    format!("{number} is live: pillar {pillar}"),
+                    format!(
+                        "{by} pushed the pillar of {title}: {number} (commit {commit}) is live with the values of pillar {pillar}."
+                    ),
+                )
+            }
             _ => {
                 let subject = newest.map_or_else(|| format!("{number} is live"), |newest| format!("{number} is live: {newest}"));
                 new(NotificationKind::Deployed, subject, format!("{number} (commit {commit}) is live in {title}."))
@@ -260,6 +270,7 @@ fn facts(report: &DeploymentReport, at: Timestamp) -> Vec<(String, String)> {
         Trigger::Pull { by } => format!("{by} (release from {})", spec.origin),
         Trigger::Rollback { by } => format!("{by} (larder rollback)"),
         Trigger::Configure { by } => format!("{by} (larder config)"),
+        Trigger::Pillar { by } => format!("{by} (push to the pillar)"),
     };
     let mut facts = vec![(String::from("Started by"), request)];
     facts.extend(report.tag.clone().map(|tag| (String::from("Version"), tag)));

@@ -23,7 +23,7 @@ impl Pushes {
         let project = self.control.project(caller, name, needs);
         if let Err(error) = &project {
             let what = if service == Service::ReceivePack { "git push" } else { "git fetch" };
-            let entry = AuditEntry::new(caller, what, name.to_string(), None);
+            let entry = AuditEntry::new(caller, what, needs.scope.to_string(), None);
             self.control.audit(entry.ended(AuditOutcome::Refused, &error.message)).await;
         }
         project

@@ -24,8 +24,7 @@ pub enum GitService {
 pub struct RepoPath {
     /// The project of the repository.
     pub project: ProjectName,
-    /// True for the pillar of the project, a repository of configuration and secrets that this version does not serve; false for the
-    /// repository of the code.
+    /// True for the pillar of the project, its repository of configuration and secrets; false for the repository of the code.
     pub pillar: bool,
 }
 

@@ -34,7 +34,7 @@ impl Step for PrepareSlot {
     }
 
     fn about(&self) -> &'static str {
-        "empty the idle slot and link the persistent paths to data/"
+        "empty the idle slot, link the persistent paths to data/, and render the templates"
     }
 
     fn is_durable(&self, deployment: &Deployment) -> bool {
@@ -120,8 +120,24 @@ async fn reset(deployment: &Deployment) -> Result<(), Failure> {
     reset.map_err(|error| Failure::host(&error))
 }
 
-/// Links the persistent paths to data/.
+/// Links the persistent paths to data/, and renders the templates of the release.
 pub async fn link(deployment: &Deployment) -> Result<(), Failure> {
+    link_paths(deployment).await?;
+    let Some(templates) = deployment.templates()? else { return Ok(()) };
+    let count = templates.files.len();
+    let job = RunJob { templates: Some(templates), ..RunJob::default() };
+    let ended = processes::task(deployment, &job).await?;
+    if !ended.exit.success() {
+        let target = deployment.environment.target();
+        return Err(Failure::pusher(ended.cause.after("cannot render the templates")).hint(format!(
+            "correct the template or the values; `larder config render {target}` shows the files of the live release"
+        )));
+    }
+    deployment.transcript.detail(&format!("{count} {} rendered", if count == 1 { "template" } else { "templates" }));
+    Ok(())
+}
+
+async fn link_paths(deployment: &Deployment) -> Result<(), Failure> {
     let paths: Vec<_> = deployment.settings().data.iter().map(|path| path.to_string()).collect();
     if paths.is_empty() {
         return Ok(());

@@ -27,7 +27,7 @@ pub struct InitArgs {
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "The command runs `git push` to the branch that the environment deploys. Its output and exit status are those of git. With several hosts, the first failure ends the command, and the remaining hosts are named.\n\nExamples:\n  larder push staging\n  larder push production --ref v1.4"
+    after_help = "The command runs `git push` to the branch that the environment deploys. Its output and exit status are those of git. With several hosts, the first failure ends the command, and the remaining hosts are named.\n\nIf the clone of the project's pillar is in the directory that `git config larder.pillar` names, or beside this repository in PROJECT-pillar, its HEAD is pushed first, and one deployment uses both. If the pillar is refused, the code is not pushed.\n\nExamples:\n  larder push staging\n  larder push production --ref v1.4"
 )]
 /// Push a commit to the branch that an environment deploys, on all its hosts
 pub struct PushArgs {
@@ -40,6 +40,9 @@ pub struct PushArgs {
     /// Deploy a commit that does not follow the live commit
     #[arg(long)]
     pub force: bool,
+    /// Leave the pillar out
+    #[arg(long)]
+    pub no_pillar: bool,
 }
 
 #[derive(Debug, Clone, clap::Args)]

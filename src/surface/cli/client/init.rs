@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{
     arguments::{InitArgs, OpenArgs, PushArgs},
     ask::{KnownEnvironment, ask, environments},
+    pillar::{PillarClone, is_pushed},
     sources::{REMOTE_KEY, ServerSource, Sources, git},
     target::ClientTarget,
 };
@@ -203,14 +204,36 @@ fn push_to(target: &ClientTarget, args: &PushArgs, sources: &Sources, is_quiet: 
     if args.reference.is_empty() || args.reference.starts_with(['-', '+', ':']) || args.reference.contains(':') {
         return Err(CommandError::new(ErrorKind::Usage, format!("{:?} is not a commit, a branch or a tag", args.reference)));
     }
+    let pillar = match args.no_pillar {
+        true => None,
+        false => PillarClone::find(&id.project, &url)?,
+    };
+    let refname = format!("refs/heads/{branch}");
+    let mut waits = false;
+    if let Some(pillar) = &pillar {
+        // Without new code, no deployment of code would use the values.
+        waits = args.force || !is_pushed(&url.to_string(), &args.reference, &refname);
+        let code = pillar.push(waits.then_some(found.name.as_str()), is_quiet)?;
+        if code != 0 {
+            note("the pillar was refused, so the code was not pushed");
+            return Ok(code);
+        }
+    }
     // With the name of a git remote, git also updates the branches that it remembers of this remote.
     let named = sources.of(ServerSource::GitRemotes).find(|entry| entry.hosts == [url.clone()]);
     let place = named.map_or_else(|| url.to_string(), |entry| entry.name.clone());
     let mut push = Command::new("git");
     push.arg("push").args(args.force.then_some("--force")).args(is_quiet.then_some("--quiet")).arg("--").arg(place);
-    push.arg(format!("{}:refs/heads/{branch}", args.reference));
+    push.arg(format!("{}:{refname}", args.reference));
     let status = push.status().map_err(|error| CommandError::new(ErrorKind::Internal, format!("cannot start git: {error}")))?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    if code != 0 && waits {
+        note(&format!(
+            "the pillar was accepted and the code was not: {}/{} uses the new values with its next deployment",
+            id.project, found.name
+        ));
+    }
+    Ok(code)
 }
 
 /// Prints the address of an environment, and opens it in a browser.

@@ -8,6 +8,7 @@ mod ask;
 mod init;
 mod output;
 mod overview;
+mod pillar;
 mod server;
 mod session;
 mod sources;

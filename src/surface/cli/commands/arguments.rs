@@ -86,3 +86,32 @@ pub fn override_reason(given: Option<String>) -> Result<Option<String>, CommandE
         Some(text) => Ok(Some(text.trim().to_owned())),
     }
 }
+
+/// A project and further words.
+#[derive(Debug, clap::Args)]
+pub(super) struct Words {
+    /// Project, or PROJECT/ENVIRONMENT; then the arguments of the command
+    #[arg(value_names = ["PROJECT", "ARGUMENT"], num_args = 0.., allow_hyphen_values = false)]
+    words: Vec<String>,
+    /// Project, instead of the argument PROJECT
+    #[arg(long, short = 'a', value_name = "PROJECT")]
+    app: Option<Target>,
+}
+
+impl Words {
+    pub(super) fn target_and_rest(self) -> Result<(Target, Vec<String>), CommandError> {
+        let mut words = self.words.into_iter();
+        let target = match self.app {
+            Some(app) => Some(app),
+            None => words
+                .next()
+                .map(|word| word.parse().map_err(|error| CommandError::new(ErrorKind::Usage, format!("{error}"))))
+                .transpose()?,
+        };
+        let target = target.ok_or_else(|| {
+            CommandError::new(ErrorKind::Usage, "no project is named")
+                .hint("name a project, as in `larder config show shop` or `larder config show --app shop`")
+        })?;
+        Ok((target, words.collect()))
+    }
+}

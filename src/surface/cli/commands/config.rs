@@ -9,14 +9,15 @@ use super::{
         command::{Asked, Asking, Command, Shown},
         text::{count, moment, table},
     },
-    arguments::On,
+    arguments::{On, Words},
+    config_render::RenderArgs,
 };
 use crate::{
     control::{
         CommandError, ConfigChanged, ConfigDiff, ConfigDifferences, ConfigExplain, ConfigExplanation, ConfigExport, ConfigFile,
         ConfigHistory, ConfigInput, ConfigRow, ConfigSet, ConfigShow, ConfigView, ErrorKind, VariableView,
     },
-    model::{ConfigChange, SnapshotNumber, Target, VariableChange},
+    model::{ConfigChange, SnapshotNumber, VariableChange},
 };
 
 #[derive(Debug, Subcommand)]
@@ -33,6 +34,7 @@ pub enum ConfigVerb {
     Export(ExportArgs),
     History(HistoryArgs),
     Explain(ExplainArgs),
+    Render(RenderArgs),
 }
 
 impl ConfigVerb {
@@ -46,33 +48,8 @@ impl ConfigVerb {
             ConfigVerb::Export(command) => asking.ask(command).await,
             ConfigVerb::History(command) => asking.ask(command).await,
             ConfigVerb::Explain(command) => asking.ask(command).await,
+            ConfigVerb::Render(command) => asking.ask(command).await,
         }
-    }
-}
-
-/// A project and further words.
-#[derive(Debug, clap::Args)]
-struct Words {
-    /// Project, or PROJECT/ENVIRONMENT; then the arguments of the command
-    #[arg(value_names = ["PROJECT", "ARGUMENT"], num_args = 0.., allow_hyphen_values = false)]
-    words: Vec<String>,
-    /// Project, instead of the argument PROJECT
-    #[arg(long, short = 'a', value_name = "PROJECT")]
-    app: Option<Target>,
-}
-
-impl Words {
-    fn target_and_rest(self) -> Result<(Target, Vec<String>), CommandError> {
-        let mut words = self.words.into_iter();
-        let target = match self.app {
-            Some(app) => Some(app),
-            None => words.next().map(|word| word.parse().map_err(|error| usage(format!("{error}")))).transpose()?,
-        };
-        let target = target.ok_or_else(|| {
-            usage("no project is named")
-                .hint("name a project, as in `larder config show shop` or `larder config show --app shop`")
-        })?;
-        Ok((target, words.collect()))
     }
 }
 
@@ -374,7 +351,7 @@ impl Command for HistoryArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The list is in rising order of precedence: server file, app.json, larder.yml, variables of single processes, configuration. A * marks the value that processes get. Values are shown to users with the right operate.\n\nExample: larder config explain shop LOG_LEVEL"
+    after_help = "The list is in rising order of precedence: server file, app.json, larder.yml, variables of single processes, sample of the pillar, pillar, configuration. A * marks the value that processes get. Values are shown to users with the right operate, or with the right on the pillar.\n\nExample: larder config explain shop LOG_LEVEL"
 )]
 /// Show every file and configuration that sets a variable, and the one that takes precedence
 pub struct ExplainArgs {
@@ -400,14 +377,16 @@ impl Command for ExplainArgs {
             let _ = writeln!(text, "nothing sets {} in {}", view.name, view.environment);
         }
         let rows = view.layers.iter().map(|layer| {
-            let line = layer.line.map(|line| format!(" (line {line})")).unwrap_or_default();
+            let line = layer.line.map(|line| format!("line {line}"));
+            let place: Vec<_> = line.into_iter().chain(layer.by.as_ref().map(|by| format!("by {by}"))).collect();
+            let place = if place.is_empty() { String::new() } else { format!(" ({})", place.join(", ")) };
             let value = layer.value.as_ref().map(|value| {
                 let bytes = Some(value.len());
                 shown(&VariableView { name: view.name.clone(), value: Some(value.clone()), base64: None, bytes })
             });
             let only = layer.only.as_ref().map(|only| format!("only {only}")).unwrap_or_default();
             let mark = if layer.wins { "*" } else { "" };
-            vec![format!("{}{line}", layer.source), value.unwrap_or_default(), only, mark.to_owned()]
+            vec![format!("{}{place}", layer.source), value.unwrap_or_default(), only, mark.to_owned()]
         });
         if !view.layers.is_empty() {
             text.push_str(&table(&["SET IN", "VALUE", "FOR", ""], rows.collect()));

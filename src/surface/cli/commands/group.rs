@@ -7,10 +7,10 @@ use super::{
         command::{Asked, Asking, Command, Shown},
         text,
     },
-    user::Right,
+    user::{Right, rights},
 };
 use crate::{
-    control::{CommandError, Group, GroupAdd, GroupChanged, GroupGrant, GroupGranted, GroupList, GroupRemove},
+    control::{CommandError, GrantedRight, Group, GroupAdd, GroupChanged, GroupGrant, GroupGranted, GroupList, GroupRemove},
     model::{Access, Target, UserName},
 };
 
@@ -105,7 +105,7 @@ impl Command for GroupListArgs {
 
     fn show(groups: &Vec<Group>) -> Shown {
         let row = |group: &Group| {
-            let rights: Vec<_> = group.access.iter().map(|(target, access)| format!("{target}:{access}")).collect();
+            let rights = rights(&group.access, &group.pillar);
             let members: Vec<_> = group.members.iter().map(UserName::as_str).collect();
             vec![group.name.to_string(), rights.join(" "), members.join(" ")]
         };
@@ -132,13 +132,17 @@ impl Command for GroupGrantArgs {
     type Request = GroupGrant;
 
     fn request(self) -> Result<GroupGrant, CommandError> {
-        Ok(GroupGrant { group: self.group, target: self.target, access: self.access.access() })
+        Ok(GroupGrant { group: self.group, target: self.target, right: self.access.granted() })
     }
 
     fn show(view: &GroupGranted) -> Shown {
-        let GroupGranted { group, project, environment, access } = view;
+        let GroupGranted { group, project, environment, access, pillar } = view;
         let target = Target { project: project.clone(), environment: environment.clone() };
-        Shown::Done(format!("the group {group} has the right {access} on {target}"))
+        Shown::Done(match pillar {
+            Some(true) => format!("the group {group} has the right on the pillar of {target}"),
+            Some(false) => format!("the group {group} has no right on the pillar of {target}"),
+            None => format!("the group {group} has the right {access} on {target}"),
+        })
     }
 }
 
@@ -157,7 +161,7 @@ impl Command for GroupRevokeArgs {
     type Request = GroupGrant;
 
     fn request(self) -> Result<GroupGrant, CommandError> {
-        Ok(GroupGrant { group: self.group, target: self.target, access: Some(Access::None) })
+        Ok(GroupGrant { group: self.group, target: self.target, right: GrantedRight::Access(Some(Access::None)) })
     }
 
     fn show(view: &GroupGranted) -> Shown {

@@ -8,6 +8,7 @@ mod backup;
 mod backup_offsite;
 mod backup_upkeep;
 mod config;
+mod config_render;
 mod db;
 mod deliverable;
 mod deploy;

@@ -48,7 +48,7 @@ impl Command for ReleaseListArgs {
                 row.build.map(|build| build.to_string()).unwrap_or_default(),
                 row.commit.short().to_owned(),
                 row.tag.clone().unwrap_or_default(),
-                row.configuration.map(|number| number.to_string()).unwrap_or_default(),
+                configuration(row),
                 row.by.as_ref().map(ToString::to_string).unwrap_or_default(),
                 row.since.map(moment).unwrap_or_default(),
                 row.archive_bytes.map_or_else(|| String::from("pruned"), |bytes| format!("{} KiB", bytes.div_ceil(1024))),
@@ -58,6 +58,13 @@ impl Command for ReleaseListArgs {
         let header = ["RELEASE", "BUILD", "COMMIT", "TAG", "CONFIG", "BY", "SINCE (UTC)", "ARCHIVE", ""];
         Shown::Page(text::table(&header, rows.iter().map(line).collect()))
     }
+}
+
+/// Returns the number of a release's configuration, with the commit of the pillar.
+fn configuration(row: &KnownRelease) -> String {
+    let number = row.configuration.map(|number| number.to_string()).unwrap_or_default();
+    let pillar = row.pillar.as_ref().map(|commit| format!(" (pillar {})", commit.short())).unwrap_or_default();
+    format!("{number}{pillar}")
 }
 
 /// Show, compare, export, import and pin releases

@@ -1,6 +1,6 @@
 //! The command `larder user`, which manages users and their rights.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use clap::{Subcommand, ValueEnum};
 
@@ -13,7 +13,7 @@ use super::{
     user_ca::AuthorityVerb,
 };
 use crate::{
-    control::{self, CommandError, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
+    control::{self, CommandError, GrantedRight, UserAdd, UserAdded, UserGrant, UserGranted, UserList, UserRemove, UserRemoved},
     model::{Access, Target, UserName},
 };
 
@@ -89,7 +89,7 @@ impl Command for UserListArgs {
         let row = |user: &control::User| {
             let rights: Vec<_> = match user.admin {
                 true => vec![String::from("admin")],
-                false => user.access.iter().map(|(target, access)| format!("{target}:{access}")).collect(),
+                false => rights(&user.access, &user.pillar),
             };
             let keys: Vec<_> = user.keys.iter().map(|key| key.fingerprint.clone()).collect();
             vec![user.name.to_string(), rights.join(" "), keys.join(" ")]
@@ -119,7 +119,7 @@ impl Command for UserRemoveArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A right on a project counts for each of its environments that has no right of its own. An administrator of a project or an environment may give rights on it.\n\nExamples:\n  larder user grant bob shop push\n  larder user grant ci shop/staging push\n  larder user grant bob shop/production view\n  larder user grant bob shop/production inherit"
+    after_help = "A right on a project counts for each of its environments that has no right of its own. An administrator of a project or an environment may give rights on it.\n\nExamples:\n  larder user grant bob shop push\n  larder user grant ci shop/staging push\n  larder user grant bob shop/production view\n  larder user grant bob shop/production inherit\n  larder user grant bob shop pillar"
 )]
 /// Give a user a right on a project or an environment
 pub struct UserGrantArgs {
@@ -132,7 +132,13 @@ pub struct UserGrantArgs {
     access: Right,
 }
 
-/// A right on one project or environment. Each right includes the rights before it in this list.
+/// Returns the rights of a user or a group for a list.
+pub(super) fn rights(access: &BTreeMap<Target, Access>, pillar: &BTreeMap<Target, bool>) -> Vec<String> {
+    let pillars = pillar.iter().map(|(target, has)| format!("{target}:{}", if *has { "pillar" } else { "no-pillar" }));
+    access.iter().map(|(target, access)| format!("{target}:{access}")).chain(pillars).collect()
+}
+
+/// A right on one project or environment. Each right up to `admin` includes the rights before it in this list.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Right {
     /// No right: the project or the environment is not even shown
@@ -149,12 +155,16 @@ pub enum Right {
     Admin,
     /// No right of its own: the right on the project, or else the rights of the groups
     Inherit,
+    /// Read and push the pillar; independent of the other rights, which stay as they are
+    Pillar,
+    /// Take the right on the pillar away; the other rights stay as they are
+    NoPillar,
 }
 
 impl Right {
-    /// Returns the right; `None` to inherit the right on the project.
-    pub(super) fn access(self) -> Option<Access> {
-        match self {
+    /// Returns the right for a request.
+    pub(super) fn granted(self) -> GrantedRight {
+        GrantedRight::Access(match self {
             Right::None => Some(Access::None),
             Right::View => Some(Access::View),
             Right::Push => Some(Access::Push),
@@ -162,7 +172,9 @@ impl Right {
             Right::Operate => Some(Access::Operate),
             Right::Admin => Some(Access::Admin),
             Right::Inherit => None,
-        }
+            Right::Pillar => return GrantedRight::Pillar(true),
+            Right::NoPillar => return GrantedRight::Pillar(false),
+        })
     }
 }
 
@@ -170,13 +182,17 @@ impl Command for UserGrantArgs {
     type Request = UserGrant;
 
     fn request(self) -> Result<UserGrant, CommandError> {
-        Ok(UserGrant { name: self.name, target: self.target, access: self.access.access() })
+        Ok(UserGrant { name: self.name, target: self.target, right: self.access.granted() })
     }
 
     fn show(view: &UserGranted) -> Shown {
-        let UserGranted { name, project, environment, access } = view;
+        let UserGranted { name, project, environment, access, pillar } = view;
         let target = Target { project: project.clone(), environment: environment.clone() };
-        Shown::Done(format!("{name} has the right {access} on {target}"))
+        Shown::Done(match pillar {
+            Some(true) => format!("{name} has the right on the pillar of {target}"),
+            Some(false) => format!("{name} has no right on the pillar of {target}"),
+            None => format!("{name} has the right {access} on {target}"),
+        })
     }
 }
 
@@ -197,7 +213,7 @@ impl Command for UserRevokeArgs {
     type Request = UserGrant;
 
     fn request(self) -> Result<UserGrant, CommandError> {
-        Ok(UserGrant { name: self.name, target: self.target, access: Some(Access::None) })
+        Ok(UserGrant { name: self.name, target: self.target, right: GrantedRight::Access(Some(Access::None)) })
     }
 
     fn show(view: &UserGranted) -> Shown {

@@ -22,6 +22,8 @@ impl Command for WhoamiArgs {
 
     fn show(view: &WhoamiView) -> Shown {
         let rights = view.access.iter().map(|(target, access)| vec![target.to_string(), access.to_string()]);
+        let rights =
+            rights.chain(view.pillars.iter().map(|project| vec![format!("{project}/pillar"), String::from("read and push")]));
         let key = view.key.as_ref().map_or_else(String::new, |key| {
             let name = key.limits.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
             let limits = Some(described_key(key)).filter(|limits| !limits.is_empty());

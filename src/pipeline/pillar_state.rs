@@ -1,0 +1,114 @@
+//! The pillars that this server has read, and the configuration of a deployment in memory. This file imports no file that executes
+//! deployments.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+
+use super::failure::Failure;
+use crate::{
+    config::{
+        ConfigError,
+        pillar::{PillarLevel, PillarText, PillarValues, SAMPLE_FILE, evaluate},
+    },
+    git::PillarFiles,
+    model::{ConfigVariables, ProjectId, Redactor, may_be_secret},
+    snapshots::{PillarContent, Snapshot},
+};
+
+/// The pillars of all projects, as far as this server has read them. Values are in memory only.
+#[derive(Default)]
+pub(super) struct Pillars {
+    /// The commit of the branch `main` with its files; `None` if nothing was pushed yet.
+    heads: Mutex<HashMap<ProjectId, Option<Arc<PillarFiles>>>>,
+    /// The locks of pushes. A push holds the lock from its first deployment until the branch has moved.
+    locks: Mutex<HashMap<ProjectId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Pillars {
+    pub(super) fn head(&self, project: ProjectId) -> Option<Option<Arc<PillarFiles>>> {
+        self.heads.lock().get(&project).cloned()
+    }
+
+    pub(super) fn set_head(&self, project: ProjectId, files: Option<Arc<PillarFiles>>) {
+        self.heads.lock().insert(project, files);
+    }
+
+    pub(super) fn lock(&self, project: ProjectId) -> Arc<tokio::sync::Mutex<()>> {
+        self.locks.lock().entry(project).or_default().clone()
+    }
+}
+
+/// The configuration of a deployment in memory.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LoadedConfiguration {
+    /// The configuration snapshot; `None` without a configuration.
+    snapshot: Option<Arc<Snapshot>>,
+    /// The variables of all processes. Before [`LoadedConfiguration::evaluated`], the variables of the pillar are not among them.
+    pub(super) variables: ConfigVariables,
+    /// All values of the pillar.
+    pub(super) values: Map<String, Value>,
+}
+
+impl LoadedConfiguration {
+    /// Creates the configuration of a snapshot, before the values of its pillar are computed.
+    pub(super) fn new(snapshot: Snapshot) -> LoadedConfiguration {
+        let variables = snapshot.variables.clone();
+        LoadedConfiguration { snapshot: Some(Arc::new(snapshot)), variables, values: Map::new() }
+    }
+
+    /// Computes the values of the pillar with the project's sample.
+    pub(super) fn evaluated(&self, sample: Option<&str>) -> Result<LoadedConfiguration, Failure> {
+        let empty = ConfigVariables::default();
+        let own = self.snapshot.as_ref().map_or(&empty, |snapshot| &snapshot.variables);
+        let pillar = self.snapshot.as_ref().and_then(|snapshot| snapshot.pillar.as_ref());
+        let (variables, values) = effective(own, pillar, sample).map_err(|error| of_pillar(&error))?;
+        Ok(LoadedConfiguration { snapshot: self.snapshot.clone(), variables, values: values.tree })
+    }
+
+    /// Returns the values that only the processes may read.
+    pub(super) fn secrets(&self) -> Vec<String> {
+        let all = self.snapshot.as_ref().map(|snapshot| snapshot.all_values()).unwrap_or_default();
+        let values = all.iter().chain(self.variables.iter()).filter(|(_, value)| may_be_secret(value));
+        let texts: BTreeSet<&str> = values.filter_map(|(_, value)| std::str::from_utf8(value).ok()).collect();
+        texts.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Returns a redactor for the variables and for all values of the pillar.
+    pub(super) fn redactor(&self) -> Redactor {
+        let all = self.snapshot.as_ref().map(|snapshot| snapshot.all_values()).unwrap_or_default();
+        // The first name of a value counts, and the name of a variable says more than the name of a key.
+        Redactor::of_all(&[self.variables.clone(), all])
+    }
+}
+
+/// Returns the variables of all processes, and the values of the pillar. `own` has the variables of `larder config`, which take precedence.
+pub(super) fn effective(
+    own: &ConfigVariables,
+    pillar: Option<&PillarContent>,
+    sample: Option<&str>,
+) -> Result<(ConfigVariables, PillarValues), ConfigError> {
+    let sample = sample.map(|text| PillarLevel::parse(SAMPLE_FILE, text.as_bytes(), &|_| Ok(PillarText::Plain))).transpose()?;
+    let levels = sample.iter().chain(pillar.into_iter().flat_map(|pillar| &pillar.levels));
+    let values = evaluate(levels, &|name| own.get(name).is_some())?;
+    let mut all: BTreeMap<String, Vec<u8>> =
+        values.env.iter().map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect();
+    all.extend(own.iter().map(|(name, value)| (name.to_owned(), value.to_vec())));
+    Ok((all.into_iter().collect(), values))
+}
+
+/// Returns the failure of a deployment whose pillar has a problem.
+pub(super) fn of_pillar(error: &ConfigError) -> Failure {
+    let failure = Failure::pusher(pillar_reason(error));
+    error.hint.iter().chain(&error.expected.as_ref().map(|expected| format!("expected {expected}"))).fold(failure, Failure::hint)
+}
+
+/// Returns the place and the problem of a file of a pillar, such as `init.yml line 7: ...`, for git's own line.
+pub fn pillar_reason(error: &ConfigError) -> String {
+    let line = error.line.map(|line| format!(" line {line}")).unwrap_or_default();
+    format!("{}{line}: {}", error.file, error.problem)
+}
