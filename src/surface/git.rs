@@ -3,14 +3,12 @@
 //! This module handles a push in two functions. [`Pushes::serve`] connects the client with receive-pack. [`Pushes::answer_hooks`] answers
 //! the requests of receive-pack's hooks: it starts deployments and returns the verdict on each ref.
 
+mod advice;
 mod pillar;
 mod rights;
 
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::Write as _,
-    os::fd::OwnedFd,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -20,6 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 
+use self::advice::{SHALLOW, explain, refuse_client};
 use crate::{
     control::{Caller, CommandError, Control, ErrorKind, Needs, Objection},
     git::{
@@ -497,25 +496,5 @@ fn apply_early(session: &HookSession<PushInFlight>, updates: &[RefUpdate], fates
             None => continue,
         };
         *fate = RefDecision::Refuse { reason, hint: None };
-    }
-}
-
-/// The advice for a push from a shallow clone. Git itself refuses such a push, with the words "shallow update not allowed".
-const SHALLOW: &str = " !     Git on the server refused this push, and larder did not check its refs.\n \
-                       !     If git reports \"shallow update not allowed\": your clone is shallow; run `git fetch --unshallow` and push again.\n";
-
-/// Refuses a client of git before git runs, by an error packet in place of the list of refs (gitprotocol-pack(5)).
-async fn refuse_client(stdout: Option<OwnedFd>, why: &str) {
-    let line = format!("ERR {why}\n");
-    explain(stdout, &format!("{:04x}{line}", line.len().saturating_add(4))).await;
-}
-
-/// Writes a text to a descriptor of the client.
-async fn explain(output: Option<OwnedFd>, text: &str) {
-    let Some(output) = output else { return };
-    let text = text.to_owned();
-    let written = tokio::task::spawn_blocking(move || File::from(output).write_all(text.as_bytes()));
-    if !matches!(written.await, Ok(Ok(()))) {
-        tracing::debug!("cannot write advice to the client");
     }
 }

@@ -757,6 +757,9 @@ fn commands_of_the_page_work(world: &World) {
     page.ran("larder user add NAME --admin");
     page.ran("ssh larder@HOST");
     for line in [
+        "larder user grant bob shop pillar",
+        "larder user grant bob shop/production no-pillar",
+        "larder user grant bob shop/staging pillar",
         "larder group add developers alice bob",
         "larder group grant developers shop push",
         "larder user grant bob shop/production inherit",
