@@ -144,6 +144,20 @@ impl Pipeline {
         self.services().snapshots.find(&directory, number).map(|(_, snapshot)| snapshot)
     }
 
+    /// Returns the variables of the snapshot with a number, with those of its pillar. If the pillar needs values that the sample of the live
+    /// release no longer has, only the variables of `larder config` are returned.
+    pub fn variables_numbered(
+        &self,
+        environment: &Environment,
+        number: SnapshotNumber,
+    ) -> Result<ConfigVariables, SnapshotError> {
+        let snapshot = self.configuration_numbered(environment, number)?;
+        let live = self.live(environment.id);
+        let facts = live.and_then(|live| self.facts(environment, live.release).ok()).unwrap_or_default();
+        let all = effective(&snapshot.variables, snapshot.pillar.as_ref(), facts.pillar_sample.as_deref());
+        Ok(all.map_or(snapshot.variables, |(variables, _)| variables))
+    }
+
     /// Creates a snapshot that the next deployment uses, without a deployment. Waits for the end of a deployment that is under way, at most 30
     /// seconds.
     pub async fn stage_configuration(

@@ -71,6 +71,9 @@ fn pushed_values_reach_processes_without_a_build(world: &World) {
     let listed = world.larder(&["releases", "shop", "--json"]).json();
     let commits: Vec<_> = listed.as_array().unwrap().iter().map(|row| row["pillar"].as_str().unwrap().to_owned()).collect();
     assert_eq!(commits, [&second, &second, &second, &second, &first].map(String::clone));
+    let diff = config(world, &["diff", "shop", "1", "2", "--values"]);
+    diff.says("first").says("second").says("postgres://db2:5432/shop").ok();
+    config(world, &["history", "shop"]).says(&format!("pillar {}", &second[..10])).ok();
     world.larder(&["releases", "shop"]).says(&format!("2 (pillar {})", &second[..10])).ok();
     // A restart of the whole server keeps the values, and no file on the disk has them.
     world.larder(&["run", "shop", "--", "printenv", "URL"]).says("postgres://db2:5432/shop").ok();

@@ -1,5 +1,7 @@
 //! One file of a pillar, with the type and the line of each value.
 
+use std::cell::Cell;
+
 use serde::{Deserialize, Serialize};
 
 use super::MAX_PILLAR_VALUE;
@@ -7,6 +9,9 @@ use crate::config::{
     error::{ConfigError, shown},
     yaml::{self, FileLimits, Node, Value},
 };
+
+/// The maximum number of values of a file. A configuration snapshot has the line and the kind of each value.
+const MAX_VALUES: usize = 10_000;
 
 /// The meaning of a text in a pillar file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,7 +125,7 @@ impl PillarLevel {
         resolve: &dyn Fn(&str) -> Result<PillarText, String>,
     ) -> Result<PillarLevel, ConfigError> {
         let root = yaml::parse_tree(file, bytes, FileLimits::PILLAR)?;
-        let reader = LevelReader { file, resolve };
+        let reader = LevelReader { file, resolve, values: Cell::new(0) };
         let mut root = reader.node(&root, "")?;
         match root.value {
             PillarValue::Null => root.value = PillarValue::Map(Vec::new()),
@@ -138,11 +143,19 @@ impl PillarLevel {
 struct LevelReader<'r> {
     file: &'r str,
     resolve: &'r dyn Fn(&str) -> Result<PillarText, String>,
+    /// The number of values so far.
+    values: Cell<usize>,
 }
 
 impl LevelReader<'_> {
     fn node(&self, node: &Node, path: &str) -> Result<PillarNode, ConfigError> {
         let line = node.at.line;
+        self.values.set(self.values.get().saturating_add(1));
+        if self.values.get() > MAX_VALUES {
+            return Err(ConfigError::new(self.file, format!("the file has more than {MAX_VALUES} values"))
+                .at_line(line)
+                .hint("remove values that no process needs"));
+        }
         let problem = |why: String| ConfigError::new(self.file, why).at_line(line);
         let inner = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
         let value = match &node.value {
@@ -233,6 +246,7 @@ mod tests {
     fn malformed_file_is_refused_with_line_and_without_value() {
         let long = format!("a: 1\nbig: {}hunter2\n", "x".repeat(MAX_PILLAR_VALUE));
         let deep = format!("a: {}hunter2{}", "[".repeat(17), "]".repeat(17));
+        let many = format!("a:\n{}", "- 1\n".repeat(MAX_VALUES));
         let large = "#".repeat(super::super::MAX_PILLAR + 1);
         for (text, line, why) in [
             ("a: 1\nb: \"hunter2\\0\"\n", Some(2), "b has a NUL character"),
@@ -244,6 +258,7 @@ mod tests {
             ("a: 1\n b: [hunter2\n", Some(2), "not YAML"),
             ("a: 1\n---\nb: hunter2\n", Some(2), "a second document"),
             (deep.as_str(), Some(1), "nested too deeply"),
+            (many.as_str(), Some(10_000), "more than 10000 values"),
             (large.as_str(), None, "the file has 1048577 bytes"),
         ] {
             let error = parse(text).expect_err(why);

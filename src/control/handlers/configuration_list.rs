@@ -16,7 +16,7 @@ use crate::{
         error::{CommandError, not_found, refused, run_blocking, similar},
         request::{Context, Reply, Request, Stream},
     },
-    model::{Access, ConfigVariables, ReleaseNumber, SnapshotNumber, Target, UserName, VariableChange},
+    model::{Access, CommitId, ConfigVariables, ReleaseNumber, SnapshotNumber, Target, UserName, VariableChange},
 };
 
 /// The request to show the configuration, or a single value.
@@ -188,6 +188,9 @@ pub struct ConfigRow {
     pub set: Vec<String>,
     /// The names of the variables that were removed.
     pub unset: Vec<String>,
+    /// The commit of the pillar whose values the configuration has; absent without a pillar.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pillar: Option<CommitId>,
     /// The releases that went live with the configuration, newest first.
     pub releases: Vec<ReleaseNumber>,
     /// True if the live release runs with the configuration.
@@ -218,6 +221,7 @@ impl Request for ConfigHistory {
                 based_on: snapshot.based_on,
                 set: snapshot.set,
                 unset: snapshot.unset,
+                pillar: snapshot.pillar.map(|pillar| pillar.commit),
                 releases: {
                     let with = history.releases().rev().filter(|made| made.configuration == Some(reference));
                     with.map(|made| made.number).collect()
@@ -290,7 +294,7 @@ impl Request for ConfigDiff {
                 next.number
             }
         };
-        let read = |number| control.pipeline().configuration_numbered(&environment, number).map(|snapshot| snapshot.variables);
+        let read = |number| control.pipeline().variables_numbered(&environment, number);
         let (before, after) = (read(self.from).map_err(of)?, read(to).map_err(of)?);
         let shown = |variables: &ConfigVariables, name: &str| {
             variables.get(name).filter(|_| self.values).map(|value| VariableView::new(name, Some(value)))

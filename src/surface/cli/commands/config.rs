@@ -337,12 +337,17 @@ impl Command for HistoryArgs {
             let next = if row.next && !row.live { " >" } else { "" };
             let releases: Vec<_> = row.releases.iter().map(ToString::to_string).collect();
             let names = row.set.iter().cloned().chain(row.unset.iter().map(|name| format!("-{name}")));
+            let mut names: Vec<_> = names.collect();
+            // A configuration without changed variables has other values of the pillar.
+            if let (true, Some(pillar)) = (names.is_empty(), &row.pillar) {
+                names.push(format!("pillar {}", pillar.short()));
+            }
             vec![
                 format!("{}{mark}{next}", row.configuration),
                 moment(row.at),
                 row.by.to_string(),
                 if releases.is_empty() { String::from("-") } else { releases.join(", ") },
-                names.collect::<Vec<_>>().join(", "),
+                names.join(", "),
             ]
         };
         Shown::Page(table(&["NUMBER", "CREATED (UTC)", "BY", "RELEASES", "CHANGED"], rows.iter().map(line).collect()))
