@@ -3,7 +3,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::source::SourceRefusal;
 use crate::model::{BranchName, CommitId, EnvId, ProjectId, ReleaseId};
 
 /// The prefix of larder's own refs. Clients cannot see or write these refs.
@@ -240,6 +239,21 @@ pub struct RefEntry {
     pub id: CommitId,
 }
 
+/// The reason why a commit cannot be the values of a pillar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PillarRefusal {
+    /// The reason, with the file.
+    pub reason: String,
+    /// The remedy, as an imperative.
+    pub hint: String,
+}
+
+impl std::fmt::Display for PillarRefusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
 /// The files of a commit of a pillar.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PillarFiles {
@@ -276,7 +290,7 @@ pub enum GitAnswer {
     /// The answer to [`GitJob::ReadPillar`]; `None` if the repository or its branch `main` does not exist.
     Pillar(Option<PillarFiles>),
     /// The answer to [`GitJob::ReadPillar`] if the commit cannot be a pillar.
-    PillarRefused(SourceRefusal),
+    PillarRefused(PillarRefusal),
     /// The answer to [`GitJob::Log`].
     Log {
         /// The commits up to the limit.

@@ -24,8 +24,8 @@ mod testing;
 mod work;
 
 pub use job::{
-    CommitSpec, Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, PillarFiles, RefEntry, ReleaseRef, RepositoryId,
-    RepositoryKind, ServeLimits, Service,
+    CommitSpec, Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, PillarFiles, PillarRefusal, RefEntry, ReleaseRef,
+    RepositoryId, RepositoryKind, ServeLimits, Service,
 };
 pub use pillar::MAX_PILLAR_PACK;
 pub use program::{MissingVariable, WorkerPaths};

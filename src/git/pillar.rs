@@ -5,9 +5,8 @@ use std::path::Path;
 use git2::{ErrorCode, ObjectType, Oid, Repository, Tree};
 
 use super::{
-    job::{GitAnswer, GitFailure, GitReport, PillarFiles},
+    job::{GitAnswer, GitFailure, GitReport, PillarFiles, PillarRefusal},
     libgit::{add_quarantine, commit_id, failed, open},
-    source::SourceRefusal,
 };
 use crate::model::{CommitId, sanitise_reason};
 
@@ -53,7 +52,7 @@ pub fn read(path: &Path, commit: Option<&CommitId>, after: Option<&CommitId>, qu
 
 /// The reason why a commit is not read.
 enum Stop {
-    Refused(SourceRefusal),
+    Refused(PillarRefusal),
     Failed(GitFailure),
 }
 
@@ -64,8 +63,8 @@ impl From<GitFailure> for Stop {
 }
 
 fn refused(path: Option<&str>, reason: impl Into<String>, hint: &str) -> Stop {
-    let path = path.map(sanitise_reason);
-    Stop::Refused(SourceRefusal { path, reason: reason.into(), hint: hint.to_owned() })
+    let subject = path.map_or_else(|| String::from("the commit"), sanitise_reason);
+    Stop::Refused(PillarRefusal { reason: format!("{subject} {}", reason.into()), hint: hint.to_owned() })
 }
 
 fn files(repository: &Repository, id: Oid, after: Option<&CommitId>) -> Result<PillarFiles, Stop> {

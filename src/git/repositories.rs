@@ -12,8 +12,8 @@ use super::{
     checkout::{CheckoutAnswer, CheckoutJob, CheckoutReport},
     hook::PushToken,
     job::{
-        CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, GitTask, LogEntry, MoveRef, PillarFiles, RefEntry, RepositoryId,
-        ServeLimits, Service,
+        CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, GitTask, LogEntry, MoveRef, PillarFiles, PillarRefusal, RefEntry,
+        RepositoryId, ServeLimits, Service,
     },
     source::{CommitSource, SourceJob, SourceRefusal, SourceReport},
 };
@@ -57,6 +57,9 @@ pub enum GitError {
     /// The commit cannot be deployed.
     #[error("{0}")]
     Refused(SourceRefusal),
+    /// The commit cannot be the values of a pillar.
+    #[error("{0}")]
+    PillarRefused(PillarRefusal),
 }
 
 /// A git process that serves a client. While this value exists, the repository is not packed.
@@ -221,7 +224,7 @@ impl Repositories {
         let doing = "read the pillar";
         match self.ask(RepositoryId::pillar(project), GitJob::ReadPillar { commit, after, quarantine }, doing).await? {
             GitAnswer::Pillar(files) => Ok(files),
-            GitAnswer::PillarRefused(refusal) => Err(GitError::Refused(refusal)),
+            GitAnswer::PillarRefused(refusal) => Err(GitError::PillarRefused(refusal)),
             _ => Err(GitError::UnexpectedAnswer { doing }),
         }
     }

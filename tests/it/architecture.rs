@@ -43,7 +43,11 @@ const DURABLE: [&str; 9] =
     ["sync_all", "sync_data", "fsync(", "syncfs(", "fdatasync", "fs::rename(", "renameat", ".persist(", "sync_file_range"];
 
 /// The files that use these operations besides `host/files`, each with the reason.
-const DURABLE_ELSEWHERE: [(&str, &str); 41] = [
+const DURABLE_ELSEWHERE: [(&str, &str); 42] = [
+    (
+        "src/runtime/templates.rs",
+        "a worker renders into a slot, which is written anew at each start; the path is below a descriptor",
+    ),
     ("crates/archive/src/confined.rs", "syncs the file system of a descriptor for a directory that is not addressed by path"),
     ("crates/points/src/store.rs", "a pure crate; all its files are below descriptors, never addressed by path"),
     ("crates/points/src/sys.rs", "a pure crate: moves entries out of the way before a removal"),

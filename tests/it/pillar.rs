@@ -38,21 +38,21 @@ fn pushed_values_reach_processes_without_a_build(world: &World) {
     let pillar = pillar(world);
     pillar.write(
         "init.yml",
-        "database: {host: db1, port: 5432}\nenv:\n  PAGE: first\n  URL: postgres://${database.host}:${database.port}/shop\n",
+        "database: {host: database-one, port: 5432}\nenv:\n  PAGE: first\n  URL: postgres://${database.host}:${database.port}/shop\n",
     );
     let first = pillar.commit("first values");
     // Before the first release, the values wait for it.
     pillar.push().accepted().says("nothing is live in shop/production: the first deployment uses these values");
     repo.push().accepted().says("with configuration 1, pillar ");
     world.serves("shop", "page: first, code one");
-    assert_eq!(value(world, "shop", "URL"), "postgres://db1:5432/shop");
+    assert_eq!(value(world, "shop", "URL"), "postgres://database-one:5432/shop");
     let visitor = world.visitor("shop");
-    pillar.write("production.yml", "database: {host: db2}\nenv: {PAGE: second}\n");
+    pillar.write("production.yml", "database: {host: database-two}\nenv: {PAGE: second}\n");
     let second = pillar.commit("values of production");
     let push = pillar.push();
     push.accepted().says("v2 is live").says("with configuration 2, pillar ");
     world.serves("shop", "page: second, code one");
-    assert_eq!(value(world, "shop", "URL"), "postgres://db2:5432/shop");
+    assert_eq!(value(world, "shop", "URL"), "postgres://database-two:5432/shop");
     let plan = world.last_plan("shop");
     assert!(!plan.iter().any(|step| step.starts_with("bu") || step.starts_with("gather.source")), "{plan:?}");
     assert_eq!(pillar.live(), Some(second.clone()));
@@ -72,16 +72,16 @@ fn pushed_values_reach_processes_without_a_build(world: &World) {
     let commits: Vec<_> = listed.as_array().unwrap().iter().map(|row| row["pillar"].as_str().unwrap().to_owned()).collect();
     assert_eq!(commits, [&second, &second, &second, &second, &first].map(String::clone));
     let diff = config(world, &["diff", "shop", "1", "2", "--values"]);
-    diff.says("first").says("second").says("postgres://db2:5432/shop").ok();
+    diff.says("first").says("second").says("postgres://database-two:5432/shop").ok();
     config(world, &["history", "shop"]).says(&format!("pillar {}", &second[..10])).ok();
     world.larder(&["releases", "shop"]).says(&format!("2 (pillar {})", &second[..10])).ok();
     // A restart of the whole server keeps the values, and no file on the disk has them.
-    world.larder(&["run", "shop", "--", "printenv", "URL"]).says("postgres://db2:5432/shop").ok();
+    world.larder(&["run", "shop", "--", "printenv", "URL"]).says("postgres://database-two:5432/shop").ok();
     world.kill9_all();
     world.start(&[]);
     world.serves("shop", "page: second, code two");
     let journals = format!("{:?}", world.journals("shop"));
-    assert!(!journals.contains("db2") && !journals.contains("5432"), "{journals}");
+    assert!(!journals.contains("database-one") && !journals.contains("database-two"), "{journals}");
     world.is_consistent("shop");
 }
 
@@ -186,7 +186,7 @@ fn pillar_has_a_right_of_its_own(world: &World) {
     config(world, &["explain", "shop/staging", "PAGE"]).ok();
     world.larder(&["user", "grant", "bob", "shop", "pillar"]).says("bob has the right on the pillar of shop").ok();
     reads(&bob).ok();
-    world.ssh("bob", &["whoami"]).says("shop/pillar").says("shop     push").ok();
+    world.ssh("bob", &["whoami"]).says("shop/pillar").says("read and push").ok();
     world.larder(&["user", "list"]).says("shop:push shop:pillar shop/staging:pillar").ok();
     bob.write("init.yml", "env: {PAGE: by bob}\n").commit("values of bob");
     bob.push().accepted().says("v2 is live");
@@ -340,9 +340,9 @@ fn explanation_names_every_level_with_its_line(world: &World) {
     }
     assert!(lines.len() == 5 && lines[4].contains("of production") && lines[4].trim_end().ends_with('*'), "{explained}");
     assert_eq!(value(world, "shop", "LEVEL"), "of production");
-    config(world, &["set", "shop", "LEVEL=of config"]).ok();
+    config(world, &["set", "shop", "LEVEL=of-config"]).ok();
     config(world, &["explain", "shop", "LEVEL"]).says("configuration 2 (by alice)").ok();
-    assert_eq!(value(world, "shop", "LEVEL"), "of config");
+    assert_eq!(value(world, "shop", "LEVEL"), "of-config");
 }
 
 fn two_people_push_the_pillar_at_once(world: &World) {

@@ -80,7 +80,7 @@ impl Pushes {
             Ok(None) => {
                 return Err(rejection(String::from("the repository of the pillar is missing"), String::from("push again")));
             }
-            Err(GitError::Refused(refusal)) => return Err(rejection(refusal.to_string(), refusal.hint)),
+            Err(GitError::PillarRefused(refusal)) => return Err(rejection(refusal.to_string(), refusal.hint)),
             Err(error) => return Err(PushRejection { lines: Vec::new(), reason: chain(&error) }),
         };
         let known = |name: &str| name == "init" || project.environments.iter().any(|one| one.name.as_str() == name);
