@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    io::{self, Write},
+    io::{self, IsTerminal as _, Write},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -146,7 +146,9 @@ fn log_to_stderr() {
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,larder=info,russh=error"));
     // With internal errors, a line that cannot be written to a file on a full disk would be a panic of the thread that logs.
     let log = tracing_subscriber::fmt().with_writer(io::stderr).log_internal_errors(false);
-    log.with_env_filter(filter).with_target(false).init();
+    // A file and systemd's journal get plain lines.
+    let has_colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    log.with_ansi(has_colours).with_env_filter(filter).with_target(false).init();
 }
 
 /// Enables minimal logging for short-lived processes: only warnings and errors.

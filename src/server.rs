@@ -325,7 +325,7 @@ async fn follow_processes(
         Some(LogPlace { directory: paths.log(), redactor })
     };
     let adopted = services.runtime.adopt(logs).await.map_err(ServerError::Keeper)?;
-    tracing::info!(adopted, "took over processes of the previous server");
+    tracing::debug!(adopted, "took over processes of the previous server");
     let (runtime, pipeline) = (services.runtime.clone(), pipeline.clone());
     tokio::spawn(async move {
         loop {

@@ -16,6 +16,13 @@ pub(super) enum DeliveryError {
     Permanent(String),
 }
 
+impl fmt::Display for DeliveryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (DeliveryError::Temporary(why) | DeliveryError::Permanent(why)) = self;
+        f.write_str(why)
+    }
+}
+
 impl DeliveryError {
     /// Returns an error after which the delivery is repeated.
     pub fn temporary(why: impl fmt::Display) -> DeliveryError {

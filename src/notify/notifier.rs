@@ -61,7 +61,7 @@ impl Notifier {
         if let Some(MailConfig { password_file: Some(file), .. }) = &config.mail
             && let Err(error) = smtp::password(file)
         {
-            tracing::error!(?error, "mails cannot be sent");
+            tracing::error!(%error, "mails cannot be sent");
         }
         let state = NotifierState {
             queue: MessageQueue::open(directory)?,

@@ -82,6 +82,11 @@ mod tests {
             assert!(!text.chars().any(|c| (c.is_control() && c != '\n') || c == '\u{202e}'), "{text}");
         }
         assert!(content.text.contains("<script>alert(1)</script>"), "plain text needs no escapes: {}", content.text);
+        assert!(
+            content.text.matches("1a2b3c").count() == 20 && content.text.contains("... and older commits"),
+            "{}",
+            content.text
+        );
     }
 
     #[test]

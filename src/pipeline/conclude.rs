@@ -221,14 +221,15 @@ impl Pipeline {
         }
     }
 
-    /// Notifies the observers that a person has unfrozen an environment.
-    pub(super) fn announce_release(&self, queue: &Queue, deployment: DeploymentId, ending: u32, by: &UserName) {
+    /// Notifies the observers that a person has unfrozen an environment. `ending` is the number of the deployment's last end; `None` if the
+    /// record of the deployment could not be used.
+    pub(super) fn announce_release(&self, queue: &Queue, deployment: DeploymentId, ending: Option<u32>, by: &UserName) {
         let announcement = Announcement {
-            id: format!("{deployment}.{ending}.released"),
+            id: format!("{deployment}.{}.released", ending.unwrap_or_default()),
             at: jiff::Timestamp::now(),
             environment: queue.environment().title(),
             deployment: Some(deployment),
-            news: News::Released(by.clone()),
+            news: News::Released { by: by.clone(), was_unusable: ending.is_none() },
         };
         self.announce(queue, announcement, None);
     }

@@ -44,7 +44,12 @@ pub enum News {
     /// A result of the scheduled work on restore points.
     Backup(BackupNews),
     /// A person has unfrozen the environment that the deployment had frozen.
-    Released(UserName),
+    Released {
+        /// The person.
+        by: UserName,
+        /// True if the environment was frozen because the record of the deployment could not be used.
+        was_unusable: bool,
+    },
     /// A person has changed users, keys, rights, approvals or deploy windows.
     AccessChanged {
         /// The person.
@@ -277,7 +282,7 @@ impl fmt::Display for News {
         f.write_str(match self {
             News::Began => "began",
             News::Committed => "committed",
-            News::Released(_) => "released",
+            News::Released { .. } => "released",
             News::AccessChanged { .. } => "access_changed",
             News::Site(SiteNews::Down { .. }) => "site_down",
             News::Site(SiteNews::Up) => "site_up",

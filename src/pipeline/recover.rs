@@ -280,10 +280,10 @@ impl Pipeline {
             }
             let mut journal = Journal::open(&paths.deployment(id))?;
             journal.append(Event::Cleared { by: by.clone() })?;
-            self.announce_release(&queue, id, journal.state().endings, by);
+            self.announce_release(&queue, id, Some(journal.state().endings), by);
         }
         for (id, _) in unreadable.iter().filter(|(id, _)| !frozen.iter().any(|summary| summary.deployment == *id)) {
-            self.announce_release(&queue, *id, 0, by);
+            self.announce_release(&queue, *id, None, by);
         }
         let cleared = frozen.iter().map(|summary| summary.deployment).chain(unreadable.iter().map(|(id, _)| *id));
         let cleared = cleared.collect::<BTreeSet<_>>().len().max(usize::from(slots_unusable || restore_unusable));

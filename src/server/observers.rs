@@ -48,7 +48,7 @@ impl Observer for ServerLog {
         let deployment = announcement.deployment.map(|deployment| deployment.to_string()).unwrap_or_default();
         match news {
             News::Ended(outcome) => tracing::info!(id, environment, deployment, ?outcome, "deployment ended"),
-            News::Released(by) => tracing::info!(id, environment, deployment, %by, "environment unfrozen"),
+            News::Released { by, .. } => tracing::info!(id, environment, deployment, %by, "environment unfrozen"),
             News::Backup(BackupNews::Verified { point }) => {
                 tracing::info!(id, environment, point, "scheduled restore point is ok")
             }

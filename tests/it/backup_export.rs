@@ -38,6 +38,8 @@ fn exported_restore_point_opens_with_tar_and_keeps_metadata(world: &World) {
     let archive = world.directory().join("shop.tar.zst");
     let output = format!("--output={}", archive.display());
     world.larder(&["backup", "export", "shop", "latest", &output]).ok();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&archive).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "only the caller may read private data");
     let (to, unpacked) = unpack(world, &archive, "unpacked");
     unpacked.exits(0);
     let copy = to.join(id(&point));

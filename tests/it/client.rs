@@ -99,6 +99,14 @@ fn server_is_found_by_flag_file_remote_and_configuration(world: &World) {
     laptop.servers(&format!("prod: {{url: {}}}\n", address("user")));
     assert_eq!(used(&["whoami"]).0, "user");
     assert_eq!(used(&["-r", "prod", "whoami"]).0, "user");
+    // `-r` counts before the directory of a server.
+    assert_eq!(used(&["--root", "/nonexistent", "-r", "prod", "whoami"]).0, "user");
+    // XDG_CONFIG_HOME takes the place of ~/.config.
+    let other = laptop.home().join("other/larder");
+    fs::create_dir_all(&other).unwrap();
+    fs::write(other.join("config.yml"), format!("prod: {{url: {}}}\n", address("xdg"))).unwrap();
+    Output::of(laptop.larder_command("shop").env("XDG_CONFIG_HOME", laptop.home().join("other")).arg("whoami"));
+    assert!(laptop.ssh_calls()[0].contains("xdg@"));
     // Git remotes that cannot be an address of larder are skipped.
     laptop.git("shop", &["remote", "add", "origin", "https://forge.example.com/shop"]).ok();
     laptop.git("shop", &["remote", "add", "forge", "ssh://git@forge.example.com/owner/shop.git"]).ok();
@@ -106,6 +114,10 @@ fn server_is_found_by_flag_file_remote_and_configuration(world: &World) {
     laptop.git("shop", &["remote", "add", "prod", &format!("{}/shop", address("remote"))]).ok();
     assert_eq!(used(&["whoami"]).0, "remote");
     assert_eq!(used(&["-r", "prod", "whoami"]).0, "remote");
+    // The address for pushes counts.
+    laptop.git("shop", &["config", "remote.prod.pushurl", &format!("{}/shop", address("pushes"))]).ok();
+    assert_eq!(used(&["-r", "prod", "whoami"]).0, "pushes");
+    laptop.git("shop", &["config", "--unset", "remote.prod.pushurl"]).ok();
     let file =
         format!("{{\"environments\": {{\"prod\": {{\"id\": \"shop/production\", \"hosts\": [\"{}\"]}}}}}}", address("file"));
     fs::write(laptop.directory("shop").join("larder-environments.json"), &file).unwrap();
@@ -116,6 +128,7 @@ fn server_is_found_by_flag_file_remote_and_configuration(world: &World) {
     let (login, second) = used(&["--remote=prod", "whoami"]);
     assert_eq!(login, "file");
     second.keeps_quiet_about("first use").says("note: the git configuration names other servers for prod");
+    used(&["--quiet", "-r", "prod", "whoami"]).1.keeps_quiet_about("note:");
     assert_eq!(used(&["-r", &format!("{}/shop", address("flag")), "whoami"]).0, "flag");
     // The file of the repository is found in its subdirectories.
     laptop.directory("shop/deep");

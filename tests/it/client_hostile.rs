@@ -71,10 +71,16 @@ fn server_of_a_stranger_cannot_control_the_terminal(world: &World) {
     Repo::site(world, "shop", "version one").push().accepted();
     let Some(laptop) = Laptop::new(world, "alice") else { return };
     laptop.servers(&format!("prod: {{url: {}}}\n", laptop.url("shop")));
-    laptop.program(
-        "ssh",
-        "printf '\\033]0;title\\007\\033[2J\\033[1Aplain \\033[31mred\\n'\nprintf '\\033]52;c;aWQ=\\007error\\n' >&2\nexit 7\n",
-    );
+    let escapes =
+        "printf '\\033]0;title\\007\\033[2J\\033[1Aplain \\033[31mred\\n'\nprintf '\\033]52;c;aWQ=\\007error\\n' >&2\nexit 7\n";
+    // The fate of `ssh` is that of the command, and a file that is not complete gets no name.
+    laptop.program("ssh", "printf 'a part'\nkill -KILL $$\n");
+    laptop.larder("", &["backup", "export", "shop", "latest", "--output", "cut.tar.zst"]).exits(137);
+    assert_eq!(crate::harness::state::names(&laptop.directory("")), Vec::<String>::new(), "a part of an export is left");
+    // An answer without an end does not fill the memory.
+    laptop.program("ssh", "head -c 9000000 /dev/zero\n");
+    laptop.larder("", &["status"]).exits(1).says("has more than 8388608 bytes");
+    laptop.program("ssh", escapes);
     // Into a pipe, every byte passes.
     let piped = laptop.larder("", &["releases"]);
     piped.exits(7).says("\u{1b}]0;title\u{7}\u{1b}[2J\u{1b}[1Aplain").says("\u{1b}]52;");

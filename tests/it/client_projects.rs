@@ -80,6 +80,13 @@ fn push_deploys_to_every_host_of_an_environment(world: &World) {
     let pushed = laptop.larder("shop", &["push"]);
     pushed.exits(0).says("v1 is live").says("Everything up-to-date").says("first use of the server localhost:");
     world.serves("shop", "version one");
+    // Another history replaces the live one with `--force` only.
+    laptop.git("shop", &["commit", "--quiet", "--amend", "--message", "another history"]).ok();
+    laptop.larder("shop", &["push", "production@localhost"]).exits(1).says("[rejected]");
+    laptop.ssh_calls();
+    laptop.larder("shop", &["push", "production@localhost", "--force"]).exits(0).says("v2 is live");
+    let calls = laptop.ssh_calls();
+    assert!(!calls.is_empty() && calls.iter().all(|call| call.contains("larder@localhost")), "one host is named: {calls:?}");
     let program = laptop.directory("shop/.larder").join("build");
     fs::write(&program, "#!/bin/sh\nexit 1\n").unwrap();
     fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
@@ -129,7 +136,8 @@ fn status_shows_all_environments_and_servers_that_do_not_answer(world: &World) {
     let alone = laptop.larder("shop", &["status"]);
     alone.exits(0).says("shop/production").says("shop/staging").says("live by alice").keeps_quiet_about("blog");
     // Of the servers of the second environment, one accepts connections and never answers, one does not exist, one refuses the key because of
-    // the login name, one is slow, and the last one needs a program of `ssh` that ignores requests to end.
+    // the login name, one is slow, one needs a program of `ssh` that ignores requests to end, and the
+    // last one has an unknown host key.
     let silent = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let silent_port = silent.local_addr().unwrap().port();
     let closed = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -138,7 +146,11 @@ fn status_shows_all_environments_and_servers_that_do_not_answer(world: &World) {
     let slow_port = slow_way_to(world.ssh_port(), Duration::from_secs(1));
     let config = laptop.home().join(".ssh/config");
     let way = "Host stuck.example.com\n\tProxyCommand sh -c 'trap \"\" HUP TERM; sleep 98765 </dev/null; true'\n";
-    fs::write(&config, fs::read_to_string(&config).unwrap() + way).unwrap();
+    let strict = format!(
+        "Host strict.example.com\n\tHostName 127.0.0.1\n\tPort {}\n\tHostKeyAlias strict\n\tStrictHostKeyChecking yes\n",
+        world.ssh_port()
+    );
+    fs::write(&config, strict + way + &fs::read_to_string(&config).unwrap()).unwrap();
     let file = serde_json::json!({ "environments": {
         "production": { "id": "shop/production", "hosts": [laptop.url("")] },
         "far": { "id": "shop/far", "hosts": [
@@ -147,14 +159,16 @@ fn status_shows_all_environments_and_servers_that_do_not_answer(world: &World) {
             format!("ssh://root@127.0.0.1:{}", world.ssh_port()),
             format!("ssh://larder@127.0.0.1:{slow_port}"),
             String::from("ssh://larder@stuck.example.com"),
+            String::from("ssh://larder@strict.example.com"),
         ] },
     } });
     fs::write(laptop.directory("shop").join("larder-environments.json"), file.to_string()).unwrap();
     let shown = laptop.larder("shop", &["status", "--timeout", "6"]);
     shown.exits(1);
     let row = |text: &str| shown.stdout.lines().find(|line| line.contains(text)).unwrap_or_else(|| panic!("{shown}")).to_owned();
-    let live = row("shop/production");
     let here = format!("127.0.0.1:{}", world.ssh_port());
+    // The slow server is another name of the same server.
+    let live = row(&format!("shop/production  {here}"));
     for part in [here.as_str(), "v1 (", "live by alice", "free", "blue"] {
         assert!(live.contains(part) || (part == "blue" && live.contains("green")), "{part}: {live}");
     }
@@ -172,11 +186,16 @@ fn status_shows_all_environments_and_servers_that_do_not_answer(world: &World) {
     let left: Vec<_> = processes::of(world.directory());
     let left = left.iter().filter(|process| process.arguments.iter().any(|word| word.contains("98765"))).count();
     assert_eq!(left, 0, "the program of ssh goes on");
-    assert_eq!(shown.stdout.lines().count(), 9, "{shown}");
+    assert!(
+        row("strict.example.com").contains("unknown host key: run `larder -r ssh://larder@strict.example.com whoami` once"),
+        "{shown}"
+    );
+    assert_eq!(shown.stdout.lines().count(), 10, "{shown}");
+    shown.says("note: first use of the server strict.example.com");
     let value = laptop.larder("shop", &["status", "--timeout", "6", "--json"]);
     let value = value.exits(1).any_json();
     let servers = value.as_array().unwrap();
-    assert_eq!(servers.iter().filter(|server| server["error"].is_string()).count(), 4, "{value}");
+    assert_eq!(servers.iter().filter(|server| server["error"].is_string()).count(), 5, "{value}");
     let own = servers.iter().find(|server| server["environments"].is_array()).unwrap();
     assert_eq!(own["environments"][0]["last"]["by"], "alice");
     // A failed push shows as the last deployment.

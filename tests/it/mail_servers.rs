@@ -163,12 +163,21 @@ fn refused_mail_is_repeated_and_bounced_mail_is_not(world: &World) {
     let server = MailServer::start();
     configure(world, &format!("smtp://127.0.0.1:{}", server.port), "");
     let repo = shop(world, "{mail: [gone@example.com, team@example.com], events: [deployed]}");
-    server.answer(Answers::Busy);
+    server.answer(Answers::WantsLogin);
     repo.page("version one");
     repo.push().accepted();
-    until("both mails are refused twice", || {
+    until("both mails are refused", || {
         let log = log(world);
-        log.len() == 2 && log.iter().all(|message| message["attempts"].as_u64() >= Some(2))
+        log.len() == 2 && log.iter().all(|message| message["attempts"].as_u64() >= Some(1))
+    });
+    // A wrong login concerns all mails, so no mail is given up.
+    assert!(log(world).iter().all(|message| message["state"] == "waiting"), "{:?}", log(world));
+    server.answer(Answers::Busy);
+    until("both mails are refused for now, twice", || {
+        let log = log(world);
+        let greylisted =
+            |message: &serde_json::Value| message["error"].as_str().is_some_and(|error| error.contains("greylisted"));
+        log.len() == 2 && log.iter().all(|message| message["attempts"].as_u64() >= Some(2) && greylisted(message))
     });
     assert!(log(world)[0]["error"].as_str().unwrap().contains("greylisted"), "{:?}", log(world));
     server.answer(Answers::Bounces);

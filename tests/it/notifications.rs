@@ -234,6 +234,19 @@ fn frozen_environment_is_mailed_to_administrators(world: &World) {
         assert_eq!(mail.header("References"), mails[0].header("Message-ID"));
     }
     assert_eq!(server.mails().len(), 5);
+
+    // The record of a deployment is damaged, and a person repairs the record.
+    let deployments = world.environment("shop").join("deployments");
+    let journal = deployments.join(crate::harness::state::names(&deployments).remove(0)).join("journal.jsonl");
+    let text = fs::read(&journal).unwrap();
+    fs::write(&journal, [b"garbage\n", &text[..]].concat()).unwrap();
+    world.restart(&[QUICK]);
+    fs::write(&journal, &text).unwrap();
+    world.larder(&["deploy", "shop", "--unfreeze"]).ok();
+    for mail in &server.wait_for(7)[5..] {
+        mail.what("operator unfroze shop/production").who("Unfrozen by").serves("v1 (commit ").back("larder rollback shop");
+        mail.why("the record of a deployment could not be used").why("operator repaired or removed the record");
+    }
 }
 
 /// A user with a right on one environment only sees the messages about this environment, also in the answer of a command that delivers all

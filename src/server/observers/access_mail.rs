@@ -229,3 +229,32 @@ pub(super) fn freeze(
     notification.facts.push((String::from(if set.is_some() { "Set by" } else { "Ended by" }), by.to_string()));
     notification
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_of_a_push_are_remembered_for_its_environment_and_its_newest_request() {
+        let pushes = PushedCommits::default();
+        let commit = |number: usize| format!("{number:040x}").parse::<CommitId>().unwrap();
+        let push = |environment: &str, number: usize, title: &str| {
+            let change = CommitChange { commit: String::from("1a2b3c"), title: title.to_owned(), author: String::from("Ann") };
+            pushes.remember(PushedCommit {
+                environment: environment.to_owned(),
+                commit: commit(number),
+                changes: vec![change],
+                more: false,
+            });
+        };
+        let title = |environment: &str, number: usize| Some(pushes.of(environment, &commit(number))?.0[0].title.clone());
+        push("shop/production", 1, "since v1");
+        push("shop/staging", 1, "since v7");
+        push("shop/production", 1, "since v2");
+        assert_eq!(title("shop/production", 1).as_deref(), Some("since v2"));
+        assert_eq!(title("shop/staging", 1).as_deref(), Some("since v7"));
+        assert_eq!((title("shop/other", 1), title("shop/production", 2)), (None, None));
+        (10..10 + MAX_PUSHES - 1).for_each(|number| push("shop/production", number, "later"));
+        assert_eq!((title("shop/staging", 1), title("shop/production", 1).as_deref()), (None, Some("since v2")));
+    }
+}

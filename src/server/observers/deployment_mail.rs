@@ -136,7 +136,8 @@ pub(super) fn unrecorded(
     notification
 }
 
-/// Returns the notification of an unfreeze. `report` is the report of the deployment that had frozen the environment.
+/// Returns the notification of an unfreeze. `report` is the report of the deployment that had frozen the environment; `None`
+/// if the record of the deployment could not be used.
 pub(super) fn unfrozen(
     pipeline: &Pipeline,
     environment: &Environment,
@@ -170,7 +171,7 @@ pub(super) fn unfrozen(
 fn reasons(target: &str, by: &UserName, report: Option<&DeploymentReport>) -> Vec<String> {
     let Some(report) = report else {
         let frozen = String::from("The environment was frozen, because the record of a deployment could not be used.");
-        return vec![frozen, format!("{by} removed the record, and ran `larder deploy {target} --unfreeze`.")];
+        return vec![frozen, format!("{by} repaired or removed the record, and ran `larder deploy {target} --unfreeze`.")];
     };
     let commit = report.spec.commit.short();
     let mut lines = vec![match &report.fault {

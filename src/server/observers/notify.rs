@@ -66,7 +66,7 @@ impl Notifications {
             return Err(String::from("the environment is being recovered"));
         }
         let event = match (&announcement.news, announcement.deployment) {
-            (News::Ended(_) | News::Released(_), Some(deployment)) => {
+            (News::Ended(_) | News::Released { .. }, Some(deployment)) => {
                 of_deployment(pipeline, &environment, announcement, deployment).await
             }
             (News::Began, Some(deployment)) => {
@@ -166,7 +166,10 @@ async fn of_deployment(
         // A deployment without a journal that was superseded or cancelled never began.
         (News::Ended(outcome), None) if fault(outcome).is_some_and(|fault| fault.blame == Blame::Nobody) => return None,
         (News::Ended(outcome), None) => deployment_mail::unrecorded(pipeline, environment, announcement, outcome),
-        (News::Released(by), report) => deployment_mail::unfrozen(pipeline, environment, announcement, by, report.as_ref()),
+        (News::Released { by, was_unusable }, report) => {
+            let report = report.as_ref().filter(|_| !was_unusable);
+            deployment_mail::unfrozen(pipeline, environment, announcement, by, report)
+        }
         _ => return None,
     };
     Some((notification, settings()))

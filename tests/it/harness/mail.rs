@@ -20,6 +20,8 @@ pub enum Answers {
     Good,
     /// Each mail is refused for now (4xx).
     Busy,
+    /// Each mail is refused, because the client has not logged in. An operator corrects this.
+    WantsLogin,
     /// Mails to recipients whose address begins with `gone` are refused for good (5xx).
     Bounces,
     /// Connections are accepted, and nothing is answered.
@@ -411,6 +413,7 @@ fn serve(client: TcpStream, state: &Mutex<State>) -> Option<()> {
                 say("250 8BITMIME")?;
             }
             "MAIL" if answers == Answers::Busy => say("451 4.7.1 greylisted, come back later")?,
+            "MAIL" if answers == Answers::WantsLogin => say("530 5.7.0 authentication required")?,
             "MAIL" => {
                 from = between(rest);
                 say("250 ok")?;

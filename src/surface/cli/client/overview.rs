@@ -278,6 +278,9 @@ mod tests {
             7,
         ], "disk_free": -1 });
         let text = as_text(&[server], &[Ok(report)], false);
+        let refusing = AskedServer { url: "ssh://b".parse().unwrap(), projects: None, names: BTreeSet::new() };
+        let refused = as_text(&[refusing], &[Err(String::from("no\u{1b}[2J\nb: yes"))], false);
+        assert!(refused.lines().count() == 2 && refused.contains("no[2Jb: yes"), "{refused}");
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(!text.contains('\u{1b}') && text.contains("shop/[2Jxy") && text.contains("live: a"), "{text}");
     }

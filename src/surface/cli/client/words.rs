@@ -1,7 +1,7 @@
 //! The words of a command before they are sent to a server: files become values, options of this program are removed, and the environment of
 //! the client is added.
 
-use std::fs;
+use std::{fs, io};
 
 use clap::{Arg, CommandFactory as _, error::ErrorKind as ClapError};
 
@@ -28,7 +28,13 @@ pub(super) fn inline_key_files(words: Vec<String>) -> Result<Vec<String>, Comman
             None => inlined.push(word.clone()),
             Some(file) => {
                 let text = fs::read_to_string(file).map_err(|error| {
-                    CommandError::new(ErrorKind::NotFound, format!("cannot read the key file {file}: {error}"))
+                    let refused = CommandError::new(ErrorKind::NotFound, format!("cannot read the key file {file}: {error}"));
+                    match error.kind() {
+                        io::ErrorKind::NotFound => {
+                            refused.hint("make a key with `ssh-keygen -t ed25519`, and name its file that ends in .pub")
+                        }
+                        _ => refused,
+                    }
                 })?;
                 // A private key is refused here, because it must not leave the machine.
                 if let Err(error @ KeyError::Private) = keys::parse_line(&text) {
@@ -194,7 +200,8 @@ mod tests {
         fs::write(&file, "ssh-ed25519 AAAA me\n").unwrap();
         let words = vec![String::from("user"), format!("--key-file={}", file.display())];
         assert_eq!(inline_key_files(words).unwrap(), ["user", "--key", "ssh-ed25519 AAAA me"]);
-        assert!(inline_key_files(vec![String::from("--key-file"), String::from("/nonexistent")]).is_err());
+        let missing = inline_key_files(vec![String::from("--key-file"), String::from("/nonexistent")]).unwrap_err();
+        assert!(missing.hints.iter().any(|hint| hint.contains("ssh-keygen")), "{missing:?}");
     }
 
     #[test]
