@@ -288,6 +288,21 @@ mod tests {
     }
 
     #[test]
+    fn keys_that_expire_within_a_period_are_found() {
+        let moment = |hour: i64| Timestamp::from_second(hour * 3600).unwrap();
+        let key = |name: &str, expires: Option<i64>| Key {
+            fingerprint: format!("SHA256:{name}"),
+            line: String::new(),
+            limits: KeyLimits { name: Some(name.to_owned()), expires: expires.map(moment), ..KeyLimits::default() },
+        };
+        let keys =
+            vec![key("past", Some(1)), key("now", Some(2)), key("soon", Some(3)), key("later", Some(5)), key("never", None)];
+        let user = User { name: "ann".parse().unwrap(), admin: false, keys, access: BTreeMap::new() };
+        let registry = Registry { users: vec![user], ..Registry::default() };
+        assert_eq!(registry.expiring(moment(2), moment(4)), ["the login key soon of ann expires at 1970-01-01 03:00 UTC"]);
+    }
+
+    #[test]
     fn registry_of_version_1_keeps_the_meaning_of_its_rights() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registry.json");

@@ -203,7 +203,7 @@ fn hostile_commit_title_and_output_change_no_header(world: &World) {
 fn frozen_environment_is_mailed_to_administrators(world: &World) {
     let server = MailServer::start();
     configure(world, &format!("smtp://127.0.0.1:{}", server.port), "  admins: [admin@example.com]\n");
-    let repo = shop(world, "{mail: [team@example.com], events: [stuck]}");
+    let repo = shop(world, "{mail: [team@example.com], events: [stuck, failed]}");
     let created = server.wait_for(1).remove(0);
     created.what("operator created shop/production.").who("Created by").why("with `larder project create` or `larder init`");
     created.serves("Nothing is deployed yet").back("destroys the whole project");
