@@ -14,7 +14,10 @@ use super::{
     util::chain,
     verdict,
 };
-use crate::model::{DeploymentId, Event, Fault, Outcome, UserName};
+use crate::{
+    model::{DeploymentId, Event, Fault, Outcome, UserName},
+    proxy::RouteState,
+};
 
 /// The maximum age of an ending that a later server still announces to the observers.
 const NEWS_AGE: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3600);
@@ -100,7 +103,7 @@ impl Pipeline {
     }
 
     async fn conclude_walk(&self, queue: &Queue, walk: Walk) -> Outcome {
-        let Walk { deployment, mut journal, outcome, recovered, verdict, work } = walk;
+        let Walk { mut deployment, mut journal, outcome, recovered, verdict, work } = walk;
         let recorded = async {
             let outcome = outcome?;
             // The reserved space is released first, so that the file `due` can be written on a full disk.
@@ -123,8 +126,15 @@ impl Pipeline {
             runner::lost_journal(&error)
         });
         self.remember(queue, &deployment, &journal, &outcome);
-        // A step whose undo failed has not unlocked the restore points. The follow-ups and an unfreeze lock them again.
+        // A step whose undo failed has not unlocked the restore points, and requests still wait. The follow-ups and an unfreeze lock the restore
+        // points again.
         deployment.memory.live_app.unlock();
+        if let Outcome::Stuck { .. } = outcome
+            && let Some(why) = self.unfinished_restore(&deployment.environment, &queue.snapshot().1)
+        {
+            drop(deployment.services.route(&deployment.environment).set(RouteState::Failed(why)));
+        }
+        deployment.memory.hold = None;
         let live = queue.state.lock().live.clone().filter(|_| matches!(outcome, Outcome::Live { .. }));
         if let (false, Some(live)) = (recovered, &live) {
             // The scan runs before a person can know of the release and change a file by hand.

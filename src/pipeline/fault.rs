@@ -98,7 +98,7 @@ pub fn step_panics(name: &str) {
     let _ = name;
 }
 
-/// Returns true if a failpoint makes the undo of the step `name` fail.
+/// Returns true if a failpoint makes the undo of the step `name` fail before (`undo.NAME`) or after (`undo.NAME.late`) its work.
 pub fn undo_fails(name: &str) -> bool {
     fail::fail_point!(&format!("undo.{name}"), |_| true);
     is_listed(&format!("undo.{name}"))

@@ -14,12 +14,14 @@ use super::{
     queue::Queue,
     restore::mount_at_or_below,
     restore_record::RestoreRecord,
+    slots::UNDO_GRACE,
     util::chain,
 };
 use crate::{
     backup::{self, CopyRequest, DATABASES, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate, clones_files},
     host::root::EnvironmentPaths,
     model::{Environment, Live, ReleaseId, Slot, StorageKind, UserName},
+    runtime::Label,
     space::SpaceNeeds,
 };
 use futures_util::future::BoxFuture;
@@ -41,8 +43,15 @@ impl LiveApp for LiveHandle {
     fn has_restored(&self, point: &str) -> bool {
         let environment = self.queue.environment();
         let paths = self.pipeline.services().root.environment(&environment.project, &environment.name);
-        let record = RestoreRecord::read(&paths).ok().flatten();
-        record.is_some_and(|record| record.has_restored(point, &paths))
+        RestoreRecord::is_live(point, &paths)
+    }
+
+    fn note_restored(&self, point: String, by: UserName) {
+        let environment = self.queue.environment();
+        let paths = self.pipeline.services().root.environment(&environment.project, &environment.name);
+        if let Err(error) = RestoreRecord::note(point, by, &paths) {
+            tracing::warn!(environment = environment.title(), error = chain(&error), "cannot record that the old data is live");
+        }
     }
 
     fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>> {
@@ -150,18 +159,16 @@ impl LiveApp for LiveHandle {
             let environment = queue.environment();
             let paths = pipeline.services().root.environment(&environment.project, &environment.name);
             let failed = |source| failure(&PointsError::Exchange { environment: environment.title(), source });
-            // The previous server was killed after the exchange. Its processes of the old release possibly run, and have written since.
+            // An earlier call has restored the data. The processes of the old release possibly run, and have written since.
             let record = RestoreRecord::read(&paths).map_err(|error| Failure::host(&error))?;
-            if record.is_some_and(|record| record.has_restored(&point, &paths)) {
+            if let Some(record) = record.filter(|record| record.has_restored(&point, &paths)) {
                 let Some(previous) = &previous else { return Ok(Ok(())) };
-                let mut custom = Ok(());
-                let restore = async || {
-                    custom = self.restore_custom(point.clone(), previous.release, previous.slot).await;
-                    custom.clone()
-                };
-                let served = Box::pin(pipeline.start_previous(queue, previous, restore)).await;
-                return custom.map(|()| served);
+                return Box::pin(self.start_restored(&environment, &paths, record, previous)).await;
             }
+            // The undo of an earlier step has failed, and a process of the new release possibly runs. Its writes would mix with the
+            // restored data.
+            let grace = |label: &Label| queue.slots.grace_in(label.slot)(label).map(|grace| grace.min(UNDO_GRACE));
+            pipeline.services().runtime.stop_each(environment.id, grace).await.map_err(|error| Failure::host(&error))?;
             // The databases of the previous release are restored, not those of the release that the links on the disk name: the
             // links may already name the new release.
             let described = pipeline.point(&environment, point.clone()).await.map_err(|error| failure(&error))?;
@@ -180,7 +187,7 @@ impl LiveApp for LiveHandle {
                 let put_back = Box::pin(pipeline.put_back(&environment, &paths, &mut record, &databases)).await;
                 put_back.map_err(|error| failure(&error))?;
                 match &previous {
-                    Some(previous) => self.restore_custom(point.clone(), previous.release, previous.slot).await,
+                    Some(previous) => self.restore_own_data(&paths, &mut record, previous).await,
                     None => Ok(()),
                 }
             };
@@ -265,6 +272,46 @@ impl LiveHandle {
     fn data(&self) -> std::path::PathBuf {
         let environment = self.queue.environment();
         self.pipeline.services().root.environment(&environment.project, &environment.name).data()
+    }
+
+    /// Starts the release `previous` after an earlier restore of the data. Restores the files of `.larder/backup` before, if the earlier restore
+    /// has not done so. The result is that of [`LiveApp::restore`].
+    async fn start_restored(
+        &self,
+        environment: &Environment,
+        paths: &EnvironmentPaths,
+        mut record: RestoreRecord,
+        previous: &Live,
+    ) -> Result<Result<(), Failure>, Failure> {
+        let mut custom = None;
+        let restore = async || {
+            let restored = self.restore_own_data(paths, &mut record, previous).await;
+            custom = Some(restored.clone());
+            restored
+        };
+        let served = Box::pin(self.pipeline.start_previous(&self.queue, previous, restore)).await;
+        // A release that is scaled to zero has no process to start.
+        let idle = self.pipeline.services().runtime.instances(environment.id, None).is_empty();
+        if served.is_ok() && custom.is_none() && idle {
+            custom = Some(self.restore_own_data(paths, &mut record, previous).await);
+        }
+        custom.unwrap_or(Ok(())).map(|()| served)
+    }
+
+    /// Restores the files of `.larder/backup` in the record's restore point, if this was not done yet. The release's processes then may change
+    /// them.
+    async fn restore_own_data(
+        &self,
+        paths: &EnvironmentPaths,
+        record: &mut RestoreRecord,
+        previous: &Live,
+    ) -> Result<(), Failure> {
+        if record.has_custom {
+            return Ok(());
+        }
+        self.restore_custom(record.point.clone(), previous.release, previous.slot).await?;
+        record.has_custom = true;
+        record.write(paths).map_err(|error| Failure::host(&error))
     }
 
     /// Takes a restore point without the databases that are on servers. The restore point names the cause as an entry that was left out.

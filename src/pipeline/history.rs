@@ -235,9 +235,10 @@ impl History {
     pub fn live(&self, paths: &EnvironmentPaths) -> Option<Live> {
         let release: ReleaseId = named_by(&paths.current())?.parse().ok()?;
         // A release can go live more than once, so its last successful deployment counts. If the link names a release that never
-        // went live, the undo of the switch has failed, and the previous release serves.
-        let Some(made) = self.of_release(release) else {
-            return self.deployments.iter().rev().find(|summary| summary.release == release)?.previous.clone();
+        // went live, or that a stuck deployment could not make live, the undo of the switch has failed, and the previous release serves.
+        let last = self.deployments.iter().rev().find(|summary| summary.release == release && !summary.dry_run);
+        let Some(made) = self.of_release(release).filter(|_| !last.is_some_and(Summary::is_stuck)) else {
+            return last?.previous.clone();
         };
         let mut live = made.live();
         live.slot = active_slot(paths).unwrap_or(live.slot);
@@ -287,7 +288,10 @@ fn ids(directory: &Path) -> Vec<DeploymentId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{host::root::Root, model::DeploymentId};
+    use crate::{
+        host::root::Root,
+        model::{Blame, DeploymentId, Fault, Phase},
+    };
 
     fn summary(number: u32, second: i64, outcome: bool) -> Summary {
         let release = ReleaseId::new(Timestamp::from_second(second).unwrap());
@@ -358,6 +362,25 @@ mod tests {
         history.record(new.clone());
         std::os::unix::fs::symlink(new.release.to_string(), paths.current()).unwrap();
         assert_eq!(history.live(&paths), Some(old.live()));
+    }
+
+    #[test]
+    fn release_that_a_stuck_rollback_names_is_not_live() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = Root::new(directory.path()).environment(&"shop".parse().unwrap(), &"production".parse().unwrap());
+        fs::create_dir_all(paths.deploy()).unwrap();
+        let (first, second) = (summary(1, 1000, true), summary(2, 2000, true));
+        let fault = Fault { phase: Phase::Deploy, blame: Blame::Host, why: String::new(), hints: Vec::new() };
+        let mut back = Summary { release: first.release, previous: Some(second.live()), ..summary(3, 3000, false) };
+        back.outcome = Some(Outcome::Stuck { fault, undo: String::new() });
+        let mut history = History::default();
+        for made in [&first, &second, &back] {
+            history.record(made.clone());
+        }
+        std::os::unix::fs::symlink(first.release.to_string(), paths.current()).unwrap();
+        assert_eq!(history.live(&paths), Some(second.live()));
+        history.record(Summary { cleared: true, ..back });
+        assert_eq!(history.live(&paths), Some(first.live()));
     }
 
     #[test]

@@ -162,8 +162,10 @@ pub struct JournalState {
     pub facts: Facts,
     /// The first failure.
     pub fault: Option<Fault>,
-    /// The last undo that failed, as `step: reason`.
+    /// The first undo that failed in the last unwinding with such a failure, as `step: reason`.
     pub undo_failed: Option<String>,
+    /// True if a server or a person has taken over the deployment since the undo in `undo_failed`.
+    is_taken_over: bool,
     /// The last end: its moment and outcome.
     pub ended: Option<(Timestamp, Outcome)>,
     /// The number of ends: a stuck deployment ends once more when a person unfreezes its environment.
@@ -198,7 +200,7 @@ impl JournalState {
                 self.spec = Some(*spec.clone());
                 self.opened = Some(record.at);
             }
-            Event::Recovered => {}
+            Event::Recovered => self.is_taken_over = true,
             Event::Announced { ending } => self.announced = self.announced.max(*ending),
             Event::Cleared { .. } => self.cleared = true,
             Event::Ended { outcome } => {
@@ -229,7 +231,9 @@ impl JournalState {
             }
             Event::UndoFailed { step, why } => {
                 self.advance(step, event, "undo_failed")?;
-                self.undo_failed = Some(format!("{step}: {why}"));
+                if std::mem::take(&mut self.is_taken_over) || self.undo_failed.is_none() {
+                    self.undo_failed = Some(format!("{step}: {why}"));
+                }
             }
         }
         Ok(())

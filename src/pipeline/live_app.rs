@@ -158,6 +158,10 @@ pub trait LiveApp: Send + Sync {
     /// Returns true if the last restore of the live data has made the data of `point` live.
     fn has_restored(&self, point: &str) -> bool;
 
+    /// Records that the live data is that of `point` again, because the caller has reverted an exchange of the data. The next
+    /// [`LiveApp::restore`] of `point` then changes neither files nor databases. An error is only logged, and the next restore repeats the work.
+    fn note_restored(&self, point: String, by: UserName);
+
     /// Takes a restore point. With `exact`, the caller has stopped all processes that write the data. Without `exact`, a database that larder
     /// recognised and cannot dump is left out, and the cause is in [`PointInfo::skipped`].
     fn take(&self, by: UserName, reason: String, exact: bool) -> BoxFuture<'_, Result<PointInfo, Failure>>;
@@ -189,8 +193,8 @@ pub trait LiveApp: Send + Sync {
     /// Returns the reason why the data of this environment cannot be exchanged, or `None` if the data can be exchanged.
     fn obstacle(&self) -> Option<String>;
 
-    /// Replaces the data with a restore point, and then starts the release `previous`. The caller has stopped all processes. The outer
-    /// error states why the data could not be restored. In this case, no process is started. The inner error states why the release did not
+    /// Replaces the data with a restore point, and then starts the release `previous`. Processes that still run are stopped first. If the data
+    /// was restored by an earlier call, only starts the release. The outer error states why the data could not be restored. In this case, no process is started. The inner error states why the release did not
     /// become healthy.
     fn restore(&self, point: String, by: UserName, previous: Option<Live>)
     -> BoxFuture<'_, Result<Result<(), Failure>, Failure>>;

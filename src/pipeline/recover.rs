@@ -14,7 +14,9 @@ use super::{
     journal::{self, Journal, JournalError, JournalState},
     plan::Plan,
     queue::Queue,
-    reserve, runner,
+    reserve,
+    restore_record::RestoreRecord,
+    runner,
     running::{run_in_slot, web_addresses},
     slots::Slots,
     transcript::Transcript,
@@ -136,20 +138,27 @@ impl Pipeline {
         Ok(left)
     }
 
-    /// Returns the reason why no process may start: a stuck deployment has not restored the data of its upgrade. A process would write data
-    /// that the unfreeze discards when it restores the data.
+    /// Returns the reason why no process may start: a stuck deployment has not restored the data of its upgrade, or the tree of the release
+    /// that it replaced in place. A process would write data that the unfreeze discards when it restores the data.
     pub(super) fn unfinished_restore(&self, environment: &Environment, history: &History) -> Option<String> {
         let paths = self.services().root.environment(&environment.project, &environment.name);
         let stuck = history.deployments.iter().filter(|summary| summary.is_stuck());
         let state = |summary: &Summary| JournalState::read(&paths.deployment(summary.deployment)).ok();
-        let unfinished = |state: &JournalState| {
-            let point =
-                state.facts.upgrade.as_ref().filter(|upgrade| upgrade.is_held()).and_then(|upgrade| upgrade.point.as_ref());
+        let unfinished = |state: JournalState| {
             let is_undone = |step| state.status(step) == StepStatus::Undone;
-            point.is_some() && !state.was_committed && !is_undone("deploy.quiesce") && !is_undone("deploy.stop")
+            if is_undone("deploy.quiesce") || is_undone("deploy.stop") {
+                return None;
+            }
+            let id = state.spec.as_ref()?.id;
+            let upgrade = state.facts.upgrade.as_ref().filter(|upgrade| upgrade.is_held() && !state.was_committed);
+            let point = upgrade.and_then(|upgrade| upgrade.point.as_ref());
+            if point.is_some_and(|point| !RestoreRecord::is_live(point, &paths)) {
+                return Some(format!("the data from before the upgrade of deployment {id} is not restored"));
+            }
+            let is_moved = !matches!(state.status("deploy.archive"), StepStatus::Waiting | StepStatus::Undone);
+            (is_moved && state.is_unwinding()).then(|| format!("the tree that deployment {id} has replaced is not put back"))
         };
-        let found = stuck.filter_map(state).find(unfinished)?;
-        Some(format!("the data from before the upgrade of deployment {} is not restored", found.spec?.id))
+        stuck.filter_map(state).find_map(unfinished)
     }
 
     async fn recover(&self, queue: &Queue, id: DeploymentId) {

@@ -98,7 +98,7 @@ impl Pipeline {
         check_complete(&point)?;
         let databases = self.databases_in(&queue, environment, &point)?;
         let live = queue.state.lock().live.clone();
-        self.restore_hook(environment, &point, live.as_ref())?;
+        let owes_custom = self.restore_hook(environment, &point, live.as_ref())?.is_some();
         let point = point.id;
         let space = self.measure(environment, Some(point.clone())).await?;
         space.check("restore the data", 0).map_err(backup::BackupError::from)?;
@@ -106,6 +106,7 @@ impl Pipeline {
         let failed = |source| PointsError::Exchange { environment: environment.title(), source };
         let mut record = RestoreRecord::begin(point.clone(), by, &paths).map_err(failed)?;
         record.databases.clone_from(&databases);
+        record.owes_custom = owes_custom;
         // The record is written before the first file: the next start deletes the files of a killed restore only if a record exists.
         record.write(&paths).map_err(failed)?;
         let fill = RestoreJob::Fill { point, owner: owner(environment), databases };
@@ -228,23 +229,32 @@ impl Pipeline {
         fault::in_restore("taken");
         self.replace_databases(environment, paths, record).await?;
         if let Err(error) = self.swap(environment, paths, record) {
+            record.owes_custom = false;
             let databases = record.databases.clone();
             if !databases.is_empty() {
                 self.revert_databases(environment, paths, record, &databases).await?;
             }
             return Err(error);
         }
-        let live = queue.state.lock().live.clone();
-        let restored = async {
-            let point = self.point(environment, record.point.clone()).await?;
-            let hook = self.restore_hook(environment, &point, live.as_ref())?;
-            self.restore_custom(environment, &record.point, hook.as_ref()).await
-        };
         // Files and databases are those of the restore point now. The whole restore can be repeated.
-        restored.await.map_err(|error| {
+        self.restore_owed(queue, environment, record).await.map_err(|error| {
             let why = format!("files and databases are restored, but the project's own data is not: {}", chain(&error));
             PointsError::refused_with(why, "solve the cause, and repeat the restore")
         })
+    }
+
+    /// Runs `.larder/restore` after an exchange of the data, if the restore point has files of `.larder/backup`. A failure is not repeated.
+    pub(super) async fn restore_owed(
+        &self,
+        queue: &Queue,
+        environment: &Environment,
+        record: &mut RestoreRecord,
+    ) -> Result<(), PointsError> {
+        record.owes_custom = false;
+        let live = queue.state.lock().live.clone();
+        let point = self.point(environment, record.point.clone()).await?;
+        let hook = self.restore_hook(environment, &point, live.as_ref())?;
+        self.restore_custom(environment, &record.point, hook.as_ref()).await
     }
 
     /// Exchanges `data/` with `restoring/` by one rename. The caller has stopped all processes of the application.

@@ -162,11 +162,19 @@ impl Pipeline {
         paths: &EnvironmentPaths,
         record: &mut RestoreRecord,
     ) -> Result<(), PointsError> {
+        if record.end_by(paths) == RestoreEnd::Restored {
+            // The previous server was killed between the exchange of the files and the end of `.larder/restore`.
+            self.finish_custom(queue, environment, record).await;
+            return Ok(());
+        }
         let point = self.point(environment, record.point.clone()).await?;
         let databases = self.databases_in(queue, environment, &point)?;
         if record.stage == Some(RestoreStage::Applying) {
             match self.apply_again(environment, paths, record, &databases).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.finish_custom(queue, environment, record).await;
+                    return Ok(());
+                }
                 Err(error) => tracing::warn!(
                     environment = environment.title(),
                     error = chain(&error),
@@ -175,6 +183,20 @@ impl Pipeline {
             }
         }
         self.revert_databases(environment, paths, record, &databases).await
+    }
+
+    /// Restores the files of `.larder/backup` of a restore that was killed before this work. A failure is only logged, as in a restore without a
+    /// kill, where the person repeats the restore.
+    async fn finish_custom(&self, queue: &Queue, environment: &Environment, record: &mut RestoreRecord) {
+        if record.owes_custom
+            && let Err(error) = self.restore_owed(queue, environment, record).await
+        {
+            tracing::error!(
+                environment = environment.title(),
+                error = chain(&error),
+                "files and databases are restored, but the project's own data is not; repeat the restore"
+            );
+        }
     }
 
     async fn apply_again(

@@ -35,6 +35,12 @@ pub struct RestoreRecord {
     /// True if the files were put back in place, without an exchange of `data/`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) put_back: bool,
+    /// True if the restored data includes the files of `.larder/backup`, so that a repeated undo does not restore these files again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) has_custom: bool,
+    /// True if the files of `.larder/backup` must still be restored after the exchange of `data/`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) owes_custom: bool,
     /// The work on databases that is in flight; absent if files and databases belong together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<RestoreStage>,
@@ -109,10 +115,18 @@ impl RestoreRecord {
             before: None,
             inode,
             put_back: false,
+            has_custom: false,
+            owes_custom: false,
             stage: None,
             databases: Vec::new(),
             end: None,
         })
+    }
+
+    /// Writes the record of a restore that has ended, because the live data is already that of `point`.
+    pub(super) fn note(point: String, by: UserName, paths: &EnvironmentPaths) -> Result<(), FileError> {
+        let record = RestoreRecord::begin(point, by, paths)?;
+        RestoreRecord { put_back: true, end: Some(RestoreEnd::Restored), ..record }.write(paths)
     }
 
     /// Reads the record. Returns `None` if the record is missing, or if a newer version of larder wrote it after the end of its restore.
@@ -152,15 +166,24 @@ impl RestoreRecord {
         self.point == point && self.end.unwrap_or_else(|| self.end_by(paths)) == RestoreEnd::Restored
     }
 
-    /// Returns true if the files and the databases do not belong together.
+    /// Returns true if the last restore has made the data of `point` live.
+    pub(super) fn is_live(point: &str, paths: &EnvironmentPaths) -> bool {
+        RestoreRecord::read(paths).ok().flatten().is_some_and(|record| record.has_restored(point, paths))
+    }
+
+    /// Returns true if the files, the databases and the project's own data do not belong together.
     pub(super) fn is_mixed(&self, paths: &EnvironmentPaths) -> bool {
-        self.stage.is_some() && self.end_by(paths) == RestoreEnd::Unchanged
+        match self.end_by(paths) {
+            RestoreEnd::Unchanged => self.stage.is_some(),
+            RestoreEnd::Restored => self.owes_custom,
+        }
     }
 
     /// Records the end of the restore. Returns false if the end could not be written.
     pub(super) fn close(&mut self, environment: &Environment, paths: &EnvironmentPaths) -> bool {
         self.end = Some(self.end_by(paths));
         self.stage = None;
+        self.owes_custom = false;
         let written = self.write(paths);
         if let Err(error) = &written {
             tracing::warn!(environment = environment.title(), error = chain(error), "cannot record the end of the restore");

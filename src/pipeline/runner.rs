@@ -185,10 +185,14 @@ async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal)
             deployment.transcript.detail(&format!("reverting {}", step.name()));
         }
         record(deployment, journal, Event::UndoStarted { step: step.name().to_owned() }, true).await?;
-        let undone = match fault::undo_fails(step.name()) {
-            true => Err(Failure::blameless("stopped by a failpoint")),
-            false => undo_with_space(step, deployment).await?,
+        let mut undone = match still_done(step, journal.state()) {
+            Some(later) => Err(Failure::blameless(format!("{later} is not reverted"))),
+            None if fault::undo_fails(step.name()) => Err(Failure::blameless("stopped by a failpoint")),
+            None => undo_with_space(step, deployment).await?,
         };
+        if undone.is_ok() && fault::undo_fails(&format!("{}.late", step.name())) {
+            undone = Err(Failure::blameless("stopped by a failpoint after its work"));
+        }
         match undone {
             Ok(()) => record(deployment, journal, Event::UndoFinished { step: step.name().to_owned() }, true).await?,
             Err(failure) => {
@@ -208,6 +212,12 @@ async fn revert(plan: &Plan, deployment: &mut Deployment, journal: &mut Journal)
 /// Returns the steps that were begun and are not reverted yet, in reverse order.
 pub(super) fn to_undo<'p>(plan: &'p Plan, state: &JournalState) -> impl Iterator<Item = &'p dyn Step> {
     plan.steps().rev().filter(|step| !matches!(state.status(step.name()), StepStatus::Waiting | StepStatus::Undone))
+}
+
+/// Returns the first step that must be reverted before `step` and is not reverted.
+fn still_done(step: &dyn Step, state: &JournalState) -> Option<&'static str> {
+    let is_reverted = |later: &&&str| matches!(state.status(later), StepStatus::Waiting | StepStatus::Undone);
+    step.undone_after().iter().find(|later| !is_reverted(later)).copied()
 }
 
 /// Returns the restore point from before the upgrade, if the upgrade command was begun and the unwinding does not restore the data.

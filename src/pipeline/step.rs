@@ -85,6 +85,12 @@ pub trait Step: Send + Sync {
         Duration::from_secs(300)
     }
 
+    /// Returns the later steps that must be reverted before this step. If one of their undos has failed, this undo is not attempted and counts
+    /// as failed, and the next unwinding reverts the steps in the right order.
+    fn undone_after(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Reverts the work.
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         let _ = deployment;

@@ -42,17 +42,39 @@ pub enum DataJob {
     Unseed {
         /// The deployment. Nothing happens if the note belongs to another deployment.
         deployment: DeploymentId,
-        /// True to remove all content of the paths. False to remove only the files that have not changed since the deployment seeded the
-        /// paths.
-        all: bool,
+        /// The content that is removed.
+        removal: SeedRemoval,
     },
+}
+
+/// The content of seeded paths that an undo removes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SeedRemoval {
+    /// All content.
+    All,
+    /// The files that have not changed since the deployment seeded the paths.
+    Unchanged,
+    /// Like `Unchanged`, after the data was restored. A restore changes the change time of a file, and keeps the modification time.
+    Restored,
+}
+
+impl SeedRemoval {
+    /// Returns true if a file is removed. `until` is the time at which the last path was seeded.
+    fn removes(self, found: &Metadata, until: ChangeTime) -> bool {
+        match self {
+            SeedRemoval::All => true,
+            SeedRemoval::Unchanged => changed(found) <= until,
+            SeedRemoval::Restored => changed(found).min((found.mtime(), found.mtime_nsec())) <= until,
+        }
+    }
 }
 
 /// Performs a job. The call may be repeated.
 pub fn work(job: &DataJob, app: &Path, data: &Path) -> io::Result<()> {
     match job {
         DataJob::Link { paths, deployment } => link(app, data, paths, *deployment),
-        DataJob::Unseed { deployment, all } => unseed(data, *deployment, *all),
+        DataJob::Unseed { deployment, removal } => unseed(data, *deployment, *removal),
     }
 }
 
@@ -117,7 +139,9 @@ fn changed(found: &Metadata) -> ChangeTime {
 /// Seeds and links `paths`.
 fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> io::Result<()> {
     let note = Note::read(data)?;
-    if note.as_ref().is_some_and(|note| note.deployment != deployment) {
+    // A failed deployment starts the old release before its own seeded paths are removed.
+    let is_of_later = note.as_ref().is_some_and(|note| note.deployment > deployment);
+    if note.as_ref().is_some_and(|note| note.deployment < deployment) {
         // The note belongs to an earlier deployment, which is no longer in progress.
         remove(&data.join(NOTE))?;
     }
@@ -136,7 +160,8 @@ fn link(app: &Path, data: &Path, paths: &[String], deployment: DeploymentId) -> 
     // files, and the application has not started since.
     let interrupted = note.as_ref().filter(|note| note.until.is_none());
     let seeded: Vec<String> = interrupted.iter().flat_map(|note| &note.paths).chain(&new).cloned().collect();
-    if !new.is_empty() {
+    // Paths that the old release seeds meanwhile stay, so they need no note.
+    if !new.is_empty() && !is_of_later {
         let mut begun = note.take().unwrap_or(Note { deployment, paths: Vec::new(), until: None });
         begun.paths.extend(new);
         begun.until = None;
@@ -286,7 +311,7 @@ fn copy_directory(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Removes the paths that `deployment` seeded.
-fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
+fn unseed(data: &Path, deployment: DeploymentId, removal: SeedRemoval) -> io::Result<()> {
     // A worker that was killed while it wrote the first note leaves an incomplete note, and no complete note.
     remove(&data.join(NEW_NOTE))?;
     let Some(note) = Note::read(data)?.filter(|note| note.deployment == deployment) else { return Ok(()) };
@@ -300,9 +325,9 @@ fn unseed(data: &Path, deployment: DeploymentId, all: bool) -> io::Result<()> {
         let companions = COMPANIONS.map(|companion| with_suffix(&there, companion));
         remove(&half_name(&there))?;
         for path in companions.iter().filter(|path| path.is_file()).chain([&there]) {
-            match note.until.filter(|_| !all) {
+            match note.until.filter(|_| removal != SeedRemoval::All) {
                 None => remove(path)?,
-                Some(until) => remove_unchanged(path, until)?,
+                Some(until) => remove_unchanged(path, until, removal)?,
             }
         }
         // Empty parent directories are also removed. A parent directory with other content stays.
@@ -331,17 +356,17 @@ fn remove(path: &Path) -> io::Result<()> {
 
 /// Removes the files that have not changed since `until`, and then the empty directories. An application cannot set the change time of a
 /// file to an earlier time.
-fn remove_unchanged(path: &Path, until: ChangeTime) -> io::Result<()> {
+fn remove_unchanged(path: &Path, until: ChangeTime, removal: SeedRemoval) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
     if !found.is_dir() {
-        return if changed(&found) <= until { fs::remove_file(path) } else { Ok(()) };
+        return if removal.removes(&found, until) { fs::remove_file(path) } else { Ok(()) };
     }
     for entry in fs::read_dir(path)? {
-        remove_unchanged(&entry?.path(), until)?;
+        remove_unchanged(&entry?.path(), until, removal)?;
     }
     match fs::remove_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => Err(error),
@@ -409,13 +434,13 @@ mod tests {
         let Place { app, data, _world } = place();
         let deployment = id();
         fs::write(data.join(NEW_NOTE), "{\"deploy").unwrap();
-        unseed(&data, deployment, true).unwrap();
+        unseed(&data, deployment, SeedRemoval::All).unwrap();
         assert_eq!(names(&data), [""; 0], "there is no complete note");
         fs::write(data.join(NEW_NOTE), "{\"deploy").unwrap();
         link(&app, &data, &paths(["uploads/"]), deployment).unwrap();
         assert_eq!(names(&data), ["uploads"]);
         fs::write(data.join(NEW_NOTE), "{\"deploy").unwrap();
-        unseed(&data, deployment, true).unwrap();
+        unseed(&data, deployment, SeedRemoval::All).unwrap();
         assert_eq!(names(&data), [""; 0]);
     }
 
@@ -466,12 +491,12 @@ mod tests {
             assert!(refused.contains("the data has db.sqlite3-wal without its database"), "{refused}");
             is_kept();
         }
-        unseed(&data, deployment, true).unwrap();
+        unseed(&data, deployment, SeedRemoval::All).unwrap();
         is_kept();
         // A release without a database has nothing to copy. The undo does not remove the log.
         fs::remove_file(app.join("db.sqlite3")).unwrap();
         link(&app, &data, &wanted, deployment).unwrap();
-        unseed(&data, deployment, true).unwrap();
+        unseed(&data, deployment, SeedRemoval::All).unwrap();
         is_kept();
     }
 
@@ -519,10 +544,10 @@ mod tests {
         }
         fs::write(app.join("db.sqlite3"), "rows").unwrap();
         fs::write(data.join("db.sqlite3-wal"), "rows").unwrap();
-        unseed(&data, id(), true).unwrap();
+        unseed(&data, id(), SeedRemoval::All).unwrap();
         assert_eq!(names(&data), ["db.sqlite3", "db.sqlite3-wal", "deep", "kept", "media"]);
         for _ in 0..2 {
-            unseed(&data, deployment, true).unwrap();
+            unseed(&data, deployment, SeedRemoval::All).unwrap();
             assert_eq!(names(&data), ["kept"]);
         }
         assert_eq!(fs::read_to_string(data.join("kept/a")).unwrap(), "mine");
@@ -543,8 +568,37 @@ mod tests {
         // A second link by the same deployment, as after a restart, does not change the recorded time. Files that changed after this time
         // therefore stay.
         link(&app.with_file_name("next"), &data, &paths(["media"]), deployment).unwrap();
-        unseed(&data, deployment, false).unwrap();
+        unseed(&data, deployment, SeedRemoval::Unchanged).unwrap();
         assert_eq!(names(&data.join("media")), ["b", "new"]);
+    }
+
+    #[test]
+    fn start_of_the_old_release_keeps_the_note_of_a_later_deployment() {
+        let Place { app, data, _world } = place();
+        let (old, failed) = (DeploymentId::new(jiff::Timestamp::UNIX_EPOCH), id());
+        fs::create_dir(app.join("media")).unwrap();
+        link(&app, &data, &paths(["media", "new"]), failed).unwrap();
+        link(&app.with_file_name("old"), &data, &paths(["kept"]), old).unwrap();
+        assert_eq!(names(&data), ["kept", "media", "new"]);
+        unseed(&data, failed, SeedRemoval::Unchanged).unwrap();
+        assert_eq!(names(&data), ["kept"]);
+    }
+
+    #[test]
+    fn undo_after_a_restore_removes_the_restored_files() {
+        let Place { app, data, _world } = place();
+        fs::create_dir_all(app.join("media")).unwrap();
+        fs::write(app.join("media/a"), "seed").unwrap();
+        let deployment = id();
+        link(&app, &data, &paths(["media"]), deployment).unwrap();
+        let seeded = fs::metadata(data.join("media/a")).unwrap().modified().unwrap();
+        fs::write(data.join("media/a"), "changed").unwrap();
+        fs::write(data.join("media/new"), "new").unwrap();
+        // A restore writes the old content with its modification time.
+        fs::write(data.join("media/a"), "seed").unwrap();
+        File::options().write(true).open(data.join("media/a")).unwrap().set_modified(seeded).unwrap();
+        unseed(&data, deployment, SeedRemoval::Restored).unwrap();
+        assert_eq!(names(&data.join("media")), ["new"]);
     }
 
     #[test]
@@ -555,7 +609,7 @@ mod tests {
         fs::create_dir(data.join("media")).unwrap();
         fs::create_dir(data.join(".larder-new-media")).unwrap();
         fs::create_dir(data.with_file_name("outside")).unwrap();
-        unseed(&data, deployment, false).unwrap();
+        unseed(&data, deployment, SeedRemoval::Unchanged).unwrap();
         assert_eq!(names(&data), Vec::<String>::new());
         assert!(data.with_file_name("outside").exists());
         drop(app);

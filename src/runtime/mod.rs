@@ -17,7 +17,7 @@ pub mod worker;
 
 pub use self::{
     command::{CANNOT_START, HINT, PROFILE_DIR},
-    data::DataJob,
+    data::{DataJob, SeedRemoval},
     logs::{LogLimits, LogLine, LogPlace, Logs, tail},
     ports::Ports,
     process::{Boot, Exits, Instance, Label, Process, RunJob},

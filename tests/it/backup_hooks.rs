@@ -7,13 +7,18 @@ use crate::{
     harness::{
         Repo, World,
         databases::{PASSWORD, Redis},
-        in_each_mode, in_one_mode,
+        in_each_mode, in_one_mode, processes,
         state::names,
+        until,
     },
 };
 
 in_each_mode!(scripts_of_the_project_save_and_restore_data_that_larder_does_not_know);
-in_one_mode!(drill_runs_the_restore_script_with_scratch_data_if_the_recipe_allows);
+in_one_mode!(
+    drill_runs_the_restore_script_with_scratch_data_if_the_recipe_allows,
+    restore_killed_after_the_exchange_still_runs_the_script,
+    repeated_undo_of_an_upgrade_does_not_run_the_script_again,
+);
 
 const BACKUP: &str = r#"#!/bin/sh
 set -eu
@@ -94,6 +99,48 @@ fn scripts_of_the_project_save_and_restore_data_that_larder_does_not_know(world:
     server.ask(0, &["DEL", "refuse"]);
     world.larder(&restore).ok();
     assert_eq!((index(), file()), ("one".into(), "one\n".into()));
+}
+
+/// The next server runs the script before the release starts.
+fn restore_killed_after_the_exchange_still_runs_the_script(world: &World) {
+    let Some(server) = Redis::start(world, "") else { return };
+    shop(world, &server, RESTORE);
+    let point = take(world);
+    sh(world, "echo two > media/file");
+    let marks = crate::recovery::marks(world);
+    for event in ["exchanged", "taken"] {
+        server.ask(0, &["SET", "index", "two"]);
+        world.restart(&[("FAILPOINTS", &format!("restore.{event}=return({})", marks.display()))]);
+        assert_ne!(world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).status, 0);
+        until("the release serves", || world.get("shop", "/").status == 200);
+        let file = fs::read_to_string(data(world).join("media/file")).unwrap();
+        let expected = if event == "exchanged" { "one" } else { "two" };
+        assert_eq!((server.ask(0, &["GET", "index"]).as_str(), file.trim()), (expected, "one"), "{event}");
+    }
+    world.is_consistent("shop");
+}
+
+/// The undo fails after its work, so the old release runs, and changes the index. The index has no other copy.
+fn repeated_undo_of_an_upgrade_does_not_run_the_script_again(world: &World) {
+    let Some(server) = Redis::start(world, "") else { return };
+    let (repo, recipe) = shop(world, &server, RESTORE);
+    let index = || server.ask(0, &["GET", "index"]);
+    script(&repo, "upgrade.sh", UPGRADE);
+    repo.write("larder.yml", format!("{recipe}upgrade: sh upgrade.sh\nhealth: {{path: /missing, timeout: 1s}}\n"));
+    repo.page("version two");
+    world.restart(&[("FAILPOINTS", "undo.deploy.quiesce.late=1*return")]);
+    repo.push().rejected_with("is frozen");
+    world.serves("shop", "version one");
+    assert_eq!(index(), "one");
+    server.ask(0, &["SET", "index", "written while frozen"]);
+    world.kill9_all();
+    processes::kill_all_of_larder(world.directory());
+    world.start(&[]);
+    world.larder(&["deploy", "shop", "--unfreeze"]).ok();
+    world.serves("shop", "version one");
+    assert_eq!(index(), "written while frozen");
+    assert_eq!(fs::read_to_string(data(world).join("media/file")).unwrap(), "one\n");
+    world.is_consistent("shop");
 }
 
 /// A script that restores into a scratch index during a drill.

@@ -12,6 +12,7 @@ in_one_mode!(
     rollback_with_data_that_fails_its_check_leaves_code_and_data,
     rollback_with_data_killed_at_its_events_leaves_a_pair,
     rollback_with_data_whose_undo_fails_is_unfrozen,
+    rollback_in_place_with_data_whose_undo_fails_is_unfrozen,
 );
 
 /// Returns a project whose v1 wrote `one`, and whose v2 wrote `two` and `added`, and the newest restore point that was taken while v1 was live.
@@ -111,27 +112,93 @@ fn restore_on_a_terminal_asks_for_the_name_of_the_project(world: &World) {
 /// undo that failed, after the undos of earlier steps.
 fn rollback_with_data_whose_undo_fails_is_unfrozen(world: &World) {
     let (repo, _) = two_releases(world, WEB, "");
+    repo.write("Procfile", format!("{WEB}{WORKER}"));
+    repo.write("larder.yml", "data: [media]\nhealth: {timeout: 5s}\nscale: {worker: 1}\n").page("version two");
+    repo.push().accepted();
+    let few = [
+        ("deploy.fill.late", "deploy.fill", false),
+        ("deploy.data.late", "deploy.data", false),
+        ("deploy.switch.late", "deploy.quiesce.late", false),
+        ("deploy.switch.late", "deploy.switch", true),
+    ];
+    let steps = ["install", "fill", "slot", "hold", "point", "quiesce", "data", "boot", "check", "switch"];
+    undos_of_a_rollback_fail(world, &repo, &few, &steps);
+}
+
+/// The script `.larder/restore` of the old release must run in the tree of the old release.
+fn rollback_in_place_with_data_whose_undo_fails_is_unfrozen(world: &World) {
+    world.project("shop");
+    let repo = Repo::new(world, "shop");
+    repo.write("Procfile", format!("{WEB}{WORKER}"));
+    let recipe = "data: [media, numbers]\nhealth: {timeout: 5s}\nstrategy: in-place\nscale: {worker: 1}\n";
+    repo.write("larder.yml", recipe);
+    let version = |version: &str| {
+        repo.program(".larder/backup", &format!("#!/bin/sh\necho {version} > $LARDER_RESTORE_POINT/version\n"));
+        repo.program(".larder/restore", &format!("#!/bin/sh\ngrep {version} $LARDER_RESTORE_POINT/version\n"));
+        repo.page(&format!("version {version}"));
+        repo.push().accepted();
+    };
+    version("one");
+    sh(world, "echo one > media/file");
+    world.larder(&["backup", "take", "shop"]).ok();
+    version("two");
+    sh(world, "echo two > media/file; echo added > media/added");
+    let few = [("deploy.switch.late", "deploy.data.late", false), ("deploy.start.late", "deploy.archive", true)];
+    let steps = ["install", "fill", "stop", "point", "archive", "sync", "data", "start", "check", "switch"];
+    undos_of_a_rollback_fail(world, &repo, &few, &steps);
+}
+
+/// A process that writes numbers into the data, and acknowledges each number in its log.
+const WORKER: &str =
+    "worker: while :; do n=$(date +%s%N); echo $n >> $LARDER_DATA/numbers/all && echo wrote $n; sleep 0.05; done\n";
+
+/// Fails at a step of a rollback with data, and then in the undo of a step, for each of `few`. The last element of a case is true if all
+/// processes are killed before the unfreeze. With `LARDER_TEST_THOROUGH`, the undo of each of `steps` fails before and after its work.
+fn undos_of_a_rollback_fail(world: &World, repo: &Repo<'_>, few: &[(&str, &str, bool)], steps: &[&str]) {
     let live = repo.live();
-    let mut cases = vec![(String::from("deploy.fill.late"), "deploy.fill"), (String::from("deploy.data.late"), "deploy.data")];
+    sh(world, "mkdir -p $LARDER_DATA/numbers");
+    let mut cases: Vec<_> = few.iter().map(|(fails, undo, kill)| ((*fails).to_owned(), (*undo).to_owned(), *kill)).collect();
     if thorough() {
-        let steps = ["install", "fill", "slot", "hold", "point", "quiesce", "data", "boot", "check", "switch"];
-        let steps = steps.map(|step| &*format!("deploy.{step}").leak());
-        cases.extend(steps.iter().map(|step| (format!("{step}.late"), *step)));
-        cases.extend(steps.iter().map(|step| (String::from("deploy.switch.late"), *step)));
+        for step in steps {
+            cases.push((format!("deploy.{step}.late"), format!("deploy.{step}"), false));
+            for undo in [format!("deploy.{step}"), format!("deploy.{step}.late")] {
+                cases.extend([false, true].map(|kill| (String::from("deploy.switch.late"), undo.clone(), kill)));
+            }
+        }
     }
-    for (fails, step) in cases {
-        world.restart(&[("FAILPOINTS", &format!("step.{fails}=1*return;undo.{step}=1*return"))]);
+    let count = cases.len();
+    for (fails, undo, is_killed) in cases {
+        world.restart(&[("FAILPOINTS", &format!("step.{fails}=1*return;undo.{undo}=1*return"))]);
         let back = world.larder(&["rollback", "shop", "v1", "--with-data", "--confirm", "shop"]);
-        eprintln!("{fails} fails, and the undo of {step}: {}", back.status);
-        back.says("is frozen").says(&format!("{step}: stopped by a failpoint"));
+        let about = format!("{fails} fails, and the undo of {undo}, killed: {is_killed}");
+        eprintln!("{about}: {}", back.status);
+        back.says("is frozen").says(&format!("{}: stopped by a failpoint", undo.trim_end_matches(".late")));
         assert_ne!(back.status, 0, "{back}");
+        let old_or_none = || {
+            let answer = world.get("shop", "/");
+            let is_old = answer.status == 200 && answer.body.contains("version two");
+            assert!(is_old || answer.status == 503, "{about}: {answer:?}");
+        };
+        old_or_none();
         world.larder(&["backup", "list", "shop"]).ok();
+        if is_killed {
+            world.kill9_everything();
+            world.start(&[]);
+            old_or_none();
+        }
         world.larder(&["deploy", "shop", "--unfreeze"]).ok();
         assert_eq!(repo.live(), live);
         is_pair(world, "two");
+        let log = std::fs::read_to_string(world.environment("shop").join("log/worker.1.log")).unwrap();
+        let written = std::fs::read_to_string(world.environment("shop").join("data/numbers/all")).unwrap();
+        let written: std::collections::BTreeSet<_> = written.lines().collect();
+        let lost: Vec<_> =
+            log.lines().filter_map(|line| Some(line.split_once("wrote ")?.1)).filter(|line| !written.contains(line)).collect();
+        assert!(!written.is_empty() && lost.is_empty(), "{about}: acknowledged writes are lost: {lost:?}");
         world.larder(&["backup", "take", "shop"]).ok();
         world.is_consistent("shop");
     }
+    eprintln!("{count} undos failed and were repeated");
 }
 
 fn rollback_with_data_returns_code_and_data(world: &World) {

@@ -89,6 +89,7 @@ mod releases;
 mod remote;
 mod remote_hostile;
 mod renewal;
+mod repeated_undos;
 mod rights;
 mod rollback;
 mod roundabout;

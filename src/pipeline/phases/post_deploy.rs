@@ -68,7 +68,9 @@ impl Step for Workers {
 
 async fn stop(deployment: &Deployment) -> Result<(), Failure> {
     let grace = deployment.memory.slots.grace_in(deployment.spec.slot);
-    let grace = |label: &Label| grace(label).filter(|_| !label.process.is_web()).map(|grace| grace.min(UNDO_GRACE));
+    // In the slot `in-place`, the old release may run again when this undo is repeated.
+    let is_own = |label: &Label| label.release == deployment.spec.release && !label.process.is_web();
+    let grace = |label: &Label| grace(label).filter(|_| is_own(label)).map(|grace| grace.min(UNDO_GRACE));
     let stopped = deployment.services.runtime.stop_each(deployment.environment.id, grace);
     stopped.await.map_err(|error| Failure::host(&error))
 }

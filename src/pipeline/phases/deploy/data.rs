@@ -124,21 +124,16 @@ impl Step for ExchangeData {
             if fresh.as_ref().is_some_and(|fresh| live_app.has_restored(fresh)) {
                 return Ok(());
             }
-            if let Some(fresh) = fresh {
+            if let Some(fresh) = &fresh {
                 live_app.replace_databases(fresh.clone(), deployment.spec.previous.clone()).await?;
-                if let Some(previous) = &deployment.spec.previous {
-                    live_app.restore_custom(fresh, previous.release, previous.slot).await?;
-                }
             }
-            match exchange(deployment) {
-                // The old data is live again, so the next undo only starts the old release.
-                Ok(()) => {
-                    if let Some(upgrade) = &mut deployment.facts.upgrade {
-                        upgrade.point = None;
-                    }
-                }
+            match (exchange(deployment), fresh) {
+                // The old files and databases are live again. The next undo restores only the files of `.larder/backup`, and starts the old
+                // release. Its workers then write, so no repeated undo may restore the data once more.
+                (Ok(()), Some(fresh)) => live_app.note_restored(fresh, deployment.spec.trigger.by().clone()),
+                (Ok(()), None) => {}
                 // The undo of `deploy.quiesce` then restores the old data from the fresh restore point.
-                Err(failure) => deployment.transcript.error(&failure.why),
+                (Err(failure), _) => deployment.transcript.error(&failure.why),
             }
             Ok(())
         })

@@ -67,16 +67,19 @@ impl Step for StopOld {
         hold::RESTORE_TIMEOUT
     }
 
+    fn undone_after(&self) -> &'static [&'static str] {
+        // The old release must not start in the tree of the new release, and no process of the new release may write to the old data.
+        &["deploy.archive", "deploy.sync", "deploy.start"]
+    }
+
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
-            let restored = hold::restore_writers(deployment).await;
+            hold::restore_writers(deployment).await?;
             units::start_again(deployment).await;
-            if restored.is_ok()
-                && let Some(held) = hold::release(deployment, false)
-            {
+            if let Some(held) = hold::release(deployment, false) {
                 deployment.transcript.detail(&held);
             }
-            restored
+            Ok(())
         })
     }
 }

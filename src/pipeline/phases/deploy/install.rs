@@ -80,6 +80,11 @@ impl Step for Install {
         })
     }
 
+    fn undone_after(&self) -> &'static [&'static str] {
+        // The work in a slot needs the installed tree.
+        &["deploy.slot"]
+    }
+
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             deployment.is_not_current()?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::processes;
+use super::{processes, upgrade};
 use crate::{
     model::{Area, Occupant, Phase, SlotUse},
     pipeline::{
@@ -12,7 +12,7 @@ use crate::{
         state_files::Postdeploy,
         step::{Acquired, Failure, Step, Work, seconds},
     },
-    runtime::{DataJob, RunJob},
+    runtime::{DataJob, RunJob, SeedRemoval},
 };
 
 /// The time that a deployment waits for its slot before the transcript shows the wait.
@@ -62,6 +62,11 @@ impl Step for PrepareSlot {
             link(deployment).await?;
             drift::reapply(deployment).await
         })
+    }
+
+    fn undone_after(&self) -> &'static [&'static str] {
+        // The restore point has the first content of new paths. A later restore would bring this content back.
+        &["deploy.quiesce"]
     }
 
     fn undo<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
@@ -161,7 +166,14 @@ pub(in crate::pipeline) async fn unseed(deployment: &Deployment) -> Result<(), F
     let id = deployment.spec.id;
     let postdeploy = Postdeploy::read(&deployment.paths.postdeploy());
     let ran_here = postdeploy.as_ref().map_or(true, |record| record.as_ref().is_some_and(|record| record.deployment == id));
-    let data = DataJob::Unseed { deployment: id, all: deployment.spec.previous.is_none() && !ran_here };
+    // The undo of an upgrade with a hold has restored the data from a restore point that has the content.
+    let is_restored = upgrade::is_held(deployment) && !deployment.memory.committed;
+    let removal = match deployment.spec.previous.is_none() && !ran_here {
+        true => SeedRemoval::All,
+        false if is_restored => SeedRemoval::Restored,
+        false => SeedRemoval::Unchanged,
+    };
+    let data = DataJob::Unseed { deployment: id, removal };
     let job = RunJob { data: Some(data), ..RunJob::default() };
     // Another failure is only reported: data that stays does no harm, but a failed undo would freeze the environment.
     let late = || Err(Failure::blameless(format!("the removal took longer than {}", seconds(UNSEED_TIMEOUT))));

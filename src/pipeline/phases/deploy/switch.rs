@@ -84,6 +84,8 @@ impl Step for Switch {
             let new = match (&previous, deployment.memory.retired.take()) {
                 // Requests that the old release still answers continue.
                 (_, Some(retired)) => route.switch(retired.restore()),
+                // This undo failed before, and a later undo has started the old release since.
+                (Some(_), None) if deployment.spec.strategy == Strategy::InPlace && is_put_back(deployment) => None,
                 // The old release does not run. A later undo starts the old release.
                 (Some(_), None) if deployment.spec.strategy == Strategy::InPlace => route.set(RouteState::Starting),
                 (Some(live), None) => {
@@ -120,6 +122,13 @@ impl Step for Switch {
             Failure::all([linked, moved, synced])
         })
     }
+}
+
+/// Returns true if the slot `in-place` has the old release again.
+fn is_put_back(deployment: &Deployment) -> bool {
+    let table = deployment.memory.slots.table();
+    let occupant = table.get(Slot::InPlace).occupant();
+    occupant.is_some_and(|occupant| occupant.deployment != deployment.spec.id)
 }
 
 fn addresses(deployment: &Deployment, slot: Slot) -> Vec<std::net::SocketAddr> {
