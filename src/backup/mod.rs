@@ -460,6 +460,9 @@ pub struct Filled {
     pub bytes: u64,
     /// The number of entries whose owner or group could not be restored, because the entry belonged to another user.
     pub lost_owners: u64,
+    /// The sessions of other clients on the database that [`RestoreJob::Database`] has replaced, if there were any.
+    #[serde(default)]
+    pub sessions: Option<OtherSessions>,
     /// The URL of the database that [`RestoreJob::CreateScratch`] created.
     #[serde(default)]
     pub scratch: Option<DatabaseUrl>,

@@ -15,7 +15,7 @@ use super::{
     CUSTOM, DATA, DATABASES, DatabaseJob, Filled, PointLabel, PointOwner, RestoreJob, databases,
     dump::{directory, named},
     error::{BackupFailure, FailureKind},
-    staging::{check_complete, checked_dump, unwritten},
+    staging::{check_complete, checked_dump, other_sessions, unwritten},
 };
 
 /// The number of threads that write files.
@@ -101,6 +101,8 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
             check_owner(&point, owner)?;
             let unwritten = unwritten(&point);
             let copy = unwritten.iter().find(|info| (&info.name, info.engine) == (&database.name, database.engine));
+            // The replacement ends some of the sessions.
+            let sessions = other_sessions(database);
             match (copy.and_then(|info| info.copy.as_ref()), databases::server_copies(database.engine)) {
                 (Some(copy), Some(copies)) => copies.put_back(database, copy, &paths.restoring)?,
                 _ => {
@@ -108,7 +110,7 @@ pub fn work(job: &RestoreJob, paths: &RestorePaths, empty: fn(&Path) -> io::Resu
                     databases::engine(database.engine).restore(database, &dump)?;
                 }
             }
-            Ok(Filled { point: point.id().to_owned(), ..Filled::default() })
+            Ok(Filled { point: point.id().to_owned(), sessions, ..Filled::default() })
         }
         RestoreJob::Clear => clear(&paths.restoring, empty).map(|()| Filled::default()),
         RestoreJob::Drill { point, owner } => {

@@ -168,7 +168,7 @@ impl Dumps {
 
 /// Returns the sessions of other clients on a database on a server. The server may end the sessions of the stopped processes a moment later, so the
 /// answer is repeated while there are sessions. A server that does not show its sessions has none.
-fn other_sessions(job: &DatabaseJob) -> Option<OtherSessions> {
+pub(super) fn other_sessions(job: &DatabaseJob) -> Option<OtherSessions> {
     let begun = Instant::now();
     loop {
         let found = databases::engine(job.engine).other_sessions(job).ok().flatten()?;

@@ -27,6 +27,7 @@ use super::{
     watch_state::Watch,
 };
 use crate::{
+    backup::OtherSessions,
     config::Settings,
     model::{
         DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, ReleaseId, SlotTable, StorageKind,
@@ -76,6 +77,8 @@ pub(super) struct LiveHandle {
     pub(super) queue: Queue,
     /// The guard of the restore points' lock, while the deployment or a task of the deployment uses the restore points.
     pub(super) locked: Mutex<Option<Arc<tokio::sync::OwnedMutexGuard<()>>>>,
+    /// The sessions of other clients on the databases that were replaced.
+    pub(super) sessions: Mutex<Vec<OtherSessions>>,
 }
 
 impl Pipeline {
@@ -208,7 +211,12 @@ impl Pipeline {
             hold: None,
             committed: false,
             configuration,
-            live_app: Arc::new(LiveHandle { pipeline: self.clone(), queue: queue.clone(), locked: Mutex::default() }),
+            live_app: Arc::new(LiveHandle {
+                pipeline: self.clone(),
+                queue: queue.clone(),
+                locked: Mutex::default(),
+                sessions: Mutex::default(),
+            }),
             spare: queue.spare.clone(),
             renewed: queue.renewed.clone(),
             entries: 0,

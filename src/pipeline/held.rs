@@ -18,7 +18,9 @@ use super::{
     util::chain,
 };
 use crate::{
-    backup::{self, CopyRequest, DATABASES, DatabaseJob, DumpJob, PointInfo, RestoreJob, SpaceEstimate, clones_files},
+    backup::{
+        self, CopyRequest, DATABASES, DatabaseJob, DumpJob, OtherSessions, PointInfo, RestoreJob, SpaceEstimate, clones_files,
+    },
     host::root::EnvironmentPaths,
     model::{Environment, Live, ReleaseId, Slot, StorageKind, UserName},
     runtime::Label,
@@ -122,11 +124,15 @@ impl LiveApp for LiveHandle {
             let databases = self.pipeline.databases_in_for(&self.queue, &environment, &described, of.as_ref());
             for database in databases.map_err(|error| failure(&error))? {
                 let replaced = self.pipeline.replace_database(&environment, point.clone(), &database).await;
-                replaced.map_err(|error| failure(&error.into()))?;
+                self.sessions.lock().extend(replaced.map_err(|error| failure(&error.into()))?);
                 fault::in_restore("database");
             }
             Ok(())
         })
+    }
+
+    fn take_sessions(&self) -> Vec<OtherSessions> {
+        std::mem::take(&mut self.sessions.lock())
     }
 
     fn restore_custom(&self, point: String, release: ReleaseId, slot: Slot) -> BoxFuture<'_, Result<(), Failure>> {
@@ -181,7 +187,7 @@ impl LiveApp for LiveHandle {
             let mut replace = async || {
                 for database in &databases {
                     let replaced = Box::pin(pipeline.replace_database(&environment, point.clone(), database)).await;
-                    replaced.map_err(|error| failure(&error.into()))?;
+                    self.sessions.lock().extend(replaced.map_err(|error| failure(&error.into()))?);
                     fault::in_restore("database");
                 }
                 let put_back = Box::pin(pipeline.put_back(&environment, &paths, &mut record, &databases)).await;

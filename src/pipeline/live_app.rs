@@ -12,7 +12,7 @@ use super::{
     failure::Failure,
 };
 use crate::{
-    backup::{CaptureMethod, CopyRequest, PointInfo, SpaceEstimate},
+    backup::{CaptureMethod, CopyRequest, OtherSessions, PointInfo, SpaceEstimate},
     model::{Live, Occupant, ReleaseId, Slot, StorageKind, UserName},
     space::SpaceNeeds,
 };
@@ -182,6 +182,9 @@ pub trait LiveApp: Send + Sync {
     /// Replaces the databases of the release `of` with their dumps in a restore point. The caller has stopped all processes. The call may be
     /// repeated.
     fn replace_databases(&self, point: String, of: Option<Live>) -> BoxFuture<'_, Result<(), Failure>>;
+
+    /// Returns the sessions of other clients that used a database when it was replaced, and forgets them.
+    fn take_sessions(&self) -> Vec<OtherSessions>;
 
     /// Restores the files of `.larder/backup` in a restore point with `.larder/restore` of a release in its slot. The caller has stopped all
     /// processes. The call may be repeated.

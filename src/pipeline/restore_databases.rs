@@ -20,7 +20,7 @@ use super::{
     util::{chain, run_blocking},
 };
 use crate::{
-    backup::{self, BackupError, DatabaseJob, FailureKind, PointInfo, RestoreJob, is_separate},
+    backup::{self, BackupError, DatabaseJob, FailureKind, OtherSessions, PointInfo, RestoreJob, is_separate},
     host::{files, root::EnvironmentPaths},
     model::{Environment, Live},
     proxy::RouteState,
@@ -116,15 +116,15 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Replaces one database with its dump in a restore point.
+    /// Replaces one database with its dump in a restore point. Returns the sessions of other clients that used the database, if there were any.
     pub(super) async fn replace_database(
         &self,
         environment: &Environment,
         point: String,
         database: &DatabaseJob,
-    ) -> Result<(), BackupError> {
+    ) -> Result<Option<OtherSessions>, BackupError> {
         let job = RestoreJob::Database { point, owner: owner(environment), database: database.clone() };
-        backup::restore_again(&self.backup(environment), &job).await.map(drop)
+        backup::restore_again(&self.backup(environment), &job).await.map(|filled| filled.sessions)
     }
 
     /// Puts the old content into databases, from the restore point that was taken before. After an error, [`RestoreRecord::is_mixed`] returns

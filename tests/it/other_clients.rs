@@ -2,6 +2,7 @@
 //! the push and in its restore point.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpStream},
     process::{Child, Command, Stdio},
@@ -12,6 +13,7 @@ use crate::harness::{
     databases::{MariaDb, PASSWORD, Redis},
     in_one_mode,
     postgres::Postgres,
+    until,
 };
 
 in_one_mode!(
@@ -67,6 +69,25 @@ fn names_them<S>(world: &World, url: &str, first: &str, open: &dyn Fn() -> S) {
     world.larder(&["backup", "show", "shop"]).says(&named);
     let shown = world.larder(&["--json", "backup", "show", "shop"]).json();
     assert_eq!((&shown["sessions"][0]["database"], &shown["sessions"][0]["count"]), (&"main".into(), &1.into()), "{shown}");
+    connects_after_the_restore_point(world, &repo, &recipe, &named, open);
+}
+
+/// The client connects while the upgrade runs. The health check of the new release fails.
+fn connects_after_the_restore_point<S>(world: &World, repo: &Repo<'_>, recipe: &str, named: &str, open: &dyn Fn() -> S) {
+    let data = world.environment("shop").join("data");
+    let waits = "touch $LARDER_DATA/waits; while test -e $LARDER_DATA/waits; do sleep 0.05; done";
+    let recipe = recipe.replace("\"true\"", &format!("\"{waits}\""));
+    repo.write("larder.yml", format!("{recipe}health: {{path: /missing, timeout: 1s}}\n")).page("version four");
+    std::thread::scope(|scope| {
+        let push = scope.spawn(|| repo.push());
+        until("the upgrade waits", || data.join("waits").exists());
+        let session = open();
+        fs::remove_file(data.join("waits")).unwrap();
+        let push = push.join().unwrap();
+        push.rejected_with("answered 404").says(named).says("the writes of other clients since the restore point are lost");
+        drop(session);
+    });
+    world.serves("shop", "version three");
 }
 
 fn hold_names_sessions_of_other_clients_of_postgres(world: &World) {

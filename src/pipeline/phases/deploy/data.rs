@@ -7,7 +7,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use super::slot;
+use super::{slot, upgrade};
 use crate::{
     host::files,
     model::{Area, Phase},
@@ -96,7 +96,9 @@ impl Step for ExchangeData {
             // This step may run twice.
             if !is_exchanged(deployment) {
                 let live_app = deployment.memory.live_app.clone();
-                live_app.replace_databases(returned.point.clone(), deployment.spec.previous.clone()).await?;
+                let replaced = live_app.replace_databases(returned.point.clone(), deployment.spec.previous.clone()).await;
+                upgrade::report_lost(deployment);
+                replaced?;
                 exchange(deployment)?;
             }
             let (release, slot) = (deployment.spec.release, deployment.spec.slot);
@@ -125,7 +127,9 @@ impl Step for ExchangeData {
                 return Ok(());
             }
             if let Some(fresh) = &fresh {
-                live_app.replace_databases(fresh.clone(), deployment.spec.previous.clone()).await?;
+                let replaced = live_app.replace_databases(fresh.clone(), deployment.spec.previous.clone()).await;
+                upgrade::report_lost(deployment);
+                replaced?;
             }
             match (exchange(deployment), fresh) {
                 // The old files and databases are live again. The next undo restores only the files of `.larder/backup`, and starts the old

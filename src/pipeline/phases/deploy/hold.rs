@@ -223,7 +223,9 @@ pub(super) async fn restore_writers(deployment: &mut Deployment) -> Result<(), F
     let started = match (point.filter(|_| !deployment.memory.committed), previous) {
         (Some(point), previous) => {
             deployment.transcript.detail("restoring the data");
-            live_app.restore(point, by, previous).await?
+            let restored = live_app.restore(point, by, previous).await;
+            upgrade::report_lost(deployment);
+            restored?
         }
         (None, Some(previous)) => live_app.start(previous).await,
         (None, None) => Ok(()),

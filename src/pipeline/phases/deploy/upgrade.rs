@@ -146,6 +146,13 @@ async fn take_early(deployment: &Deployment) -> Result<PointInfo, Failure> {
     taken.map_err(|failure| Failure { why: format!("cannot take a restore point before the {act}: {}", failure.why), ..failure })
 }
 
+/// Shows the sessions of other clients on the databases that were replaced. A client may have connected after the restore point.
+pub fn report_lost(deployment: &Deployment) {
+    for sessions in deployment.memory.live_app.take_sessions() {
+        deployment.transcript.error(&format!("{sessions}: the writes of other clients since the restore point are lost"));
+    }
+}
+
 /// Returns the name of the act before which a restore point is taken.
 pub fn act(deployment: &Deployment) -> &'static str {
     match (&deployment.spec.data, deployment.spec.strategy) {
