@@ -61,6 +61,10 @@ impl Pipeline {
                 verdict::print(&deployment, &outcome);
                 deployment.transcript.close();
                 verdict.send_replace(Some(outcome.clone()));
+                // Readers would wait for the end of a deployment whose journal has no event.
+                if let Err(error) = journal::remove_unopened(&deployment.paths.deployment(deployment.spec.id)) {
+                    tracing::warn!(deployment = %deployment.spec.id, %error, "cannot remove the directory of a deployment that never began");
+                }
                 self.announce(queue, deployment.announcement("0", News::Ended(outcome.clone())), None);
                 outcome
             }

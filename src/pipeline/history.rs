@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    journal::{Journal, JournalError, JournalState},
+    journal::{self, JournalError, JournalState},
     util::chain,
 };
 use crate::{
@@ -269,11 +269,7 @@ pub fn active_slot(paths: &EnvironmentPaths) -> Option<Slot> {
 pub fn remove_unopened(paths: &EnvironmentPaths) {
     for id in ids(&paths.deployments()) {
         let directory = paths.deployment(id);
-        let nothing = match fs::read(directory.join(Journal::FILE)) {
-            Ok(lines) => !lines.contains(&b'\n'),
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-        };
-        if nothing && let Err(error) = fs::remove_dir_all(&directory) {
+        if let Err(error) = journal::remove_unopened(&directory) {
             tracing::warn!(deployment = %id, %error, "cannot remove the directory of a deployment that never began");
         }
     }
@@ -291,6 +287,7 @@ mod tests {
     use crate::{
         host::root::Root,
         model::{Blame, DeploymentId, Fault, Phase},
+        pipeline::journal::Journal,
     };
 
     fn summary(number: u32, second: i64, outcome: bool) -> Summary {

@@ -6,8 +6,8 @@
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
-    io::{self, BufRead, BufReader, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    io::{self, BufRead, BufReader, Read, Seek, Write},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -376,7 +376,7 @@ impl Journal {
         if line.len() > MAX_LINE {
             return Err(JournalError::Long { path: self.path.clone(), bytes: line.len() });
         }
-        let length = self.file.metadata().map_err(failed)?.len();
+        let length = self.whole_length().map_err(failed)?;
         let before = self.state.clone();
         self.state.apply(&record).map_err(|misfit| misfit.in_file(&self.path))?;
         // Without an extension, the event may still fit into the space that is left. The first event opens the deployment, which must be
@@ -395,6 +395,23 @@ impl Journal {
             return Err(failed(source));
         }
         Ok(())
+    }
+
+    /// Returns the length of the file, after the removal of everything behind its last whole line. A truncation on a full btrfs that fails can leave
+    /// the file longer than it was before, up to the end of the block: the kernel then uses the size that the removal of extents has reached.
+    fn whole_length(&mut self) -> io::Result<u64> {
+        let length = self.file.metadata()?.len();
+        let mut last = [0];
+        let is_whole = match length.checked_sub(1) {
+            Some(at) => self.file.read_at(&mut last, at)? == 1 && last == [b'\n'],
+            None => true,
+        };
+        if is_whole {
+            return Ok(length);
+        }
+        self.file.rewind()?;
+        cut_partial_line(&mut self.file)?;
+        Ok(self.file.metadata()?.len())
     }
 
     /// Allocates space for the next events of a file with `length` bytes. A deployment that has ended needs no space.
@@ -424,6 +441,15 @@ pub(super) fn make_directory(directory: &Path) -> io::Result<()> {
 /// transcript has the transcript's file open and can read this file after its removal.
 pub(super) fn remove(directory: &Path) {
     let _ = fs::remove_dir_all(directory);
+}
+
+/// Removes the directory of a deployment whose journal has no whole line: the deployment never began.
+pub(super) fn remove_unopened(directory: &Path) -> io::Result<()> {
+    match fs::read(directory.join(Journal::FILE)) {
+        Ok(lines) if lines.contains(&b'\n') => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Ok(()),
+        _ => fs::remove_dir_all(directory),
+    }
 }
 
 /// Restricts the modes of files that earlier versions of larder created, because every user of the machine could read these files.
@@ -458,6 +484,35 @@ mod tests {
 
     fn started(step: &str) -> Event {
         Event::Started { step: step.to_owned() }
+    }
+
+    #[test]
+    fn event_follows_the_last_whole_line_of_a_file_that_a_failed_truncation_has_extended() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(directory.path()).unwrap();
+        journal.append(started("a")).unwrap();
+        let file = OpenOptions::new().write(true).open(directory.path().join(Journal::FILE)).unwrap();
+        file.set_len(4096).unwrap();
+        assert_eq!(JournalState::read(directory.path()).unwrap().status("a"), StepStatus::Running);
+        journal.append(Event::Succeeded { step: String::from("a"), facts: serde_json::Value::Null }).unwrap();
+        assert_eq!(JournalState::read(directory.path()).unwrap().status("a"), StepStatus::Done);
+        let text = fs::read_to_string(directory.path().join(Journal::FILE)).unwrap();
+        assert!(text.lines().all(|line| line.starts_with('{') && line.ends_with('}')), "{text:?}");
+    }
+
+    #[test]
+    fn only_the_directory_of_a_deployment_that_never_began_is_removed() {
+        for (content, is_removed) in [(None, true), (Some(""), true), (Some("{\"at\""), true), (Some("{}\n"), false)] {
+            let parent = tempfile::tempdir().unwrap();
+            let directory = parent.path().join("deployment");
+            fs::create_dir(&directory).unwrap();
+            fs::write(directory.join("log"), "refused").unwrap();
+            if let Some(content) = content {
+                fs::write(directory.join(Journal::FILE), content).unwrap();
+            }
+            remove_unopened(&directory).unwrap();
+            assert_eq!(!directory.exists(), is_removed, "{content:?}");
+        }
     }
 
     #[test]
