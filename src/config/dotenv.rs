@@ -55,6 +55,9 @@ pub fn parse_local(text: &[u8]) -> Result<LocalVariables, ConfigError> {
     Ok(found)
 }
 
+/// A variable of a file with its value. The name is an error if a project may not set the variable.
+type ParsedVariable = (Result<VariableName, ConfigError>, Vec<u8>);
+
 struct Parser<'a> {
     rest: &'a [u8],
     line: u32,
@@ -94,8 +97,8 @@ impl Parser<'_> {
         }
     }
 
-    /// Returns the next variable with its value. The name is an error if a project may not set the variable.
-    fn next(&mut self) -> Result<Option<(Result<VariableName, ConfigError>, Vec<u8>)>, ConfigError> {
+    /// Returns the next variable; `None` at the end of the file.
+    fn next(&mut self) -> Result<Option<ParsedVariable>, ConfigError> {
         loop {
             self.skip(|byte| byte.is_ascii_whitespace());
             match self.rest.first() {

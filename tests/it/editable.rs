@@ -52,7 +52,7 @@ fn pushed_commit_runs_in_the_checkout_and_edits_stay(world: &World) {
     world.serves("shop", "changed by hand");
     // Files that the push does not change stay.
     repo.write("about.html", "about us").commit("about");
-    repo.push().accepted().says("2 files changed by hand stay as they are");
+    repo.push().accepted().says("kept 2 files with changes by hand");
     world.serves("shop", "changed by hand");
     assert_eq!(world.get("shop", "/about.html").body, "about us");
     // A file that both have changed is refused with its name, and nothing changes.
@@ -66,7 +66,7 @@ fn pushed_commit_runs_in_the_checkout_and_edits_stay(world: &World) {
     assert_eq!(run("cat notes.txt"), "mine\n");
     // The recipe can ask for the stash.
     repo.write("larder.yml", "edits: stash\n").commit("stash");
-    repo.push().accepted().says("1 file changed by hand are in git's stash now").says("changed  index.html");
+    repo.push().accepted().says("put 1 file with changes by hand into git's stash").says("changed  index.html");
     world.serves("shop", "version two");
     assert_eq!(run("git stash show -p | grep '^+changed'"), "+changed by hand\n");
     assert_eq!(fs::read_to_string(checkout(world).join("about.html")).unwrap(), "about us");

@@ -57,10 +57,10 @@ impl Step for UpdateCheckout {
                 CheckoutAnswer::Updated { stashed, kept } => {
                     let transcript = &deployment.transcript;
                     if kept > 0 {
-                        transcript.detail(&format!("{} changed by hand stay as they are", files(kept)));
+                        transcript.detail(&format!("kept {} with changes by hand", files(kept)));
                     }
                     if !stashed.is_empty() {
-                        transcript.error(&format!("{} changed by hand are in git's stash now:", files(stashed.len())));
+                        transcript.error(&format!("put {} with changes by hand into git's stash:", files(stashed.len())));
                         list(deployment, &stashed);
                         transcript.error("`git stash pop` in the checkout brings them back");
                     }

@@ -88,7 +88,8 @@ fn page(state: &EditsState) -> String {
         text.push_str(&format!("The checkout has the commit {}; {} is live.\n", commit.short(), live.short()));
     }
     if !state.stash.is_empty() {
-        text.push_str(&format!("git's stash has {}:\n", text::count(state.stash.len(), "entry").replace("entrys", "entries")));
+        let entries = if state.stash.len() == 1 { String::from("1 entry") } else { format!("{} entries", state.stash.len()) };
+        text.push_str(&format!("git's stash has {entries}:\n"));
         for entry in &state.stash {
             text.push_str(&format!("  {}\n", sanitise_line(entry)));
         }
