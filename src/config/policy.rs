@@ -113,6 +113,47 @@ impl PromotionPolicy {
     }
 }
 
+/// The values of the recipe's section `drift`.
+#[derive(Debug)]
+pub(super) struct DriftDraft {
+    policy: Option<DriftPolicy>,
+    ignore: Vec<String>,
+}
+
+/// The keys of the recipe's section `drift`.
+pub(super) const DRIFT_KEYS: &[KeyRow<DriftDraft>] = &[
+    KeyRow::value("policy", "", Unstated, "keep", |reader, node, key, drift| {
+        drift.policy = reader.choice(node, key, &DriftPolicy::WORDS).or(drift.policy);
+    }),
+    KeyRow::value(
+        "ignore",
+        "Patterns, as in .gitignore, of files that the application itself writes into its own directory. \
+         A pattern with `!`, such as `!logs/`, reports changes that larder ignores by default.",
+        Unstated,
+        "\n- /uploads/\n- \"*.sqlite3\"",
+        |reader, node, key, drift| drift.ignore = reader.patterns(node, key),
+    ),
+];
+
+/// Reads the section `drift`, or the short form `drift: POLICY`, over the values of earlier levels.
+pub(super) fn read_drift(
+    reader: &mut ConfigReader,
+    node: &Node,
+    key: &str,
+    policy: &mut Option<DriftPolicy>,
+    ignore: &mut Vec<String>,
+) {
+    if node.text().is_some() {
+        *policy = reader.choice(node, key, &DriftPolicy::WORDS).or(*policy);
+        return;
+    }
+    let mut drift = DriftDraft { policy: *policy, ignore: std::mem::take(ignore) };
+    let example = "{policy: reapply, ignore: [\"/uploads/\"]}";
+    keys::read_section(reader, node, key, example, DRIFT_KEYS, &mut drift);
+    *policy = drift.policy;
+    *ignore = drift.ignore;
+}
+
 /// The keys of `promote:`, which are the same in the recipe and in the server file.
 pub(super) const PROMOTE_KEYS: &[KeyRow<PromotionPolicy>] = &[
     KeyRow::value(

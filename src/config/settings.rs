@@ -16,7 +16,7 @@ use super::{
         KeyRow,
     },
     mail::{NOTIFY_KEYS, NotifySettings},
-    policy::{self, DriftPolicy, EditPolicy, PROMOTE_KEYS, PromotionPolicy},
+    policy::{self, DRIFT_KEYS, DriftPolicy, EditPolicy, PROMOTE_KEYS, PromotionPolicy},
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
     services,
@@ -379,12 +379,9 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
          `drift: refuse` is short for `drift: {policy: refuse}`.",
         Says("as in the server file, or else keep"),
         || keys::render(DRIFT_KEYS),
-        |reader, node, key, draft| match node.text() {
-            Some(_) => draft.settings.drift = reader.choice(node, key, &DriftPolicy::WORDS).or(draft.settings.drift),
-            None => {
-                let example = "{policy: reapply, ignore: [\"/uploads/\"]}";
-                keys::read_section(reader, node, key, example, DRIFT_KEYS, draft);
-            }
+        |reader, node, key, draft| {
+            let Settings { drift, drift_ignore, .. } = &mut draft.settings;
+            policy::read_drift(reader, node, key, drift, drift_ignore);
         },
     ),
     KeyRow::value(
@@ -470,20 +467,6 @@ const BUILD_KEYS: &[KeyRow<Draft>] = &[
         |reader, node, key, draft| {
             draft.settings.build.cache = reader.boolean(node, key).unwrap_or(draft.settings.build.cache);
         },
-    ),
-];
-
-const DRIFT_KEYS: &[KeyRow<Draft>] = &[
-    KeyRow::value("policy", "", Unstated, "keep", |reader, node, key, draft| {
-        draft.settings.drift = reader.choice(node, key, &DriftPolicy::WORDS).or(draft.settings.drift);
-    }),
-    KeyRow::value(
-        "ignore",
-        "Patterns, as in .gitignore, of files that the application itself writes into its own directory. \
-         A pattern with `!`, such as `!logs/`, reports changes that larder ignores by default.",
-        Unstated,
-        "\n- /uploads/\n- \"*.sqlite3\"",
-        |reader, node, key, draft| draft.settings.drift_ignore = reader.patterns(node, key),
     ),
 ];
 

@@ -297,7 +297,8 @@ mod tests {
         };
         let keys =
             vec![key("past", Some(1)), key("now", Some(2)), key("soon", Some(3)), key("later", Some(5)), key("never", None)];
-        let user = User { name: "ann".parse().unwrap(), admin: false, keys, access: BTreeMap::new() };
+        let (access, pillar) = (BTreeMap::new(), BTreeMap::new());
+        let user = User { name: "ann".parse().unwrap(), admin: false, keys, access, pillar };
         let registry = Registry { users: vec![user], ..Registry::default() };
         assert_eq!(registry.expiring(moment(2), moment(4)), ["the login key soon of ann expires at 1970-01-01 03:00 UTC"]);
     }
