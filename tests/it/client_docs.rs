@@ -53,6 +53,8 @@ fn every_command_of_the_page_runs(world: &World) {
     page.ran("larder run");
     laptop.larder("shop", &["-r", "prod", "db", "shell"]).exits(4).says("has no database");
     page.ran("larder db shell");
+    // The suite `dev` runs this command until a signal ends it.
+    page.ran("larder dev");
     laptop.site("clone", "version one");
     run("git remote add prod ssh://larder@HOST:2222/shop", "clone").exits(0);
     laptop.larder("clone", &["-r", "prod", "releases"]).exits(0);
