@@ -27,7 +27,8 @@ enum Plan {
 }
 
 /// The words that a reason contains if it names the space.
-const SPACE: [&str; 5] = ["disk is nearly full", "disk is full", "bytes are free", "can be created", "inodes are free"];
+const SPACE: [&str; 6] =
+    ["disk is nearly full", "disk is full", "bytes are free", "of disk space are free", "can be created", "inodes are free"];
 
 struct Attempt<'a> {
     world: &'a World,
