@@ -11,6 +11,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix,
     },
+    time::Duration,
 };
 
 use rustix::{
@@ -40,6 +41,8 @@ use crate::model::{ClientTerminal, TerminalSize};
 const MAX_MESSAGE: usize = 1024;
 /// The maximum number of terminal modes that are sent to a worker. RFC 4254 has fewer.
 const MAX_MODES: usize = 128;
+/// The time between two attempts to read from or write to a terminal that no process had open at some time.
+const CLOSED_PAUSE: Duration = Duration::from_millis(10);
 /// The major and minor number of `/dev/ptmx` (Documentation/admin-guide/devices.txt of the kernel).
 const PTMX: (u32, u32) = (5, 2);
 
@@ -104,9 +107,9 @@ impl PtyMaster {
     /// Reads output of the command. Returns 0 when no process has the terminal open any more.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            self.reader.readable().await?;
+            let ready = self.reader.ready(Interest::READABLE).await?;
             match self.reader.try_read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => pause_if(ready.is_read_closed()).await,
                 other => return until_end(other),
             }
         }
@@ -123,10 +126,10 @@ impl PtyMaster {
     /// Writes input for the command. Waits while the command does not read and the kernel's buffer is full.
     pub async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            self.writer.writable().await?;
+            let ready = self.writer.ready(Interest::WRITABLE).await?;
             match self.writer.try_write(bytes) {
                 Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => pause_if(ready.is_write_closed()).await,
                 Err(error) => return Err(error),
             }
         }
@@ -154,6 +157,15 @@ impl PtyMaster {
     /// Sets the size. The kernel sends SIGWINCH to the foreground processes if the size differs.
     pub fn resize(&self, size: TerminalSize) -> io::Result<()> {
         set_size(&self.reader, size)
+    }
+}
+
+/// Waits for [`CLOSED_PAUSE`] if a descriptor is reported as closed. Tokio never takes such a report back, so the next wait for the descriptor
+/// ends at once. A write to a full terminal that no process has open, and a read after a process has opened the terminal again, would
+/// otherwise be repeated without a pause, and no other task of the thread would run.
+async fn pause_if(is_closed: bool) {
+    if is_closed {
+        tokio::time::sleep(CLOSED_PAUSE).await;
     }
 }
 
@@ -318,5 +330,37 @@ mod tests {
         drop(device);
         assert_eq!(master.read(&mut buffer).await.unwrap(), 4);
         assert_eq!(master.read(&mut buffer).await.unwrap(), 0);
+    }
+
+    #[test]
+    fn input_that_no_process_reads_does_not_stop_the_output() {
+        let (done, is_done) = std::sync::mpsc::channel();
+        // A task that never waits also stops the timers of its thread, so the time limit is on this thread.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (master, device) = pair();
+                let mut modes = tcgetattr(&device).unwrap();
+                modes.make_raw();
+                tcsetattr(&device, OptionalActions::Now, &modes).unwrap();
+                let showing = async {
+                    // By then the terminal is full of input.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    rustix::io::write(&device, b"last").unwrap();
+                    drop(device);
+                    let mut buffer = [0; 64];
+                    assert_eq!(master.read(&mut buffer).await.unwrap(), 4);
+                    tokio::time::sleep(CLOSED_PAUSE * 2).await;
+                    assert_eq!(master.read(&mut buffer).await.unwrap(), 0);
+                };
+                let input = vec![b'y'; 1 << 20];
+                tokio::select! {
+                    typed = master.write_all(&input) => panic!("the terminal took all input: {typed:?}"),
+                    () = showing => {}
+                }
+            });
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(Duration::from_secs(30)).expect("the output ends");
     }
 }
