@@ -12,7 +12,7 @@ use std::{
 
 use rustix::process::Signal;
 
-use crate::harness::{Repo, World, in_each_mode, processes, until};
+use crate::harness::{Repo, SetOnDrop, World, in_each_mode, processes, until};
 
 in_each_mode!(variables_of_the_operators_shell_reach_only_the_keeper);
 
@@ -81,12 +81,13 @@ fn variables_of_the_operators_shell_reach_only_the_keeper(world: &World) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         let watching = scope.spawn(|| watch(world, &stop));
+        let stopping = SetOnDrop(&stop);
         let pushed = repo.push();
         let task = world.larder(&["run", "shop", "--", "env"]);
         let ready = world.with(|server| server.ready());
         world.with(|server| processes::signal(server.keeper(), Signal::HUP));
         until("the next server is ready", || world.with(|server| server.ready()) > ready);
-        stop.store(true, Ordering::SeqCst);
+        drop(stopping);
         let (roles, wrong) = watching.join().unwrap();
         assert!(wrong.is_empty(), "{wrong:#?}");
         for role in ["server", "build"] {

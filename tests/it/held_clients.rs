@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{Repo, World, http, in_one_mode, installed, python::application, thorough, until};
+use crate::harness::{Repo, SetOnDrop, World, http, in_one_mode, installed, python::application, thorough, until};
 
 in_one_mode!(
     websocket_is_quiet_during_a_hold_and_ends_with_a_close_frame,
@@ -142,6 +142,7 @@ fn upload_past_the_limit_of_a_hold_gets_a_readable_page(world: &World) {
                     }
                 }
             });
+            let ending = SetOnDrop(&ended);
             let mut answer = String::new();
             let mut part = [0; 4096];
             // The client reads late, so that a reset would arrive before the read.
@@ -152,7 +153,7 @@ fn upload_past_the_limit_of_a_hold_gets_a_readable_page(world: &World) {
                 assert!(count > 0, "the page is cut: {answer}");
                 answer.push_str(&String::from_utf8_lossy(&part[..count]));
             }
-            ended.store(true, Relaxed);
+            drop(ending);
             assert!(!is_cut.load(Relaxed), "the connection was reset before the client had read the page");
             answer
         });

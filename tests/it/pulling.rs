@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    harness::{Repo, World, in_one_mode, link::Link, state::names, within},
+    harness::{Repo, SetOnDrop, World, in_one_mode, link::Link, state::names, within},
     promotion::{are_alike, here, introduce},
     remote::noise,
 };
@@ -249,9 +249,8 @@ fn pull_survives_cuts_of_the_link(world: &World) {
             within(Duration::from_secs(100), || scene.link.cuts() >= INSTANTS as usize || done.load(Ordering::Relaxed));
             scene.link.slow_to(SLOW);
         });
-        let asked = scene.arrives();
-        done.store(true, Ordering::Relaxed);
-        asked
+        let _done = SetOnDrop(&done);
+        scene.arrives()
     });
     let (passed, cuts) = (scene.link.passed() - before, scene.link.cuts());
     eprintln!("{cuts} cuts, {asked} pulls; {passed} bytes for {}", scene.all());

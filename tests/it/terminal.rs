@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::harness::{
-    Laptop, Repo, Terminal, World,
+    Laptop, Repo, SetOnDrop, Terminal, World,
     cli::Output,
     in_each_mode, in_one_mode,
     postgres::Postgres,
@@ -153,8 +153,8 @@ fn slow_reader_and_hung_program_take_no_memory_of_the_server(world: &World) {
     std::thread::scope(|scope| {
         // As much as the terminal takes, and at most 40 MiB.
         scope.spawn(|| type_bytes(&keyboard, &vec![b'y'; 40 << 20], &|| is_over.load(Ordering::Relaxed)));
+        let _over = SetOnDrop(&is_over);
         window.shows("still here");
-        is_over.store(true, Ordering::Relaxed);
         assert!(memory(server) < before + 20_000, "{before} KiB, then {} KiB", memory(server));
     });
     window.kill();

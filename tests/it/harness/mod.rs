@@ -30,9 +30,13 @@ pub mod source;
 pub mod sshd;
 pub mod state;
 pub mod terminal;
+pub mod watchdog;
 pub mod world;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 pub use self::{
     git::{Push, Repo},
@@ -59,6 +63,16 @@ pub fn within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
             return false;
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Sets a flag when it is dropped. A thread that works until the flag is set ends also if the test fails before: the scope of the thread
+/// would otherwise wait for it forever.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

@@ -21,6 +21,7 @@ use super::{
     machine::Machine,
     processes,
     server::{Server, Setup, log_tail},
+    watchdog::Watched,
 };
 
 /// The program under test.
@@ -51,6 +52,7 @@ pub struct World {
     _reserved: UnixListener,
     _shared: SharedBinary,
     server: RwLock<Option<Server>>,
+    _watched: Watched,
 }
 
 fn root() -> bool {
@@ -131,8 +133,9 @@ impl World {
         fs::write(server_root.join("larder.yml"), server_file).unwrap();
         fs::write(directory.join("home/gitconfig"), GIT_CONFIG).unwrap();
         let listen = if machine.is_some() { "0.0.0.0" } else { "127.0.0.1" };
+        let watched = Watched::new(&directory);
         let setup = Setup { directory, program, root: server_root, env: Vec::new(), listen };
-        let world = World { setup, _reserved: reserved, _shared: shared, server: RwLock::new(None) };
+        let world = World { setup, _reserved: reserved, _shared: shared, server: RwLock::new(None), _watched: watched };
         world.start(&[]);
         world.key("alice");
         world.larder(&["user", "add", "alice", "--admin", "--key-file", &world.public_key("alice")]).ok();
