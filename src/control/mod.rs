@@ -8,6 +8,7 @@ mod audit;
 mod authorities;
 mod authz;
 mod error;
+mod full_disk;
 mod handlers;
 mod heads;
 mod login;

@@ -1,6 +1,6 @@
 //! The [`Request`] trait, the replies that handlers return, and [`Control::handle`], which carries out every request.
 
-use std::os::fd::OwnedFd;
+use std::{os::fd::OwnedFd, path::PathBuf};
 
 use futures_util::future::BoxFuture;
 use serde::Serialize;
@@ -9,6 +9,7 @@ use super::{
     audit::{AuditEntry, AuditOutcome},
     authz::{Caller, Needs},
     error::CommandError,
+    full_disk,
     state::Control,
 };
 use crate::{
@@ -66,7 +67,8 @@ impl Control {
         }
         let context = Context { control: self, caller };
         // The futures of some requests are large, so they are not kept on the stack of the caller.
-        let handling: BoxFuture<'_, _> = Box::pin(request.handle(&context));
+        let place = full_disk::place_of(self.root(), &needs.scope);
+        let handling: BoxFuture<'_, _> = Box::pin(async { explained(place, request.handle(&context).await) });
         // A request that only reads is not recorded.
         if needs.right <= Access::View {
             return handling.await;
@@ -80,6 +82,24 @@ impl Control {
         }
         reply
     }
+}
+
+/// States the free space at `place` in the error of a request, and in the errors of the functions that continue the request.
+fn explained<V: 'static>(place: PathBuf, reply: Result<Reply<V>, CommandError>) -> Result<Reply<V>, CommandError> {
+    Ok(match reply.map_err(|error| full_disk::explained_error(&place, error))? {
+        Reply::Upload(upload) => Reply::Upload(Box::new(move |input| {
+            Box::pin(async move { upload(input).await.map_err(|error| full_disk::explained_error(&place, error)) })
+        })),
+        Reply::Input(input) => Reply::Input(Box::new(move |from| Box::pin(async move { explained(place, input(from).await) }))),
+        Reply::Confirm(confirmation) => {
+            let Confirmation { view, word, proceed } = *confirmation;
+            let proceed =
+                Box::new(move || -> BoxFuture<'static, _> { Box::pin(async move { explained(place, proceed().await) }) });
+            Reply::Confirm(Box::new(Confirmation { view, word, proceed }))
+        }
+        // The descriptor of a stream belongs to the caller, whose disk may be another one.
+        other @ (Reply::View(_) | Reply::Stream(_)) => other,
+    })
 }
 
 /// A handler's answer.
@@ -189,4 +209,24 @@ pub struct LogFollower {
     pub lines: tokio::sync::broadcast::Receiver<LogLine>,
     /// A function that returns true for the lines that the caller requested.
     pub wanted: Box<dyn Fn(&LogLine) -> bool + Send>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::error::ErrorKind;
+
+    #[tokio::test]
+    async fn full_disk_after_a_confirmation_is_a_refusal_as_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let proceed = || -> BoxFuture<'static, _> {
+            Box::pin(async { Err(CommandError::new(ErrorKind::Internal, "cannot restore: Disk quota exceeded (os error 122)")) })
+        };
+        let confirmation = Confirmation { view: (), word: String::from("shop"), proceed: Box::new(proceed) };
+        let reply = explained(directory.path().to_owned(), Ok(Reply::Confirm(Box::new(confirmation)))).unwrap();
+        let Reply::Confirm(confirmation) = reply else { panic!("no confirmation") };
+        let error = (confirmation.proceed)().await.err().unwrap();
+        assert_eq!(error.kind, ErrorKind::Refused);
+        assert!(error.message.contains("are free)"), "{error}");
+    }
 }

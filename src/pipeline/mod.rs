@@ -101,6 +101,7 @@ pub use self::{
     restore_record::{RestoreEnd, RestoreRecord},
     running::RestartError,
     scans::{DriftScans, LastScan},
+    space_wait::{names_full_disk, with_figures},
     state_files::{BuildNumbers, Pin, Pins},
     supply::{ReleaseCandidate, SupplyError},
     transcript::{Follower, Transcript},

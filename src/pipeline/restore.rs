@@ -105,10 +105,15 @@ impl Pipeline {
         let context = self.backup(environment);
         let failed = |source| PointsError::Exchange { environment: environment.title(), source };
         let mut record = RestoreRecord::begin(point.clone(), by, &paths).map_err(failed)?;
+        // The record changes at moments after which the restore cannot be refused any more, so its space is reserved before.
+        RestoreRecord::reserve(&paths).map_err(failed)?;
         record.databases.clone_from(&databases);
         record.owes_custom = owes_custom;
         // The record is written before the first file: the next start deletes the files of a killed restore only if a record exists.
-        record.write(&paths).map_err(failed)?;
+        if let Err(error) = record.write(&paths) {
+            RestoreRecord::release(&paths);
+            return Err(failed(error));
+        }
         let fill = RestoreJob::Fill { point, owner: owner(environment), databases };
         let filled = match backup::restore(&context, &fill).await {
             Ok(filled) => filled,

@@ -9,7 +9,7 @@ use super::util::{chain, run_blocking};
 use crate::{
     backup::DatabaseJob,
     host::{
-        files::{self, FileError},
+        files::{self, FileError, reserved},
         root::EnvironmentPaths,
     },
     model::{Environment, UserName},
@@ -17,6 +17,9 @@ use crate::{
 
 /// The size limit of the record, in bytes.
 const MAX_RECORD: u64 = 64 << 10;
+
+/// The mode of the record.
+const MODE: u32 = 0o600;
 
 /// The record of the last restore of the live data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,11 +148,28 @@ impl RestoreRecord {
         if end.is_some() { Ok(None) } else { Err(RecordError::Newer { version, known: RestoreRecord::VERSION }) }
     }
 
-    /// Writes the record durably.
+    /// Reserves the disk space for the record of a restore that is about to begin. Later writes of the record then succeed on a full disk.
+    pub(super) fn reserve(paths: &EnvironmentPaths) -> Result<(), FileError> {
+        run_blocking(|| reserved::reserve(&paths.restore_record(), MODE))
+    }
+
+    /// Releases the reserved disk space of a restore whose record was not written.
+    pub(super) fn release(paths: &EnvironmentPaths) {
+        let released = run_blocking(|| reserved::release(&paths.restore_record()));
+        warn_of(released);
+    }
+
+    /// Writes the record durably. While the restore is in flight, the disk space for the next write stays reserved.
     pub(super) fn write(&self, paths: &EnvironmentPaths) -> Result<(), FileError> {
         let version = if self.stage.is_some() { RestoreRecord::VERSION } else { RestoreRecord::FILES_VERSION };
         let bytes = serde_json::to_vec_pretty(&RestoreRecord { version, ..self.clone() }).unwrap_or_default();
-        run_blocking(|| files::write_atomic(&paths.restore_record(), &bytes, 0o600))
+        let path = paths.restore_record();
+        run_blocking(|| {
+            reserved::replace(&path, &bytes, MODE)?;
+            // Without the reserve, the next write needs new space, which usually exists.
+            warn_of(if self.end.is_none() { reserved::reserve(&path, MODE) } else { reserved::release(&path) });
+            Ok(())
+        })
     }
 
     /// Returns the end of the restore according to the disk. The exchange happened if the inode of `data/` differs from the recorded inode.
@@ -197,7 +217,46 @@ impl RestoreRecord {
     }
 }
 
+fn warn_of(reserve: Result<(), FileError>) {
+    if let Err(error) = reserve {
+        tracing::warn!(error = chain(&error), "cannot reserve disk space for the record of a restore, or release it");
+    }
+}
+
 /// Returns the inode of a directory.
 fn inode(path: &Path) -> Result<u64, FileError> {
     std::fs::symlink_metadata(path).map(|found| found.ino()).map_err(|e| FileError::io("look at", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restore_in_flight_needs_no_new_file_for_its_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = EnvironmentPaths::at(directory.path());
+        std::fs::create_dir(paths.data()).unwrap();
+        let inodes = || {
+            let mut found: Vec<_> =
+                std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().ino()).collect();
+            found.sort_unstable();
+            found
+        };
+        let mut record = RestoreRecord::begin("point".into(), "alex".parse().unwrap(), &paths).unwrap();
+        RestoreRecord::reserve(&paths).unwrap();
+        record.write(&paths).unwrap();
+        let begun = inodes();
+        for stage in [Some(RestoreStage::Applying), Some(RestoreStage::Reverting), None] {
+            record.stage = stage;
+            record.before = Some("before".into());
+            record.write(&paths).unwrap();
+            let read = RestoreRecord::read(&paths).unwrap().unwrap();
+            assert_eq!((inodes(), read.stage, read.before), (begun.clone(), stage, record.before.clone()));
+        }
+        record.end = Some(RestoreEnd::Unchanged);
+        record.write(&paths).unwrap();
+        assert_eq!(inodes().len(), 2, "the reserve is left: {begun:?}");
+        assert_eq!(RestoreRecord::read(&paths).unwrap().unwrap().end, record.end);
+    }
 }

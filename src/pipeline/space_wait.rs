@@ -82,7 +82,7 @@ pub(super) fn may_be_out_of_space(path: &Path, failure: &Failure) -> bool {
 }
 
 /// Adds the free space to a reason that names a full disk without a figure.
-pub(super) fn with_figures(path: &Path, why: String) -> String {
+pub fn with_figures(path: &Path, why: String) -> String {
     match why.contains("are free") || !names_full_disk(&why) {
         true => why,
         false => format!("{why} ({})", free_figures(path)),
@@ -90,7 +90,7 @@ pub(super) fn with_figures(path: &Path, why: String) -> String {
 }
 
 /// Returns true if a reason contains the system's error for a full disk or an exhausted quota.
-fn names_full_disk(why: &str) -> bool {
+pub fn names_full_disk(why: &str) -> bool {
     [Errno::NOSPC, Errno::DQUOT].iter().any(|errno| why.contains(&format!("(os error {})", errno.raw_os_error())))
 }
 

@@ -161,27 +161,7 @@ fn restore_points(attempt: &Attempt<'_>, plan: Plan, thorough: bool) {
     is_consistent(world, plan);
     let moments: &[&str] = if thorough { &["filled", "taken", "exchanged", "cleared"] } else { &["taken"] };
     for at in moments {
-        let live = seen(world);
-        world.restart(&[("FAILPOINTS", &format!("restore.{at}=sleep(300)"))]);
-        let said = thread::scope(|scope| {
-            let restore = scope.spawn(|| world.larder(&["backup", "restore", "shop", id(&point), "--yes"]));
-            let record = world.environment("shop").join("restore.json");
-            let begun = || fs::read_to_string(&record).is_ok_and(|text| text.contains("\"end\": null"));
-            until("the restore has begun", || begun() || restore.is_finished());
-            fill(disk);
-            restore.join().unwrap()
-        });
-        disk.free();
-        if said.status != 0 {
-            refused += 1;
-            names_the_space(at, &said);
-            // A restore that has exchanged the data, and cannot start the release, says so.
-            match said.stdout.contains(&format!("has the data of {} again", id(&point))) {
-                true => assert_ne!(seen(world), live, "{at}: the data is not restored: {said}"),
-                false => assert_eq!(seen(world), live, "{at}: a failed restore changed the data: {said}"),
-            }
-        }
-        world.restart(&[]);
+        refused += u32::from(full_during_a_restore(attempt, id(&point), at).status != 0);
         is_consistent(world, plan);
         world.larder(&["backup", "restore", "shop", id(&point), "--yes"]).ok();
         sh(world, "rm media/2; echo changed > media/changed");
@@ -189,6 +169,33 @@ fn restore_points(attempt: &Attempt<'_>, plan: Plan, thorough: bool) {
     world.larder(&["backup", "take", "shop"]).ok();
     world.larder(&["backup", "verify", "shop"]).ok();
     eprintln!("full disk during {} operations on restore points, {refused} refused", 7 + moments.len());
+}
+
+/// Restores a restore point to the live data. The disk becomes full when the restore has begun, and the server pauses at the moment `at`.
+fn full_during_a_restore(attempt: &Attempt<'_>, point: &str, at: &str) -> Output {
+    let Attempt { world, disk, fill } = attempt;
+    let live = seen(world);
+    world.restart(&[("FAILPOINTS", &format!("restore.{at}=sleep(300)"))]);
+    let said = thread::scope(|scope| {
+        let restore = scope.spawn(|| world.larder(&["backup", "restore", "shop", point, "--yes"]));
+        let record = world.environment("shop").join("restore.json");
+        let begun = || fs::read_to_string(&record).is_ok_and(|text| text.contains("\"end\": null"));
+        until("the restore has begun", || begun() || restore.is_finished());
+        fill(disk);
+        restore.join().unwrap()
+    });
+    disk.free();
+    if said.status != 0 {
+        names_the_space(at, &said);
+        assert_ne!(said.status, 70, "{at}: {said}");
+        // A restore that has exchanged the data, and cannot start the release, says so.
+        match said.stdout.contains(&format!("has the data of {point} again")) {
+            true => assert_ne!(seen(world), live, "{at}: the data is not restored: {said}"),
+            false => assert_eq!(seen(world), live, "{at}: a failed restore changed the data: {said}"),
+        }
+    }
+    world.restart(&[]);
+    said
 }
 
 /// Returns the files of the data. larder itself writes `.larder-seed`.
@@ -311,6 +318,31 @@ fn deployment_on_a_full_disk_is_frozen_after_its_limit_and_reverted_when_there_i
 #[test]
 fn server_that_restarts_on_a_full_disk_reverts_the_deployment_when_there_is_space() {
     full_disk_freezes_until_there_is_space(true);
+}
+
+#[test]
+fn restore_on_a_disk_without_inodes_is_refused_or_completed() {
+    let Some(disk) = Disk::for_world("ext4-inodes", SIZE) else { return };
+    let world = World::on_disk(&disk);
+    world.project("shop");
+    let clone = tempfile::tempdir().unwrap();
+    let repo = Repo::at(&world, "shop", clone.path());
+    repo.write("Procfile", "web: exec larder static-server --root .\n");
+    repo.write("larder.yml", "data: [media/]\n");
+    repo.page("version 1");
+    push(&world, &repo, Plan::Cooking).accepted();
+    sh(&world, "for i in $(seq 1 40); do echo old > media/$i; done");
+    let point = world.larder(&["--json", "backup", "take", "shop"]).json();
+    let attempt = Attempt { world: &world, disk: &disk, fill: Disk::fill_inodes };
+    for at in ["taken", "exchanged"] {
+        sh(&world, "rm -f media/2; echo changed > media/changed");
+        full_during_a_restore(&attempt, id(&point), at);
+        is_consistent(&world, Plan::Cooking);
+        world.serves("shop", "version 1");
+        let left = crate::harness::state::names(&world.environment("shop"));
+        assert!(!left.iter().any(|name| name.starts_with(".new-")), "{left:?}");
+    }
+    world.end();
 }
 
 #[test]

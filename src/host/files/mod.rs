@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, CWD, OFlags, RenameFlags};
 
 pub mod durable;
 mod private;
+pub mod reserved;
 
 pub use larder_archive::{Confined, Cursor, FileError};
 pub use private::{PrivateError, make_private, read_private};
