@@ -122,12 +122,13 @@ pub(crate) fn read(bytes: &[u8], base: &[u8], id: &str, sources: &[Source]) -> R
         changed.push(entry);
     }
     let mut changed = changed.into_iter().peekable();
-    let (mut entries, mut is_changed) = (Vec::new(), Vec::new());
+    let base = index::parse(base, id)?;
+    let (mut entries, mut is_changed) = (Vec::with_capacity(base.len()), Vec::with_capacity(base.len()));
     let mut push = |entry: Entry, changed: bool| {
         entries.push(entry);
         is_changed.push(changed);
     };
-    for old in index::parse(base, id)? {
+    for old in base {
         while let Some(new) = changed.next_if(|new| order(&new.path, &old.path).is_lt()) {
             push(new, true);
         }

@@ -14,12 +14,12 @@ use std::{
     path::Path,
     sync::{
         Mutex, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use rustix::{
-    fs::{AtFlags, RenameFlags, fsync, renameat, renameat_with, unlinkat},
+    fs::{AtFlags, FileType, RenameFlags, fsync, renameat, renameat_with, unlinkat},
     io::Errno,
 };
 
@@ -132,9 +132,23 @@ impl Store {
         Ok(contents)
     }
 
-    /// Returns the digests in the names of all contents.
-    pub(crate) fn listed_contents(&self, contents: BorrowedFd<'_>) -> Result<HashSet<Digest>> {
-        let mut listed = HashSet::new();
+    /// Lists all contents. Afterwards, looks at their sizes until `is_over` becomes true: the caller reads an index meanwhile, which keeps only
+    /// one processor busy. Returns the digests of all contents, and the sizes of those that were looked at.
+    pub(crate) fn sized_contents(
+        &self,
+        contents: BorrowedFd<'_>,
+        is_over: &AtomicBool,
+    ) -> Result<(HashSet<Digest>, HashMap<Digest, u64>)> {
+        let listed = self.listed_contents(contents)?;
+        // In the order of the list, the kernel finds the contents faster than in the order of a set.
+        let looked = listed.iter().take_while(|_| !is_over.load(Ordering::Relaxed));
+        let sizes = looked.filter_map(|digest| Some((*digest, stored_size(contents, *digest)?))).collect();
+        Ok((listed.into_iter().collect(), sizes))
+    }
+
+    /// Returns the digests in the names of all contents, in the order of the directory.
+    pub(crate) fn listed_contents(&self, contents: BorrowedFd<'_>) -> Result<Vec<Digest>> {
+        let mut listed = Vec::new();
         sys::each_name(contents, |name| -> rustix::io::Result<()> {
             listed.extend(std::str::from_utf8(name).ok().and_then(Digest::from_hex));
             Ok(())
@@ -181,6 +195,12 @@ impl Store {
     }
 }
 
+/// Returns the size of a stored content, or `None` if it is not a regular file.
+pub(crate) fn stored_size(contents: BorrowedFd<'_>, digest: Digest) -> Option<u64> {
+    let stat = sys::stat_at(contents, OsStr::new(&*digest.hex())).ok()?;
+    (stat.kind == FileType::RegularFile).then_some(stat.size)
+}
+
 /// Returns the digests of all files.
 pub(crate) fn digests(entries: &[Entry]) -> impl Iterator<Item = Digest> {
     entries.iter().filter_map(|entry| match entry.kind {
@@ -192,9 +212,9 @@ pub(crate) fn digests(entries: &[Entry]) -> impl Iterator<Item = Digest> {
 /// The contents of a restore point that a capture can share.
 #[derive(Debug)]
 pub(crate) enum SharedContents {
-    /// The names of all contents, and the digests in the index of the restore point, which are needed only if a new content has one of the
-    /// names.
-    Listed { names: HashSet<Digest>, indexed: OnceLock<HashSet<Digest>> },
+    /// The names of all contents, the sizes of some of them, and the digests in the index of the restore point, which are needed only if a new
+    /// content has one of the names.
+    Listed { names: HashSet<Digest>, sizes: HashMap<Digest, u64>, indexed: OnceLock<HashSet<Digest>> },
     /// The directory `files` of a restore point of version 1, whose contents have the paths of their files.
     Files(OwnedFd),
 }

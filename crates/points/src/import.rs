@@ -104,7 +104,7 @@ impl Store {
         store::write_new(dir.as_fd(), store::MANIFEST, &manifest, &shown)?;
         let line = store::checksum_line(Digest::of(&manifest));
         store::write_new(dir.as_fd(), store::CHECKSUMS, line.as_bytes(), &shown)?;
-        Ok(NewPoint { entries: parts.entries.clone(), dir, contents, shares: false })
+        Ok(NewPoint { entries: parts.entries.clone(), dir, contents, shared: None })
     }
 }
 

@@ -18,6 +18,9 @@ pub(crate) const VERSION: u32 = 1;
 /// The maximum size of an index that is read, in bytes.
 pub(crate) const MAX_BYTES: u64 = 1 << 30;
 
+/// The maximum number of entries for which memory is reserved before they are read.
+const MAX_RESERVED: usize = 1 << 17;
+
 /// The minimum size of an encoded entry, in bytes: two bytes for the path, and one each for kind, mode, owner, group, the two parts of the
 /// time, and the number of attributes.
 const MIN_ENTRY: u64 = 9;
@@ -66,7 +69,8 @@ pub(crate) fn parse(bytes: &[u8], id: &str) -> Result<Vec<Entry>> {
     if count > rest.len() as u64 / MIN_ENTRY || u32::try_from(count).is_err() {
         return Err(wrong(format!("{count} entries cannot be in {} bytes", rest.len())));
     }
-    let mut entries = Vec::new();
+    // The number is limited by the bytes of the index, but a forged index could still reserve much memory.
+    let mut entries = Vec::with_capacity(usize::try_from(count).unwrap_or(0).min(MAX_RESERVED));
     for position in 0..count {
         let (entry, after) = postcard::take_from_bytes::<Entry>(rest).map_err(|e| wrong(format!("entry {position}: {e}")))?;
         rest = after;

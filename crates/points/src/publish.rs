@@ -1,7 +1,7 @@
 //! The creation of a restore point by a capture or an import: the restore point is complete and durable before it gets its name.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     num::NonZero,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -11,13 +11,13 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, FileType, RenameFlags, fsync, renameat_with, unlinkat},
+    fs::{AtFlags, RenameFlags, fsync, renameat_with, unlinkat},
     io::Errno,
 };
 
 use crate::{
     Digest, Entry, Kind, PointError, Result, Store,
-    contents::{NewContents, NewName},
+    contents::{NewContents, NewName, stored_size},
     meta,
     pool::{each_chunk, lock},
     step,
@@ -34,8 +34,9 @@ pub(crate) struct NewPoint {
     /// The directory of the restore point, with its index and manifest.
     pub dir: OwnedFd,
     pub contents: NewContents,
-    /// True if the restore point shares contents of an earlier restore point, which were not examined yet.
-    pub shares: bool,
+    /// The sizes of the contents that were looked at during the capture, if the restore point shares contents of an earlier restore point. The
+    /// other contents were not examined yet.
+    pub shared: Option<HashMap<Digest, u64>>,
 }
 
 impl Store {
@@ -111,13 +112,12 @@ impl Store {
     /// while the disk writes. Returns [`PointError::WrongSize`] if a content was cut or lengthened. `existing` are the contents that the new
     /// files will replace.
     fn sync_and_check(&self, contents: BorrowedFd<'_>, point: &NewPoint, existing: &[(NewName, Digest)]) -> Result<()> {
-        if !point.shares {
-            return self.sync_all();
-        }
+        let Some(sizes) = &point.shared else { return self.sync_all() };
         let replaced: HashSet<Digest> = existing.iter().map(|(_, digest)| *digest).collect();
+        // A content that was looked at during the capture existed before, so it is none of the new contents.
         let has_size = |digest: Digest, size| {
-            let stat = sys::stat_at(contents, OsStr::new(&*digest.hex()));
-            stat.is_ok_and(|stat| stat.kind == FileType::RegularFile && stat.size == size)
+            let known = sizes.get(&digest).copied().or_else(|| stored_size(contents, digest));
+            known == Some(size)
         };
         let wrong = Mutex::new(HashSet::new());
         let check = |entries: &[Entry]| {

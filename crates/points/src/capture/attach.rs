@@ -85,7 +85,7 @@ impl Store {
         store::write_new(dir.as_fd(), store::INDEX, &index, &shown)?;
         store::write_new(dir.as_fd(), store::MANIFEST, &bytes, &shown)?;
         store::write_new(dir.as_fd(), store::CHECKSUMS, store::checksum_line(Digest::of(&bytes)).as_bytes(), &shown)?;
-        Ok((manifest, NewPoint { entries, dir, contents, shares: false }))
+        Ok((manifest, NewPoint { entries, dir, contents, shared: None }))
     }
 }
 

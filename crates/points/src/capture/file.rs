@@ -269,7 +269,7 @@ impl Capture<'_> {
         let Some(old) = self.old.filter(|_| !self.distrusted.contains(&digest)) else { return Ok(None) };
         let same = known.filter(|file| matches!(file.kind, Kind::File { size: s, digest: d, .. } if (s, d) == (size, digest)));
         let shared = match &old.shared {
-            SharedContents::Listed { names, indexed } => {
+            SharedContents::Listed { names, indexed, .. } => {
                 let is_indexed = || indexed.get_or_init(|| digests(&old.index.entries).collect()).contains(&digest);
                 (names.contains(&digest) && (same.is_some() || is_indexed())).then_some(None)
             }

@@ -16,7 +16,7 @@ use std::{
     panic::resume_unwind,
     sync::{
         Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU64},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
 };
@@ -169,10 +169,13 @@ impl Store {
         let previous = previous.filter(|point| point.verified.is_none_or(|verified| verified.damaged == 0));
         let old = match previous {
             Some(point) => {
-                // The names of the contents are read meanwhile.
+                // The names and the sizes of the contents are read meanwhile.
+                let is_over = AtomicBool::new(false);
                 let (index, shared) = thread::scope(|scope| {
-                    let shared = scope.spawn(|| self.shared_contents(point, contents));
-                    (point.index(), shared.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                    let shared = scope.spawn(|| self.shared_contents(point, contents, &is_over));
+                    let index = point.index();
+                    is_over.store(true, Ordering::Relaxed);
+                    (index, shared.join().unwrap_or_else(|panic| resume_unwind(panic)))
                 });
                 Some(Old { index: index?, shared: shared? })
             }
@@ -199,7 +202,6 @@ impl Store {
         }
         let entries = capture.assemble()?;
         let Capture { shared_files, copied_bytes, new: new_contents, .. } = capture;
-        let shares = old.as_ref().is_some_and(|old| matches!(old.shared, SharedContents::Listed { .. }));
         let (skipped_count, missed, skipped) = walk.counts.skipped();
         let index = match changed_index(&entries, old.as_ref(), previous, dir.as_fd())? {
             Some(changes) => changes,
@@ -231,13 +233,18 @@ impl Store {
         store::write_new(dir.as_fd(), store::INDEX, &index, &shown)?;
         store::write_new(dir.as_fd(), store::MANIFEST, &bytes, &shown)?;
         store::write_new(dir.as_fd(), store::CHECKSUMS, store::checksum_line(digest).as_bytes(), &shown)?;
-        Ok((Captured { manifest, digest, missed }, NewPoint { entries, dir, contents: new_contents, shares }))
+        let shared = old.and_then(|old| match old.shared {
+            SharedContents::Listed { sizes, .. } => Some(sizes),
+            SharedContents::Files(_) => None,
+        });
+        Ok((Captured { manifest, digest, missed }, NewPoint { entries, dir, contents: new_contents, shared }))
     }
 
-    /// Returns the contents that can be shared with a restore point. The contents themselves are not examined.
-    fn shared_contents(&self, point: &Point, contents: BorrowedFd<'_>) -> Result<SharedContents> {
+    /// Returns the contents that can be shared with a restore point. Looks at the sizes of some contents until `is_over` becomes true.
+    fn shared_contents(&self, point: &Point, contents: BorrowedFd<'_>, is_over: &AtomicBool) -> Result<SharedContents> {
         if point.has_shared_contents() {
-            Ok(SharedContents::Listed { names: self.listed_contents(contents)?, indexed: OnceLock::new() })
+            let (names, sizes) = self.sized_contents(contents, is_over)?;
+            Ok(SharedContents::Listed { names, sizes, indexed: OnceLock::new() })
         } else {
             Ok(SharedContents::Files(point.files()?))
         }
