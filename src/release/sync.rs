@@ -68,8 +68,13 @@ fn sync(
     mut record: &File,
     previous: Option<&File>,
 ) -> Result<SyncReport, ReleaseError> {
-    let manifest = manifest::parse_known(manifest, Path::new("the manifest"))?;
-    let previous = previous.and_then(|file| SyncRecord::decode(&index::read_at_start(file, Path::new("the record")).ok()?));
+    let decoded = || previous.and_then(|file| SyncRecord::decode(&index::read_at_start(file, Path::new("the record")).ok()?));
+    let (manifest, previous) = std::thread::scope(|scope| {
+        let previous = scope.spawn(decoded);
+        let manifest = manifest::parse_known(manifest, Path::new("the manifest"));
+        (manifest, previous.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    });
+    let manifest = manifest?;
     // The application may have taken permissions for the directory away from its own user.
     let _ = std::fs::set_permissions(&paths.target, Permissions::from_mode(0o755));
     let (tree, target) = (Confined::open(&paths.tree)?, Confined::open(&paths.target)?);
@@ -77,6 +82,8 @@ fn sync(
     let (report, synced) = synced.map_err(|source| ReleaseError::Sync { source })?;
     let written = record.write_all(&synced.encode()).and_then(|()| record.sync_data());
     written.map_err(|e| lost(Path::new("the record"), e))?;
+    // The process exits next; freeing a hundred thousand strings first would only take time.
+    std::mem::forget((manifest, previous, synced));
     Ok(report)
 }
 

@@ -195,12 +195,16 @@ fn sync_entries(
             Ok::<_, SyncError>(())
         },
     )?;
-    target.sync_file_system().map_err(SyncError::File)?;
-    let files = sync.recorded(recorded.into_inner());
+    let (durable, files) = std::thread::scope(|scope| {
+        let durable = scope.spawn(|| target.sync_file_system());
+        let files = settled(sync.recorded(recorded.into_inner()));
+        (durable.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), files)
+    });
+    durable.map_err(SyncError::File)?;
     let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let Counters { changed, deleted, bytes, .. } = &sync.counters;
     let report = SyncReport { entries: plan.expected, changed: of(changed), deleted: of(deleted), bytes: of(bytes) };
-    Ok((report, SyncRecord::new(settled(files))))
+    Ok((report, SyncRecord::new(files)))
 }
 
 /// Splits the items into batches, each of one directory.
