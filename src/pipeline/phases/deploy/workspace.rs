@@ -137,7 +137,9 @@ impl Step for SyncTree {
         Box::pin(async {
             deployment.is_not_current()?;
             boot::stop_reverted(deployment).await?;
-            if deployment.facts.upgrade.as_ref().is_none_or(|upgrade| upgrade.point.is_none()) {
+            // The undo of `deploy.stop` restores the data from before the seed, but not after the commit point.
+            let is_restored = deployment.facts.upgrade.as_ref().is_some_and(|upgrade| upgrade.point.is_some());
+            if !is_restored || deployment.memory.committed {
                 slot::unseed(deployment).await?;
             }
             let (id, old) =
