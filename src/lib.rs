@@ -30,6 +30,8 @@ pub mod snapshots;
 pub mod space;
 pub mod watch;
 
+pub mod secret;
+
 pub mod config;
 
 pub mod host;

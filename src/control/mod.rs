@@ -12,6 +12,7 @@ mod full_disk;
 mod handlers;
 mod heads;
 mod login;
+mod pillar_change;
 mod protect;
 mod registry;
 mod request;
@@ -26,11 +27,12 @@ pub use self::{
         CertificateRow, Key, KeyLimits, KeyOffer, KeyOffers, KeyScope, Login, LoginCertificate, LoginKeyRow, LoginRefusal,
         OfferRow,
     },
+    pillar_change::{PILLAR_BRANCH, PillarAudience, PillarChange},
     protect::{Approval, DeployWindow, Objection, Protection, ReleaseFreeze, WhenError},
     registry::{CertificateAuthority, Group, Registry, TrustedKey, User},
     request::{
-        Confirmation, Context, DeploymentGoal, InputFn, LogFollower, ProceedFn, Reply, Request, RunningCommand, StartCommand,
-        Stream, UploadFn,
+        Confirmation, Context, DeploymentGoal, InputFn, LineStream, LogFollower, ProceedFn, Reply, Request, RunningCommand,
+        StartCommand, Stream, UploadFn,
     },
     state::{Control, ServerKeys},
 };

@@ -169,6 +169,16 @@ pub enum Stream {
     Bytes(Box<dyn FnOnce(OwnedFd) -> BoxFuture<'static, Result<(), CommandError>> + Send>),
     /// The output and exit status of a command on another server.
     Relay(Box<Exec>),
+    /// Lines of a task that continues if the caller disconnects.
+    Lines(Box<LineStream>),
+}
+
+/// The output and the end of a task.
+pub struct LineStream {
+    /// The lines. The channel is closed when the task ends.
+    pub lines: tokio::sync::mpsc::Receiver<String>,
+    /// The end of the task.
+    pub ended: tokio::task::JoinHandle<Result<(), CommandError>>,
 }
 
 /// A command of a project that was started.

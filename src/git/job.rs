@@ -211,6 +211,18 @@ pub enum GitJob {
         /// The name of git's quarantine, which has the objects of a push that is not accepted yet.
         quarantine: Option<String>,
     },
+    /// Creates a commit of a pillar, which no ref names.
+    CommitPillar {
+        /// The parent; `None` for the first commit.
+        parent: Option<CommitId>,
+        /// The commit.
+        new: PillarCommit,
+    },
+    /// Reads the files of all commits of a pillar.
+    PillarHistory {
+        /// The newest commit.
+        from: CommitId,
+    },
     /// Removes the lock files of killed processes.
     RemoveLocks,
     /// Packs the repository and removes unreachable objects that are older than two weeks.
@@ -254,12 +266,57 @@ impl std::fmt::Display for PillarRefusal {
     }
 }
 
+/// A new commit of a pillar.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PillarCommit {
+    /// The changed files of the top directory; `None` removes a file.
+    pub files: Vec<(String, Option<Vec<u8>>)>,
+    /// The name of the author.
+    pub author: String,
+    pub message: String,
+    /// The time in seconds since 1970.
+    pub time: i64,
+}
+
+/// Shows names only, because the files have secrets.
+impl std::fmt::Debug for PillarCommit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self.files.iter().map(|(name, _)| name.as_str()).collect();
+        write!(f, "PillarCommit({:?} {names:?})", self.message)
+    }
+}
+
+/// The files of all commits of a pillar.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PillarHistory {
+    /// The commits, newest first: the names of their files, with the index of the content in `versions`.
+    pub commits: Vec<Vec<(String, usize)>>,
+    /// The contents of files.
+    pub versions: Vec<Vec<u8>>,
+}
+
+impl PillarHistory {
+    /// Returns the files of each commit, newest first.
+    pub fn files(&self) -> impl Iterator<Item = Vec<(&str, &[u8])>> {
+        // The worker numbers only contents that it returns.
+        let content = |at: usize| self.versions.get(at).map(Vec::as_slice).unwrap_or_default();
+        self.commits.iter().map(move |files| files.iter().map(|(name, at)| (name.as_str(), content(*at))).collect())
+    }
+}
+
+/// Shows numbers only, because the files have secrets.
+impl std::fmt::Debug for PillarHistory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PillarHistory({} commits, {} versions)", self.commits.len(), self.versions.len())
+    }
+}
+
 /// The files of a commit of a pillar.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PillarFiles {
     /// The commit.
     pub commit: CommitId,
-    /// The files in the top directory whose names end with `.yml`, sorted by name.
+    /// The files in the top directory that larder reads, sorted by name.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
@@ -283,12 +340,14 @@ pub enum GitAnswer {
         /// True if there are more refs than the limit.
         more: bool,
     },
-    /// The answer to [`GitJob::Resolve`].
+    /// The answer to [`GitJob::Resolve`] and [`GitJob::CommitPillar`].
     Commit(CommitId),
     /// The answer to [`GitJob::Tree`].
     Tree(CommitId),
     /// The answer to [`GitJob::ReadPillar`]; `None` if the repository or its branch `main` does not exist.
     Pillar(Option<PillarFiles>),
+    /// The answer to [`GitJob::PillarHistory`].
+    PillarHistory(PillarHistory),
     /// The answer to [`GitJob::ReadPillar`] if the commit cannot be a pillar.
     PillarRefused(PillarRefusal),
     /// The answer to [`GitJob::Log`].

@@ -11,6 +11,7 @@ mod lookup;
 mod maintenance;
 mod pack;
 mod pillar;
+mod pillar_commit;
 mod program;
 mod push_commands;
 mod refs;
@@ -24,8 +25,8 @@ mod testing;
 mod work;
 
 pub use job::{
-    CommitSpec, Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, PillarFiles, PillarRefusal, RefEntry, ReleaseRef,
-    RepositoryId, RepositoryKind, ServeLimits, Service,
+    CommitSpec, Expected, GitAnswer, GitFailure, GitJob, LogEntry, MoveRef, PillarCommit, PillarFiles, PillarHistory,
+    PillarRefusal, RefEntry, ReleaseRef, RepositoryId, RepositoryKind, ServeLimits, Service,
 };
 pub use pillar::MAX_PILLAR_PACK;
 pub use program::{MissingVariable, WorkerPaths};

@@ -85,6 +85,11 @@ fn files(repository: &Repository, id: Oid, after: Option<&CommitId>) -> Result<P
     Ok(PillarFiles { commit: commit_id(id)?, files: reading.files })
 }
 
+/// Returns true for the path of a file that larder reads: values, and the recipients of secrets.
+pub(super) fn is_read(path: &str) -> bool {
+    !path.contains('/') && (path.ends_with(".yml") || path.ends_with(".yaml") || path == "recipients")
+}
+
 struct Reading<'r> {
     repository: &'r Repository,
     entries: usize,
@@ -131,8 +136,7 @@ impl Reading<'_> {
         if self.bytes > MAX_BYTES {
             return Err(self.too_large(id, &path, size));
         }
-        let is_read = !path.contains('/') && (path.ends_with(".yml") || path.ends_with(".yaml"));
-        if is_read {
+        if is_read(&path) {
             let blob = self.repository.find_blob(id).map_err(failed("read a file of the pillar"))?;
             self.files.push((path, blob.content().to_vec()));
         }

@@ -12,8 +12,8 @@ use super::{
     checkout::{CheckoutAnswer, CheckoutJob, CheckoutReport},
     hook::PushToken,
     job::{
-        CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, GitTask, LogEntry, MoveRef, PillarFiles, PillarRefusal, RefEntry,
-        RepositoryId, ServeLimits, Service,
+        CommitSpec, GitAnswer, GitFailure, GitJob, GitReport, GitTask, LogEntry, MoveRef, PillarCommit, PillarFiles,
+        PillarHistory, PillarRefusal, RefEntry, RepositoryId, ServeLimits, Service,
     },
     source::{CommitSource, SourceJob, SourceRefusal, SourceReport},
 };
@@ -24,6 +24,9 @@ use crate::{
 
 /// The maximum size of a report, in bytes.
 const MAX_REPORT: usize = 4 << 20;
+
+/// The maximum size of the report with the history of a pillar, in bytes.
+const MAX_HISTORY: usize = 80 << 20;
 
 /// The reason why an operation on a repository failed.
 #[derive(Debug, thiserror::Error)]
@@ -229,6 +232,33 @@ impl Repositories {
         }
     }
 
+    /// Creates a commit of a pillar, which no ref names yet.
+    pub async fn commit_pillar(
+        &self,
+        project: ProjectId,
+        parent: Option<CommitId>,
+        new: PillarCommit,
+    ) -> Result<CommitId, GitError> {
+        let doing = "commit to the pillar";
+        match self.ask(RepositoryId::pillar(project), GitJob::CommitPillar { parent, new }, doing).await? {
+            GitAnswer::Commit(commit) => Ok(commit),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
+        }
+    }
+
+    /// Returns the files of all commits of a pillar up to `from`.
+    pub async fn pillar_history(&self, project: ProjectId, from: CommitId) -> Result<PillarHistory, GitError> {
+        let doing = "read the history of the pillar";
+        let repository = RepositoryId::pillar(project);
+        let _shared = self.lock(repository).read_owned().await;
+        let mut child = self.launch_git(repository, GitJob::PillarHistory { from }, Stdio::default(), doing).await?;
+        let report: GitReport = self.limited_report(&mut child, doing, MAX_HISTORY).await?;
+        match report? {
+            GitAnswer::PillarHistory(history) => Ok(history),
+            _ => Err(GitError::UnexpectedAnswer { doing }),
+        }
+    }
+
     /// Waits until the repository is not in use, and then removes the lock files of killed git processes from the repository.
     pub async fn remove_locks(&self, repository: impl Into<RepositoryId>) -> Result<(), GitError> {
         let repository = repository.into();
@@ -378,7 +408,16 @@ impl Repositories {
     }
 
     async fn report<R: DeserializeOwned>(&self, child: &mut Child, doing: &'static str) -> Result<R, GitError> {
-        match child.report(MAX_REPORT).await {
+        self.limited_report(child, doing, MAX_REPORT).await
+    }
+
+    async fn limited_report<R: DeserializeOwned>(
+        &self,
+        child: &mut Child,
+        doing: &'static str,
+        limit: usize,
+    ) -> Result<R, GitError> {
+        match child.report(limit).await {
             // A worker reports after it has finished its work, so the server does not wait for the worker's exit and the end of its
             // sandbox.
             Ok(Some(report)) => Ok(report),

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     job::{GitFailure, GitJob, GitReport, GitTask, RepositoryKind},
-    lookup, maintenance, pack, pillar,
+    lookup, maintenance, pack, pillar, pillar_commit,
     program::WorkerPaths,
     refs, serve,
     source::{self, SourceJob},
@@ -53,6 +53,8 @@ fn perform(paths: &WorkerPaths, kind: RepositoryKind, job: &GitJob) -> GitReport
         GitJob::ReadPillar { commit, after, quarantine } => {
             pillar::read(&repository, commit.as_ref(), after.as_ref(), quarantine.as_deref())
         }
+        GitJob::CommitPillar { parent, new } => pillar_commit::commit(&repository, parent.as_ref(), new),
+        GitJob::PillarHistory { from } => pillar_commit::history(&repository, from),
         GitJob::RemoveLocks => maintenance::remove_locks(&repository),
         GitJob::Gc => maintenance::gc(&repository),
     }

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use data_encoding::{BASE64, BASE64URL};
+use data_encoding::{BASE64, BASE64URL, HEXLOWER, HEXUPPER};
 
 use super::ConfigVariables;
 
@@ -15,7 +15,7 @@ const MIN_BYTES: usize = 8;
 /// each line of a transcript.
 const PUBLIC: [&str; 5] = ["production", "development", "localhost", "127.0.0.1", "postgres"];
 
-/// A replacement of the values of a configuration by `[NAME]`, in their raw form, URL-encoded and in base64; cheap to clone. `Debug` shows no
+/// A replacement of the values of a configuration by `[NAME]`, in their raw form, URL-encoded, in base64 and in hexadecimal; cheap to clone. `Debug` shows no
 /// values.
 #[derive(Clone, Default)]
 pub struct Redactor(Option<Arc<Patterns>>);
@@ -85,6 +85,7 @@ fn forms(value: &[u8]) -> Vec<Vec<u8>> {
     for line in value.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).filter(|line| line.len() >= MIN_BYTES) {
         forms.push(line.to_vec());
         forms.extend([url_encoded(line, false), url_encoded(line, true)]);
+        forms.extend([HEXLOWER.encode(line).into_bytes(), HEXUPPER.encode(line).into_bytes()]);
     }
     if value.len() >= MIN_BYTES {
         // In base64, the bytes before the value decide how the value is cut into groups of three bytes.
@@ -128,6 +129,9 @@ mod tests {
         for form in [secret.to_owned(), String::from("s3cret%2Fwith%26chars%3D%2B"), String::from("s3cret%2fwith%26chars%3d%2b")]
         {
             assert_eq!(redactor.redact(&format!("a {form} b")), "a [TOKEN] b", "{form}");
+        }
+        for encoded in [HEXLOWER.encode(secret.as_bytes()), HEXUPPER.encode(secret.as_bytes())] {
+            assert_eq!(redactor.redact(&format!("hex {encoded}")), "hex [TOKEN]");
         }
         for before in ["", "x", "xx", "user:"] {
             let encoded = BASE64.encode(format!("{before}{secret}").as_bytes());

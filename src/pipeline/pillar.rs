@@ -3,11 +3,12 @@
 //! The branch `main` of a pillar names the values with which all environments run, or which their next deployment uses. A configuration
 //! snapshot contains the values of its environment, so that a release can always run with the values that it had.
 
-use std::sync::Arc;
+use std::{cell::Cell, sync::Arc};
 
 use super::{
     core::Pipeline,
     failure::Failure,
+    intake::PushRejection,
     pillar_state::effective,
     queue::{PillarGoal, Queue},
     template_job::template_job,
@@ -19,8 +20,9 @@ use crate::{
         pillar::{INIT_FILE, PillarLevel, PillarText},
     },
     git::{GitError, PillarFiles, RepositoryId},
-    model::{CommitId, Environment, EnvironmentName, Live, ProjectId, SnapshotNumber},
+    model::{CommitId, Environment, Live, ProjectId, SnapshotNumber},
     runtime::TemplateJob,
+    secret::{EncryptedText, ProjectKey, RECIPIENTS_FILE, RecipientList, SECRETS_SUFFIX, SecretError, SecretsFile},
     snapshots::{PillarContent, Snapshot, SnapshotError},
 };
 
@@ -38,6 +40,12 @@ pub struct PillarProblem {
 impl From<&ConfigError> for PillarProblem {
     fn from(error: &ConfigError) -> PillarProblem {
         PillarProblem { reason: pillar_reason(error), lines: vec![error.to_string()] }
+    }
+}
+
+impl From<PillarProblem> for PushRejection {
+    fn from(PillarProblem { reason, lines }: PillarProblem) -> PushRejection {
+        PushRejection { lines, reason }
     }
 }
 
@@ -73,7 +81,7 @@ impl Pipeline {
 
     /// Checks the values that `files` give to an environment, with the sample of the live release.
     pub fn check_pillar(&self, environment: &Environment, files: &PillarFiles) -> Result<(), PillarProblem> {
-        let content = content(files, &environment.name).map_err(|error| PillarProblem::from(&error))?;
+        let content = self.pillar_content(environment, files).map_err(|error| PillarProblem::from(&error))?;
         let other = |why: String| PillarProblem { reason: why, lines: Vec::new() };
         let current = self.configuration(environment).map_err(|error| other(chain(&error)))?;
         let sample = match &current.release {
@@ -84,9 +92,42 @@ impl Pipeline {
         Ok(())
     }
 
+    /// Returns the key with which the secrets of a project are encrypted.
+    pub fn project_key(&self, project: ProjectId) -> Result<ProjectKey, SecretError> {
+        self.services().snapshots.project_key(project)
+    }
+
+    /// Parses the files of a pillar that concern an environment, and decrypts their secrets.
+    fn pillar_content(&self, environment: &Environment, files: &PillarFiles) -> Result<PillarContent, ConfigError> {
+        let key = self.project_key(environment.project_id);
+        let key = key.map_err(|error| ConfigError::new(INIT_FILE, error.to_string()))?;
+        if let Some((name, bytes)) = files.files.iter().find(|(name, _)| name == RECIPIENTS_FILE) {
+            RecipientList::parse(bytes, &key).map_err(|error| of_recipients(name, &error))?;
+        }
+        let mut levels = Vec::new();
+        for stem in ["init", environment.name.as_str()] {
+            for (name, is_encrypted) in [(format!("{stem}.yml"), false), (format!("{stem}{SECRETS_SUFFIX}"), true)] {
+                let Some((_, bytes)) = files.files.iter().find(|(known, _)| *known == name) else { continue };
+                if is_encrypted {
+                    SecretsFile::parse(&name, bytes)?;
+                }
+                let hint = Cell::new(None);
+                let resolve = |text: &str| {
+                    resolve(text, &key).map_err(|error| {
+                        hint.set(error.hint());
+                        error.to_string()
+                    })
+                };
+                let level = PillarLevel::parse(&name, bytes, &resolve);
+                levels.push(level.map_err(|error| hint.get().into_iter().fold(error, ConfigError::hint))?);
+            }
+        }
+        Ok(PillarContent { commit: files.commit.clone(), levels })
+    }
+
     /// Returns true if the live release of an environment runs with other values of the pillar than `files` give to the environment.
     pub fn pillar_differs(&self, environment: &Environment, files: &PillarFiles) -> Result<bool, PillarProblem> {
-        let content = content(files, &environment.name).map_err(|error| PillarProblem::from(&error))?;
+        let content = self.pillar_content(environment, files).map_err(|error| PillarProblem::from(&error))?;
         let current = self.configuration(environment);
         let current = current.map_err(|error| PillarProblem { reason: chain(&error), lines: Vec::new() })?;
         // The lines of unchanged values may have moved, and the values of a file without keys are those of a missing file.
@@ -132,7 +173,7 @@ impl Pipeline {
                 }
             }
         };
-        let content = files.map(|files| content(&files, &environment.name)).transpose();
+        let content = files.map(|files| self.pillar_content(&environment, &files)).transpose();
         content.map_err(|error| super::pillar_state::of_pillar(&error))
     }
 }
@@ -146,18 +187,21 @@ fn is_settled(queue: &Queue, commit: &CommitId, before: Option<&PillarContent>) 
     state.history.deployments.iter().any(|summary| summary.went_live() && summary.pillar.as_ref() == Some(commit))
 }
 
-/// Parses the files of a pillar that concern an environment.
-fn content(files: &PillarFiles, environment: &EnvironmentName) -> Result<PillarContent, ConfigError> {
-    let own = format!("{environment}.yml");
-    let file = |name: &str| files.files.iter().find(|(known, _)| known == name);
-    let mut levels = Vec::new();
-    for (name, bytes) in [INIT_FILE, own.as_str()].into_iter().filter_map(file) {
-        levels.push(PillarLevel::parse(name, bytes, &resolve)?);
+/// Returns the meaning of a text in a pillar. Every text of a pillar passes through this function before references are resolved.
+fn resolve(text: &str, key: &ProjectKey) -> Result<PillarText, SecretError> {
+    match EncryptedText::parse(text)? {
+        Some(value) => Ok(PillarText::Decrypted(value.decrypt(key)?.to_string())),
+        None => Ok(PillarText::Plain),
     }
-    Ok(PillarContent { commit: files.commit.clone(), levels })
 }
 
-/// Returns the meaning of a text in a pillar. Every text of a pillar passes through this function before references are resolved.
-fn resolve(_text: &str) -> Result<PillarText, String> {
-    Ok(PillarText::Plain)
+/// Returns the problem of the file with the recipients.
+fn of_recipients(file: &str, error: &SecretError) -> ConfigError {
+    let problem = match error {
+        SecretError::Recipient { line, why } => {
+            ConfigError::new(file, why.clone()).at_line(u32::try_from(*line).unwrap_or(u32::MAX))
+        }
+        other => ConfigError::new(file, other.to_string()),
+    };
+    error.hint().into_iter().fold(problem, ConfigError::hint)
 }

@@ -5,7 +5,11 @@ use std::path::Path;
 use age::{DecryptError, EncryptError, secrecy::ExposeSecret, x25519::Identity};
 
 use super::error::SnapshotError;
-use crate::host::files::{make_private, read_private};
+use crate::{
+    host::files::{make_private, read_private},
+    model::ProjectId,
+    secret::{ProjectKey, SecretError},
+};
 
 /// The maximum size of the key file in bytes. The file of `age-keygen` has less than 200 bytes.
 const MAX_FILE: u64 = 4096;
@@ -34,6 +38,11 @@ impl SnapshotKey {
         let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
         let identity = line.and_then(|line| line.parse().ok()).ok_or_else(wrong)?;
         Ok(Some(SnapshotKey(identity)))
+    }
+
+    /// Derives the key with which the secrets of a project are encrypted.
+    pub fn of_project(&self, project: ProjectId) -> Result<ProjectKey, SecretError> {
+        ProjectKey::derive(self.0.to_string().expose_secret().as_bytes(), project)
     }
 
     /// Encrypts `text` for this key.

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     host::files::{self, FileError, make_private, read_private},
-    model::{ConfigChange, ConfigVariables, Digest, Redactor, SnapshotNumber, SnapshotRef, UserName},
+    model::{ConfigChange, ConfigVariables, Digest, ProjectId, Redactor, SnapshotNumber, SnapshotRef, UserName},
+    secret::{ProjectKey, SecretError},
 };
 
 /// The maximum size of an encrypted file in bytes: the largest configuration in base64, with names twice, and the largest pillar, whose short
@@ -63,6 +64,11 @@ impl SnapshotStore {
     /// Opens the store with the key at `key`, which is created if the file does not exist.
     pub fn open(key: &Path) -> Result<SnapshotStore, SnapshotError> {
         Ok(SnapshotStore { key: SnapshotKey::load_or_make(key)?, creating: Mutex::default() })
+    }
+
+    /// Returns the key with which the secrets of a project are encrypted. The key depends on the key of this server and on the project only.
+    pub fn project_key(&self, project: ProjectId) -> Result<ProjectKey, SecretError> {
+        self.key.of_project(project)
     }
 
     /// Returns the numbers of the snapshots in a directory, in rising order. If the directory does not exist, there are none.

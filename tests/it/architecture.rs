@@ -11,7 +11,7 @@ use crate::harness::source::{Imports, Source, paths, sources, top};
 
 /// Dependencies with the modules that may name them. A dependency without a module is used by the crates in `crates/` only.
 const KEPT: [(&str, &[&str]); 25] = [
-    ("age", &["snapshots"]),
+    ("age", &["snapshots", "secret"]),
     ("anstream", &["surface/cli"]),
     ("indicatif", &["surface/cli"]),
     ("git2", &["git"]),

@@ -24,10 +24,10 @@ in_one_mode!(
 );
 
 /// A value with characters that base64 and URLs encode.
-const MARKER: &str = "marker?/secret&value=+~\u{fc}%end";
+pub const MARKER: &str = "marker?/secret&value=+~\u{fc}%end";
 
 /// Returns the forms in which a value could be stored: raw, URL-encoded, as JSON, in hexadecimal, and in base64 at each alignment.
-fn forms() -> Vec<Vec<u8>> {
+pub fn forms() -> Vec<Vec<u8>> {
     let marker = MARKER.as_bytes();
     let url: String = marker
         .iter()
@@ -47,7 +47,7 @@ fn forms() -> Vec<Vec<u8>> {
 }
 
 /// Returns the places where the marker is found: files below `directory`, also in compressed files.
-fn found(directory: &Path) -> Vec<PathBuf> {
+pub fn found(directory: &Path) -> Vec<PathBuf> {
     let forms = forms();
     let has = |bytes: &[u8]| forms.iter().any(|form| processes::contains(bytes, form));
     let mut found = Vec::new();

@@ -93,6 +93,7 @@ mod repeated_undos;
 mod rights;
 mod rollback;
 mod roundabout;
+mod secrets;
 mod serving;
 mod shared;
 mod slots;

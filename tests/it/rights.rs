@@ -72,6 +72,14 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("config history", &["config history SHOP"]),
     ("config explain", &["config explain SHOP A"]),
     ("config render", &["config render SHOP"]),
+    ("secret set", &["secret set SHOP A"]),
+    ("secret unset", &["secret unset SHOP A"]),
+    ("secret show", &["secret show SHOP", "secret show SHOP A"]),
+    ("secret rotate", &["secret rotate SHOP A", "secret rotate PROJECT"]),
+    (
+        "secret recipients",
+        &["secret recipients PROJECT", "secret recipients add PROJECT bob", "secret recipients remove PROJECT bob"],
+    ),
     ("pull", &["pull SHOP"]),
     ("promote", &["promote SHOP --to staging"]),
     ("freeze", &["freeze SHOP", "freeze SHOP --until 3d --why stocktaking", "freeze SHOP --end"]),
@@ -232,6 +240,8 @@ fn each_command_is_refused_without_its_right(world: &World) {
                 Scope::Server => Access::View,
                 // A right on an environment includes the view of its project, but no greater right on the project.
                 Scope::Project(_) => role.min(Access::View),
+                // The right on the pillar is independent of the other rights.
+                Scope::Pillar(_) => Access::None,
                 _ => role,
             };
             has < needs.right

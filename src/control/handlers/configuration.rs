@@ -185,7 +185,7 @@ fn check(change: &ConfigChange) -> Result<(), CommandError> {
     Ok(())
 }
 
-fn check_name(name: &str) -> Result<(), CommandError> {
+pub(super) fn check_name(name: &str) -> Result<(), CommandError> {
     match (name.parse::<VariableName>(), VariableName::remedy(name)) {
         (Ok(_), None) => Ok(()),
         (parsed, remedy) => {

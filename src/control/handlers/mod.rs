@@ -30,6 +30,8 @@ mod protect;
 mod releases;
 mod remotes;
 mod rollback;
+mod secrets;
+mod secrets_list;
 mod status;
 mod users;
 
@@ -37,5 +39,6 @@ pub use self::{
     audit::*, authorities::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, configuration::*,
     configuration_explain::*, configuration_list::*, configuration_render::*, databases::*, deliverables::*, deployments::*,
     disk::*, doctor::*, drift::*, edits::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*,
-    projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, status::*, users::*,
+    projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, secrets::*, secrets_list::*, status::*,
+    users::*,
 };

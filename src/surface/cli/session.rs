@@ -15,7 +15,9 @@ use super::{
     screen::write,
 };
 use crate::{
-    control::{Caller, CommandError, Control, DeploymentGoal, ErrorKind, LogFollower, RunningCommand, StartCommand, Stream},
+    control::{
+        Caller, CommandError, Control, DeploymentGoal, ErrorKind, LineStream, LogFollower, RunningCommand, StartCommand, Stream,
+    },
     host::launch::Stdio,
     model::{self, sanitise_bytes, sanitise_text},
     pipeline::{Ticket, chain},
@@ -167,6 +169,10 @@ async fn conclude(outcome: CommandOutcome, json: bool, quiet: bool, io: Io) -> i
             drop(stdin);
             logs(Screen::new(stdout, stderr, colours)?, json, past, *follower, &gone).await
         }
+        CommandOutcome::Stream(Stream::Lines(stream)) => {
+            drop(stdin);
+            follow(Screen::new(stdout, stderr, colours)?, *stream, quiet, &gone).await
+        }
         CommandOutcome::Stream(Stream::Relay(exec)) => {
             drop(stdin);
             relay(Screen::new(stdout, stderr, colours)?, *exec, &gone).await
@@ -232,6 +238,26 @@ async fn deployment(
         Some(Outcome::Stuck { .. }) | None => false,
     };
     Ok(if reached { 0 } else { failed })
+}
+
+/// Shows the output of a task until it ends. The task continues if the caller disconnects.
+async fn follow(mut screen: Screen, mut stream: LineStream, quiet: bool, gone: &CancellationToken) -> io::Result<u8> {
+    loop {
+        let line = tokio::select! {
+            () = gone.cancelled() => return Ok(1),
+            line = stream.lines.recv() => line,
+        };
+        match line {
+            Some(line) if quiet && !line.starts_with(" !") => {}
+            Some(line) => screen.out(&sanitise_text(&format!("{line}\n"))).await?,
+            None => break,
+        }
+    }
+    match stream.ended.await {
+        Ok(Ok(())) => Ok(0),
+        Ok(Err(error)) => screen.refuse(&error).await,
+        Err(error) => screen.refuse(&CommandError::internal(&error)).await,
+    }
 }
 
 /// Writes the output of a remote server line by line, without control characters.

@@ -5,19 +5,19 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
+use futures_util::future::BoxFuture;
+
 use super::{PushInFlight, Pushes, updates};
 use crate::{
-    control::{AuditEntry, AuditOutcome},
+    control::{AuditEntry, AuditOutcome, PILLAR_BRANCH, PillarAudience, PillarChange},
     git::{
-        Expected, GitError, MoveRef, PillarFiles, RepositoryId,
+        GitError, PillarFiles,
         hook::{HookSession, RefVerdict},
     },
-    model::{ConfigChange, Environment, Outcome, Project, Trigger},
-    pipeline::{DeployRequest, Goal, PillarGoal, PillarProblem, PushRejection, Ticket, chain, intake::RefUpdate},
+    model::{Environment, Project},
+    pipeline::{PushRejection, chain, intake::RefUpdate},
+    secret::SECRETS_SUFFIX,
 };
-
-/// The only branch of a pillar.
-const BRANCH: &str = "refs/heads/main";
 
 /// The push option that stores the values for the next deployment of each environment, or, as `no-restart=ENVIRONMENT`, of one environment.
 const NO_RESTART: &str = "no-restart";
@@ -31,9 +31,13 @@ fn waits(options: &[String], environment: &Environment) -> bool {
     options.iter().any(names)
 }
 
-impl From<PillarProblem> for PushRejection {
-    fn from(PillarProblem { reason, lines }: PillarProblem) -> PushRejection {
-        PushRejection { lines, reason }
+impl PillarAudience for HookSession<PushInFlight> {
+    fn line(&self, line: &str) {
+        HookSession::line(self, line);
+    }
+
+    fn gone(&self) -> BoxFuture<'static, ()> {
+        Box::pin(HookSession::gone(self))
     }
 }
 
@@ -63,7 +67,7 @@ impl Pushes {
         update: &RefUpdate,
     ) -> Result<Arc<PillarFiles>, PushRejection> {
         let rejection = |reason: String, hint: String| PushRejection { lines: vec![hint], reason };
-        if update.name != BRANCH {
+        if update.name != PILLAR_BRANCH {
             let hint = String::from("push the values to the branch main, as in `git push pillar HEAD:main`");
             return Err(rejection(String::from("a pillar has the branch main only"), hint));
         }
@@ -88,22 +92,12 @@ impl Pushes {
             let hint = format!("rename the file with `git mv {name}.yaml {name}.yml`");
             return Err(rejection(format!("{name}.yaml is not read; the name of the file is {name}.yml"), hint));
         }
-        for environment in &project.environments {
-            pipeline.check_pillar(environment, &files)?;
-            if pipeline.live(environment.id).is_none() || !pipeline.pillar_differs(environment, &files)? {
-                continue;
+        self.control.check_pillar_files(project, session.ticket.caller.name(), &files)?;
+        for (file, _) in &files.files {
+            let stem = file.strip_suffix(SECRETS_SUFFIX).or_else(|| file.strip_suffix(".yml"));
+            if let Some(name) = stem.filter(|stem| !known(stem)) {
+                session.line(&format!("       {file} is stored and not used: {} has no environment {name}", project.name));
             }
-            let trigger = Trigger::Pillar { by: session.ticket.caller.name() };
-            if let Some(objection) = self.control.objection_to(environment, &update.new, &trigger) {
-                return Err(rejection(objection.reason, objection.hint));
-            }
-            if let Some(frozen) = pipeline.reject_early(environment, None) {
-                return Err(frozen);
-            }
-        }
-        let others = files.files.iter().filter_map(|(name, _)| name.strip_suffix(".yml").filter(|stem| !known(stem)));
-        for name in others {
-            session.line(&format!("       {name}.yml is stored and not used: {} has no environment {name}", project.name));
         }
         Ok(files)
     }
@@ -159,128 +153,10 @@ impl Pushes {
             session.line(" !     Another person has pushed the pillar meanwhile. Fetch, merge, and push again.");
             return Err(String::from("another push has moved this ref; fetch first"));
         }
-        let mut changed: Vec<Environment> = Vec::new();
-        let outcome = self.change_environments(session, &project, &files, &mut changed).await;
-        let moved = match outcome {
-            Ok(()) => {
-                let change = MoveRef {
-                    refname: BRANCH.to_owned(),
-                    expected: Expected::from(update.old.clone()),
-                    new: Some(update.new.clone()),
-                    keep: None,
-                    forget: Vec::new(),
-                };
-                let moved = pipeline.services().repositories.move_ref(RepositoryId::pillar(id), change).await;
-                moved.map_err(|error| chain(&error))
-            }
-            Err(why) => Err(why),
-        };
-        match moved {
-            Ok(()) => {
-                pipeline.set_pillar_head(id, files);
-                Ok(())
-            }
-            Err(why) => Err(self.take_back(session, &changed, before, why).await),
-        }
-    }
-
-    /// Starts each environment whose values differ with the values of `files`, one after the other, and adds it to `changed`.
-    async fn change_environments(
-        &self,
-        session: &HookSession<PushInFlight>,
-        project: &Project,
-        files: &Arc<PillarFiles>,
-        changed: &mut Vec<Environment>,
-    ) -> Result<(), String> {
-        let pipeline = self.control.pipeline();
-        for environment in &project.environments {
-            let title = environment.title();
-            // The release that is live may have changed since pre-receive.
-            pipeline.check_pillar(environment, files).map_err(|problem| problem.reason)?;
-            if pipeline.live(environment.id).is_none() {
-                session.line(&format!("       nothing is live in {title}: the first deployment uses these values"));
-            } else if !pipeline.pillar_differs(environment, files).map_err(|problem| problem.reason)? {
-                session.line(&format!("       the values of {title} are unchanged"));
-            } else if waits(&session.request.options, environment) {
-                session.line(&format!("       the next deployment of {title} uses these values"));
-            } else {
-                let goal = PillarGoal::Files(Some(files.clone()));
-                self.reconfigure(session, environment, goal).await.map_err(|why| format!("{title}: {why}"))?;
-                changed.push(environment.clone());
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts the environments in `changed` with the values before the push. Returns the reason of the refusal.
-    async fn take_back(
-        &self,
-        session: &HookSession<PushInFlight>,
-        changed: &[Environment],
-        before: Option<Arc<PillarFiles>>,
-        why: String,
-    ) -> String {
-        let mut left = Vec::new();
-        for environment in changed {
-            session.line(&format!("-----> Starting {} with the values before this push", environment.title()));
-            if let Err(again) = self.reconfigure(session, environment, PillarGoal::Files(before.clone())).await {
-                session.line(&format!(" !     {} keeps the values of this push: {again}", environment.title()));
-                left.push(environment.title());
-            }
-        }
-        match left.is_empty() {
-            true => why,
-            false => format!("{why}; {} still runs with the values of this push", left.join(", ")),
-        }
-    }
-
-    /// Deploys the live release of an environment with other values of the pillar. The error is the reason.
-    async fn reconfigure(
-        &self,
-        session: &HookSession<PushInFlight>,
-        environment: &Environment,
-        pillar: PillarGoal,
-    ) -> Result<(), String> {
-        let pipeline = self.control.pipeline();
-        let live = pipeline.live(environment.id).ok_or("nothing is live any more")?;
-        let request = DeployRequest {
-            trigger: Trigger::Pillar { by: session.ticket.caller.name() },
-            environment: environment.clone(),
-            branch: environment.branch.clone(),
-            commit: live.commit,
-            seen: None,
-            tags: Vec::new(),
-            goal: Goal::Configure { change: ConfigChange::default(), seen: None, pillar },
-            recipe: None,
-            dry_run: Vec::new(),
-            data: None,
-            recorded: None,
-        };
-        let ticket = pipeline.submit(request).map_err(|error| chain(&error))?;
-        let outcome = self.shown_to_the_end(session, ticket).await;
-        let outcome = outcome.ok_or("the server stopped before the deployment had ended; push again")?;
-        match pipeline.reason(&outcome, environment.id) {
-            None => Ok(()),
-            Some(reason) => Err(reason),
-        }
-    }
-
-    /// Sends the output of a deployment to the client, and returns the outcome. The function waits for the outcome even if the client
-    /// disconnects, because the other environments and the branch depend on the outcome.
-    async fn shown_to_the_end(&self, session: &HookSession<PushInFlight>, mut ticket: Ticket) -> Option<Outcome> {
-        let gone = session.gone();
-        tokio::pin!(gone);
-        match ticket.transcript.follow() {
-            Ok(mut lines) => loop {
-                let text = tokio::select! {
-                    () = &mut gone => break,
-                    text = lines.next() => text,
-                };
-                let Some(text) = text else { break };
-                text.lines().for_each(|line| session.line(line));
-            },
-            Err(error) => session.line(&format!(" !     cannot show the output: {error}")),
-        }
-        ticket.outcome().await
+        let options = &session.request.options;
+        let waits = |environment: &Environment| waits(options, environment);
+        let by = session.ticket.caller.name();
+        let change = PillarChange { project: &project, by, before, files, waits: &waits };
+        self.control.change_pillar(&change, session).await
     }
 }

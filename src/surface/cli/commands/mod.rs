@@ -32,6 +32,7 @@ mod remote;
 mod restart;
 mod rollback;
 mod run;
+mod secret;
 mod status;
 mod user;
 mod user_ca;
@@ -48,7 +49,7 @@ pub(super) const GROUPS: [(&str, &[&str]); 8] = [
     ("Deploy and go back", &["plan", "deploy", "promote", "pull", "rollback"]),
     ("See what is live", &["status", "releases", "release", "drift", "edits", "logs", "notify"]),
     ("Run processes", &["ps", "restart", "run"]),
-    ("Configure the application", &["config"]),
+    ("Configure the application", &["config", "secret"]),
     ("Keep data", &["backup", "db"]),
     ("Decide who may do what", &["whoami", "user", "group", "key", "freeze", "protect", "approve", "audit"]),
     ("Operate a server", &["quickstart", "serve", "project", "remote", "disk", "doctor"]),
@@ -81,6 +82,8 @@ pub enum Verb {
     Rollback(rollback::RollbackArgs),
     #[command(subcommand)]
     Config(config::ConfigVerb),
+    #[command(subcommand)]
+    Secret(secret::SecretVerb),
     Pull(pull::PullArgs),
     Promote(promote::PromoteArgs),
     Freeze(protect::FreezeArgs),
@@ -151,6 +154,7 @@ impl Verb {
             Verb::Deploy(command) => asking.ask(command).await,
             Verb::Rollback(command) => asking.ask(command).await,
             Verb::Config(noun) => noun.ask(asking).await,
+            Verb::Secret(noun) => noun.ask(asking).await,
             Verb::Pull(command) => asking.ask(command).await,
             Verb::Promote(command) => asking.ask(command).await,
             Verb::Freeze(command) => asking.ask(command).await,

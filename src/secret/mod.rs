@@ -1,0 +1,24 @@
+//! Secrets: values of a pillar that are encrypted in the format of [age](https://age-encryption.org).
+//!
+//! A secret is encrypted for the key of its project, which this server derives from the key of the configuration snapshots, and for the keys of
+//! people, which the file [`RECIPIENTS_FILE`] of the pillar lists. This module encrypts and decrypts texts and rewrites the files of a pillar in
+//! memory. It neither reads repositories nor decides who may read a value. [`ProjectKey`] is the type to read first.
+
+mod error;
+mod history;
+mod key;
+mod recipients;
+mod secrets_file;
+mod text;
+
+pub use self::{
+    error::SecretError,
+    history::{ReadableSecret, readable},
+    key::ProjectKey,
+    recipients::{NamedRecipient, RECIPIENTS_FILE, RecipientList, SERVER_NAME},
+    secrets_file::{SECRETS_SUFFIX, SecretKey, SecretsFile},
+    text::{EncryptedText, encrypted, reencrypted},
+};
+
+/// The maximum size of a secret, in bytes.
+pub const MAX_SECRET: usize = crate::config::pillar::MAX_PILLAR_VALUE;
