@@ -10,6 +10,15 @@ use crate::sys::{FileTime, Metadata};
 /// The first bytes of an encoded record, with the version of the format.
 const MAGIC: &[u8; 8] = b"lsync-01";
 
+/// The size of the digest, in bytes.
+const DIGEST: usize = 32;
+
+/// The size of the first bytes and the digest.
+const HEADER: usize = MAGIC.len() + DIGEST;
+
+/// The maximum size of a recorded file without the bytes of its path: the length of the path, the digest, two numbers and two times.
+const MAX_FILE: usize = 10 + DIGEST + 2 * 10 + 2 * (10 + 5);
+
 /// The identity of a file's content: every change of the file changes its stamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStamp {
@@ -47,8 +56,16 @@ impl SyncRecord {
 
     /// Returns the record as bytes, with a digest of the content.
     pub fn encode(&self) -> Vec<u8> {
-        let content = postcard::to_stdvec(self).unwrap_or_default();
-        [MAGIC, Digest::of(&content).as_bytes().as_slice(), &content].concat()
+        // The record of a large release has megabytes, so all parts are written into one buffer of sufficient size.
+        let mut bytes = Vec::with_capacity(HEADER + self.files.iter().map(|file| file.path.len() + MAX_FILE).sum::<usize>());
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&[0; DIGEST]);
+        let mut bytes = postcard::to_extend(self, bytes).unwrap_or_default();
+        let digest = Digest::of(bytes.get(HEADER..).unwrap_or_default());
+        if let Some(place) = bytes.get_mut(MAGIC.len()..HEADER) {
+            place.copy_from_slice(digest.as_bytes());
+        }
+        bytes
     }
 
     /// Reads a record. Returns `None` if the bytes are not a complete record of this version. A sync without a record reads all files.
