@@ -97,9 +97,7 @@ impl Notifier {
         let notification = notification.cleaned();
         let place = notification.environment.clone().unwrap_or_else(|| String::from("larder"));
         let subject = plain_line(&format!("[{place}] {}", notification.subject), MAX_SUBJECT);
-        // Ids of events are unique within an environment and a kind.
-        let digest = blake3::hash(format!("{place}\n{}\n{}", notification.id, notification.kind.as_str()).as_bytes()).to_hex();
-        let digest = digest.get(..40).unwrap_or_default();
+        let digest = digest(&place, &notification.id, notification.kind.as_str());
         let now = Timestamp::now();
         let record = |to: String, message_id: String| MessageRecord {
             event: notification.id.clone(),
@@ -223,5 +221,27 @@ impl Notifier {
 
     pub(super) fn attempt_ended(&self) {
         self.0.attempts.send_modify(|attempts| *attempts = attempts.wrapping_add(1));
+    }
+}
+
+/// Returns the part of a `Message-ID` that depends on the event. Ids of events are unique within an environment and a kind, so all three count.
+fn digest(place: &str, event: &str, kind: &str) -> String {
+    let digest = blake3::hash(format!("{place}\n{event}\n{kind}").as_bytes()).to_hex();
+    digest.get(..40).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn same_event_of_another_environment_or_kind_has_another_message_id() {
+        let event = digest("shop/production", "d17", "deployed");
+        assert_eq!(event, digest("shop/production", "d17", "deployed"));
+        for (place, id, kind) in
+            [("shop/staging", "d17", "deployed"), ("shop/production", "d18", "deployed"), ("shop/production", "d17", "failed")]
+        {
+            assert_ne!(event, digest(place, id, kind), "{place} {id} {kind}");
+        }
     }
 }
