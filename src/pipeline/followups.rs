@@ -285,7 +285,7 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
         }
     }
     if !doomed.is_empty() {
-        fault::in_followups("half-pruned");
+        fault::in_followups("refs-pruned");
     }
     for release in doomed {
         if let Err(error) = services.launcher.reset_area(environment, Area::Tree, Some(release), None).await {
@@ -302,6 +302,7 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
                 tracing::error!(file = %file.display(), %error, "cannot remove a file of an old release");
             }
         }
+        fault::in_followups("files-pruned");
         if let Err(error) = forget_deltas(&deployment.paths, release) {
             tracing::error!(%release, error = chain(&error), "cannot remove deltas of an old release");
         }

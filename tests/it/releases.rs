@@ -158,6 +158,7 @@ fn imports_that_were_never_live_displace_no_release_that_was_live(world: &World)
 }
 
 /// The refs that keep the commits of releases are removed with the releases, even if the server is killed during the pruning.
+/// The server is killed twice: after the refs of an old release are removed, and after its files are removed.
 fn kill_while_pruning_leaks_no_ref(world: &World) {
     world.project("shop");
     let repo = Repo::new(world, "shop");
@@ -169,10 +170,11 @@ fn kill_while_pruning_leaks_no_ref(world: &World) {
     let marks = world.directory().join("marks");
     std::fs::create_dir(&marks).unwrap();
     std::fs::set_permissions(&marks, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    world.restart(&[("FAILPOINTS", &format!("followups.half-pruned=return({})", marks.display()))]);
+    let points = ["followups.refs-pruned", "followups.files-pruned"];
+    world.restart(&[("FAILPOINTS", &points.map(|point| format!("{point}=return({})", marks.display())).join(";"))]);
     repo.page("three");
     let _ = repo.push();
-    until("the server was killed", || marks.join("followups.half-pruned").exists());
+    until("the server was killed twice", || points.iter().all(|point| marks.join(point).exists()));
     until("two releases are left", || releases_on_disk(world) == 2);
     let kept = || world.refs("shop").into_iter().filter(|line| line.starts_with("refs/larder/keep/")).collect::<Vec<_>>();
     until("two refs are left", || kept().len() <= 2);
