@@ -93,14 +93,7 @@ impl Pipeline {
                 tracing::error!(environment = title, deployment = %id, error = why, "deployment cannot be recovered");
                 let outcome = runner::lost_journal(&error);
                 queue.state.lock().history.cannot_use(id, why);
-                let announcement = Announcement {
-                    id: format!("{id}.unusable"),
-                    at: jiff::Timestamp::now(),
-                    environment: title,
-                    deployment: Some(id),
-                    news: News::Ended(outcome.clone()),
-                };
-                self.announce(queue, announcement, None);
+                self.announce_unusable(queue, id, outcome.clone());
                 outcome
             }
         }
@@ -233,6 +226,30 @@ impl Pipeline {
                 Err(error) => tracing::warn!(error = chain(&error), "cannot announce an ending"),
             }
         }
+    }
+
+    /// Notifies the observers if the environment is frozen because a record on the disk cannot be used. The deployments in `recovered` are
+    /// skipped, because this server has announced their ends. Each start repeats the announcement with the same id.
+    pub(super) fn announce_unusable_record(&self, queue: &Queue, recovered: &[DeploymentId]) {
+        let frozen = {
+            let state = queue.state.lock();
+            let is_stuck = |id| state.history.deployments.iter().any(|known| known.deployment == id && known.is_stuck());
+            state.history.frozen().filter(|(id, _)| !recovered.contains(id) && !is_stuck(*id))
+        };
+        if let Some((deployment, why)) = frozen {
+            self.announce_unusable(queue, deployment, runner::lost_record(why, false));
+        }
+    }
+
+    fn announce_unusable(&self, queue: &Queue, deployment: DeploymentId, outcome: Outcome) {
+        let announcement = Announcement {
+            id: format!("{deployment}.unusable"),
+            at: jiff::Timestamp::now(),
+            environment: queue.environment().title(),
+            deployment: Some(deployment),
+            news: News::Ended(outcome),
+        };
+        self.announce(queue, announcement, None);
     }
 
     /// Notifies the observers that a person has unfrozen an environment. `ending` is the number of the deployment's last end; `None` if the

@@ -108,6 +108,7 @@ impl Pipeline {
         self.settle_copies(&queue);
         self.0.queues.lock().insert(environment.id, queue.clone());
         self.announce_missed(&queue, &unfinished);
+        self.announce_unusable_record(&queue, &unfinished);
         self.0.awaited.lock().remove(&environment.id);
         Ok(())
     }

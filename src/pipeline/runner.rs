@@ -260,18 +260,23 @@ pub fn no_journal(deployment: &Deployment, error: &JournalError) -> Fault {
 /// Returns the outcome of a deployment whose journal failed. This outcome freezes the environment until a person has inspected
 /// the journal.
 pub fn lost_journal(error: &JournalError) -> Outcome {
+    lost_record(chain(error), error.is_no_space())
+}
+
+/// Returns the outcome of a deployment whose environment is frozen because a record cannot be used, for the reason `why`.
+pub fn lost_record(why: String, is_no_space: bool) -> Outcome {
     let fault = Fault {
         phase: Phase::Gather,
         blame: Blame::Host,
         why: String::from("cannot use the journal of this deployment"),
-        hints: vec![String::from(match error.is_no_space() {
+        hints: vec![String::from(match is_no_space {
             true => "free space on the server's disk; larder then finishes or reverts the deployment by itself",
             false => {
                 "check the server's disk, then run `larder deploy --unfreeze`, which reads the journal again and finishes or reverts the deployment"
             }
         })],
     };
-    Outcome::Stuck { fault, undo: chain(error) }
+    Outcome::Stuck { fault, undo: why }
 }
 
 /// The clock that prints each phase with its time.

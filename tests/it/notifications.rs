@@ -241,11 +241,30 @@ fn frozen_environment_is_mailed_to_administrators(world: &World) {
     let text = fs::read(&journal).unwrap();
     fs::write(&journal, [b"garbage\n", &text[..]].concat()).unwrap();
     world.restart(&[QUICK]);
+    // The damaged record also holds the recipients of the project.
+    let mail = server.wait_for(6).remove(5);
+    assert_eq!(
+        (mail.to[0].as_str(), mail.subject()),
+        ("admin@example.com", "[shop/production] frozen: the record of a deployment cannot be used".to_owned())
+    );
+    mail.what("shop/production is frozen").says("journal.jsonl").says("larder deploy shop --unfreeze");
+    // The next start sends no mail again.
+    world.restart(&[QUICK]);
     fs::write(&journal, &text).unwrap();
     world.larder(&["deploy", "shop", "--unfreeze"]).ok();
-    for mail in &server.wait_for(7)[5..] {
+    for mail in &server.wait_for(8)[6..] {
         mail.what("operator unfroze shop/production").who("Unfrozen by").serves("v1 (commit ").back("larder rollback shop");
         mail.why("the record of a deployment could not be used").why("operator repaired or removed the record");
+    }
+    assert_eq!(server.mails().len(), 8);
+
+    // The record of a restore is damaged, and its removal is enough.
+    world.stop();
+    let record = world.environment("shop").join("restore.json");
+    fs::write(&record, "{\"version\":9,\"end\":null}").unwrap();
+    world.start(&[QUICK]);
+    for mail in &server.wait_for(10)[8..] {
+        mail.what("shop/production is frozen").says("its version is 9");
     }
 }
 

@@ -160,6 +160,10 @@ async fn of_deployment(
         (News::Ended(Outcome::Refused { .. } | Outcome::RolledBack { .. }), Some(_)) if is_repeated_end(&announcement.id) => {
             return None;
         }
+        // The record that cannot be used may be another one than the journal of the deployment.
+        (News::Ended(outcome), _) if announcement.id.ends_with(UNUSABLE) => {
+            deployment_mail::unrecorded(pipeline, environment, announcement, outcome)
+        }
         (News::Ended(outcome), Some(report)) => {
             deployment_mail::ended(pipeline, environment, announcement, outcome, report).await
         }
@@ -174,6 +178,9 @@ async fn of_deployment(
     };
     Some((notification, settings()))
 }
+
+/// The end of the id of an announcement about a record that cannot be used.
+const UNUSABLE: &str = ".unusable";
 
 /// Returns true if the id of an announcement names the second or a later end of its deployment.
 fn is_repeated_end(id: &str) -> bool {
