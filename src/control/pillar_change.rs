@@ -162,6 +162,7 @@ impl Control {
             dry_run: Vec::new(),
             data: None,
             recorded: None,
+            stash: false,
         };
         let ticket = pipeline.submit(request).map_err(|error| chain(&error))?;
         let outcome = shown_to_the_end(audience, ticket).await;

@@ -215,6 +215,9 @@ pub struct DeploymentSpec {
     /// The commit of the pillar whose values the configuration snapshot contains.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pillar: Option<CommitId>,
+    /// True if the pusher asked to put files that were changed by hand in the checkout into git's stash.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stash: bool,
 }
 
 /// The fields of a specification in a journal, of version 1 or 2.
@@ -249,6 +252,8 @@ struct Fields {
     data: Option<String>,
     configuration: Option<SnapshotRef>,
     pillar: Option<CommitId>,
+    #[serde(default)]
+    stash: bool,
 }
 
 /// The reason why a specification cannot be used.
@@ -332,6 +337,7 @@ impl TryFrom<Map<String, Value>> for DeploymentSpec {
             data: fields.data,
             configuration: fields.configuration,
             pillar: fields.pillar,
+            stash: fields.stash,
         })
     }
 }

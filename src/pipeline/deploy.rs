@@ -222,6 +222,7 @@ impl Pipeline {
             data: request.data.clone(),
             configuration: chosen.snapshot,
             pillar: chosen.pillar,
+            stash: request.stash,
         }
     }
 }

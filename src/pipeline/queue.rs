@@ -57,6 +57,8 @@ pub struct DeployRequest {
     pub data: Option<String>,
     /// The earlier deployment whose settings and configuration go live again; `None` unless the request is a rollback.
     pub recorded: Option<DeploymentId>,
+    /// True if files that were changed by hand in the checkout of an editable environment shall be put into git's stash.
+    pub stash: bool,
 }
 
 impl DeployRequest {

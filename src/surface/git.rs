@@ -35,6 +35,9 @@ use crate::{
     },
 };
 
+/// The push option that puts files which were changed by hand in the checkout of an editable environment into git's stash.
+const STASH: &str = "stash";
+
 /// The time limit for reading the commits of a refused push for a notification.
 const LOG_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -418,6 +421,7 @@ impl Pushes {
                     dry_run: Vec::new(),
                     data: None,
                     recorded: None,
+                    stash: session.request.options.iter().any(|option| option == STASH),
                 };
                 let environment = request.environment.id;
                 match self.control.pipeline().submit(request) {

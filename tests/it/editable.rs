@@ -64,11 +64,20 @@ fn pushed_commit_runs_in_the_checkout_and_edits_stay(world: &World) {
     world.serves("shop", "changed by hand");
     assert_eq!(repo.live(), live);
     assert_eq!(run("cat notes.txt"), "mine\n");
-    // The recipe can ask for the stash.
-    repo.write("larder.yml", "edits: stash\n").commit("stash");
-    repo.push().accepted().says("put 1 file with changes by hand into git's stash").says("changed  index.html");
+    // The pusher can ask for the stash.
+    let push = repo.push_as(&["--push-option=stash", "HEAD:refs/heads/main"]);
+    push.accepted().says("put 1 file with changes by hand into git's stash").says("changed  index.html");
     world.serves("shop", "version two");
     assert_eq!(run("git stash show -p | grep '^+changed'"), "+changed by hand\n");
+    // The option counts for one push only.
+    run("echo 'changed again' > index.html");
+    repo.page("version three");
+    repo.push().rejected_with("index.html was changed by hand").says("git push --push-option=stash");
+    // The recipe can ask for the stash, too.
+    repo.write("larder.yml", "edits: stash\n").commit("stash");
+    repo.push().accepted().says("put 1 file with changes by hand into git's stash").says("changed  index.html");
+    world.serves("shop", "version three");
+    assert_eq!(run("git stash show -p | grep '^+changed'; git stash list | wc -l"), "+changed again\n2\n");
     assert_eq!(fs::read_to_string(checkout(world).join("about.html")).unwrap(), "about us");
     // A commit of a person is not lost either.
     run("git config user.name Ann; git config user.email ann@example.com; git commit --quiet --all --allow-empty -m mine");
@@ -226,5 +235,10 @@ fn every_command_of_the_page_runs(world: &World) {
     run("larder edits shop drop");
     page.ran("git stash pop");
     assert_eq!(by_hand(world, "git stash pop --quiet; cat notes.txt"), "more\n");
+    repo.git(&["reset", "--quiet", "--hard", "dev/main"]).ok();
+    repo.write("notes.txt", "pushed").commit("change the notes, too");
+    page.ran("git push --push-option=stash");
+    repo.git(&["push", "--push-option=stash", "dev", "main"]).ok();
+    assert_eq!(by_hand(world, "cat notes.txt; git stash show -p | grep '^+more'"), "pushed+more\n");
     page.has_no_other_command();
 }

@@ -211,6 +211,7 @@ pub(super) fn deployment(trigger: Trigger, environment: Environment, commit: Com
         dry_run: Vec::new(),
         data: None,
         recorded: None,
+        stash: false,
     }
 }
 

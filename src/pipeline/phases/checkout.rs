@@ -44,7 +44,7 @@ impl Step for UpdateCheckout {
     fn run<'a>(&'a self, deployment: &'a mut Deployment) -> Work<'a> {
         Box::pin(async {
             let spec = &deployment.spec;
-            let stash = deployment.settings().edits == EditPolicy::Stash;
+            let stash = spec.stash || deployment.settings().edits == EditPolicy::Stash;
             let (branch, commit) = (spec.branch.clone(), spec.commit.clone());
             let update = CheckoutUpdate { deployment: spec.id, branch, commit: commit.clone(), stash };
             let known = spec.previous.as_ref().map(|live| live.commit.clone());
@@ -77,7 +77,7 @@ impl Step for UpdateCheckout {
                         ),
                     };
                     Err(Failure { blame: Blame::Pusher, ..Failure::pusher(why) }
-                        .hint("commit or revert the files in the checkout, or write `edits: stash` into larder.yml to put them into git's stash"))
+                        .hint("commit or revert the files in the checkout, or put them into git's stash with `git push --push-option=stash`"))
                 }
                 CheckoutAnswer::Ahead(head) => {
                     let why = format!("the checkout has the commit {}, which this push does not contain", head.short());
