@@ -177,17 +177,23 @@ impl Control {
 /// Sends the output of a deployment to the client, and returns the outcome. The function waits for the outcome even if the client disconnects,
 /// because the other environments and the branch depend on the outcome.
 async fn shown_to_the_end(audience: &dyn PillarAudience, mut ticket: Ticket) -> Option<Outcome> {
-    let mut gone = audience.gone();
-    match ticket.transcript.follow() {
-        Ok(mut lines) => loop {
-            let text = tokio::select! {
-                () = &mut gone => break,
-                text = lines.next() => text,
-            };
-            let Some(text) = text else { break };
-            text.lines().for_each(|line| audience.line(line));
-        },
-        Err(error) => audience.line(&format!(" !     cannot show the output: {error}")),
-    }
+    show_output(audience, &ticket).await;
     ticket.outcome().await
+}
+
+/// Sends the output of a deployment to the client, until the output ends or the client disconnects.
+pub async fn show_output(audience: &dyn PillarAudience, ticket: &Ticket) {
+    let mut gone = audience.gone();
+    let mut lines = match ticket.transcript.follow() {
+        Ok(lines) => lines,
+        Err(error) => return audience.line(&format!(" !     cannot show the output: {error}")),
+    };
+    loop {
+        let text = tokio::select! {
+            () = &mut gone => return,
+            text = lines.next() => text,
+        };
+        let Some(text) = text else { return };
+        text.lines().for_each(|line| audience.line(line));
+    }
 }

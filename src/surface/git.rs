@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use self::advice::{SHALLOW, explain, refuse_client};
 use crate::{
-    control::{Caller, CommandError, Control, ErrorKind, Needs, Objection},
+    control::{Caller, CommandError, Control, ErrorKind, Needs, Objection, show_output},
     git::{
         LogEntry, MAX_PILLAR_PACK, PillarFiles, PushCommands, RepositoryId, RepositoryKind, ServeLimits, Service,
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
@@ -439,21 +439,9 @@ impl Pushes {
         mut ticket: Ticket,
         environment: crate::model::EnvId,
     ) -> RefVerdict {
-        let gone = session.gone();
-        tokio::pin!(gone);
-        match ticket.transcript.follow() {
-            Ok(mut lines) => loop {
-                let text = tokio::select! {
-                    () = &mut gone => break,
-                    text = lines.next() => text,
-                };
-                let Some(text) = text else { break };
-                text.lines().for_each(|line| session.line(line));
-            },
-            Err(error) => session.line(&format!(" !     cannot show the output: {error}")),
-        }
+        show_output(session, &ticket).await;
         let outcome = tokio::select! {
-            () = &mut gone => None,
+            () = session.gone() => None,
             outcome = ticket.outcome() => outcome,
         };
         let Some(outcome) = outcome else {
