@@ -161,7 +161,7 @@ fn bundle(tree: &Path, archive: &Path, previous: Option<&Path>) -> Outcome {
     };
     let before =
         previous.map(|path| Ok::<_, Box<dyn Error>>((File::open(path)?, index::open(&manifest_of(path))?))).transpose()?;
-    let job = BundleJob { head, previous: before.is_some(), threads: threads(), limit: u64::MAX };
+    let job = BundleJob { head, previous: before.is_some(), threads: threads(), limit: u64::MAX, secrets: Default::default() };
     let places = bundle::BundlePaths { app: tree.into(), source: None, upper: None };
     let (out, manifest) = (writable(archive)?, writable(&manifest_of(archive))?);
     let before = before.as_ref().map(|(archive, manifest)| (archive, manifest));

@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     quantity::{ByteSize, TimeSpan},
+    reader::ConfigReader,
     value::VariableName,
+    yaml::Node,
 };
 use crate::model::Phase;
 
@@ -19,6 +21,19 @@ pub struct BuildSettings {
     pub memory: Option<ByteSize>,
     /// True if buildpacks keep their cache between builds.
     pub cache: bool,
+    /// The variables that only builds get.
+    #[serde(default)]
+    pub secrets: Vec<VariableName>,
+}
+
+/// The maximum number of variables that only builds get.
+const MAX_SECRETS: usize = 64;
+
+/// Reads the names of the variables that only builds get.
+pub(super) fn read_secrets(reader: &mut ConfigReader, node: &Node, key: &str) -> Vec<VariableName> {
+    let nodes = reader.list_up_to(node, key, "[NPM_TOKEN, COMPOSER_AUTH]", MAX_SECRETS);
+    let name = |node| reader.value(node, key, "the name of a variable, such as NPM_TOKEN", str::parse::<VariableName>);
+    nodes.iter().filter_map(name).collect()
 }
 
 /// A variable that must have a value.

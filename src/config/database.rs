@@ -1,5 +1,6 @@
 //! The databases of an environment (`databases:`), whose dumps belong to each restore point.
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -7,7 +8,7 @@ use super::{
     value::{RelativePath, VariableName},
     yaml::Node,
 };
-use crate::model::DatabaseEngine;
+use crate::model::{DatabaseEngine, DatabaseName};
 
 /// A declared database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +39,18 @@ pub(super) fn example() -> String {
     )
 }
 
+/// Reads the key `databases`.
+pub(super) fn read_all(reader: &mut ConfigReader, node: &Node, key: &str, databases: &mut IndexMap<DatabaseName, DatabaseSpec>) {
+    for (name, at, node) in reader.pairs(node, key, "a mapping, such as {main: {type: postgres, url: $DATABASE_URL}}") {
+        match name.parse::<DatabaseName>() {
+            Ok(parsed) => databases.extend(read(reader, node, &format!("{key}.{name}")).map(|spec| (parsed, spec))),
+            Err(error) => drop(reader.problem(at, error.to_string())),
+        }
+    }
+}
+
 /// Reads one database of the key `databases`.
-pub(super) fn read(reader: &mut ConfigReader, node: &Node, key: &str) -> Option<DatabaseSpec> {
+fn read(reader: &mut ConfigReader, node: &Node, key: &str) -> Option<DatabaseSpec> {
     let section = reader.section(node, key, &["type", "url", "path"], EXAMPLE);
     let engine = match section.get("type") {
         Some(node) => Some(reader.choice(node, &format!("{key}.type"), &DatabaseEngine::WORDS)?),

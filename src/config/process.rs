@@ -175,6 +175,33 @@ pub(super) fn processes_example() -> String {
     format!("web: bin/web --port $PORT\nworker:\n{worker}")
 }
 
+/// Reads the key `processes`.
+pub(super) fn read_processes(
+    reader: &mut ConfigReader,
+    node: &Node,
+    key: &str,
+    processes: &mut IndexMap<ProcessType, ProcessOverrides>,
+) {
+    for (name, at, node) in reader.pairs(node, key, "a mapping, such as {web: \"python app.py\"}") {
+        let Some(process) = process_type(reader, at, name) else { continue };
+        read_process(reader, node, &format!("{key}.{name}"), processes.entry(process).or_default());
+    }
+}
+
+/// Reads the key `scale`.
+pub(super) fn read_scale(
+    reader: &mut ConfigReader,
+    node: &Node,
+    key: &str,
+    processes: &mut IndexMap<ProcessType, ProcessOverrides>,
+) {
+    for (name, at, node) in reader.pairs(node, key, "a mapping, such as {web: 2, worker: 1}") {
+        let Some(process) = process_type(reader, at, name) else { continue };
+        let overrides = processes.entry(process).or_default();
+        overrides.scale = instances(reader, node, &format!("{key}.{name}")).or(overrides.scale);
+    }
+}
+
 /// Reads a process. The value is a command, or a mapping with the keys [`PROCESS_KEYS`].
 pub(super) fn read_process(reader: &mut ConfigReader, node: &Node, key: &str, process: &mut ProcessOverrides) {
     if node.text().is_some() {

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    build::{BuildSettings, RequiredVariable, default_timeout},
+    build::{self, BuildSettings, RequiredVariable, default_timeout},
     database::{self, DatabaseSpec},
     health::{self, Health, HealthCheck, HealthOverrides, Smoke},
     keys::{
@@ -19,6 +19,7 @@ use super::{
     policy::{self, DRIFT_KEYS, DriftPolicy, EditPolicy, PROMOTE_KEYS, PromotionPolicy},
     process::{self, ProcessOverrides, ProcessSpec, ProcessTuning, STOP_KEYS, Stop, StopOverrides},
     quantity::{Age, ByteSize, TimeSpan},
+    secret_file::{self, SecretFileSpec},
     services,
     template::{self, TemplateSpec},
     upgrade::{self, UPGRADE_KEYS, UpgradeSettings},
@@ -52,6 +53,9 @@ pub struct Settings {
     /// The files that are rendered before the processes start.
     #[serde(default)]
     pub templates: Vec<TemplateSpec>,
+    /// The values of the pillar that processes get as files.
+    #[serde(default)]
+    pub secrets: Vec<SecretFileSpec>,
     /// Configuration variables.
     pub env: IndexMap<VariableName, String>,
     /// Variables of `app.json` that must have a value, and to which no file gives a value.
@@ -108,7 +112,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             buildpacks: Vec::new(),
-            build: BuildSettings { env: IndexMap::new(), memory: None, cache: true },
+            build: BuildSettings { env: IndexMap::new(), memory: None, cache: true, secrets: Vec::new() },
             processes: IndexMap::new(),
             unnamed: IndexMap::new(),
             release: None,
@@ -116,6 +120,7 @@ impl Default for Settings {
             data: Vec::new(),
             databases: None,
             templates: Vec::new(),
+            secrets: Vec::new(),
             env: IndexMap::new(),
             required: Vec::new(),
             health: Health { check: HealthCheck::Tcp, timeout: TimeSpan::seconds(60), interval: TimeSpan::seconds(1) },
@@ -207,25 +212,14 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         "Processes. A command here replaces the command of the same process in the Procfile. Only `web` receives requests, on $PORT.",
         Unstated,
         process::processes_example,
-        |reader, node, key, draft| {
-            for (name, at, node) in reader.pairs(node, key, "a mapping, such as {web: \"python app.py\"}") {
-                let Some(process) = process::process_type(reader, at, name) else { continue };
-                process::read_process(reader, node, &format!("{key}.{name}"), draft.processes.entry(process).or_default());
-            }
-        },
+        |reader, node, key, draft| process::read_processes(reader, node, key, &mut draft.processes),
     ),
     KeyRow::custom(
         "scale",
         "The number of instances of each process. This key is the same as processes.*.scale.",
         Unstated,
         || "web: 2".to_owned(),
-        |reader, node, key, draft| {
-            for (name, at, node) in reader.pairs(node, key, "a mapping, such as {web: 2, worker: 1}") {
-                let Some(process) = process::process_type(reader, at, name) else { continue };
-                let overrides = draft.processes.entry(process).or_default();
-                overrides.scale = process::instances(reader, node, &format!("{key}.{name}")).or(overrides.scale);
-            }
-        },
+        |reader, node, key, draft| process::read_scale(reader, node, key, &mut draft.processes),
     ),
     KeyRow::value(
         "release",
@@ -267,15 +261,7 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         Unstated,
         database::example,
         |reader, node, key, draft| {
-            let databases = draft.settings.databases.get_or_insert_default();
-            for (name, at, node) in reader.pairs(node, key, "a mapping, such as {main: {type: postgres, url: $DATABASE_URL}}") {
-                match name.parse::<DatabaseName>() {
-                    Ok(parsed) => {
-                        databases.extend(database::read(reader, node, &format!("{key}.{name}")).map(|spec| (parsed, spec)))
-                    }
-                    Err(error) => drop(reader.problem(at, error.to_string())),
-                }
-            }
+            database::read_all(reader, node, key, draft.settings.databases.get_or_insert_default());
         },
     ),
     KeyRow::value(
@@ -305,6 +291,14 @@ pub(super) const KEYS: &[KeyRow<Draft>] = &[
         Unstated,
         template::templates_example,
         |reader, node, key, draft| draft.settings.templates = template::read_templates(reader, node, key),
+    ),
+    KeyRow::custom(
+        "secrets",
+        "Values of the pillar that processes get as files in the directory $LARDER_SECRETS, which is in memory and private to each process \
+         (docs/secrets.md).",
+        Unstated,
+        secret_file::secrets_example,
+        |reader, node, key, draft| draft.settings.secrets = secret_file::read_secrets(reader, node, key),
     ),
     KeyRow::custom(
         "health",
@@ -467,6 +461,14 @@ const BUILD_KEYS: &[KeyRow<Draft>] = &[
         |reader, node, key, draft| {
             draft.settings.build.cache = reader.boolean(node, key).unwrap_or(draft.settings.build.cache);
         },
+    ),
+    KeyRow::value(
+        "secrets",
+        "Variables of the pillar or the configuration that only builds get, such as the token of a registry (docs/secrets.md). A release \
+         that contains one of their values is refused.",
+        Unstated,
+        "[NPM_TOKEN]",
+        |reader, node, key, draft| draft.settings.build.secrets = build::read_secrets(reader, node, key),
     ),
 ];
 

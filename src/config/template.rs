@@ -114,7 +114,7 @@ fn path(text: &str) -> Result<RelativePath, String> {
     inside.parse()
 }
 
-fn mode(text: &str) -> Result<u32, String> {
+pub(super) fn mode(text: &str) -> Result<u32, String> {
     let wrong = || format!("{} is not allowed", shown(text));
     let digits = text.bytes().all(|c| (b'0'..=b'7').contains(&c)) && (3..=4).contains(&text.len());
     let mode = u32::from_str_radix(text, 8).ok().filter(|_| digits).ok_or_else(wrong)?;

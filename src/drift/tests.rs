@@ -60,7 +60,7 @@ fn world(release: impl Fn(&Path)) -> World {
     release(&tree);
     copy(&tree, &app);
     let (archive, manifest) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let job = bundle::BundleJob { head: head(), previous: false, threads: 1, limit: u64::MAX };
+    let job = bundle::BundleJob { head: head(), previous: false, threads: 1, limit: u64::MAX, secrets: Default::default() };
     let from = bundle::BundlePaths { app: tree.clone(), source: None, upper: None };
     bundle::work(job, &from, &archive, &manifest, None).into_result().unwrap();
     World { places: DriftPaths { app, upper: None, tree }, manifest, _dir: dir }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 use super::Digest;
 
@@ -62,9 +63,9 @@ impl ConfigVariables {
     }
 
     /// Splits the variables into those whose value is text, and all others.
-    pub fn split_text(self) -> (BTreeMap<String, String>, ConfigVariables) {
+    pub fn split_text(mut self) -> (BTreeMap<String, String>, ConfigVariables) {
         let (mut texts, mut others) = (BTreeMap::new(), BTreeMap::new());
-        for (name, value) in self.0 {
+        for (name, value) in std::mem::take(&mut self.0) {
             match String::from_utf8(value) {
                 Ok(text) => drop(texts.insert(name, text)),
                 Err(error) => drop(others.insert(name, error.into_bytes())),
@@ -91,6 +92,13 @@ impl ConfigVariables {
             Some((name.as_str(), kind))
         };
         names.iter().filter_map(change).collect()
+    }
+}
+
+/// Overwrites the values, so that they do not stay in freed memory.
+impl Drop for ConfigVariables {
+    fn drop(&mut self) {
+        self.0.values_mut().for_each(Zeroize::zeroize);
     }
 }
 

@@ -45,7 +45,7 @@ pub use name::{BranchName, DatabaseName, EnvironmentName, NameError, ProcessType
 pub use network::{Network, NetworkError};
 pub use notification::{MailAddress, NotificationFamily, NotificationKind, NotificationTopic};
 pub use phase::Phase;
-pub use redaction::{Redactor, may_be_secret};
+pub use redaction::{Redactor, encoded_forms, may_be_secret};
 pub use signature::{PublicKey, Signature, SignatureBytes};
 pub use slot_use::{Occupant, SlotError, SlotTable, SlotUse, StopLimits};
 pub use source::{SourceEntry, SourceKind, SourceList};

@@ -37,7 +37,7 @@ impl Redactor {
         // Two variables with one value have one pattern.
         let mut patterns: BTreeMap<Vec<u8>, &str> = BTreeMap::new();
         for (name, value) in all.iter().flat_map(ConfigVariables::iter) {
-            for form in forms(value) {
+            for form in encoded_forms(value) {
                 patterns.entry(form).or_insert(name);
             }
         }
@@ -76,8 +76,8 @@ fn is_public(value: &[u8]) -> bool {
     PUBLIC.iter().any(|word| word.as_bytes() == value.trim_ascii())
 }
 
-/// Returns the forms of a value that are replaced.
-fn forms(value: &[u8]) -> Vec<Vec<u8>> {
+/// Returns the forms of a value that are replaced in texts, and searched in releases. Short values and words that are no secrets have none.
+pub fn encoded_forms(value: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = Vec::new();
     if is_public(value) {
         return forms;

@@ -14,7 +14,7 @@ use super::{
     failure::Failure,
     history::Summary,
     journal::JournalState,
-    pillar_state::{LoadedConfiguration, effective},
+    pillar_state::{LoadedConfiguration, effective, secret_files, without_build_secrets},
     points::PointsError,
     queue::{DeployRequest, Goal, PillarGoal, Queue},
     state_files::Secrets,
@@ -25,6 +25,7 @@ use crate::{
     config::VariableName,
     host::root::EnvironmentPaths,
     model::{CommitId, ConfigChange, ConfigVariables, Environment, Live, ReleaseId, SnapshotNumber, SnapshotRef, UserName},
+    runtime::SecretFiles,
     snapshots::{PillarContent, Snapshot, SnapshotDraft, SnapshotError, StagedSnapshot},
 };
 
@@ -111,8 +112,17 @@ impl Pipeline {
         Ok(EnvironmentConfiguration { release, live, next, variables, pillar })
     }
 
-    /// Returns the variables of the pillar and of the configuration with which `release` went live last.
+    /// Returns the variables of the pillar and of the configuration with which `release` went live last, without those that only builds get.
     pub fn configuration_of(&self, environment: &Environment, release: ReleaseId) -> Result<ConfigVariables, SnapshotError> {
+        self.secrets_of(environment, release).map(|(variables, _)| variables)
+    }
+
+    /// Returns the variables and the secret files with which `release` went live last.
+    pub fn secrets_of(
+        &self,
+        environment: &Environment,
+        release: ReleaseId,
+    ) -> Result<(ConfigVariables, SecretFiles), SnapshotError> {
         let Some(summary) = self.history(environment.id).of_release(release).cloned() else { return Ok(Default::default()) };
         let paths = self.paths_of(environment);
         let snapshot = summary.configuration.map(|snapshot| self.services().snapshots.read(&paths.configuration(), &snapshot));
@@ -123,7 +133,10 @@ impl Pipeline {
         let own = snapshot.as_ref().map(|snapshot| snapshot.variables.clone()).unwrap_or_default();
         let pillar = snapshot.as_ref().and_then(|snapshot| snapshot.pillar.as_ref());
         let evaluated = effective(&own, pillar, state.facts.pillar_sample.as_deref());
-        Ok(evaluated.map_err(|error| wrong(error.to_string()))?.0)
+        let (variables, values) = evaluated.map_err(|error| wrong(error.to_string()))?;
+        let settings = state.facts.settings.unwrap_or_default();
+        let files = secret_files(&values.tree, &settings).map_err(|error| wrong(error.to_string()))?;
+        Ok((without_build_secrets(&variables, &settings), files))
     }
 
     /// Returns the names of the variables that larder has generated for an environment.

@@ -16,7 +16,7 @@ use super::{
     live_app::LiveApp,
     observe::{Announcement, News, Observers},
     permits::Permits,
-    pillar_state::LoadedConfiguration,
+    pillar_state::{LoadedConfiguration, of_pillar, secret_files, without_build_secrets},
     scans::DriftScans,
     slots::Slots,
     spare::{RenewedTree, SpareTree},
@@ -39,7 +39,7 @@ use crate::{
     proxy::{Connector, Hold, Proxy, Retired, Route, RouteState, RouteTarget, TcpConnector},
     release::{self, SigningKey},
     remote::DeliverableStores,
-    runtime::{Runtime, TemplateJob},
+    runtime::{Runtime, SecretFiles, TemplateJob},
     snapshots::SnapshotStore,
 };
 
@@ -228,6 +228,23 @@ impl Deployment {
     /// cannot be used; no process must be started then.
     pub fn configuration(&self) -> Result<&ConfigVariables, Failure> {
         self.memory.configuration.as_ref().map(|loaded| &loaded.variables).map_err(Clone::clone)
+    }
+
+    /// Returns the variables of processes and commands: without those that only builds get.
+    pub fn run_configuration(&self) -> Result<ConfigVariables, Failure> {
+        Ok(without_build_secrets(self.configuration()?, &self.settings()))
+    }
+
+    /// Returns the values of the pillar that processes get as files.
+    pub fn secret_files(&self) -> Result<SecretFiles, Failure> {
+        let loaded = self.memory.configuration.as_ref().map_err(Clone::clone)?;
+        secret_files(&loaded.values, &self.settings()).map_err(|error| of_pillar(&error))
+    }
+
+    /// Returns the values that the release must not contain: those that only builds get, and the encrypted values of the pillar.
+    pub fn searched_secrets(&self) -> Result<ConfigVariables, Failure> {
+        let loaded = self.memory.configuration.as_ref().map_err(Clone::clone)?;
+        Ok(loaded.searched(&self.settings()))
     }
 
     /// Computes the values of the pillar after the sample of the project has become known.

@@ -21,7 +21,7 @@ use crate::{
     backup::{self, PointInfo, RestoreJob},
     host::launch::Stdio,
     model::{ConfigVariables, Environment, Live, Phase, ReleaseId, Slot, sanitise_line},
-    runtime::{Boot, RunJob},
+    runtime::{Boot, RunJob, SecretFiles},
 };
 
 /// The name of the script that writes files for a restore point.
@@ -168,6 +168,7 @@ impl Pipeline {
             processes: Vec::new(),
             env: Vec::new(),
             configuration: ConfigVariables::default(),
+            secret_files: SecretFiles::default(),
             logs: paths.log(),
         };
         let (stdio, reader) = piped().map_err(|error| failed(error.to_string()))?;

@@ -12,11 +12,12 @@ use serde_json::{Map, Value};
 use super::failure::Failure;
 use crate::{
     config::{
-        ConfigError,
+        ConfigError, Settings,
         pillar::{PillarLevel, PillarText, PillarValues, SAMPLE_FILE, evaluate},
     },
     git::PillarFiles,
     model::{ConfigVariables, ProjectId, Redactor, may_be_secret},
+    runtime::SecretFiles,
     snapshots::{PillarContent, Snapshot},
 };
 
@@ -70,6 +71,18 @@ impl LoadedConfiguration {
         Ok(LoadedConfiguration { snapshot: self.snapshot.clone(), variables, values: values.tree })
     }
 
+    /// Returns the values that no release may contain, with their names.
+    pub(super) fn searched(&self, settings: &Settings) -> ConfigVariables {
+        let mut all: Vec<(String, Vec<u8>)> = Vec::new();
+        let levels = self.snapshot.iter().filter_map(|snapshot| snapshot.pillar.as_ref()).flat_map(|pillar| &pillar.levels);
+        for level in levels {
+            level.root.secrets("", &mut |path, text| all.push((path.to_owned(), text.as_bytes().to_vec())));
+        }
+        let of_build = self.variables.iter().filter(|(name, _)| is_of_build(settings, name));
+        all.extend(of_build.map(|(name, value)| (name.to_owned(), value.to_vec())));
+        all.into_iter().collect()
+    }
+
     /// Returns the values that only the processes may read.
     pub(super) fn secrets(&self) -> Vec<String> {
         let all = self.snapshot.as_ref().map(|snapshot| snapshot.all_values()).unwrap_or_default();
@@ -99,6 +112,38 @@ pub(super) fn effective(
         values.env.iter().map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect();
     all.extend(own.iter().map(|(name, value)| (name.to_owned(), value.to_vec())));
     Ok((all.into_iter().collect(), values))
+}
+
+fn is_of_build(settings: &Settings, name: &str) -> bool {
+    settings.build.secrets.iter().any(|of_build| of_build.as_str() == name)
+}
+
+/// Returns the variables without those that only builds get.
+pub(super) fn without_build_secrets(variables: &ConfigVariables, settings: &Settings) -> ConfigVariables {
+    let mut kept = variables.clone();
+    kept.retain(|name, _| !is_of_build(settings, name));
+    kept
+}
+
+/// Returns the values of the pillar that processes get as files.
+pub(super) fn secret_files(values: &Map<String, Value>, settings: &Settings) -> Result<SecretFiles, ConfigError> {
+    let (mut contents, mut modes) = (Vec::new(), BTreeMap::new());
+    for spec in &settings.secrets {
+        let mut parts = spec.key.split('.');
+        let first = parts.next().and_then(|part| values.get(part));
+        let text = match parts.try_fold(first, |value, part| Some(value?.get(part))).flatten() {
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Number(number)) => number.to_string(),
+            _ => {
+                let problem = format!("secrets: the pillar has no text for the key {}", spec.key);
+                return Err(ConfigError::new("larder.yml", problem)
+                    .hint(format!("set the value with `larder secret set PROJECT {}`", spec.key)));
+            }
+        };
+        contents.push((spec.file.clone(), text.into_bytes()));
+        modes.insert(spec.file.clone(), spec.mode);
+    }
+    Ok(SecretFiles { contents: contents.into_iter().collect(), modes })
 }
 
 /// Returns the failure of a deployment whose pillar has a problem.

@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     ReleaseError, WorkerAnswer,
+    leaks::LeakSearch,
     manifest::{self, Head, encode},
     tree,
     walk::Warnings,
 };
 use crate::{
     host::files::{Confined, read_limited},
-    model::{Digest, EntryKind, SourceList},
+    model::{ConfigVariables, Digest, EntryKind, SourceList},
 };
 
 /// The job of the bundle worker. Descriptor 5 is the archive to write, and 6 the manifest to write. If `previous` is true, descriptor 7 is
@@ -31,6 +32,8 @@ pub struct BundleJob {
     pub threads: usize,
     /// The maximum size of the archive, in bytes.
     pub limit: u64,
+    /// The secrets that no file may contain.
+    pub secrets: ConfigVariables,
 }
 
 /// The result of bundling.
@@ -101,6 +104,10 @@ fn bundle(
     // A build without an overlay has no upper directory.
     let upper = places.upper.as_deref().filter(|upper| upper.is_dir()).map(Confined::open).transpose()?;
     let items = tree::listing(&app, source, upper.as_ref(), job.threads, &mut warnings)?;
+
+    if let Some(search) = LeakSearch::new(&job.secrets) {
+        search.tree(&app, &items)?;
+    }
 
     let before =
         previous.and_then(|(file, manifest)| match manifest::parse_known(manifest, Path::new("the previous manifest")) {

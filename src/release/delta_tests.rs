@@ -86,7 +86,13 @@ fn release(dir: &Path, tree: &Tree, name: &str, second: i64) -> Release {
         }
     }
     let (archive, written) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let job = BundleJob { head: Head { release: id, ..head() }, previous: false, threads: 2, limit: u64::MAX };
+    let job = BundleJob {
+        head: Head { release: id, ..head() },
+        previous: false,
+        threads: 2,
+        limit: u64::MAX,
+        secrets: Default::default(),
+    };
     let places = bundle::BundlePaths { app: path.clone(), source: None, upper: None };
     bundle::work(job, &places, &archive, &written, None).into_result().unwrap();
     let manifest = store::parse(&written, Path::new("m")).unwrap();

@@ -46,6 +46,16 @@ pub enum ReleaseError {
         /// The remedy.
         hint: &'static str,
     },
+    /// A file of the built tree contains a secret.
+    #[error(
+        "{path:?} of the built tree contains the value of {name}; delete the file at the end of the build, or let the build read the value without writing it"
+    )]
+    Leaked {
+        /// The path below the built tree.
+        path: String,
+        /// The name of the secret.
+        name: String,
+    },
     /// An entry of a list of patterns in the recipe is not a pattern.
     #[error("cannot use pattern {number}: {why}")]
     Pattern {
@@ -148,8 +158,8 @@ impl ReleaseError {
     /// Returns true if the project or a received deliverable caused the error, not this machine. A worker *refuses* a bad tree or archive,
     /// but *fails* because of the machine.
     pub fn is_for_the_pusher(&self) -> bool {
-        use ReleaseError::{Ignore, Pattern, Patterns, Refused, Rejected, Unfit};
-        matches!(self, Refused { .. } | Unfit { .. } | Ignore { .. } | Pattern { .. } | Patterns(_) | Rejected(_))
+        use ReleaseError::{Ignore, Leaked, Pattern, Patterns, Refused, Rejected, Unfit};
+        matches!(self, Refused { .. } | Unfit { .. } | Leaked { .. } | Ignore { .. } | Pattern { .. } | Patterns(_) | Rejected(_))
     }
 
     /// Returns the hint to show below the error; `None` if the error has no hint.

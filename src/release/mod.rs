@@ -16,6 +16,7 @@ pub mod delta;
 mod error;
 mod ignored;
 pub mod install;
+mod leaks;
 pub mod manifest;
 pub mod pack;
 mod promotion;

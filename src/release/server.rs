@@ -20,7 +20,7 @@ use crate::{
         files::{FileError, durable, open_regular, remove_if_present, rename_over, sync_dir},
         root::EnvironmentPaths,
     },
-    model::{Digest, Manifest, ReleaseId, Role},
+    model::{ConfigVariables, Digest, Manifest, ReleaseId, Role},
 };
 
 /// A release that was added to the store.
@@ -46,7 +46,12 @@ pub fn remove_unfinished(paths: &EnvironmentPaths, release: ReleaseId) -> Result
 
 /// Bundles the built tree into a release. `previous` is a release in the store whose frames may be reused. The call may be repeated: the
 /// files of an interrupted attempt are replaced.
-pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<ReleaseId>) -> Result<Bundled, ReleaseError> {
+pub async fn bundle(
+    context: &WorkerContext<'_>,
+    head: Head,
+    previous: Option<ReleaseId>,
+    secrets: ConfigVariables,
+) -> Result<Bundled, ReleaseError> {
     let release = head.release;
     let files = Files::of(context.paths, release);
     let before = previous.map(|id| Files::of(context.paths, id));
@@ -61,8 +66,8 @@ pub async fn bundle(context: &WorkerContext<'_>, head: Head, previous: Option<Re
         .await?
     };
     let (archive, manifest, before) = opened;
-    let job =
-        BundleJob { head: head.clone(), previous: before.is_some(), threads: context.threads, limit: context.archive_limit };
+    let (threads, limit) = (context.threads, context.archive_limit);
+    let job = BundleJob { head: head.clone(), previous: before.is_some(), threads, limit, secrets };
     let mut extra = vec![OwnedFd::from(archive.try_clone().map_err(|e| lost(&files.new_archive, e))?)];
     extra.push(manifest.try_clone().map_err(|e| lost(&files.new_manifest, e))?.into());
     if let Some((archive, manifest)) = before {

@@ -49,7 +49,7 @@ pub(super) struct Made {
 
 fn bundle_at(places: bundle::BundlePaths, previous: Option<&Made>) -> Result<Made, ReleaseError> {
     let (archive, manifest) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let job = BundleJob { head: head(), previous: previous.is_some(), threads: 2, limit: u64::MAX };
+    let job = BundleJob { head: head(), previous: previous.is_some(), threads: 2, limit: u64::MAX, secrets: Default::default() };
     let before = previous.map(|made| (&made.archive, &made.manifest));
     let report = bundle::work(job, &places, &archive, &manifest, before).into_result()?;
     let parsed = store::parse(&manifest, Path::new("m"))?;

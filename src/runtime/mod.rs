@@ -10,6 +10,7 @@ mod data;
 mod logs;
 mod ports;
 mod process;
+mod secret_files;
 pub mod static_server;
 mod supervision;
 mod templates;
@@ -21,6 +22,7 @@ pub use self::{
     logs::{LogLimits, LogLine, LogPlace, Logs, tail},
     ports::Ports,
     process::{Boot, Exits, Instance, Label, Process, RunJob},
+    secret_files::{SECRETS_DIR, SecretFiles},
     supervision::{ProbedWeb, Runtime, RuntimeError},
     templates::{TemplateFile, TemplateJob},
 };

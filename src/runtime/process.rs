@@ -5,7 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{data::DataJob, templates::TemplateJob};
+use super::{data::DataJob, secret_files::SecretFiles, templates::TemplateJob};
 use crate::model::{
     ConfigVariables, EnvId, Environment, Exit, Launch, LimitClass, ProcessId, ProcessType, ReleaseId, Role, Slot, StopSignal,
     Supervision,
@@ -30,6 +30,8 @@ pub struct RunJob {
     pub data: Option<DataJob>,
     /// The files that the worker renders before the command.
     pub templates: Option<TemplateJob>,
+    /// The secrets that the command gets as files.
+    pub secret_files: SecretFiles,
 }
 
 impl RunJob {
@@ -78,6 +80,8 @@ pub struct Boot {
     pub env: Vec<(String, String)>,
     /// The variables of the configuration snapshot, which replace variables of the same name.
     pub configuration: ConfigVariables,
+    /// The secrets that all processes get as files.
+    pub secret_files: SecretFiles,
     /// The directory of the logs.
     pub logs: PathBuf,
 }

@@ -209,7 +209,8 @@ impl Runtime {
         // terminates TLS.
         env.push((String::from("LARDER_PROCESS"), label.name()));
         let configuration = boot.configuration.clone();
-        let job = RunJob { command: process.command.clone(), env, configuration, ..RunJob::default() };
+        let secret_files = boot.secret_files.clone();
+        let job = RunJob { command: process.command.clone(), env, configuration, secret_files, ..RunJob::default() };
         let supervision = Supervision::Keep { label: label.to_bytes(), stop: process.stop };
         let launch = boot.launch(Role::Run, supervision, process.memory);
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;

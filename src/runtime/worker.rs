@@ -15,7 +15,7 @@ use std::{
     process::Command,
 };
 
-use super::{command, data, process::RunJob, templates};
+use super::{command, data, process::RunJob, secret_files, templates};
 use crate::host::{launch::write_report, pty};
 
 /// The maximum size of the variables file at the end of a script, in bytes.
@@ -49,6 +49,9 @@ fn work_at(job: RunJob, app: &Path, report: &mut impl io::Write) -> io::Result<i
     }
     let mut command = command::of(&job, app);
     command.current_dir(app);
+    if let Some(directory) = job.secret_files.write()? {
+        command.env(secret_files::SECRETS_DIR, directory);
+    }
     command.envs(job.env.iter().map(|(name, value)| (name, value)));
     command.envs(job.configuration.iter().map(|(name, value)| (name, OsStr::from_bytes(value))));
     let refused = |command: &Command, error: &io::Error| {

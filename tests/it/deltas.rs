@@ -56,7 +56,7 @@ fn cook(paths: &EnvironmentPaths, tree: &Path, second: i64) -> Manifest {
     let (archive, manifest) = (open(&paths.archive(head.release)), open(&paths.manifest(head.release)));
     let path = paths.manifest(head.release);
     let places = bundle::BundlePaths { app: tree.into(), source: None, upper: None };
-    let job = BundleJob { head, previous: false, threads: 2, limit: u64::MAX };
+    let job = BundleJob { head, previous: false, threads: 2, limit: u64::MAX, secrets: Default::default() };
     bundle::work(job, &places, &archive, &manifest, None).into_result().unwrap();
     store::read(&path).unwrap()
 }

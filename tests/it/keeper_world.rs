@@ -279,6 +279,7 @@ pub fn job(line: &str) -> RunJob {
         variables: None,
         data: None,
         templates: None,
+        secret_files: Default::default(),
     }
 }
 

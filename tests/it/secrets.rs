@@ -15,7 +15,11 @@ use crate::{
     pillar::pillar,
 };
 
-in_each_mode!(secret_is_found_only_in_its_processes);
+in_each_mode!(
+    secret_is_found_only_in_its_processes,
+    secret_files_are_private_to_their_processes,
+    build_secrets_are_in_builds_only_and_never_in_a_release,
+);
 in_one_mode!(
     secret_is_a_commit_of_the_pillar,
     removed_recipient_cannot_read_new_values_and_is_listed_with_the_old_ones,
@@ -341,4 +345,63 @@ fn commands_of_the_page_work(world: &World) {
         Output::of(&mut shell).exits(0).keeps_quiet_about("panicked");
     }
     assert!(page.blocks("sh").len() >= 3);
+}
+
+/// Returns the content of a file in the directory of secrets, as a command of the project reads it.
+fn secret_file(world: &World, name: &str) -> String {
+    let read = format!("cat $LARDER_SECRETS/{name}");
+    world.larder(&["run", "shop", "--", "sh", "-c", &read]).ok().to_owned()
+}
+
+fn secret_files_are_private_to_their_processes(world: &World) {
+    let repo = shop(world);
+    let recipe = "health: {timeout: 20s}\ndrain: 1s\nsecrets:\n- tls.key\n- {key: tls.key, file: group.key, mode: \"0440\"}\n";
+    repo.write("larder.yml", recipe).program(".larder/post_deploy", "#!/bin/sh\nls -ln $LARDER_SECRETS\n").commit("secret files");
+    repo.push().rejected_with("secrets: the pillar has no text for the key tls.key").says("larder secret set");
+    let key = format!("-----BEGIN KEY-----\n{MARKER}\n-----END KEY-----\n");
+    secret_of(world, "alice", &["set", "shop", "tls.key"], key.as_bytes()).ok();
+    let push = repo.push();
+    push.accepted().says("-r-------- 1 ").says("-r--r----- 1 ");
+    assert_eq!(secret_file(world, "tls.key"), key);
+    let application = world.application("shop");
+    let path = PathBuf::from(format!("/proc/{}/root/dev/shm/secrets", application[0]));
+    assert_eq!(fs::read_to_string(path.join("tls.key")).unwrap(), key);
+    assert!(!PathBuf::from("/dev/shm/secrets").exists(), "the host has the directory");
+    let environment = fs::read(format!("/proc/{}/environ", application[0])).unwrap();
+    assert!(!processes::contains(&environment, MARKER.as_bytes()), "a key outside of env is a variable");
+    assert_eq!(found(world.root()), Vec::<PathBuf>::new());
+    // After a rotation, the old processes have ended, and the old value with them.
+    secret_of(world, "alice", &["rotate", "shop", "tls.key"], b"second key\n").ok();
+    assert_eq!(secret_file(world, "tls.key"), "second key\n");
+    until("the old process ended", || !path.exists());
+    let again = world.application("shop");
+    assert_eq!(fs::read_to_string(format!("/proc/{}/root/dev/shm/secrets/group.key", again[0])).unwrap(), "second key\n");
+    world.is_consistent("shop");
+}
+
+fn build_secrets_are_in_builds_only_and_never_in_a_release(world: &World) {
+    let repo = shop(world);
+    repo.write("larder.yml", "build: {secrets: [NPM_TOKEN]}\nhealth: {timeout: 20s}\ndrain: 1s\n");
+    repo.program(".larder/build", "#!/bin/sh\necho \"built with ${NPM_TOKEN:-nothing}\"\n[ ! -e leak ] || sh ./leak\n");
+    repo.program(".larder/post_deploy", "#!/bin/sh\necho \"deployed with ${NPM_TOKEN:-nothing}\"\n").commit("a build secret");
+    secret_of(world, "alice", &["set", "shop", "NPM_TOKEN"], MARKER.as_bytes()).ok();
+    repo.push().accepted().says("built with [NPM_TOKEN]").says("deployed with nothing");
+    assert_eq!(value(world, "NPM_TOKEN"), None);
+    world.larder(&["run", "shop", "--", "printenv", "NPM_TOKEN"]).exits(1).keeps_quiet_about(MARKER);
+    for (way, file) in [
+        ("printf %s \"$NPM_TOKEN\" > .npmrc", ".npmrc"),
+        ("mkdir -p dist; printf 'user:%s' \"$NPM_TOKEN\" | base64 -w0 > dist/auth", "dist/auth"),
+        ("mkdir -p dist; { cat app.py; printf %s \"$NPM_TOKEN\"; } | gzip > dist/page.gz", "dist/page.gz"),
+    ] {
+        repo.write("leak", way).commit("a leak");
+        let push = repo.push();
+        push.rejected_with(&format!("\"{file}\" of the built tree contains the value of ")).says("v1 still live");
+        push.0.keeps_quiet_about(MARKER);
+        assert_eq!(found(&world.environment("shop").join("releases")), Vec::<PathBuf>::new(), "{way}");
+    }
+    repo.write("leak", "printf %s \"$NPM_TOKEN\" > .npmrc; rm .npmrc\n").commit("a file that the build deletes");
+    repo.push().accepted();
+    // The layers of refused builds are deleted in the background.
+    until("the layers of the refused builds are deleted", || found(world.root()).is_empty());
+    world.is_consistent("shop");
 }

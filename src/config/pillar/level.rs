@@ -100,6 +100,19 @@ impl PillarNode {
         PillarNode { line: 0, value }
     }
 
+    /// Calls `found` with the path and the text of each value that was decrypted.
+    pub fn secrets(&self, path: &str, found: &mut impl FnMut(&str, &str)) {
+        let inner = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        match &self.value {
+            PillarValue::Literal(text) => found(path, text),
+            PillarValue::List(items) => {
+                items.iter().enumerate().for_each(|(at, item)| item.secrets(&inner(&at.to_string()), found));
+            }
+            PillarValue::Map(pairs) => pairs.iter().for_each(|(key, node)| node.secrets(&inner(key), found)),
+            _ => {}
+        }
+    }
+
     /// Calls `found` with the path and the text of each scalar that is not a boolean.
     pub fn texts(&self, path: &str, found: &mut impl FnMut(&str, &str)) {
         let inner = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };

@@ -11,7 +11,7 @@ use crate::{
     },
     host::launch::Stdio,
     model::{Access, ConfigVariables, Target, sanitise_reason},
-    runtime::{Boot, RunJob, TemplateJob},
+    runtime::{Boot, RunJob, SecretFiles, TemplateJob},
 };
 
 /// The request to render the templates of the live release, with the configuration that the next deployment uses, and to print the files.
@@ -50,7 +50,16 @@ impl Request for ConfigRender {
         let job = RunJob { templates: Some(templates), ..RunJob::default() };
         let logs = control.root().environment(&environment.project, &environment.name).log();
         let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
-        let boot = Boot { environment, slot: live.slot, release: live.release, processes, env, configuration, logs };
+        let boot = Boot {
+            environment,
+            slot: live.slot,
+            release: live.release,
+            processes,
+            env,
+            configuration,
+            secret_files: SecretFiles::default(),
+            logs,
+        };
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> BoxFuture<'static, _> {
             Box::pin(async move {

@@ -19,7 +19,7 @@ use crate::{
     host::launch::Stdio,
     model::{Access, ConfigVariables, DatabaseEngine, Environment, Target, UserName, sanitise_line},
     pipeline::{PointsError, StoredUrlError},
-    runtime::{Boot, RunJob},
+    runtime::{Boot, RunJob, SecretFiles},
 };
 
 /// The name of the database that `larder db create` creates.
@@ -280,7 +280,16 @@ impl Request for DatabaseShell {
         let job = RunJob { arguments, env, configuration, ..RunJob::default() };
         let logs = control.root().environment(&environment.project, &environment.name).log();
         let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
-        let boot = Boot { environment, slot: live.slot, release: live.release, processes, env, configuration, logs };
+        let boot = Boot {
+            environment,
+            slot: live.slot,
+            release: live.release,
+            processes,
+            env,
+            configuration,
+            secret_files: SecretFiles::default(),
+            logs,
+        };
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> BoxFuture<'static, _> {
             Box::pin(async move {

@@ -18,7 +18,7 @@ use crate::{
     host::launch::Stdio,
     model::{Access, ConfigVariables, Environment, ReleaseId, ReleaseNumber, Slot, SlotUse, Target},
     pipeline::{PipelineError, RestartError, names_a_database},
-    runtime::{Boot, RunJob},
+    runtime::{Boot, RunJob, SecretFiles},
 };
 
 /// The maximum number of processes of one type.
@@ -212,13 +212,14 @@ impl Request for Run {
             return Err(not_found(format!("cannot run a command: there is no record of the live release {}", live.number)));
         }
         let facts = control.pipeline().facts(&environment, live.release).map_err(|error| CommandError::internal(&error))?;
-        let configuration = control.pipeline().configuration_of(&environment, live.release);
-        let configuration = configuration.map_err(|error| of_snapshots(&error))?;
+        let secrets = control.pipeline().secrets_of(&environment, live.release);
+        let (configuration, secret_files) = secrets.map_err(|error| of_snapshots(&error))?;
         let mut job = RunJob {
             // The words are passed as arguments, so no shell parses them.
             arguments: self.command,
             env: facts.env.clone().into_iter().collect(),
             configuration,
+            secret_files,
             ..RunJob::default()
         };
         let copy = match self.point {
@@ -239,7 +240,16 @@ impl Request for Run {
         };
         let logs = control.root().environment(&environment.project, &environment.name).log();
         let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
-        let boot = Boot { environment, slot: live.slot, release: live.release, processes, env, configuration, logs };
+        let boot = Boot {
+            environment,
+            slot: live.slot,
+            release: live.release,
+            processes,
+            env,
+            configuration,
+            secret_files: SecretFiles::default(),
+            logs,
+        };
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> futures_util::future::BoxFuture<'static, _> {
             Box::pin(async move {

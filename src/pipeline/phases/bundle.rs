@@ -55,7 +55,8 @@ impl Step for WriteArchive {
             // later step uses a number that is not durable.
             let saved = tokio::task::spawn_blocking(move || services.numbers.save());
             let context = context(deployment);
-            let (bundled, saved) = tokio::join!(release::bundle(&context, head, previous), saved);
+            let secrets = deployment.searched_secrets()?;
+            let (bundled, saved) = tokio::join!(release::bundle(&context, head, previous, secrets), saved);
             let bundled = bundled.map_err(failure)?;
             saved.unwrap_or_else(|error| Err(error.into())).map_err(|error| Failure::host(&error))?;
             for warning in &bundled.report.warnings {

@@ -28,7 +28,7 @@ use crate::{
         queue::Queue,
         util::{chain, seconds},
     },
-    runtime::{Boot, ProbedWeb, RunJob},
+    runtime::{Boot, ProbedWeb, RunJob, SecretFiles},
 };
 
 /// The name of the project's own check of a drill, below `.larder/`.
@@ -235,7 +235,16 @@ fn boot(pipeline: &Pipeline, environment: &Environment, live: &Live) -> Boot {
     let logs = pipeline.services().root.environment(&environment.project, &environment.name).log();
     let environment = environment.clone();
     let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
-    Boot { environment, slot: live.slot, release: live.release, processes, env, configuration, logs }
+    Boot {
+        environment,
+        slot: live.slot,
+        release: live.release,
+        processes,
+        env,
+        configuration,
+        secret_files: SecretFiles::default(),
+        logs,
+    }
 }
 
 /// Kills the web process, waits for its end, and returns the last lines of its output as the end of a reason.

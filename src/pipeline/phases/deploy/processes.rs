@@ -13,7 +13,7 @@ use crate::{
         output::{self, Cause},
         step::Failure,
     },
-    runtime::{Boot, Process, RunJob},
+    runtime::{Boot, Process, RunJob, SecretFiles},
 };
 
 /// The maximum size of the variables that a task returns, in bytes.
@@ -100,7 +100,8 @@ pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Re
     Ok(Boot {
         processes: deployment.facts.processes.iter().filter(|process| which(&process.kind)).cloned().collect(),
         env: deployment.facts.env.clone().into_iter().collect(),
-        configuration: deployment.configuration()?.clone(),
+        configuration: deployment.run_configuration()?,
+        secret_files: deployment.secret_files()?,
         ..boot_of_tasks(deployment)
     })
 }
@@ -115,6 +116,7 @@ pub fn boot_of_tasks(deployment: &Deployment) -> Boot {
         processes: Vec::new(),
         env: Vec::new(),
         configuration: ConfigVariables::default(),
+        secret_files: SecretFiles::default(),
         logs: deployment.paths.log(),
     }
 }
@@ -126,8 +128,8 @@ pub fn any_web(deployment: &Deployment) -> bool {
 
 /// Returns a job with the environment variables of the release. The caller adds the command.
 pub fn job(deployment: &Deployment) -> Result<RunJob, Failure> {
-    let configuration = deployment.configuration()?.clone();
-    Ok(RunJob { env: deployment.facts.env.clone().into_iter().collect(), configuration, ..RunJob::default() })
+    let (configuration, secret_files) = (deployment.run_configuration()?, deployment.secret_files()?);
+    Ok(RunJob { env: deployment.facts.env.clone().into_iter().collect(), configuration, secret_files, ..RunJob::default() })
 }
 
 /// The end of a task: its exit and its results.
