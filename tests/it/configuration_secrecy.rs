@@ -67,16 +67,6 @@ pub fn found(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Returns the content of all objects of the project's repository.
-fn objects(world: &World) -> Vec<u8> {
-    let mut git = world.client("git");
-    git.arg("--git-dir").arg(world.root().join("projects/shop/git/project.git"));
-    git.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", "safe.directory").env("GIT_CONFIG_VALUE_0", "*");
-    let output = git.args(["cat-file", "--batch", "--batch-all-objects"]).output().unwrap();
-    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
-    output.stdout
-}
-
 fn value_is_on_the_disk_only_in_encrypted_form(world: &World) {
     if crate::harness::installed("zstd").is_none() {
         return;
@@ -98,9 +88,8 @@ fn value_is_on_the_disk_only_in_encrypted_form(world: &World) {
     of_bytes(import.args(["config", "import", "shop"]), format!("TOKEN='{MARKER}'\nPAGE=three\n").as_bytes()).ok();
     world.serves("shop", "page: three");
     assert_eq!(found(world.root()), Vec::<PathBuf>::new());
-    assert!(!processes::contains(&objects(world), MARKER.as_bytes()));
-    let lines: Vec<_> =
-        fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| fs::read(entry.path().join("cmdline")).ok()).collect();
+    assert!(!processes::contains(&world.objects("project"), MARKER.as_bytes()));
+    let lines = processes::command_lines();
     assert!(lines.len() > 3 && lines.iter().all(|line| forms().iter().all(|form| !processes::contains(line, form))));
     // The process has the value.
     let application = world.application("shop");

@@ -47,16 +47,6 @@ fn value(world: &World, name: &str) -> Option<String> {
     Some(String::from_utf8(bytes).unwrap())
 }
 
-/// Returns all objects of the repository of the pillar.
-fn pillar_objects(world: &World) -> Vec<u8> {
-    let mut git = world.client("git");
-    git.arg("--git-dir").arg(world.root().join("projects/shop/git/pillar.git"));
-    git.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", "safe.directory").env("GIT_CONFIG_VALUE_0", "*");
-    let output = git.args(["cat-file", "--batch", "--batch-all-objects"]).output().unwrap();
-    assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
-    output.stdout
-}
-
 fn secret_is_found_only_in_its_processes(world: &World) {
     if crate::harness::installed("zstd").is_none() {
         return;
@@ -79,10 +69,11 @@ fn secret_is_found_only_in_its_processes(world: &World) {
     secret(world, &["rotate", "shop"]).ok();
     secret(world, &["show", "shop"]).says("env.TOKEN").keeps_quiet_about(MARKER).exits(0);
     assert_eq!(found(world.root()), Vec::<PathBuf>::new());
-    let objects = pillar_objects(world);
-    assert!(forms().iter().all(|form| !processes::contains(&objects, form)), "the pillar has the value");
-    let lines: Vec<_> =
-        fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| fs::read(entry.path().join("cmdline")).ok()).collect();
+    for repository in ["project", "pillar"] {
+        let objects = world.objects(repository);
+        assert!(forms().iter().all(|form| !processes::contains(&objects, form)), "{repository} has the value");
+    }
+    let lines = processes::command_lines();
     assert!(lines.len() > 3 && lines.iter().all(|line| forms().iter().all(|form| !processes::contains(line, form))));
     let application = world.application("shop");
     let environment = fs::read(format!("/proc/{}/environ", application[0])).unwrap();

@@ -90,6 +90,11 @@ pub fn kill_all_of_larder(directory: &Path) {
     });
 }
 
+/// Returns the command lines of all processes of the machine.
+pub fn command_lines() -> Vec<Vec<u8>> {
+    fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| fs::read(entry.path().join("cmdline")).ok()).collect()
+}
+
 /// Returns true if a path is a mount point in this process's namespace.
 pub fn is_mounted(path: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

@@ -34,6 +34,16 @@ impl World {
         self.root().join("projects").join(project).join("production")
     }
 
+    /// Returns the content of all objects of a repository of the project shop: `project` or `pillar`.
+    pub fn objects(&self, repository: &str) -> Vec<u8> {
+        let mut git = self.client("git");
+        git.arg("--git-dir").arg(self.root().join(format!("projects/shop/git/{repository}.git")));
+        git.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", "safe.directory").env("GIT_CONFIG_VALUE_0", "*");
+        let output = git.args(["cat-file", "--batch", "--batch-all-objects"]).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+        output.stdout
+    }
+
     /// Returns the state of a project's production environment.
     pub fn snapshot(&self, project: &str) -> Snapshot {
         let top = self.environment(project);
