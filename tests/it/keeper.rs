@@ -109,8 +109,11 @@ async fn supervised_process_outlives_the_server_and_is_restarted() {
         assert_eq!((kept[0].id, kept[0].label.as_slice(), &kept[0].launch), (id, b"web.1".as_slice(), &launch));
 
         let mut events = world.launcher.events();
-        fs::write(world.env().join("data/end"), b"").unwrap();
-        world.give(&world.env().join("data/end"), 2);
+        // The process removes `end` as soon as it exists, so that its owner is set before it gets this name.
+        let new = world.env().join("data/end.new");
+        fs::write(&new, b"").unwrap();
+        world.give(&new, 2);
+        fs::rename(new, world.env().join("data/end")).unwrap();
         let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
         let ProcessEvent::Exited { exit, last: false, .. } = event else { panic!("{event:?}") };
         assert_eq!(exit.code, Some(3));
