@@ -27,7 +27,7 @@ pub use self::{
         CertificateRow, Key, KeyLimits, KeyOffer, KeyOffers, KeyScope, Login, LoginCertificate, LoginKeyRow, LoginRefusal,
         OfferRow,
     },
-    pillar_change::{PILLAR_BRANCH, PillarAudience, PillarChange, show_output},
+    pillar_change::{OutputClient, PILLAR_BRANCH, PillarChange, show_output},
     protect::{Approval, DeployWindow, Objection, Protection, ReleaseFreeze, WhenError},
     registry::{CertificateAuthority, Group, Registry, TrustedKey, User},
     request::{

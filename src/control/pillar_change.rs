@@ -17,8 +17,8 @@ use crate::{
 /// The only branch of a pillar.
 pub const PILLAR_BRANCH: &str = "refs/heads/main";
 
-/// The client of a change, which sees its output.
-pub trait PillarAudience: Send + Sync {
+/// The client of a push or of a command, which sees the output of the deployments.
+pub trait OutputClient: Send + Sync {
     /// Shows a line to the client.
     fn line(&self, line: &str);
 
@@ -60,7 +60,7 @@ impl Control {
     }
 
     /// Starts the environments with the new values, and moves the branch. The caller holds the lock of the pillar. The error is the reason.
-    pub async fn change_pillar(&self, change: &PillarChange<'_>, audience: &dyn PillarAudience) -> Result<(), String> {
+    pub async fn change_pillar(&self, change: &PillarChange<'_>, audience: &dyn OutputClient) -> Result<(), String> {
         let mut changed: Vec<Environment> = Vec::new();
         let moved = match self.change_environments(change, audience, &mut changed).await {
             Ok(()) => self.move_pillar(change).await,
@@ -93,7 +93,7 @@ impl Control {
     async fn change_environments(
         &self,
         change: &PillarChange<'_>,
-        audience: &dyn PillarAudience,
+        audience: &dyn OutputClient,
         changed: &mut Vec<Environment>,
     ) -> Result<(), String> {
         let (pipeline, files) = (self.pipeline(), &change.files);
@@ -121,7 +121,7 @@ impl Control {
     async fn take_back(
         &self,
         change: &PillarChange<'_>,
-        audience: &dyn PillarAudience,
+        audience: &dyn OutputClient,
         changed: &[Environment],
         why: String,
     ) -> String {
@@ -144,7 +144,7 @@ impl Control {
     async fn reconfigure(
         &self,
         change: &PillarChange<'_>,
-        audience: &dyn PillarAudience,
+        audience: &dyn OutputClient,
         environment: &Environment,
         pillar: PillarGoal,
     ) -> Result<(), String> {
@@ -176,13 +176,13 @@ impl Control {
 
 /// Sends the output of a deployment to the client, and returns the outcome. The function waits for the outcome even if the client disconnects,
 /// because the other environments and the branch depend on the outcome.
-async fn shown_to_the_end(audience: &dyn PillarAudience, mut ticket: Ticket) -> Option<Outcome> {
+async fn shown_to_the_end(audience: &dyn OutputClient, mut ticket: Ticket) -> Option<Outcome> {
     show_output(audience, &ticket).await;
     ticket.outcome().await
 }
 
 /// Sends the output of a deployment to the client, until the output ends or the client disconnects.
-pub async fn show_output(audience: &dyn PillarAudience, ticket: &Ticket) {
+pub async fn show_output(audience: &dyn OutputClient, ticket: &Ticket) {
     let mut gone = audience.gone();
     let mut lines = match ticket.transcript.follow() {
         Ok(lines) => lines,

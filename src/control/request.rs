@@ -82,6 +82,11 @@ impl Control {
         }
         reply
     }
+
+    /// States the free space in an error whose cause is a full disk, such as of a push. An internal error becomes a refusal.
+    pub fn with_free_space(&self, needs: &Needs, error: CommandError) -> CommandError {
+        full_disk::explained_error(&full_disk::place_of(self.root(), &needs.scope), error)
+    }
 }
 
 /// States the free space at `place` in the error of a request, and in the errors of the functions that continue the request.

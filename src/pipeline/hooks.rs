@@ -21,7 +21,7 @@ use crate::{
     backup::{self, PointInfo, RestoreJob},
     host::launch::Stdio,
     model::{ConfigVariables, Environment, Live, Phase, ReleaseId, Slot, sanitise_line},
-    runtime::{Boot, RunJob, SecretFiles},
+    runtime::{Boot, RunJob},
 };
 
 /// The name of the script that writes files for a restore point.
@@ -161,16 +161,7 @@ impl Pipeline {
         env.push((String::from("LARDER_RESTORE_POINT"), directory));
         let configuration = hook.configuration.clone();
         let job = RunJob { command: format!(".larder/{name}"), env, configuration, ..RunJob::default() };
-        let boot = Boot {
-            environment: environment.clone(),
-            slot: hook.slot,
-            release: hook.release,
-            processes: Vec::new(),
-            env: Vec::new(),
-            configuration: ConfigVariables::default(),
-            secret_files: SecretFiles::default(),
-            logs: paths.log(),
-        };
+        let boot = Boot::for_tasks(environment.clone(), hook.slot, hook.release, paths.log());
         let (stdio, reader) = piped().map_err(|error| failed(error.to_string()))?;
         let started = services.runtime.task(&boot, &job, stdio).await;
         let mut child = started.map_err(|error| failed(chain(&error)))?;

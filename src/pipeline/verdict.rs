@@ -1,7 +1,7 @@
 //! The verdict: the last lines of a deployment's transcript, and the reason in git's line about the ref.
 
 use super::{context::Deployment, transcript::Transcript};
-use crate::model::{Fault, Live, Outcome};
+use crate::model::{Fault, Live, Origin, Outcome};
 
 /// The beginning of the hint of a deployment whose upgrade changed the data, and whose unwinding did not restore the data.
 pub const UNRESTORED: &str = "the data is not restored, because visitors may have written since";
@@ -76,7 +76,8 @@ pub fn print(deployment: &Deployment, outcome: &Outcome) {
             if let Some(unrestored) = unrestored {
                 transcript.error(&format!("hint: {unrestored}"));
             }
-            if spec.dry_run_phases().is_none() {
+            // A changed configuration is tried again by the command or the push that changed it.
+            if spec.dry_run_phases().is_none() && spec.origin != Origin::Configuration {
                 transcript.error(&format!(
                     "To try the same commit again: push again, or `larder deploy {} --retry`.",
                     deployment.environment.target()

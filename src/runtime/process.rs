@@ -87,6 +87,21 @@ pub struct Boot {
 }
 
 impl Boot {
+    /// Returns the boot request for tasks, which have their command, their variables and their secrets in a [`RunJob`](super::RunJob). `logs` is the
+    /// directory of the logs.
+    pub fn for_tasks(environment: Environment, slot: Slot, release: ReleaseId, logs: PathBuf) -> Boot {
+        Boot {
+            environment,
+            slot,
+            release,
+            processes: Vec::new(),
+            env: Vec::new(),
+            configuration: ConfigVariables::default(),
+            secret_files: SecretFiles::default(),
+            logs,
+        }
+    }
+
     pub(super) fn launch(&self, role: Role, supervision: Supervision, memory: Option<u64>) -> Launch {
         Launch {
             role,

@@ -26,7 +26,7 @@ use crate::{
         hook::{HookKind, HookSession, Listener, PushRegistry, RefChange, RefVerdict},
         source::RecipeFiles,
     },
-    host::{files, launch::Stdio},
+    host::launch::Stdio,
     model::{Access, CommitId, Environment, Project, ProjectName, Trigger},
     pipeline::{
         DeployRequest, PushRejection, Ticket, chain,
@@ -102,13 +102,23 @@ impl Pushes {
         stdio: Stdio,
         commands: &PushCommands,
     ) -> Result<u32, CommandError> {
-        let needs = match (kind, service) {
-            (RepositoryKind::Pillar, _) => Needs::pillar(project),
-            // Each ref of the push is checked again, with the environment that deploys the ref.
-            (RepositoryKind::Code, Service::ReceivePack) => Needs::repository(project, Access::Push),
-            (RepositoryKind::Code, Service::UploadPack) => Needs::project(project, Access::View),
-        };
+        let needs = rights::needs(project, kind, service);
         let project = self.authorized(&caller, project, service, &needs).await?;
+        let served = self.serve_authorized(caller, (project, kind), service, protocol, stdio, commands, &needs).await;
+        served.map_err(|error| self.control.with_free_space(&needs, error))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn serve_authorized(
+        &self,
+        caller: Caller,
+        (project, kind): (Project, RepositoryKind),
+        service: Service,
+        protocol: Option<String>,
+        stdio: Stdio,
+        commands: &PushCommands,
+        needs: &Needs,
+    ) -> Result<u32, CommandError> {
         let services = self.control.pipeline().services();
         let flag = || Arc::new(AtomicBool::new(false));
         let (asked, failed, decided, seen) = (flag(), flag(), flag(), Arc::new(AtomicUsize::new(0)));
@@ -156,7 +166,7 @@ impl Pushes {
         let mut serving = serving.await.map_err(|error| CommandError::internal(&error))?;
         let exit = tokio::select! {
             exit = serving.child.wait() => exit.map_err(|error| CommandError::internal(&error))?,
-            () = self.control.revoked(&who, &needs) => {
+            () = self.control.revoked(&who, needs) => {
                 let _ = serving.child.kill().await;
                 let _ = serving.child.wait().await;
                 tracing::warn!(caller = %who, project = %name, "git was killed: the caller has lost the right to the project");
@@ -183,17 +193,6 @@ impl Pushes {
         let code = exit.code.and_then(|code| u32::try_from(code).ok()).unwrap_or(128);
         // git's receive-pack exits 0 even if refs were refused.
         Ok(if code == 0 && refused { 1 } else { code })
-    }
-
-    /// Returns the reason to refuse a push if the disk has less free space than the server file reserves.
-    fn full_disk(&self) -> Option<String> {
-        let services = self.control.pipeline().services();
-        let reserve = services.config.limits.disk_reserve.bytes();
-        let free = files::free_space(services.root.path()).map_or(u64::MAX, |free| free.bytes);
-        let (free_mib, reserve_mib) = (free >> 20, reserve >> 20);
-        (free < reserve).then(|| {
-            format!("the server's disk is nearly full: {free_mib} MiB free, {reserve_mib} MiB reserved; ask the server's operator to free space")
-        })
     }
 
     /// Answers hooks until the listener is closed.

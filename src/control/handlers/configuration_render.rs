@@ -10,8 +10,8 @@ use crate::{
         request::{Context, Reply, Request, Stream},
     },
     host::launch::Stdio,
-    model::{Access, ConfigVariables, Target, sanitise_reason},
-    runtime::{Boot, RunJob, SecretFiles, TemplateJob},
+    model::{Access, Target, sanitise_reason},
+    runtime::{Boot, RunJob, TemplateJob},
 };
 
 /// The request to render the templates of the live release, with the configuration that the next deployment uses, and to print the files.
@@ -49,17 +49,7 @@ impl Request for ConfigRender {
         templates.preview = true;
         let job = RunJob { templates: Some(templates), ..RunJob::default() };
         let logs = control.root().environment(&environment.project, &environment.name).log();
-        let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
-        let boot = Boot {
-            environment,
-            slot: live.slot,
-            release: live.release,
-            processes,
-            env,
-            configuration,
-            secret_files: SecretFiles::default(),
-            logs,
-        };
+        let boot = Boot::for_tasks(environment, live.slot, live.release, logs);
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> BoxFuture<'static, _> {
             Box::pin(async move {

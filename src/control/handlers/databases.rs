@@ -17,9 +17,9 @@ use crate::{
         state::Control,
     },
     host::launch::Stdio,
-    model::{Access, ConfigVariables, DatabaseEngine, Environment, Target, UserName, sanitise_line},
+    model::{Access, DatabaseEngine, Environment, Target, UserName, sanitise_line},
     pipeline::{PointsError, StoredUrlError},
-    runtime::{Boot, RunJob, SecretFiles},
+    runtime::{Boot, RunJob},
 };
 
 /// The name of the database that `larder db create` creates.
@@ -279,17 +279,7 @@ impl Request for DatabaseShell {
         let arguments = ["larder", "database-shell"].map(str::to_owned).into();
         let job = RunJob { arguments, env, configuration, ..RunJob::default() };
         let logs = control.root().environment(&environment.project, &environment.name).log();
-        let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
-        let boot = Boot {
-            environment,
-            slot: live.slot,
-            release: live.release,
-            processes,
-            env,
-            configuration,
-            secret_files: SecretFiles::default(),
-            logs,
-        };
+        let boot = Boot::for_tasks(environment, live.slot, live.release, logs);
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> BoxFuture<'static, _> {
             Box::pin(async move {

@@ -16,9 +16,9 @@ use crate::{
         state::Control,
     },
     host::launch::Stdio,
-    model::{Access, ConfigVariables, Environment, ReleaseId, ReleaseNumber, Slot, SlotUse, Target},
+    model::{Access, Environment, ReleaseId, ReleaseNumber, Slot, SlotUse, Target},
     pipeline::{PipelineError, RestartError, names_a_database},
-    runtime::{Boot, RunJob, SecretFiles},
+    runtime::{Boot, RunJob},
 };
 
 /// The maximum number of processes of one type.
@@ -239,17 +239,7 @@ impl Request for Run {
             }
         };
         let logs = control.root().environment(&environment.project, &environment.name).log();
-        let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
-        let boot = Boot {
-            environment,
-            slot: live.slot,
-            release: live.release,
-            processes,
-            env,
-            configuration,
-            secret_files: SecretFiles::default(),
-            logs,
-        };
+        let boot = Boot::for_tasks(environment, live.slot, live.release, logs);
         let runtime = control.pipeline().services().runtime.clone();
         let start = move |stdio: Stdio| -> futures_util::future::BoxFuture<'static, _> {
             Box::pin(async move {

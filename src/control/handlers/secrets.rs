@@ -13,7 +13,7 @@ use crate::{
         audit::{AuditEntry, AuditOutcome},
         authz::{Caller, Needs},
         error::{CommandError, ErrorKind, no_environment, refused, run_blocking, usage},
-        pillar_change::{PillarAudience, PillarChange},
+        pillar_change::{OutputClient, PillarChange},
         request::{Context, LineStream, Reply, Request, Stream},
         state::Control,
     },
@@ -419,7 +419,7 @@ impl PillarWork {
 /// The caller of a change, whose output waits in a channel.
 struct Screen(mpsc::Sender<String>);
 
-impl PillarAudience for Screen {
+impl OutputClient for Screen {
     fn line(&self, line: &str) {
         let _ = self.0.try_send(line.to_owned());
     }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     backup::{self, DatabaseAt, PointInfo, RestoreJob},
     config::{HealthCheck, Settings},
-    model::{ConfigVariables, Environment, Exit, Live, Phase},
+    model::{Environment, Exit, Live, Phase},
     pipeline::{
         core::Pipeline,
         data_copy::names_a_database,
@@ -28,7 +28,7 @@ use crate::{
         queue::Queue,
         util::{chain, seconds},
     },
-    runtime::{Boot, ProbedWeb, RunJob, SecretFiles},
+    runtime::{Boot, ProbedWeb, RunJob},
 };
 
 /// The name of the project's own check of a drill, below `.larder/`.
@@ -233,18 +233,7 @@ fn exited(exit: Option<Exit>) -> Failure {
 
 fn boot(pipeline: &Pipeline, environment: &Environment, live: &Live) -> Boot {
     let logs = pipeline.services().root.environment(&environment.project, &environment.name).log();
-    let environment = environment.clone();
-    let (processes, env, configuration) = (Vec::new(), Vec::new(), ConfigVariables::default());
-    Boot {
-        environment,
-        slot: live.slot,
-        release: live.release,
-        processes,
-        env,
-        configuration,
-        secret_files: SecretFiles::default(),
-        logs,
-    }
+    Boot::for_tasks(environment.clone(), live.slot, live.release, logs)
 }
 
 /// Kills the web process, waits for its end, and returns the last lines of its output as the end of a reason.

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 
 use super::{PushInFlight, Pushes, updates};
 use crate::{
-    control::{AuditEntry, AuditOutcome, PILLAR_BRANCH, PillarAudience, PillarChange},
+    control::{AuditEntry, AuditOutcome, OutputClient, PILLAR_BRANCH, PillarChange},
     git::{
         GitError, PillarFiles,
         hook::{HookSession, RefVerdict},
@@ -31,7 +31,7 @@ fn waits(options: &[String], environment: &Environment) -> bool {
     options.iter().any(names)
 }
 
-impl PillarAudience for HookSession<PushInFlight> {
+impl OutputClient for HookSession<PushInFlight> {
     fn line(&self, line: &str) {
         HookSession::line(self, line);
     }

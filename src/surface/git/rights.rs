@@ -4,12 +4,22 @@ use super::{PushInFlight, Pushes};
 use crate::{
     control::{AuditEntry, AuditOutcome, Caller, CommandError, Needs},
     git::{
-        Service,
+        RepositoryKind, Service,
         hook::{HookSession, RefVerdict},
     },
-    model::{Environment, Project, ProjectName},
+    model::{Access, Environment, Project, ProjectName},
     pipeline::intake::{RefDecision, RefUpdate, decide},
 };
+
+/// Returns what a client of git needs.
+pub(super) fn needs(project: &ProjectName, kind: RepositoryKind, service: Service) -> Needs {
+    match (kind, service) {
+        (RepositoryKind::Pillar, _) => Needs::pillar(project),
+        // Each ref of the push is checked again, with the environment that deploys the ref.
+        (RepositoryKind::Code, Service::ReceivePack) => Needs::repository(project, Access::Push),
+        (RepositoryKind::Code, Service::UploadPack) => Needs::project(project, Access::View),
+    }
+}
 
 impl Pushes {
     /// Returns the project of a request if the caller has the needed rights. Records a refusal in the audit log.

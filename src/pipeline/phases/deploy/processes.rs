@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use crate::{
     host::launch::{LaunchError, Stdio},
-    model::{ConfigVariables, Environment, Exit, ProcessType},
+    model::{Environment, Exit, ProcessType},
     pipeline::{
         context::Deployment,
         facts::Facts,
         output::{self, Cause},
         step::Failure,
     },
-    runtime::{Boot, Process, RunJob, SecretFiles},
+    runtime::{Boot, Process, RunJob},
 };
 
 /// The maximum size of the variables that a task returns, in bytes.
@@ -109,16 +109,7 @@ pub fn boot(deployment: &Deployment, which: impl Fn(&ProcessType) -> bool) -> Re
 /// Returns the boot request for tasks, which have their command and their variables in a [`RunJob`].
 pub fn boot_of_tasks(deployment: &Deployment) -> Boot {
     let spec = &deployment.spec;
-    Boot {
-        environment: deployment.environment.clone(),
-        slot: spec.slot,
-        release: spec.release,
-        processes: Vec::new(),
-        env: Vec::new(),
-        configuration: ConfigVariables::default(),
-        secret_files: SecretFiles::default(),
-        logs: deployment.paths.log(),
-    }
+    Boot::for_tasks(deployment.environment.clone(), spec.slot, spec.release, deployment.paths.log())
 }
 
 /// Returns true if the release has a `web` process that is not scaled to zero.
