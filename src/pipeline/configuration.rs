@@ -132,7 +132,8 @@ impl Pipeline {
         let state = JournalState::read(&paths.deployment(summary.deployment)).map_err(|error| wrong(chain(&error)))?;
         let own = snapshot.as_ref().map(|snapshot| snapshot.variables.clone()).unwrap_or_default();
         let pillar = snapshot.as_ref().and_then(|snapshot| snapshot.pillar.as_ref());
-        let evaluated = effective(&own, pillar, state.facts.pillar_sample.as_deref());
+        let sample = self.sample(environment, state.facts.pillar_sample.as_deref()).map_err(|error| wrong(error.to_string()))?;
+        let evaluated = effective(&own, pillar, sample.as_ref());
         let (variables, values) = evaluated.map_err(|error| wrong(error.to_string()))?;
         let settings = state.facts.settings.unwrap_or_default();
         let files = secret_files(&values.tree, &settings).map_err(|error| wrong(error.to_string()))?;
@@ -167,7 +168,8 @@ impl Pipeline {
         let snapshot = self.configuration_numbered(environment, number)?;
         let live = self.live(environment.id);
         let facts = live.and_then(|live| self.facts(environment, live.release).ok()).unwrap_or_default();
-        let all = effective(&snapshot.variables, snapshot.pillar.as_ref(), facts.pillar_sample.as_deref());
+        let sample = self.sample(environment, facts.pillar_sample.as_deref());
+        let all = sample.and_then(|sample| effective(&snapshot.variables, snapshot.pillar.as_ref(), sample.as_ref()));
         Ok(all.map_or(snapshot.variables, |(variables, _)| variables))
     }
 

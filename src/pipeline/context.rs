@@ -16,7 +16,7 @@ use super::{
     live_app::LiveApp,
     observe::{Announcement, News, Observers},
     permits::Permits,
-    pillar_state::{LoadedConfiguration, of_pillar, secret_files, without_build_secrets},
+    pillar_state::{LoadedConfiguration, of_pillar, sample_level, secret_files, without_build_secrets},
     scans::DriftScans,
     slots::Slots,
     spare::{RenewedTree, SpareTree},
@@ -249,7 +249,9 @@ impl Deployment {
 
     /// Computes the values of the pillar after the sample of the project has become known.
     pub fn evaluate_pillar(&mut self) -> Result<(), Failure> {
-        let loaded = self.memory.configuration.clone()?.evaluated(self.facts.pillar_sample.as_deref())?;
+        let key = || self.services.snapshots.project_key(self.environment.project_id);
+        let sample = sample_level(self.facts.pillar_sample.as_deref(), key).map_err(|error| of_pillar(&error))?;
+        let loaded = self.memory.configuration.clone()?.evaluated(sample)?;
         self.transcript.redact_with(loaded.redactor());
         self.memory.configuration = Ok(loaded);
         Ok(())

@@ -18,7 +18,7 @@ use super::{
     fault,
     history::History,
     journal::{JournalError, JournalState},
-    pillar_state::Pillars,
+    pillar_state::{Pillars, of_pillar},
     queue::{DeployRequest, Queue, Ticket},
     reserve,
     transcript::Transcript,
@@ -196,7 +196,8 @@ impl Pipeline {
         let mut configuration = self.load_configuration(&paths, spec.configuration.as_ref());
         // Before the recipe is read, the sample of the pillar is not known.
         if facts.settings.is_some() {
-            configuration = configuration.and_then(|loaded| loaded.evaluated(facts.pillar_sample.as_deref()));
+            let sample = self.sample(&environment, facts.pillar_sample.as_deref()).map_err(|error| of_pillar(&error));
+            configuration = configuration.and_then(|loaded| loaded.evaluated(sample?));
         }
         if let Ok(loaded) = &configuration {
             transcript.redact_with(loaded.redactor());

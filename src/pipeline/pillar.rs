@@ -3,13 +3,13 @@
 //! The branch `main` of a pillar names the values with which all environments run, or which their next deployment uses. A configuration
 //! snapshot contains the values of its environment, so that a release can always run with the values that it had.
 
-use std::{cell::Cell, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     core::Pipeline,
     failure::Failure,
     intake::PushRejection,
-    pillar_state::effective,
+    pillar_state::{effective, pillar_level, sample_level},
     queue::{PillarGoal, Queue},
     template_job::template_job,
     util::chain,
@@ -17,12 +17,12 @@ use super::{
 use crate::{
     config::{
         ConfigError,
-        pillar::{INIT_FILE, PillarLevel, PillarText},
+        pillar::{INIT_FILE, PillarLevel},
     },
     git::{GitError, PillarFiles, RepositoryId},
     model::{CommitId, Environment, Live, ProjectId, SnapshotNumber},
     runtime::TemplateJob,
-    secret::{EncryptedText, ProjectKey, RECIPIENTS_FILE, RecipientList, SECRETS_SUFFIX, SecretError, SecretsFile},
+    secret::{ProjectKey, RECIPIENTS_FILE, RecipientList, SECRETS_SUFFIX, SecretError, SecretsFile},
     snapshots::{PillarContent, Snapshot, SnapshotError},
 };
 
@@ -88,13 +88,19 @@ impl Pipeline {
             Some(live) => self.facts(environment, live.release).map_err(|error| other(chain(&error)))?.pillar_sample,
             None => None,
         };
-        effective(&current.variables, Some(&content), sample.as_deref()).map_err(|error| PillarProblem::from(&error))?;
+        let sample = self.sample(environment, sample.as_deref()).map_err(|error| PillarProblem::from(&error))?;
+        effective(&current.variables, Some(&content), sample.as_ref()).map_err(|error| PillarProblem::from(&error))?;
         Ok(())
     }
 
     /// Returns the key with which the secrets of a project are encrypted.
     pub fn project_key(&self, project: ProjectId) -> Result<ProjectKey, SecretError> {
         self.services().snapshots.project_key(project)
+    }
+
+    /// Parses the sample of a project, and decrypts its secrets.
+    pub(super) fn sample(&self, environment: &Environment, text: Option<&str>) -> Result<Option<PillarLevel>, ConfigError> {
+        sample_level(text, || self.project_key(environment.project_id))
     }
 
     /// Parses the files of a pillar that concern an environment, and decrypts their secrets.
@@ -111,15 +117,7 @@ impl Pipeline {
                 if is_encrypted {
                     SecretsFile::parse(&name, bytes)?;
                 }
-                let hint = Cell::new(None);
-                let resolve = |text: &str| {
-                    resolve(text, &key).map_err(|error| {
-                        hint.set(error.hint());
-                        error.to_string()
-                    })
-                };
-                let level = PillarLevel::parse(&name, bytes, &resolve);
-                levels.push(level.map_err(|error| hint.get().into_iter().fold(error, ConfigError::hint))?);
+                levels.push(pillar_level(&name, bytes, &key)?);
             }
         }
         Ok(PillarContent { commit: files.commit.clone(), levels })
@@ -148,7 +146,8 @@ impl Pipeline {
         let wrong = |why: String| SnapshotError::Content { number, why };
         let facts = self.facts(environment, live.release).map_err(|error| wrong(chain(&error)))?;
         let loaded = self.load_configuration(&paths, current.next.as_ref()).map_err(|failure| wrong(failure.why))?;
-        let loaded = loaded.evaluated(facts.pillar_sample.as_deref()).map_err(|failure| wrong(failure.why))?;
+        let sample = self.sample(environment, facts.pillar_sample.as_deref()).map_err(|error| wrong(error.to_string()))?;
+        let loaded = loaded.evaluated(sample).map_err(|failure| wrong(failure.why))?;
         let job = template_job(environment, self.services().config.domain.as_str(), &facts, &loaded, &live);
         Ok(job.map(|job| (live, job)))
     }
@@ -185,14 +184,6 @@ fn is_settled(queue: &Queue, commit: &CommitId, before: Option<&PillarContent>) 
     }
     let state = queue.state.lock();
     state.history.deployments.iter().any(|summary| summary.went_live() && summary.pillar.as_ref() == Some(commit))
-}
-
-/// Returns the meaning of a text in a pillar. Every text of a pillar passes through this function before references are resolved.
-fn resolve(text: &str, key: &ProjectKey) -> Result<PillarText, SecretError> {
-    match EncryptedText::parse(text)? {
-        Some(value) => Ok(PillarText::Decrypted(value.decrypt(key)?.to_string())),
-        None => Ok(PillarText::Plain),
-    }
 }
 
 /// Returns the problem of the file with the recipients.

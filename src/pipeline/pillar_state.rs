@@ -2,6 +2,7 @@
 //! deployments.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
@@ -18,6 +19,7 @@ use crate::{
     git::PillarFiles,
     model::{ConfigVariables, ProjectId, Redactor, may_be_secret},
     runtime::SecretFiles,
+    secret::{EncryptedText, ProjectKey, SecretError},
     snapshots::{PillarContent, Snapshot},
 };
 
@@ -53,39 +55,54 @@ pub(super) struct LoadedConfiguration {
     pub(super) variables: ConfigVariables,
     /// All values of the pillar.
     pub(super) values: Map<String, Value>,
+    /// The sample of the project, from [`LoadedConfiguration::evaluated`] on.
+    sample: Option<Arc<PillarLevel>>,
 }
 
 impl LoadedConfiguration {
     /// Creates the configuration of a snapshot, before the values of its pillar are computed.
     pub(super) fn new(snapshot: Snapshot) -> LoadedConfiguration {
         let variables = snapshot.variables.clone();
-        LoadedConfiguration { snapshot: Some(Arc::new(snapshot)), variables, values: Map::new() }
+        LoadedConfiguration { snapshot: Some(Arc::new(snapshot)), variables, ..LoadedConfiguration::default() }
     }
 
     /// Computes the values of the pillar with the project's sample.
-    pub(super) fn evaluated(&self, sample: Option<&str>) -> Result<LoadedConfiguration, Failure> {
+    pub(super) fn evaluated(&self, sample: Option<PillarLevel>) -> Result<LoadedConfiguration, Failure> {
         let empty = ConfigVariables::default();
         let own = self.snapshot.as_ref().map_or(&empty, |snapshot| &snapshot.variables);
         let pillar = self.snapshot.as_ref().and_then(|snapshot| snapshot.pillar.as_ref());
-        let (variables, values) = effective(own, pillar, sample).map_err(|error| of_pillar(&error))?;
-        Ok(LoadedConfiguration { snapshot: self.snapshot.clone(), variables, values: values.tree })
+        let (variables, values) = effective(own, pillar, sample.as_ref()).map_err(|error| of_pillar(&error))?;
+        Ok(LoadedConfiguration { snapshot: self.snapshot.clone(), variables, values: values.tree, sample: sample.map(Arc::new) })
     }
 
     /// Returns the values that no release may contain, with their names.
     pub(super) fn searched(&self, settings: &Settings) -> ConfigVariables {
-        let mut all: Vec<(String, Vec<u8>)> = Vec::new();
-        let levels = self.snapshot.iter().filter_map(|snapshot| snapshot.pillar.as_ref()).flat_map(|pillar| &pillar.levels);
-        for level in levels {
-            level.root.secrets("", &mut |path, text| all.push((path.to_owned(), text.as_bytes().to_vec())));
-        }
+        let mut all = self.decrypted();
         let of_build = self.variables.iter().filter(|(name, _)| is_of_build(settings, name));
         all.extend(of_build.map(|(name, value)| (name.to_owned(), value.to_vec())));
         all.into_iter().collect()
     }
 
+    /// Returns the decrypted values of the pillar and of the sample, with their paths.
+    fn decrypted(&self) -> Vec<(String, Vec<u8>)> {
+        let of_pillar = self.snapshot.iter().filter_map(|snapshot| snapshot.pillar.as_ref()).flat_map(|pillar| &pillar.levels);
+        let mut all = Vec::new();
+        for level in of_pillar.chain(self.sample.as_deref()) {
+            level.root.secrets("", &mut |path, text| all.push((path.to_owned(), text.as_bytes().to_vec())));
+        }
+        all
+    }
+
+    /// Returns the values of the pillar that may be secret, and the decrypted values of the sample.
+    fn all_values(&self) -> ConfigVariables {
+        let of_snapshot = self.snapshot.as_ref().map(|snapshot| snapshot.all_values()).unwrap_or_default();
+        let of_snapshot = of_snapshot.iter().map(|(path, value)| (path.to_owned(), value.to_vec()));
+        self.decrypted().into_iter().chain(of_snapshot).collect()
+    }
+
     /// Returns the values that only the processes may read.
     pub(super) fn secrets(&self) -> Vec<String> {
-        let all = self.snapshot.as_ref().map(|snapshot| snapshot.all_values()).unwrap_or_default();
+        let all = self.all_values();
         let values = all.iter().chain(self.variables.iter()).filter(|(_, value)| may_be_secret(value));
         let texts: BTreeSet<&str> = values.filter_map(|(_, value)| std::str::from_utf8(value).ok()).collect();
         texts.into_iter().map(str::to_owned).collect()
@@ -93,9 +110,8 @@ impl LoadedConfiguration {
 
     /// Returns a redactor for the variables and for all values of the pillar.
     pub(super) fn redactor(&self) -> Redactor {
-        let all = self.snapshot.as_ref().map(|snapshot| snapshot.all_values()).unwrap_or_default();
         // The first name of a value counts, and the name of a variable says more than the name of a key.
-        Redactor::of_all(&[self.variables.clone(), all])
+        Redactor::of_all(&[self.variables.clone(), self.all_values()])
     }
 }
 
@@ -103,15 +119,44 @@ impl LoadedConfiguration {
 pub(super) fn effective(
     own: &ConfigVariables,
     pillar: Option<&PillarContent>,
-    sample: Option<&str>,
+    sample: Option<&PillarLevel>,
 ) -> Result<(ConfigVariables, PillarValues), ConfigError> {
-    let sample = sample.map(|text| PillarLevel::parse(SAMPLE_FILE, text.as_bytes(), &|_| Ok(PillarText::Plain))).transpose()?;
-    let levels = sample.iter().chain(pillar.into_iter().flat_map(|pillar| &pillar.levels));
+    let levels = sample.into_iter().chain(pillar.into_iter().flat_map(|pillar| &pillar.levels));
     let values = evaluate(levels, &|name| own.get(name).is_some())?;
     let mut all: BTreeMap<String, Vec<u8>> =
         values.env.iter().map(|(name, value)| (name.clone(), value.clone().into_bytes())).collect();
     all.extend(own.iter().map(|(name, value)| (name.to_owned(), value.to_vec())));
     Ok((all.into_iter().collect(), values))
+}
+
+/// Parses a file of a pillar, and decrypts its secrets.
+pub(super) fn pillar_level(name: &str, bytes: &[u8], key: &ProjectKey) -> Result<PillarLevel, ConfigError> {
+    let hint = Cell::new(None);
+    let resolve = |text: &str| {
+        resolve(text, key).map_err(|error| {
+            hint.set(error.hint());
+            error.to_string()
+        })
+    };
+    PillarLevel::parse(name, bytes, &resolve).map_err(|error| hint.get().into_iter().fold(error, ConfigError::hint))
+}
+
+/// Parses the sample of a project, and decrypts its secrets.
+pub(super) fn sample_level(
+    text: Option<&str>,
+    key: impl FnOnce() -> Result<ProjectKey, SecretError>,
+) -> Result<Option<PillarLevel>, ConfigError> {
+    let Some(text) = text else { return Ok(None) };
+    let key = key().map_err(|error| ConfigError::new(SAMPLE_FILE, error.to_string()))?;
+    pillar_level(SAMPLE_FILE, text.as_bytes(), &key).map(Some)
+}
+
+/// Returns the meaning of a text in a pillar. Every text of a pillar passes through this function before references are resolved.
+fn resolve(text: &str, key: &ProjectKey) -> Result<PillarText, SecretError> {
+    match EncryptedText::parse(text)? {
+        Some(value) => Ok(PillarText::Decrypted(value.decrypt(key)?.to_string())),
+        None => Ok(PillarText::Plain),
+    }
 }
 
 fn is_of_build(settings: &Settings, name: &str) -> bool {

@@ -90,6 +90,7 @@ mod remote;
 mod remote_hostile;
 mod renewal;
 mod repeated_undos;
+mod repository_secrets;
 mod rights;
 mod rollback;
 mod roundabout;
