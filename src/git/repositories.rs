@@ -319,6 +319,10 @@ impl Repositories {
         let stdio = Stdio { stdin: Some(reader.into()), ..Stdio::default() };
         let packing = self.export_pack(project, want.clone(), known.into_iter().collect(), writer.into());
         let (answer, packed) = tokio::join!(self.in_checkout(project, environment, release, job, stdio), packing);
+        // A worker with an objection does not read the pack.
+        if matches!(answer, Ok(CheckoutAnswer::Objection(_))) {
+            return answer;
+        }
         // A failed export truncates the pack, so the reason of the export comes first.
         packed?;
         answer

@@ -28,6 +28,14 @@ pub enum EditsError {
     /// Another operation is under way in the environment.
     #[error(transparent)]
     Busy(#[from] PipelineError),
+    /// A person must first end something in the checkout.
+    #[error("{why}")]
+    Objection {
+        /// The reason.
+        why: String,
+        /// The remedy.
+        hint: String,
+    },
     /// git failed.
     #[error(transparent)]
     Git(#[from] GitError),
@@ -63,8 +71,15 @@ impl Pipeline {
             let running = queue.state.lock().running.as_ref().map(|running| running.deployment);
             return Err(queue.busy(running).into());
         };
-        let repositories = &self.services().repositories;
-        Ok(repositories.checkout(environment.project_id, environment.id, live.release, job).await?)
+        let services = self.services();
+        match services.repositories.checkout(environment.project_id, environment.id, live.release, job).await? {
+            CheckoutAnswer::Objection(objection) => {
+                let checkout = services.root.environment(&environment.project, &environment.name).run();
+                let (why, hint) = objection.words(&checkout);
+                Err(EditsError::Objection { why, hint })
+            }
+            answer => Ok(answer),
+        }
     }
 
     /// Copies a commit of the checkout to the project's repository. No ref names the commit afterwards.

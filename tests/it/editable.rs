@@ -9,7 +9,7 @@ use crate::{
         docs::Page,
         faults, in_each_mode, in_one_mode, installed,
         output::{golden, golden_lines},
-        thorough,
+        thorough, until,
     },
 };
 
@@ -18,6 +18,8 @@ in_one_mode!(
     failure_at_any_step_in_a_checkout_leaves_nothing,
     deployment_in_a_checkout_with_every_step_run_twice_goes_live,
     checkout_survives_a_killed_server_and_a_restart,
+    work_of_a_person_during_a_failing_push_is_kept,
+    checkout_that_a_person_must_mend_first_is_refused_with_the_remedy,
     edits_are_shown_committed_and_dropped,
     every_command_of_the_page_runs
 );
@@ -37,7 +39,8 @@ fn checkout(world: &World) -> PathBuf {
 
 /// Runs a command in the checkout, as the user to whom it belongs.
 fn by_hand(world: &World, script: &str) -> String {
-    world.larder(&["run", "shop", "--", "sh", "-ec", script]).ok().to_owned()
+    let identity = "export GIT_AUTHOR_NAME=ann GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=ann GIT_COMMITTER_EMAIL=a@b;";
+    world.larder(&["run", "shop", "--", "sh", "-ec", &format!("{identity} {script}")]).ok().to_owned()
 }
 
 fn pushed_commit_runs_in_the_checkout_and_edits_stay(world: &World) {
@@ -163,6 +166,74 @@ fn checkout_survives_a_killed_server_and_a_restart(world: &World) {
     repo.write("about.html", "about us").commit("about");
     repo.push().accepted();
     world.serves("shop", "changed by hand");
+}
+
+fn work_of_a_person_during_a_failing_push_is_kept(world: &World) {
+    let repo = shop(world);
+    let good = repo.head();
+    repo.program(".larder/build", "#!/bin/sh\ntouch building; while [ ! -e go ]; do sleep 0.05; done; exit 7\n");
+    repo.write(".gitignore", "building\ngo\n").page("version two");
+    let push = std::thread::scope(|scope| {
+        let push = scope.spawn(|| repo.push());
+        until("the build runs", || checkout(world).join("building").exists());
+        by_hand(
+            world,
+            "echo mine > about.html; git add about.html; git commit --quiet -m 'by hand'; echo mine > index.html; touch go",
+        );
+        push.join().unwrap()
+    });
+    push.rejected_with("build: ").says("changed  index.html");
+    let words = push.remote().join(" ");
+    let branch = words.split_whitespace().find(|word| word.starts_with("kept-")).unwrap_or_else(|| panic!("{words}")).to_owned();
+    let script = format!(
+        "git rev-parse HEAD; git symbolic-ref --short HEAD; git show {branch}:about.html; git show stash@{{0}}:index.html"
+    );
+    assert_eq!(by_hand(world, &script), format!("{good}\nmain\nmine\nmine\n"));
+    world.serves("shop", "version one");
+}
+
+fn checkout_that_a_person_must_mend_first_is_refused_with_the_remedy(world: &World) {
+    let repo = shop(world);
+    let by_hand = |script: &str| by_hand(world, script);
+    let state = || by_hand("git rev-parse HEAD; git status --porcelain; cat index.html");
+    by_hand("git checkout --quiet -b topic; echo topic > index.html; git commit --quiet -am topic; git checkout --quiet main");
+    repo.page("version two");
+    repo.push().accepted();
+    by_hand("! git merge --quiet topic > merged 2>&1; rm merged");
+    let before = state();
+    repo.page("version three");
+    repo.push().rejected_with("gather: a merge is in progress in the checkout").says("git merge --abort");
+    world
+        .larder(&["edits", "shop", "commit", "--message", "x"])
+        .exits(3)
+        .says("a merge is in progress")
+        .says("git merge --abort");
+    assert_eq!(state(), before);
+    by_hand("git merge --abort; git checkout --quiet --detach; touch .git/index.lock");
+    repo.push().rejected_with("another git command uses the checkout: .git/index.lock exists").says("run/.git/index.lock");
+    by_hand("rm .git/index.lock");
+    if rustix::process::geteuid().is_root() {
+        let directory = checkout(world).join("sub");
+        by_hand("mkdir sub; echo mine > sub/mine");
+        std::os::unix::fs::chown(&directory, Some(0), Some(0)).unwrap();
+        repo.write("sub/page.html", "theirs").commit("a page below");
+        repo.push().rejected_with("sub in the checkout belongs to another user").says("chown -R --no-dereference");
+        let reference = format!("--reference={}/", checkout(world).display());
+        let chown = std::process::Command::new("chown")
+            .args(["-R", "--no-dereference", &reference])
+            .arg(checkout(world).join(""))
+            .status();
+        assert!(chown.unwrap().success());
+    }
+    // A commit with a submodule is refused before the checkout changes.
+    let live = repo.head();
+    repo.git(&["update-index", "--add", "--cacheinfo", &format!("160000,{live},vendor")]).ok();
+    repo.git(&["commit", "--quiet", "-m", "a submodule"]).ok();
+    repo.push().rejected_with("vendor is a git submodule");
+    repo.git(&["reset", "--quiet", "--hard", &live]).ok();
+    repo.push().accepted();
+    world.serves("shop", "version three");
+    assert_eq!(by_hand("git symbolic-ref --short HEAD; git branch --list topic").trim(), "main\n  topic");
 }
 
 fn edits_are_shown_committed_and_dropped(world: &World) {

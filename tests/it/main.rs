@@ -36,6 +36,7 @@ mod drift;
 mod drill;
 mod dry_run;
 mod editable;
+mod editable_kills;
 mod environments;
 mod event_mails;
 mod examples;

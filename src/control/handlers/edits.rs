@@ -126,6 +126,7 @@ fn of_edits(error: &EditsError, target: &Target) -> CommandError {
         }
         EditsError::Empty(_) => not_found(error.to_string()).hint("push a commit first"),
         EditsError::Busy(busy) => of_pipeline(busy),
+        EditsError::Objection { hint, .. } => refused(error.to_string()).hint(hint.clone()),
         EditsError::Git(_) | EditsError::Confused => CommandError::internal(error),
     }
 }

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, io::Write as _, path::Path, process::Stdio};
 
 use super::{
-    CheckoutAnswer, CheckoutReport, CheckoutState, EditKind, EditedFile, MAX_FILES,
+    CheckoutAnswer, CheckoutReport, CheckoutState, EditKind, EditedFile, MAX_FILES, guard,
+    keep::keep_commits,
     program::{BASE, commit, failed, git, paths, run},
 };
 use crate::{
@@ -60,7 +61,17 @@ pub(super) fn look(app: &Path) -> Result<CheckoutState, GitFailure> {
 /// Commits all changed and new files. Returns the commit that is checked out afterwards. Without changes, this is the commit that a person has made.
 pub(super) fn commit_all(app: &Path, message: &str, author: &str, branch: &BranchName) -> CheckoutReport {
     let doing = "commit the files that were changed by hand";
-    // A detached `HEAD` keeps its commits.
+    let _working = match guard::begin(app)? {
+        Ok(working) => working,
+        Err(objection) => return Ok(CheckoutAnswer::Objection(objection)),
+    };
+    if let Some(objection) = guard::operation(app)? {
+        return Ok(CheckoutAnswer::Objection(objection));
+    }
+    // The branch moves to the commits of a detached `HEAD`.
+    if let Some(head) = commit(app, "HEAD")? {
+        keep_commits(app, branch, &head, doing)?;
+    }
     run(app, &["checkout", "--quiet", "-B", branch.as_str(), "HEAD", "--"], doing)?;
     if !edits(app)?.is_empty() {
         run(app, &["add", "--all", "--", "."], doing)?;
@@ -72,6 +83,10 @@ pub(super) fn commit_all(app: &Path, message: &str, author: &str, branch: &Branc
 
 /// Puts all changed and new files into the stash.
 pub(super) fn drop_all(app: &Path) -> CheckoutReport {
+    let _working = match guard::begin(app)? {
+        Ok(working) => working,
+        Err(objection) => return Ok(CheckoutAnswer::Objection(objection)),
+    };
     let dropped = edits(app)?;
     if !dropped.is_empty() {
         let words = ["stash", "push", "--quiet", "--include-untracked", "--message", "larder: dropped with `larder edits`"];

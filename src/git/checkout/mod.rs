@@ -6,7 +6,12 @@
 //! The worker keeps its state in refs of the checkout, so that a job may be repeated after a kill: `refs/larder/base` is the commit that larder
 //! checked out last, and `refs/larder/before/<deployment>` is the commit that was checked out before a deployment.
 
+mod content;
 mod files;
+mod guard;
+mod keep;
+#[cfg(test)]
+mod person_tests;
 mod program;
 #[cfg(test)]
 mod tests;
@@ -117,13 +122,17 @@ pub enum CheckoutAnswer {
         stashed: Vec<EditedFile>,
         /// The number of files that a person changed, and that stay changed.
         kept: usize,
+        /// The new branches with commits of a person that would have been left behind.
+        branches: Vec<String>,
     },
+    /// Nothing was changed: the checkout is in a state that a person must end first.
+    Objection(CheckoutObjection),
     /// Nothing was changed: a person changed files that the commit changes, too.
     Conflicts(Vec<EditedFile>),
     /// Nothing was changed: the checkout has commits that the commit does not contain.
     Ahead(CommitId),
     /// The earlier commit is checked out again, or nothing had to be done.
-    Reverted,
+    Reverted(CheckoutRevert),
     /// The state of the checkout.
     State(CheckoutState),
     /// The commit that is checked out after [`CheckoutJob::Commit`].
@@ -132,6 +141,54 @@ pub enum CheckoutAnswer {
     Dropped(Vec<EditedFile>),
     /// The pack is complete.
     Packed,
+}
+
+/// What a revert has kept of the work of a person.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckoutRevert {
+    /// The new branches with commits that a person made during the deployment.
+    pub branches: Vec<String>,
+    /// The files that are in the stash: a person changed them during the deployment, and the earlier commit has another content.
+    pub stashed: Vec<EditedFile>,
+}
+
+/// The reason why a checkout is not changed. Paths are relative to the checkout.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CheckoutObjection {
+    /// An operation of git is in progress, such as `merge`.
+    InProgress(String),
+    /// A file has an unresolved conflict.
+    Unmerged(String),
+    /// A file or directory does not belong to the owner of the checkout.
+    Foreign(String),
+    /// The lock of a git command of a person.
+    Locked(String),
+}
+
+impl CheckoutObjection {
+    /// Returns the reason and the remedy. `checkout` is the path of the checkout on the server.
+    pub fn words(&self, checkout: &std::path::Path) -> (String, String) {
+        let checkout = checkout.display();
+        match self {
+            CheckoutObjection::InProgress(name) => (
+                format!("a {name} is in progress in the checkout"),
+                format!("end it in {checkout} with `git {name} --continue` or `git {name} --abort`, and try again"),
+            ),
+            CheckoutObjection::Unmerged(path) => (
+                format!("{path} has an unresolved conflict in the checkout"),
+                format!("resolve the conflict in {checkout}, run `git add` for the file, and try again"),
+            ),
+            CheckoutObjection::Foreign(path) => {
+                let path = if path.is_empty() { "." } else { path };
+                let why = format!("{path} in the checkout belongs to another user (expected the owner of the checkout)");
+                (why, format!("run as root: chown -R --no-dereference --reference={checkout}/ {checkout}/"))
+            }
+            CheckoutObjection::Locked(path) => (
+                format!("another git command uses the checkout: {path} exists"),
+                format!("end the command; if none runs, delete {checkout}/{path}"),
+            ),
+        }
+    }
 }
 
 /// The state of a checkout.

@@ -1,6 +1,7 @@
 //! git in the checkout. Git reads the settings of the checkout, which belongs to the same user, but runs no hooks.
 
 use std::{
+    io::Write as _,
     path::Path,
     process::{Command, Stdio},
 };
@@ -28,7 +29,15 @@ pub(super) fn git(app: &Path, words: &[&str]) -> Result<Command, GitFailure> {
         .config("user.name", "larder")
         .config("user.email", "larder@localhost");
     let mut command = settings.command(&git);
-    command.arg("-C").arg(app).args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // The settings of the checkout may name another work tree.
+    command
+        .arg("-C")
+        .arg(app)
+        .args(["--git-dir=.git", "--work-tree=."])
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     Ok(command)
 }
 
@@ -39,6 +48,20 @@ pub(super) fn failed(doing: &str, why: impl std::fmt::Display) -> GitFailure {
 /// Runs git to its end, and returns its standard output.
 pub(super) fn run(app: &Path, words: &[&str], doing: &str) -> Result<Vec<u8>, GitFailure> {
     let output = git(app, words)?.output().map_err(|error| failed(doing, error))?;
+    match output.status.success() {
+        true => Ok(output.stdout),
+        false => Err(failed(doing, String::from_utf8_lossy(&output.stderr).trim())),
+    }
+}
+
+/// Runs git to its end with a standard input, and returns its standard output.
+pub(super) fn run_with(app: &Path, words: &[&str], input: &[u8], doing: &str) -> Result<Vec<u8>, GitFailure> {
+    let mut child = git(app, words)?.stdin(Stdio::piped()).spawn().map_err(|error| failed(doing, error))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A command that exits before it has read its input reports the reason on its standard error.
+        let _ = stdin.write_all(input);
+    }
+    let output = child.wait_with_output().map_err(|error| failed(doing, error))?;
     match output.status.success() {
         true => Ok(output.stdout),
         false => Err(failed(doing, String::from_utf8_lossy(&output.stderr).trim())),

@@ -8,13 +8,13 @@ use super::{program::run, update, *};
 use crate::git::testing::World;
 
 /// A repository and a checkout.
-struct Place {
-    world: World,
-    app: PathBuf,
+pub(super) struct Place {
+    pub world: World,
+    pub app: PathBuf,
 }
 
 impl Place {
-    fn new() -> Place {
+    pub fn new() -> Place {
         let world = World::new();
         let app = world.dir.path().join("app");
         fs::create_dir(&app).unwrap();
@@ -22,7 +22,7 @@ impl Place {
     }
 
     /// Commits files on top of a commit.
-    fn commit(&self, parent: Option<&CommitId>, files: &[(&str, bool, &[u8])]) -> CommitId {
+    pub fn commit(&self, parent: Option<&CommitId>, files: &[(&str, bool, &[u8])]) -> CommitId {
         let plain = self.world.commit(files);
         let tree = self.world.git(&["rev-parse", &format!("{plain}^{{tree}}")], b"");
         match parent {
@@ -31,7 +31,7 @@ impl Place {
         }
     }
 
-    fn update_with(&self, deployment: DeploymentId, commit: &CommitId, stash: bool) -> CheckoutReport {
+    pub fn update_with(&self, deployment: DeploymentId, commit: &CommitId, stash: bool) -> CheckoutReport {
         let pack = crate::git::testing::git(
             &self.world.repository(),
             &["pack-objects", "--revs", "--stdout", "-q"],
@@ -44,30 +44,49 @@ impl Place {
         update::update(&self.app, &CheckoutUpdate { deployment, branch, commit: commit.clone(), stash }, Stdio::from(file))
     }
 
-    fn update(&self, commit: &CommitId) -> CheckoutReport {
+    pub fn update(&self, commit: &CommitId) -> CheckoutReport {
         self.update_with(DeploymentId::new(Timestamp::now()), commit, false)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn revert(&self, deployment: DeploymentId) -> CheckoutRevert {
+        match update::revert(&self.app, deployment, &"main".parse().unwrap()) {
+            Ok(CheckoutAnswer::Reverted(kept)) => kept,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Runs git in the checkout as a person does.
+    pub fn git(&self, words: &[&str]) -> String {
+        String::from_utf8(run(&self.app, words, "work in the checkout").unwrap()).unwrap().trim().to_owned()
+    }
+
+    /// Commits all files of the checkout as a person does.
+    pub fn commit_by_hand(&self) -> String {
+        self.git(&["add", "--all"]);
+        self.git(&["commit", "--quiet", "-m", "by hand"]);
+        self.git(&["rev-parse", "HEAD"])
+    }
+
+    pub fn write(&self, name: &str, text: &str) {
         let path = self.app.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
-    fn read(&self, name: &str) -> String {
+    pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.app.join(name)).unwrap_or_else(|error| format!("{name}: {error}"))
     }
 
-    fn state(&self) -> CheckoutState {
+    pub fn state(&self) -> CheckoutState {
         files::look(&self.app).unwrap()
     }
 
-    fn edits(&self) -> Vec<(String, EditKind)> {
+    pub fn edits(&self) -> Vec<(String, EditKind)> {
         self.state().edits.into_iter().map(|file| (file.path, file.edit)).collect()
     }
 }
 
-fn conflicts(report: CheckoutReport) -> Vec<(String, EditKind)> {
+pub(super) fn conflicts(report: CheckoutReport) -> Vec<(String, EditKind)> {
     match report.unwrap() {
         CheckoutAnswer::Conflicts(files) => files.into_iter().map(|file| (file.path, file.edit)).collect(),
         other => panic!("{other:?}"),
@@ -76,7 +95,7 @@ fn conflicts(report: CheckoutReport) -> Vec<(String, EditKind)> {
 
 fn kept(report: CheckoutReport) -> usize {
     match report.unwrap() {
-        CheckoutAnswer::Updated { kept, stashed } if stashed.is_empty() => kept,
+        CheckoutAnswer::Updated { kept, stashed, branches } if stashed.is_empty() && branches.is_empty() => kept,
         other => panic!("{other:?}"),
     }
 }
@@ -177,14 +196,17 @@ fn stashed_files_come_back_when_the_update_is_reverted() {
     place.write("other", "mine");
     let two = place.commit(Some(&one), &[("a", false, b"2"), ("b", false, b"1"), ("added", false, b"theirs")]);
     let deployment = DeploymentId::new(Timestamp::now());
-    let Ok(CheckoutAnswer::Updated { stashed, kept }) = place.update_with(deployment, &two, true) else { panic!() };
+    let Ok(CheckoutAnswer::Updated { stashed, kept, .. }) = place.update_with(deployment, &two, true) else { panic!() };
     assert_eq!((stashed.len(), kept), (2, 1));
     assert_eq!((place.read("a").as_str(), place.read("added").as_str(), place.read("other").as_str()), ("2", "theirs", "mine"));
     assert_eq!(place.state().stashes.len(), 1);
     // The job may be repeated after a kill, and so may its undo.
     let Ok(CheckoutAnswer::Updated { .. }) = place.update_with(deployment, &two, true) else { panic!() };
     for _ in 0..2 {
-        assert_eq!(update::revert(&place.app, deployment, &"main".parse().unwrap()), Ok(CheckoutAnswer::Reverted));
+        assert_eq!(
+            update::revert(&place.app, deployment, &"main".parse().unwrap()),
+            Ok(CheckoutAnswer::Reverted(CheckoutRevert::default()))
+        );
         assert_eq!(
             (place.read("a").as_str(), place.read("added").as_str(), place.read("other").as_str()),
             ("mine", "mine", "mine")
@@ -224,7 +246,10 @@ fn failed_first_update_leaves_an_empty_record() {
     let empty = tempfile::tempfile().unwrap();
     let job = CheckoutUpdate { deployment, branch: "main".parse().unwrap(), commit: missing, stash: false };
     assert!(update::update(&place.app, &job, Stdio::from(empty)).is_err());
-    assert_eq!(update::revert(&place.app, deployment, &"main".parse().unwrap()), Ok(CheckoutAnswer::Reverted));
+    assert_eq!(
+        update::revert(&place.app, deployment, &"main".parse().unwrap()),
+        Ok(CheckoutAnswer::Reverted(CheckoutRevert::default()))
+    );
     assert_eq!(place.state().head, None);
     place.write("a", "mine");
     let one = place.commit(None, &[("a", false, b"1")]);

@@ -4,14 +4,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::Stdio,
 };
 
 use super::{
-    CheckoutAnswer, CheckoutReport, CheckoutUpdate, EditKind, files,
-    program::{BASE, commit, failed, git, paths, run, succeeds},
+    CheckoutAnswer, CheckoutReport, CheckoutRevert, CheckoutUpdate, EditKind,
+    content::{TreeFile, is_equal, literal, tree},
+    files, guard,
+    keep::{keep_commits, marked, restore, stash},
+    program::{BASE, commit, failed, git, run, succeeds},
 };
 use crate::{
     git::job::GitFailure,
@@ -23,68 +25,70 @@ const BEFORE: &str = "refs/larder/before/";
 /// The ref that keeps the objects of an update from git's garbage collection.
 const INCOMING: &str = "refs/larder/incoming";
 
-/// A file in a commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct TreeFile {
-    mode: String,
-    blob: String,
-}
-
 /// Checks out a commit. The pack with its objects is `pack`.
 pub(super) fn update(app: &Path, job: &CheckoutUpdate, pack: Stdio) -> CheckoutReport {
     let doing = format!("update the checkout to {}", job.commit.short());
     if !app.join(".git").exists() {
         run(app, &["init", "--quiet", &format!("--initial-branch={}", job.branch)], &doing)?;
     }
-    remove_locks(app);
+    if let Some(foreign) = guard::foreign(app, std::iter::empty()) {
+        return Ok(CheckoutAnswer::Objection(foreign));
+    }
+    let _working = match guard::begin(app)? {
+        Ok(working) => working,
+        Err(objection) => return Ok(CheckoutAnswer::Objection(objection)),
+    };
+    if let Some(objection) = guard::operation(app)? {
+        return Ok(CheckoutAnswer::Objection(objection));
+    }
     receive(app, &job.commit, pack, &doing)?;
     let head = commit(app, "HEAD")?;
     if let Some(head) = own_commits(app, head.as_ref(), &job.commit, &doing)? {
         return Ok(CheckoutAnswer::Ahead(head));
     }
     let edits = files::edits(app)?;
-    let conflicts = conflicts(app, head.as_ref(), &job.commit, &edits, &doing)?;
+    let (conflicts, incoming) = conflicts(app, head.as_ref(), &job.commit, &edits, &doing)?;
+    if let Some(foreign) = guard::foreign(app, incoming.iter()) {
+        return Ok(CheckoutAnswer::Objection(foreign));
+    }
     if !conflicts.is_empty() && (!job.stash || head.is_none()) {
         return Ok(CheckoutAnswer::Conflicts(files::listed(&conflicts)));
     }
     remember(app, job.deployment, head.as_ref(), &doing)?;
     if !conflicts.is_empty() {
-        stash(app, job, &conflicts, &doing)?;
+        stash(app, &conflicts, &message(job.deployment), &doing)?;
     }
+    let branches = keep_commits(app, &job.branch, &job.commit, &doing)?;
     check_out(app, &job.branch, &job.commit, &doing)?;
     run(app, &["update-ref", BASE, job.commit.as_str()], &doing)?;
     let kept = edits.keys().filter(|path| !conflicts.contains_key(*path)).count();
-    Ok(CheckoutAnswer::Updated { stashed: files::listed(&conflicts), kept })
+    Ok(CheckoutAnswer::Updated { stashed: files::listed(&conflicts), kept, branches })
 }
 
-/// Checks out the commit that was checked out before a deployment. Does nothing if the deployment has not begun to change the checkout.
+/// Checks out the commit that was checked out before a deployment. Does nothing if the deployment has not begun to change the checkout. What a person did
+/// meanwhile is kept: commits get a branch, and changed files that the earlier commit would overwrite are put into the stash.
 pub(super) fn revert(app: &Path, deployment: DeploymentId, branch: &BranchName) -> CheckoutReport {
     let doing = String::from("check out the earlier commit again");
     let name = format!("{BEFORE}{deployment}");
     if !app.join(".git").exists() {
-        return Ok(CheckoutAnswer::Reverted);
+        return Ok(CheckoutAnswer::Reverted(CheckoutRevert::default()));
     }
-    remove_locks(app);
-    if let Some(before) = commit(app, &name)? {
-        check_out(app, branch, &before, &doing)?;
-        run(app, &["update-ref", BASE, before.as_str()], &doing)?;
-        unstash(app, deployment, &doing)?;
-        run(app, &["update-ref", "-d", &name], &doing)?;
+    let Some(before) = commit(app, &name)? else { return Ok(CheckoutAnswer::Reverted(CheckoutRevert::default())) };
+    // A job that did not begin leaves the locks of a person alone.
+    let _working = guard::begin_undo(app)?;
+    guard::end_operation(app)?;
+    let head = commit(app, "HEAD")?;
+    let (conflicts, _) = conflicts(app, head.as_ref(), &before, &files::edits(app)?, &doing)?;
+    if !conflicts.is_empty() {
+        stash(app, &conflicts, &format!("larder: files that were changed during the deployment {deployment}"), &doing)?;
     }
-    Ok(CheckoutAnswer::Reverted)
-}
-
-/// Removes the lock files of a git process that was killed. While the worker runs, no other process of larder uses the checkout; a git command of a
-/// person holds a lock for milliseconds only, and fails without damage if its lock is gone.
-fn remove_locks(app: &Path) {
-    const STALE: std::time::Duration = std::time::Duration::from_secs(60);
-    for name in ["index.lock", "HEAD.lock", "refs/larder/base.lock", "refs/stash.lock"] {
-        let path = app.join(".git").join(name);
-        let age = fs::metadata(&path).and_then(|found| found.modified()).ok().and_then(|at| at.elapsed().ok());
-        if age.is_some_and(|age| age > STALE) {
-            let _ = fs::remove_file(path);
-        }
-    }
+    let branches = keep_commits(app, branch, &before, &doing)?;
+    check_out(app, branch, &before, &doing)?;
+    run(app, &["update-ref", BASE, before.as_str()], &doing)?;
+    let mut stashed = files::listed(&conflicts);
+    stashed.extend(restore(app, &message(deployment), &doing)?);
+    run(app, &["update-ref", "-d", &name], &doing)?;
+    Ok(CheckoutAnswer::Reverted(CheckoutRevert { branches, stashed }))
 }
 
 /// Adds the objects of a commit to the checkout.
@@ -115,15 +119,23 @@ fn conflicts(
     new: &CommitId,
     edits: &BTreeMap<String, EditKind>,
     doing: &str,
-) -> Result<BTreeMap<String, EditKind>, GitFailure> {
+) -> Result<(BTreeMap<String, EditKind>, BTreeSet<String>), GitFailure> {
     let after = tree(app, new, doing)?;
     let before = head.map(|head| tree(app, head, doing)).transpose()?.unwrap_or_default();
-    let incoming: BTreeSet<&String> =
-        before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).collect();
+    let incoming: BTreeSet<String> =
+        before.keys().chain(after.keys()).filter(|path| before.get(*path) != after.get(*path)).cloned().collect();
+    let marked = marked(app, doing)?;
     let mut found = BTreeMap::new();
-    for path in incoming {
+    for path in &incoming {
         let edit = match edits.get(path.as_str()) {
             Some(edit) => Some(*edit),
+            // git does not list a changed file that a person has marked as unchanged, and overwrites it.
+            None if marked.contains(path) => match before.get(path.as_str()) {
+                Some(file) if fs::symlink_metadata(app.join(path)).is_ok() && !is_equal(app, path, file, doing)? => {
+                    Some(EditKind::Changed)
+                }
+                _ => None,
+            },
             // git does not list files that it ignores, and overwrites them.
             None if !before.contains_key(path.as_str()) && fs::symlink_metadata(app.join(path)).is_ok() => Some(EditKind::Added),
             None => None,
@@ -147,7 +159,7 @@ fn conflicts(
             found.extend(inside.filter(|(_, edit)| **edit != EditKind::Deleted).map(|(other, edit)| (other.clone(), *edit)));
         }
     }
-    Ok(found)
+    Ok((found, incoming))
 }
 
 /// Returns the file of a person that stands where the commit has a directory.
@@ -157,39 +169,6 @@ fn blocking(app: &Path, path: &str, before: &BTreeMap<String, TreeFile>) -> Opti
         !before.contains_key(*parent) && fs::symlink_metadata(app.join(parent)).is_ok_and(|found| !found.is_dir())
     };
     parents.into_iter().find(is_file).map(str::to_owned)
-}
-
-/// Returns a pathspec that matches the path itself only.
-fn literal(path: &str) -> String {
-    format!(":(literal){path}")
-}
-
-/// Returns true if the file in the checkout has the content and the mode of the commit.
-fn is_equal(app: &Path, path: &str, file: &TreeFile, doing: &str) -> Result<bool, GitFailure> {
-    let Ok(found) = fs::symlink_metadata(app.join(path)) else { return Ok(false) };
-    let mode = match (found.is_file(), found.permissions().mode() & 0o100 != 0) {
-        (true, true) => "100755",
-        (true, false) => "100644",
-        // Links and other kinds are rare, and count as different.
-        (false, _) => return Ok(false),
-    };
-    if mode != file.mode {
-        return Ok(false);
-    }
-    let blob = run(app, &["hash-object", "--", path], doing)?;
-    Ok(String::from_utf8_lossy(&blob).trim() == file.blob)
-}
-
-/// Returns the files of a commit.
-fn tree(app: &Path, commit: &CommitId, doing: &str) -> Result<BTreeMap<String, TreeFile>, GitFailure> {
-    let output = run(app, &["ls-tree", "-r", "-z", "--full-tree", commit.as_str()], doing)?;
-    let entries = paths(&output).into_iter().filter_map(|line| {
-        let (about, path) = line.split_once('\t')?;
-        let mut words = about.split(' ');
-        let (mode, _, blob) = (words.next()?, words.next()?, words.next()?);
-        Some((path.to_owned(), TreeFile { mode: mode.to_owned(), blob: blob.to_owned() }))
-    });
-    Ok(entries.collect())
 }
 
 /// Records the commit that is checked out before a deployment. The record of a repeated job stays. The records of earlier deployments are removed.
@@ -206,28 +185,8 @@ fn remember(app: &Path, deployment: DeploymentId, head: Option<&CommitId>, doing
 }
 
 /// Returns the message of a deployment's entry in the stash.
-fn message(deployment: DeploymentId) -> String {
+pub(super) fn message(deployment: DeploymentId) -> String {
     format!("larder: files that the deployment {deployment} changed, too")
-}
-
-fn stash(app: &Path, job: &CheckoutUpdate, conflicts: &BTreeMap<String, EditKind>, doing: &str) -> Result<(), GitFailure> {
-    let specs: Vec<_> = conflicts.keys().map(|path| literal(path)).collect();
-    let message = message(job.deployment);
-    let mut words = vec!["stash", "push", "--quiet", "--all", "--message", &message, "--"];
-    words.extend(specs.iter().map(String::as_str));
-    run(app, &words, doing).map(drop)
-}
-
-/// Brings the files back that a deployment put into the stash.
-fn unstash(app: &Path, deployment: DeploymentId, doing: &str) -> Result<(), GitFailure> {
-    let list = run(app, &["stash", "list", "--format=%gd %gs"], doing)?;
-    let message = message(deployment);
-    let list = String::from_utf8_lossy(&list).into_owned();
-    let entry = list.lines().find(|line| line.ends_with(&message)).and_then(|line| line.split(' ').next());
-    match entry {
-        Some(entry) => run(app, &["stash", "pop", "--quiet", entry], doing).map(drop),
-        None => Ok(()),
-    }
 }
 
 /// Moves the branch and the files to a commit. git refuses if a file of a person would be overwritten.

@@ -9,7 +9,7 @@ use crate::{
     config::EditPolicy,
     git::{
         GitError,
-        checkout::{CheckoutAnswer, CheckoutJob, CheckoutUpdate, EditedFile},
+        checkout::{CheckoutAnswer, CheckoutJob, CheckoutRevert, CheckoutUpdate, EditedFile},
     },
     model::{Blame, Phase, SlotError},
     pipeline::{
@@ -54,7 +54,7 @@ impl Step for UpdateCheckout {
                 answer => answer,
             };
             match answer.map_err(|error| Failure::host(&error))? {
-                CheckoutAnswer::Updated { stashed, kept } => {
+                CheckoutAnswer::Updated { stashed, kept, branches } => {
                     let transcript = &deployment.transcript;
                     if kept > 0 {
                         transcript.detail(&format!("kept {} with changes by hand", files(kept)));
@@ -64,6 +64,7 @@ impl Step for UpdateCheckout {
                         list(deployment, &stashed);
                         transcript.error("`git stash pop` in the checkout brings them back");
                     }
+                    say_branches(deployment, &branches);
                     Ok(())
                 }
                 CheckoutAnswer::Conflicts(conflicts) => {
@@ -83,6 +84,10 @@ impl Step for UpdateCheckout {
                     let why = format!("the checkout has the commit {}, which this push does not contain", head.short());
                     Err(Failure::pusher(why).hint("merge the commit of the checkout, and push again"))
                 }
+                CheckoutAnswer::Objection(objection) => {
+                    let (why, hint) = objection.words(&deployment.paths.run());
+                    Err(Failure::pusher(why).hint(hint))
+                }
                 other => Err(Failure::blameless(format!("the worker of the checkout gave a wrong answer: {other:?}"))),
             }
         })
@@ -95,7 +100,19 @@ impl Step for UpdateCheckout {
             let launcher = &deployment.services.repositories;
             let environment = &deployment.environment;
             let reverted = launcher.checkout(environment.project_id, environment.id, spec.release, &job).await;
-            reverted.map(drop).map_err(|error| Failure::host(&error))
+            if let CheckoutAnswer::Reverted(CheckoutRevert { branches, stashed }) =
+                reverted.map_err(|error| Failure::host(&error))?
+            {
+                if !stashed.is_empty() {
+                    let count = files(stashed.len());
+                    deployment
+                        .transcript
+                        .error(&format!("{count} that changed during the deployment are in git's stash of the checkout:"));
+                    list(deployment, &stashed);
+                }
+                say_branches(deployment, &branches);
+            }
+            Ok(())
         })
     }
 }
@@ -109,6 +126,13 @@ async fn ask(
     let (spec, environment) = (&deployment.spec, &deployment.environment);
     let repositories = &deployment.services.repositories;
     repositories.update_checkout(environment.project_id, environment.id, spec.release, job, &spec.commit, known).await
+}
+
+/// Shows the branches that keep commits of a person.
+fn say_branches(deployment: &Deployment, branches: &[String]) {
+    for branch in branches {
+        deployment.transcript.error(&format!("commits that were made in the checkout are on its branch {branch}"));
+    }
 }
 
 fn files(count: usize) -> String {
