@@ -255,6 +255,7 @@ fn services(
         runtime: Runtime::new(launcher.clone(), Ports::new(from, to), logs),
         repositories: Repositories::new(launcher.clone()),
         places: DeliverableStores::new(pull_key, limits),
+        deploy_keys: remote::ssh::DeployKeyStore::new(root.deploy_keys()),
         proxy: Proxy::new(front_door(&config.http)),
         permits: Permits::new(&config),
         ssh: inherited.ssh_address,

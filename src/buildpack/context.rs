@@ -17,6 +17,7 @@ use crate::model::Blame;
 
 use super::{
     child::{self, ScriptCommand, ScriptExit},
+    deploy_key::GIT_SSH,
     job::{BuildJob, BuildReport},
 };
 
@@ -169,12 +170,14 @@ pub(super) struct BuildWorker<W> {
     /// The selected buildpacks; `None` before the selection.
     pub selected: Option<Vec<SelectedBuildpack>>,
     temporary: Option<TempDir>,
+    /// The command with which git uses the deploy key.
+    pub git_ssh: Option<OsString>,
 }
 
 impl<W: Write + Send + 'static> BuildWorker<W> {
     pub fn new(job: BuildJob, paths: BuildPaths, output: W) -> BuildWorker<W> {
         let output = Arc::new(Mutex::new(output));
-        BuildWorker { job, paths, output, report: BuildReport::default(), selected: None, temporary: None }
+        BuildWorker { job, paths, output, report: BuildReport::default(), selected: None, temporary: None, git_ssh: None }
     }
 
     /// Writes a line to the build's output.
@@ -221,6 +224,10 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
         all.insert("LARDER_APP".into(), self.paths.app.clone().into());
         all.insert("LARDER_CACHE".into(), self.paths.cache.clone().into());
         all.insert("LARDER_BUILDPACKS".into(), self.paths.buildpacks.clone().into());
+        // A project that sets its own command does not use the deploy key.
+        if !self.job.configuration.iter().any(|(name, _)| name == GIT_SSH) {
+            all.extend(self.git_ssh.iter().map(|command| (GIT_SSH.into(), command.clone())));
+        }
         all.extend(self.paths.profile.iter().map(|profile| ("LARDER_PROFILE_DIR".into(), profile.clone().into())));
         all.into_iter().collect()
     }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
+use super::deploy_key::BuildKey;
 use crate::{
     config::BuildpackRef,
     model::{Blame, BuildpackUse, Phase, ProcessType},
@@ -52,6 +53,8 @@ pub struct BuildJob {
     pub variables: String,
     /// The memory limit of the recipe in bytes. The operator's limit applies as well.
     pub memory: Option<u64>,
+    /// The deploy key of the project, which git gets in every script.
+    pub deploy_key: Option<BuildKey>,
 }
 
 /// A finished step.

@@ -7,6 +7,7 @@ pub mod builtin;
 mod child;
 mod compile;
 mod context;
+mod deploy_key;
 mod failure;
 mod fetch;
 mod job;
@@ -19,6 +20,7 @@ mod server;
 mod worker;
 
 pub use context::{LocalPaths, rename_hint};
+pub use deploy_key::BuildKey;
 pub use failure::BuildpackError;
 pub use job::{BuildFailure, BuildJob, BuildReport, BuildStep, Built, DoneStep};
 pub use script::parse as parse_variables;

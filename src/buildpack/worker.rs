@@ -7,6 +7,7 @@ use crate::model::{Blame, Phase};
 use super::{
     child::{Capture, ScriptCommand},
     context::{BuildPaths, BuildStop, BuildWorker, LocalPaths, is_variable},
+    deploy_key::ssh_reason,
     job::{BuildFailure, BuildJob, BuildReport, BuildStep, DoneStep},
     script,
 };
@@ -26,14 +27,15 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
     pub fn work(mut self) -> BuildReport {
         for step in self.job.steps.clone() {
             let began = Instant::now();
-            let result = match step {
+            let result = self.write_key().and_then(|()| match step {
                 BuildStep::Script(phase) => self.script(phase),
                 BuildStep::Detect => self.select().map(drop),
                 BuildStep::Compile => self.compile(),
                 BuildStep::Release => self.release(),
                 BuildStep::Inputs => self.inputs(),
-            };
+            });
             if let Err(stop) = result {
+                let stop = self.explained(stop);
                 let (code, tail) = stop.exit.map_or((None, Vec::new()), |exit| (exit.code, exit.tail));
                 let BuildStop { what, why, blame, hint, .. } = stop;
                 self.report.failure = Some(BuildFailure { step, what, why: one_line(&why), blame, hint, code, tail });
@@ -43,6 +45,30 @@ impl<W: Write + Send + 'static> BuildWorker<W> {
             self.report.steps.push(DoneStep { step, took });
         }
         self.report
+    }
+
+    /// Writes the files of the deploy key before the first script.
+    fn write_key(&mut self) -> Result<(), BuildStop> {
+        if let (Some(key), None) = (&self.job.deploy_key, &self.git_ssh) {
+            let command = key.write().map_err(|error| {
+                let why = format!("cannot write the deploy key: {error}");
+                let hint = "allow user namespaces on this machine, or remove the key with `larder key deploy PROJECT --remove`";
+                BuildStop::new("the deploy key", why, Blame::Host, hint)
+            });
+            self.git_ssh = Some(command?);
+        }
+        Ok(())
+    }
+
+    /// Replaces git's general advice by the cause and the remedy, if ssh failed.
+    fn explained(&self, stop: BuildStop) -> BuildStop {
+        let project = self.job.environment.iter().find(|(name, _)| name == "LARDER_PROJECT");
+        let project = project.map_or("PROJECT", |(_, project)| project.as_str());
+        let found = stop.exit.as_ref().filter(|_| self.git_ssh.is_some()).and_then(|exit| ssh_reason(exit, project));
+        match found {
+            Some((why, hint)) => BuildStop { why: format!("{}: {why}", stop.what), hint, ..stop },
+            None => stop,
+        }
     }
 
     /// Runs the project's script of a phase.

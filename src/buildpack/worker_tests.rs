@@ -79,6 +79,7 @@ fn job(steps: &[BuildStep], buildpacks: &[&str]) -> BuildJob {
         environment: vec![("SOURCE_VERSION".into(), "c0ffee".into())],
         variables: String::from("{\"a\":1}"),
         memory: None,
+        deploy_key: None,
     }
 }
 

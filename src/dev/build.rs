@@ -129,5 +129,7 @@ fn job(checkout: &Checkout, plan: &LocalPlan) -> BuildJob {
         environment,
         variables: String::from("{}"),
         memory: None,
+        // On a developer's machine, git uses the developer's own keys.
+        deploy_key: None,
     }
 }

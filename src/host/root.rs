@@ -90,6 +90,11 @@ impl Root {
         self.state().join("pull_ed25519_key")
     }
 
+    /// Returns the directory of the deploy keys of projects, with which builds read private repositories.
+    pub fn deploy_keys(&self) -> PathBuf {
+        self.state().join("deploy_keys")
+    }
+
     /// Returns the directory of the keeper's own state, which only the keeper's user can read.
     pub fn keeper(&self) -> PathBuf {
         self.0.join("keeper")

@@ -38,7 +38,10 @@ use crate::{
     notify::Notifier,
     proxy::{Connector, Hold, Proxy, Retired, Route, RouteState, RouteTarget, TcpConnector},
     release::{self, SigningKey},
-    remote::DeliverableStores,
+    remote::{
+        DeliverableStores,
+        ssh::{DeployKey, DeployKeyStore},
+    },
     runtime::{Runtime, SecretFiles, TemplateJob},
     snapshots::SnapshotStore,
 };
@@ -57,6 +60,8 @@ pub struct Services {
     pub repositories: Repositories,
     /// The remotes from which deliverables are pulled, and to which they are published.
     pub places: DeliverableStores,
+    /// The deploy keys of projects.
+    pub deploy_keys: DeployKeyStore,
     /// The application processes.
     pub runtime: Runtime,
     /// The HTTP proxy.
@@ -206,6 +211,8 @@ pub struct Memory {
     pub committed: bool,
     /// The configuration, or the reason why it cannot be used.
     pub(super) configuration: Result<LoadedConfiguration, Failure>,
+    /// The deploy key of the project, for deployments that build; or the reason why the key cannot be used.
+    pub(super) deploy_key: Result<Option<DeployKey>, Failure>,
     /// The live release and its data.
     pub(super) live_app: Arc<dyn LiveApp>,
     /// The store of the spare tree, from which the installation may start.
@@ -244,7 +251,12 @@ impl Deployment {
     /// Returns the values that the release must not contain: those that only builds get, and the encrypted values of the pillar.
     pub fn searched_secrets(&self) -> Result<ConfigVariables, Failure> {
         let loaded = self.memory.configuration.as_ref().map_err(Clone::clone)?;
-        Ok(loaded.searched(&self.settings()))
+        Ok(loaded.searched(&self.settings(), self.deploy_key()?))
+    }
+
+    /// Returns the deploy key of the project; `None` without a key, and in a deployment that does not build.
+    pub fn deploy_key(&self) -> Result<Option<&DeployKey>, Failure> {
+        self.memory.deploy_key.as_ref().map(Option::as_ref).map_err(Clone::clone)
     }
 
     /// Computes the values of the pillar after the sample of the project has become known.
@@ -252,7 +264,7 @@ impl Deployment {
         let key = || self.services.snapshots.project_key(self.environment.project_id);
         let sample = sample_level(self.facts.pillar_sample.as_deref(), key).map_err(|error| of_pillar(&error))?;
         let loaded = self.memory.configuration.clone()?.evaluated(sample)?;
-        self.transcript.redact_with(loaded.redactor());
+        self.transcript.redact_with(loaded.redactor(self.memory.deploy_key.as_ref().ok().and_then(Option::as_ref)));
         self.memory.configuration = Ok(loaded);
         Ok(())
     }

@@ -15,6 +15,7 @@ use super::{
     disk_state::DiskState,
     error::PipelineError,
     facts::Facts,
+    failure::Failure,
     fault,
     history::History,
     journal::{JournalError, JournalState},
@@ -30,8 +31,10 @@ use crate::{
     backup::OtherSessions,
     config::Settings,
     model::{
-        DeploymentSpec, EnvId, Environment, HealthRecord, Live, Origin, Outcome, ProjectId, ReleaseId, SlotTable, StorageKind,
+        DeploymentSpec, EnvId, Environment, HealthRecord, Live, Mode, Origin, Outcome, ProjectId, ReleaseId, SlotTable,
+        StorageKind,
     },
+    remote::ssh::DeployKey,
 };
 
 /// The checks of a submission, which the start of the deployment repeats, because the deployment may have waited for a long time.
@@ -199,8 +202,9 @@ impl Pipeline {
             let sample = self.sample(&environment, facts.pillar_sample.as_deref()).map_err(|error| of_pillar(&error));
             configuration = configuration.and_then(|loaded| loaded.evaluated(sample?));
         }
+        let deploy_key = self.deploy_key(&environment, &spec);
         if let Ok(loaded) = &configuration {
-            transcript.redact_with(loaded.redactor());
+            transcript.redact_with(loaded.redactor(deploy_key.as_ref().ok().and_then(Option::as_ref)));
         }
         let memory = Memory {
             cancelled,
@@ -212,6 +216,7 @@ impl Pipeline {
             hold: None,
             committed: false,
             configuration,
+            deploy_key,
             live_app: Arc::new(LiveHandle {
                 pipeline: self.clone(),
                 queue: queue.clone(),
@@ -224,6 +229,18 @@ impl Pipeline {
             space_timeout: fault::space_limit().map_or(reserve::TIMEOUT, Duration::from_millis),
         };
         Deployment { spec, facts, environment, services, paths, transcript, memory }
+    }
+
+    /// Returns the deploy key for a deployment that may build. A final environment never builds.
+    fn deploy_key(&self, environment: &Environment, spec: &DeploymentSpec) -> Result<Option<DeployKey>, Failure> {
+        if spec.mode == Mode::Final {
+            return Ok(None);
+        }
+        let own = self.project_key(environment.project_id).map_err(|error| Failure::host(&error))?;
+        self.0.services.deploy_keys.load(environment.project_id, &own).map_err(|error| {
+            let hint = error.hint(&environment.project);
+            hint.into_iter().fold(Failure::host(&error), Failure::hint)
+        })
     }
 
     /// Returns the settings of the previous release. This function reads `queue` and not the map of queues, because the map lacks

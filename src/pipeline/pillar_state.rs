@@ -18,6 +18,7 @@ use crate::{
     },
     git::PillarFiles,
     model::{ConfigVariables, ProjectId, Redactor, may_be_secret},
+    remote::ssh::DeployKey,
     runtime::SecretFiles,
     secret::{EncryptedText, ProjectKey, SecretError},
     snapshots::{PillarContent, Snapshot},
@@ -76,10 +77,12 @@ impl LoadedConfiguration {
     }
 
     /// Returns the values that no release may contain, with their names.
-    pub(super) fn searched(&self, settings: &Settings) -> ConfigVariables {
+    pub(super) fn searched(&self, settings: &Settings, deploy_key: Option<&DeployKey>) -> ConfigVariables {
         let mut all = self.decrypted();
         let of_build = self.variables.iter().filter(|(name, _)| is_of_build(settings, name));
         all.extend(of_build.map(|(name, value)| (name.to_owned(), value.to_vec())));
+        let parts = deploy_key.map(DeployKey::parts).unwrap_or_default();
+        all.extend(parts.iter().map(|(name, value)| (name.to_owned(), value.to_vec())));
         all.into_iter().collect()
     }
 
@@ -108,10 +111,10 @@ impl LoadedConfiguration {
         texts.into_iter().map(str::to_owned).collect()
     }
 
-    /// Returns a redactor for the variables and for all values of the pillar.
-    pub(super) fn redactor(&self) -> Redactor {
+    /// Returns a redactor for the variables, for all values of the pillar, and for the deploy key.
+    pub(super) fn redactor(&self, deploy_key: Option<&DeployKey>) -> Redactor {
         // The first name of a value counts, and the name of a variable says more than the name of a key.
-        Redactor::of_all(&[self.variables.clone(), self.all_values()])
+        Redactor::of_all(&[self.variables.clone(), self.all_values(), deploy_key.map(DeployKey::parts).unwrap_or_default()])
     }
 }
 

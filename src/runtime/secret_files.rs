@@ -10,16 +10,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::ConfigVariables;
+use crate::{host::is_sandboxed, model::ConfigVariables};
 
 /// The variable with the directory of the files.
 pub const SECRETS_DIR: &str = "LARDER_SECRETS";
 
 /// The directory of the files in the sandbox, on a tmpfs of the process and its children.
 const DIRECTORY: &str = "/dev/shm/secrets";
-
-/// A file that exists only in the sandbox.
-const SANDBOX: &str = "/larder/bin/larder";
 
 /// The secret files of a process. `Debug` shows names only.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +36,7 @@ impl SecretFiles {
         if self.contents.is_empty() {
             return Ok(None);
         }
-        if !Path::new(SANDBOX).exists() {
+        if !is_sandboxed() {
             return Err(io::Error::other(
                 "cannot write the secret files: this machine allows no namespaces, and without them there is no private tmpfs",
             ));

@@ -168,6 +168,7 @@ async fn start_build(world: &World, word: &str) -> Child {
         environment: Vec::new(),
         variables: "{}".to_owned(),
         memory: None,
+        deploy_key: None,
     };
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
     let stdio = Stdio { stdout: Some(write), ..Stdio::default() };

@@ -29,6 +29,7 @@ mod database_servers;
 mod databases;
 mod delivering;
 mod deltas;
+mod deploy_keys;
 mod dev;
 mod disk_full;
 mod django;

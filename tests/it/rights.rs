@@ -50,6 +50,7 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("group grant", &["group grant crew SHOP push"]),
     ("group revoke", &["group revoke crew SHOP"]),
     ("key add", &["key add nobody --key 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f'"]),
+    ("key deploy", &["key deploy PROJECT", "key deploy PROJECT --remove"]),
     ("key list", &["key list", "key list nobody"]),
     ("key remove", &["key remove SHA256:none"]),
     ("key show", &["key show"]),

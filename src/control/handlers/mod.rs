@@ -12,6 +12,7 @@ mod configuration_list;
 mod configuration_render;
 mod databases;
 mod deliverables;
+mod deploy_key;
 mod deployments;
 mod disk;
 mod doctor;
@@ -37,8 +38,8 @@ mod users;
 
 pub use self::{
     audit::*, authorities::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, configuration::*,
-    configuration_explain::*, configuration_list::*, configuration_render::*, databases::*, deliverables::*, deployments::*,
-    disk::*, doctor::*, drift::*, edits::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*, processes::*,
-    projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, secrets::*, secrets_list::*, status::*,
-    users::*,
+    configuration_explain::*, configuration_list::*, configuration_render::*, databases::*, deliverables::*, deploy_key::*,
+    deployments::*, disk::*, doctor::*, drift::*, edits::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*,
+    processes::*, projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, secrets::*, 
+    secrets_list::*, status::*, users::*,
 };

@@ -7,7 +7,7 @@ use crate::{
     config::ByteSize,
     control::{
         authz::Needs,
-        error::{CommandError, no_project, refused, usage},
+        error::{CommandError, no_project, refused, run_blocking, usage},
         registry::Registry,
         request::{Context, Reply, Request},
         state::Control,
@@ -401,6 +401,11 @@ impl Request for ProjectDestroy {
             Ok(())
         };
         control.change(remove).await?;
+        // No command could remove the key without its project.
+        let pipeline = control.pipeline().clone();
+        let remove_key =
+            move || pipeline.services().deploy_keys.remove(project.id).map_err(|error| CommandError::internal(&error));
+        run_blocking(remove_key).await?;
         Ok(ProjectDestroyed { project: name, left }.into())
     }
 }

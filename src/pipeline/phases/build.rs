@@ -5,7 +5,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt as _, time::Duration};
 use serde_json::Value;
 
 use crate::{
-    buildpack::{self, BuildJob, BuildStep, BuildpackError, Built},
+    buildpack::{self, BuildJob, BuildKey, BuildStep, BuildpackError, Built},
     host::files,
     model::{Area, Mode, Phase},
     pipeline::{
@@ -151,6 +151,7 @@ pub(super) fn job(deployment: &Deployment) -> Result<BuildJob, Failure> {
         ],
         variables: Value::Object(deployment.facts.variables.clone()).to_string(),
         memory: settings.build.memory.map(|memory| memory.bytes()),
+        deploy_key: deployment.deploy_key()?.map(|key| BuildKey::new(key.private.to_string(), key.known_hosts.clone())),
     })
 }
 

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use clap::{Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 
-use super::super::{
-    command::{Asked, Asking, Command, Shown},
-    text,
+use super::{
+    super::{
+        command::{Asked, Asking, Command, Shown},
+        text,
+    },
+    key_deploy::KeyDeployArgs,
 };
 use crate::{
     control::{
@@ -22,6 +25,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub enum KeyVerb {
     Add(KeyAddArgs),
+    Deploy(KeyDeployArgs),
     List(KeyListArgs),
     Remove(KeyRemoveArgs),
     Show(KeyShowArgs),
@@ -33,6 +37,7 @@ impl KeyVerb {
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
             KeyVerb::Add(command) => asking.ask(command).await,
+            KeyVerb::Deploy(command) => asking.ask(command).await,
             KeyVerb::List(command) => asking.ask(command).await,
             KeyVerb::Remove(command) => asking.ask(command).await,
             KeyVerb::Show(command) => asking.ask(command).await,

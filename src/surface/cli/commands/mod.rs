@@ -18,6 +18,7 @@ mod drift;
 mod edits;
 mod group;
 mod key;
+mod key_deploy;
 mod logs;
 mod notify;
 mod plan;
