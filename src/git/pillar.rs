@@ -85,9 +85,9 @@ fn files(repository: &Repository, id: Oid, after: Option<&CommitId>) -> Result<P
     Ok(PillarFiles { commit: commit_id(id)?, files: reading.files })
 }
 
-/// Returns true for the path of a file that larder reads: values, and the recipients of secrets.
+/// Returns true for the path of a file that larder reads: values, encrypted values, and the recipients of secrets.
 pub(super) fn is_read(path: &str) -> bool {
-    !path.contains('/') && (path.ends_with(".yml") || path.ends_with(".yaml") || path == "recipients")
+    !path.contains('/') && (path.ends_with(".yml") || path.ends_with(".yaml") || path.ends_with(".age") || path == "recipients")
 }
 
 struct Reading<'r> {

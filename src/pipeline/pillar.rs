@@ -22,7 +22,9 @@ use crate::{
     git::{GitError, PillarFiles, RepositoryId},
     model::{CommitId, Environment, Live, ProjectId, SnapshotNumber},
     runtime::TemplateJob,
-    secret::{ProjectKey, RECIPIENTS_FILE, RecipientList, SECRETS_SUFFIX, SecretError, SecretsFile},
+    secret::{
+        AGE_SUFFIX, ProjectKey, RECIPIENTS_FILE, RecipientList, SECRETS_SUFFIX, SecretError, SecretsFile, age_level, sops_level,
+    },
     snapshots::{PillarContent, Snapshot, SnapshotError},
 };
 
@@ -114,10 +116,21 @@ impl Pipeline {
         for stem in ["init", environment.name.as_str()] {
             for (name, is_encrypted) in [(format!("{stem}.yml"), false), (format!("{stem}{SECRETS_SUFFIX}"), true)] {
                 let Some((_, bytes)) = files.files.iter().find(|(known, _)| *known == name) else { continue };
+                if let Some(level) = sops_level(&name, bytes, &key)? {
+                    levels.push(level);
+                    continue;
+                }
                 if is_encrypted {
                     SecretsFile::parse(&name, bytes)?;
                 }
                 levels.push(pillar_level(&name, bytes, &key)?);
+            }
+            // A file of one value counts for all environments, so the files of the environment take precedence.
+            if stem == "init" {
+                let whole = files.files.iter().filter(|(name, _)| name.ends_with(AGE_SUFFIX));
+                for (name, bytes) in whole {
+                    levels.push(age_level(name, bytes, &key)?);
+                }
             }
         }
         Ok(PillarContent { commit: files.commit.clone(), levels })

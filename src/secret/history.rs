@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     key::ProjectKey,
     recipients::{RECIPIENTS_FILE, RecipientList},
+    sops::is_sops,
     text::EncryptedText,
 };
 use crate::config::pillar::{PillarLevel, PillarText};
@@ -73,6 +74,10 @@ pub fn readable<'f>(
 fn values(name: &str, bytes: &[u8], own: &ProjectKey) -> Values {
     let Ok(level) = PillarLevel::parse(name, bytes, &|_| Ok(PillarText::Plain)) else { return Vec::new() };
     let mut found = Vec::new();
+    // The recipients of a file of SOPS are in the file itself, and only the program sops changes them.
+    if is_sops(&level) {
+        return found;
+    }
     level.root.texts("", &mut |key, text| {
         if let Ok(Some(value)) = EncryptedText::parse(text) {
             found.push((key.to_owned(), value.decrypt(own).ok().map(|value| *blake3::hash(value.as_bytes()).as_bytes())));

@@ -57,6 +57,17 @@ impl SecretKey {
         }
     }
 
+    /// Returns the name of a key that is in no section.
+    pub(super) fn at_top(name: &str) -> Result<SecretKey, SecretError> {
+        let mut key: SecretKey = name.parse()?;
+        key.0.drain(..key.0.len().saturating_sub(1));
+        Ok(key)
+    }
+
+    pub(super) fn parts(&self) -> &[String] {
+        &self.0
+    }
+
     /// Returns the value of this key in a file of a pillar.
     pub fn find<'l>(&self, level: &'l PillarLevel) -> Option<&'l PillarNode> {
         self.0.iter().try_fold(&level.root, |node, part| node.child(part))
@@ -165,7 +176,7 @@ impl SecretsFile {
 }
 
 /// Returns a key of YAML. Keys such as `true` and `1` would not be texts without quotes.
-fn quoted(key: &str) -> String {
+pub(super) fn quoted(key: &str) -> String {
     let is_plain = key.starts_with(|c: char| c.is_ascii_alphabetic())
         && key.bytes().all(|c| c.is_ascii_alphanumeric() || b"_-".contains(&c))
         && !["true", "false", "null", "yes", "no", "on", "off", "y", "n"].contains(&key.to_ascii_lowercase().as_str());

@@ -50,13 +50,23 @@ impl EncryptedText {
 /// # Errors
 /// The value is too large, not text, or has a NUL byte, which no process could get.
 pub fn encrypted(value: &[u8], key: &ProjectKey, recipients: &RecipientList) -> Result<String, SecretError> {
+    Ok(format!("{PREFIX}{}", BASE64.encode(&encrypted_bytes(value, key, recipients)?)))
+}
+
+/// Returns a value as text, if a process can get it.
+pub(super) fn checked(value: &[u8]) -> Result<&str, SecretError> {
     if value.len() > MAX_SECRET {
         return Err(SecretError::TooLarge { limit: MAX_SECRET });
     }
     if value.contains(&0) {
         return Err(SecretError::Nul);
     }
-    std::str::from_utf8(value).map_err(|_| SecretError::NotText)?;
+    std::str::from_utf8(value).map_err(|_| SecretError::NotText)
+}
+
+/// Encrypts a value like [`encrypted`]. Returns the bytes of an encrypted file.
+pub(super) fn encrypted_bytes(value: &[u8], key: &ProjectKey, recipients: &RecipientList) -> Result<Vec<u8>, SecretError> {
+    checked(value)?;
     let own = key.public();
     let all = std::iter::once(&own as &dyn age::Recipient).chain(recipients.keys());
     let wrong = |error: String| SecretError::Encrypt(error);
@@ -65,7 +75,7 @@ pub fn encrypted(value: &[u8], key: &ProjectKey, recipients: &RecipientList) -> 
     let mut writer = encryptor.wrap_output(&mut bytes).map_err(|error| wrong(error.to_string()))?;
     writer.write_all(value).map_err(|error| wrong(error.to_string()))?;
     writer.finish().map_err(|error| wrong(error.to_string()))?;
-    Ok(format!("{PREFIX}{}", BASE64.encode(&bytes)))
+    Ok(bytes)
 }
 
 /// Encrypts each encrypted value of a file of a pillar anew, for `recipients`. Everything else stays as it is. Returns the text and the number

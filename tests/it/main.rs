@@ -96,6 +96,7 @@ mod repository_secrets;
 mod rights;
 mod rollback;
 mod roundabout;
+mod secret_formats;
 mod secrets;
 mod serving;
 mod shared;

@@ -21,8 +21,8 @@ use crate::{
     model::{Environment, Project, ProjectName, Target, UserName},
     pipeline::chain,
     secret::{
-        EncryptedText, MAX_SECRET, ProjectKey, RECIPIENTS_FILE, RecipientList, SecretError, SecretKey, SecretsFile, encrypted,
-        readable, reencrypted,
+        AGE_SUFFIX, EncryptedText, MAX_SECRET, ProjectKey, RECIPIENTS_FILE, RecipientList, SecretError, SecretKey, SecretsFile,
+        encrypted, is_sops_file, readable, reencrypted, reencrypted_file,
     },
 };
 
@@ -149,7 +149,8 @@ impl Request for RecipientsChange {
         let work = PillarWork::new(control, caller, &target, true).await?;
         match change {
             RecipientsChangeKind::Reencrypt => {
-                let work = PillarWork { message: String::from("Encrypt all secrets anew"), ..work };
+                let lines = work.sops_lines();
+                let work = PillarWork { message: String::from("Encrypt all secrets anew"), lines, ..work };
                 Ok(work.start("secret rotate", Box::new(|work| work.reencrypt(work.recipients()?, false))))
             }
             RecipientsChangeKind::Add { name, key } => {
@@ -157,7 +158,8 @@ impl Request for RecipientsChange {
                     Some(key) => vec![key],
                     None => login_keys(control, &name)?,
                 };
-                let work = PillarWork { message: format!("Encrypt the secrets for {name}"), ..work };
+                let lines = work.sops_lines();
+                let work = PillarWork { message: format!("Encrypt the secrets for {name}"), lines, ..work };
                 Ok(work.start("secret recipients add", Box::new(move |work| work.add_recipient(&name, &keys))))
             }
             RecipientsChangeKind::Remove { name } => {
@@ -172,7 +174,8 @@ impl Request for RecipientsChange {
                     });
                 }
                 let keys = removed.into_iter().map(|known| known.key).collect();
-                let lines = work.readable_lines(&name, &keys).await?;
+                let mut lines = work.readable_lines(&name, &keys).await?;
+                lines.extend(work.sops_lines());
                 let work = PillarWork { message: format!("Encrypt the secrets without {name}"), lines, ..work };
                 let edit: EditFn = Box::new(move |work| {
                     let mut list = work.recipients()?;
@@ -252,8 +255,13 @@ impl PillarWork {
         self.files().iter().find(|(known, _)| known == name).map(|(_, bytes)| bytes.as_slice())
     }
 
-    fn secrets(&self, file: &str) -> Result<SecretsFile, CommandError> {
-        let parsed = self.file(file).map(|bytes| SecretsFile::parse(file, bytes)).transpose();
+    pub(super) fn secrets(&self, file: &str) -> Result<SecretsFile, CommandError> {
+        let bytes = self.file(file);
+        if bytes.is_some_and(|bytes| is_sops_file(file, bytes)) {
+            return Err(refused(format!("{file} is in the format of SOPS, which the server only reads"))
+                .hint(format!("change the value in a clone of the pillar with `sops {file}`, commit it, and push")));
+        }
+        let parsed = bytes.map(|bytes| SecretsFile::parse(file, bytes)).transpose();
         Ok(parsed.map_err(|error| CommandError::new(ErrorKind::Configuration, error.to_string()))?.unwrap_or_default())
     }
 
@@ -319,7 +327,15 @@ impl PillarWork {
     /// Encrypts all secrets of the pillar for `list`.
     fn reencrypt(&self, list: RecipientList, changes_list: bool) -> Result<ChangedFiles, CommandError> {
         let mut files = Vec::new();
-        for (name, bytes) in self.files().iter().filter(|(name, _)| name.ends_with(".yml")) {
+        for (name, bytes) in self.files().iter().filter(|(name, _)| name.ends_with(AGE_SUFFIX)) {
+            let again = reencrypted_file(bytes, &self.key, &list).map_err(|error| {
+                let shown = CommandError::new(ErrorKind::Configuration, format!("{name}: {error}"));
+                error.hint().into_iter().fold(shown, CommandError::hint)
+            })?;
+            files.push((name.clone(), Some(again)));
+        }
+        let of_values = |name: &str, bytes: &[u8]| name.ends_with(".yml") && !is_sops_file(name, bytes);
+        for (name, bytes) in self.files().iter().filter(|(name, bytes)| of_values(name, bytes)) {
             let text = String::from_utf8_lossy(bytes);
             let again = reencrypted(&text, &self.key, &list).map_err(|(line, error)| {
                 let shown = CommandError::new(ErrorKind::Configuration, format!("{name} line {line}: {error}"));
@@ -333,6 +349,15 @@ impl PillarWork {
             files.push((RECIPIENTS_FILE.to_owned(), Some(list.to_text(&self.key).into_bytes())));
         }
         Ok(files)
+    }
+
+    /// Returns lines about the files whose recipients only the program sops can change.
+    fn sops_lines(&self) -> Vec<String> {
+        let files = self.files().iter().filter(|(name, bytes)| name.ends_with(".yml") && is_sops_file(name, bytes));
+        let line = |name: &String| {
+            format!("{name} is in the format of SOPS and was not changed: change its recipients with `sops updatekeys {name}`")
+        };
+        files.map(|(name, _)| line(name)).collect()
     }
 
     /// Returns lines about the secrets that the holder of `keys` could read.

@@ -1,10 +1,14 @@
 //! The requests that show the secrets of a project and their recipients.
 
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use super::secrets::{PillarWork, of_secret};
 use crate::{
-    config::pillar::{PillarLevel, PillarText},
+    config::{
+        ConfigError,
+        pillar::{PillarLevel, PillarText},
+    },
     control::{
         audit::AuditEntry,
         authz::Needs,
@@ -12,7 +16,7 @@ use crate::{
         request::{Context, Reply, Request},
     },
     model::{ProjectName, Target},
-    secret::{EncryptedText, SECRETS_SUFFIX, SERVER_NAME, SecretKey},
+    secret::{AGE_SUFFIX, EncryptedText, SECRETS_SUFFIX, SERVER_NAME, SecretError, SecretKey, key_of_age_file, sops_level},
 };
 
 /// The request to list secrets, or to show the value of one secret.
@@ -66,28 +70,11 @@ impl Request for SecretShow {
             control.audit(AuditEntry::new(caller, SecretShow::NAME, on, Some(key.to_string()))).await;
         }
         let mut view = SecretView { project: target.project.clone(), secrets: Vec::new(), value: None };
-        // The files in rising order of precedence, so that the last value of a key counts.
-        let stems: Vec<String> = match &target.environment {
-            Some(environment) => vec![String::from("init"), environment.to_string()],
-            None => vec![String::from("init")],
-        };
-        let files = stems.iter().flat_map(|stem| [format!("{stem}.yml"), format!("{stem}{SECRETS_SUFFIX}")]);
-        for file in files {
-            let Some((_, bytes)) = work.files().iter().find(|(known, _)| *known == file) else { continue };
-            let level = PillarLevel::parse(&file, bytes, &|_| Ok(PillarText::Plain));
-            let level = level.map_err(|error| CommandError::new(ErrorKind::Configuration, error.to_string()))?;
-            let mut found = Vec::new();
-            level.root.texts("", &mut |path, text| {
-                if let Some(value) = EncryptedText::parse(text).transpose() {
-                    found.push((path.to_owned(), value));
-                }
-            });
-            for (path, value) in found {
+        for (file, found) in encrypted_values(&work, &target)? {
+            for (path, line, plain) in found {
                 if key.as_ref().is_some_and(|key| key.to_string() != path) {
                     continue;
                 }
-                let line = path.parse::<SecretKey>().ok().and_then(|key| key.find(&level).map(|node| node.line)).unwrap_or(1);
-                let plain = value.and_then(|value| value.decrypt(work.key()));
                 let problem = plain.as_ref().err().map(ToString::to_string);
                 if key.is_some() {
                     view.secrets.clear();
@@ -102,6 +89,53 @@ impl Request for SecretShow {
             _ => Ok(view.into()),
         }
     }
+}
+
+/// The encrypted values of a file: the key, the line, and the plain text or the reason why it cannot be read.
+type FoundValues = Vec<(String, u32, Result<Zeroizing<String>, SecretError>)>;
+
+/// Returns the encrypted values of each file, in rising order of precedence, so that the last value of a key counts.
+fn encrypted_values(work: &PillarWork, target: &Target) -> Result<Vec<(String, FoundValues)>, CommandError> {
+    let wrong = |error: ConfigError| {
+        let shown = CommandError::new(ErrorKind::Configuration, error.to_string());
+        error.hint.into_iter().fold(shown, CommandError::hint)
+    };
+    let of_stem = |stem: &str| [format!("{stem}.yml"), format!("{stem}{SECRETS_SUFFIX}")];
+    let whole = work.files().iter().map(|(name, _)| name.clone()).filter(|name| name.ends_with(AGE_SUFFIX));
+    let own = target.environment.iter().flat_map(|environment| of_stem(environment.as_str()));
+    let mut all = Vec::new();
+    for file in of_stem("init").into_iter().chain(whole).chain(own) {
+        let Some((_, bytes)) = work.files().iter().find(|(known, _)| *known == file) else { continue };
+        if let Some(key) = key_of_age_file(&file) {
+            let plain = work
+                .key()
+                .decrypt(bytes)
+                .and_then(|plain| String::from_utf8(plain.to_vec()).map(Zeroizing::new).map_err(|_| SecretError::NotText));
+            let key = key.map_or_else(|_| file.clone(), |key| key.to_string());
+            all.push((file, vec![(key, 1, plain)]));
+            continue;
+        }
+        let sops = sops_level(&file, bytes, work.key()).map_err(wrong)?;
+        let is_sops = sops.is_some();
+        let level = match sops {
+            Some(level) => level,
+            None => PillarLevel::parse(&file, bytes, &|_| Ok(PillarText::Plain)).map_err(wrong)?,
+        };
+        let mut texts = Vec::new();
+        match is_sops {
+            true => level.root.secrets("", &mut |path, text| texts.push((path.to_owned(), Ok(Zeroizing::new(text.to_owned()))))),
+            false => level.root.texts("", &mut |path, text| {
+                if let Some(value) = EncryptedText::parse(text).transpose() {
+                    texts.push((path.to_owned(), value.and_then(|value| value.decrypt(work.key()))));
+                }
+            }),
+        }
+        let line =
+            |path: &str| path.parse::<SecretKey>().ok().and_then(|key| key.find(&level).map(|node| node.line)).unwrap_or(1);
+        let found = texts.into_iter().map(|(path, plain)| (path.clone(), line(&path), plain)).collect();
+        all.push((file, found));
+    }
+    Ok(all)
 }
 
 /// The request to list the recipients of a project's secrets.
