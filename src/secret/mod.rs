@@ -8,6 +8,7 @@ mod age_file;
 mod error;
 mod history;
 mod key;
+mod plain_secrets;
 mod recipients;
 mod secrets_file;
 mod sops;
@@ -18,6 +19,7 @@ pub use self::{
     error::SecretError,
     history::{ReadableSecret, readable},
     key::ProjectKey,
+    plain_secrets::{PlainChange, PlainSecrets},
     recipients::{NamedRecipient, RECIPIENTS_FILE, RecipientList, SERVER_NAME},
     secrets_file::{SECRETS_SUFFIX, SecretKey, SecretsFile},
     sops::{is_sops, is_sops_file, sops_level},

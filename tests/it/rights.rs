@@ -76,6 +76,7 @@ const SAMPLES: &[(&str, &[&str])] = &[
     ("secret set", &["secret set SHOP A"]),
     ("secret unset", &["secret unset SHOP A"]),
     ("secret show", &["secret show SHOP", "secret show SHOP A"]),
+    ("secret edit", &["secret edit SHOP --print", "secret edit SHOP --apply"]),
     ("secret rotate", &["secret rotate SHOP A", "secret rotate PROJECT"]),
     (
         "secret recipients",

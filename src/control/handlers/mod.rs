@@ -32,6 +32,7 @@ mod releases;
 mod remotes;
 mod rollback;
 mod secrets;
+mod secrets_edit;
 mod secrets_list;
 mod status;
 mod users;
@@ -40,6 +41,6 @@ pub use self::{
     audit::*, authorities::*, backup::*, backup_list::*, backup_offsite::*, backup_summary::*, configuration::*,
     configuration_explain::*, configuration_list::*, configuration_render::*, databases::*, deliverables::*, deploy_key::*,
     deployments::*, disk::*, doctor::*, drift::*, edits::*, exports::*, groups::*, keys::*, limits::*, logs::*, notifications::*,
-    processes::*, projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, secrets::*, 
+    processes::*, projects::*, promotion::*, protect::*, releases::*, remotes::*, rollback::*, secrets::*, secrets_edit::*,
     secrets_list::*, status::*, users::*,
 };

@@ -202,10 +202,10 @@ fn login_keys(control: &Control, name: &str) -> Result<Vec<String>, CommandError
 }
 
 /// The changed files of a pillar; `None` removes a file. The list is empty if nothing changes.
-type ChangedFiles = Vec<(String, Option<Vec<u8>>)>;
+pub(super) type ChangedFiles = Vec<(String, Option<Vec<u8>>)>;
 
 /// A function that changes the files of a pillar.
-type EditFn = Box<dyn FnOnce(&PillarWork) -> Result<ChangedFiles, CommandError> + Send>;
+pub(super) type EditFn = Box<dyn FnOnce(&PillarWork) -> Result<ChangedFiles, CommandError> + Send>;
 
 /// The pillar of a project, and a change that is about to be made.
 #[derive(Clone)]
@@ -240,6 +240,11 @@ impl PillarWork {
         let key = pipeline.project_key(project.id).map_err(|error| of_secret(&error))?;
         let (control, caller) = (control.clone(), caller.clone());
         Ok(PillarWork { control, caller, project, key, head, restart, message: String::new(), lines: Vec::new() })
+    }
+
+    /// Sets the message of the commit.
+    pub(super) fn with_message(self, message: String) -> PillarWork {
+        PillarWork { message, ..self }
     }
 
     pub(super) fn key(&self) -> &ProjectKey {
@@ -299,8 +304,12 @@ impl PillarWork {
             }
             None => drop(secrets.unset(key)),
         }
-        let mut files = vec![(file.to_owned(), Some(secrets.to_text().into_bytes()))];
-        // The program age reads the recipients from this file, so it names at least the server.
+        self.with_recipients(vec![(file.to_owned(), Some(secrets.to_text().into_bytes()))])
+    }
+
+    /// Adds the list of recipients to changed files, if the pillar has no list. The program age reads the recipients from this file, so it names
+    /// at least the server.
+    pub(super) fn with_recipients(&self, mut files: ChangedFiles) -> Result<ChangedFiles, CommandError> {
         if self.file(RECIPIENTS_FILE).is_none() {
             files.push((RECIPIENTS_FILE.to_owned(), Some(self.recipients()?.to_text(&self.key).into_bytes())));
         }
@@ -382,7 +391,7 @@ impl PillarWork {
     }
 
     /// Makes the change in a task, which continues if the caller disconnects. Returns the output of the task.
-    fn start(self, what: &'static str, edit: EditFn) -> Reply<SecretUnchanged> {
+    pub(super) fn start(self, what: &'static str, edit: EditFn) -> Reply<SecretUnchanged> {
         let (sender, lines) = mpsc::channel(MAX_WAITING);
         let ended = tokio::spawn(async move {
             let on = format!("{}/pillar", self.project.name);

@@ -75,6 +75,11 @@ impl CliCommand {
         }
     }
 
+    /// Returns true if the command opens an editor on this machine.
+    pub(super) fn opens_editor(&self) -> bool {
+        matches!(self, CliCommand::Verb(Verb::Secret(noun)) if noun.opens_editor())
+    }
+
     /// Returns the use that the command makes of a terminal.
     pub(super) fn terminal(&self) -> TerminalUse {
         match self {

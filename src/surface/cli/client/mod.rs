@@ -5,6 +5,7 @@
 
 pub(super) mod arguments;
 mod ask;
+mod edit;
 mod init;
 mod output;
 mod overview;
@@ -41,6 +42,9 @@ pub fn parse_without_project(words: &[String], error: &clap::Error) -> Option<Cl
 
 /// Sends `words` to the server that carries out the command. Returns the exit status.
 pub fn run(cli: &Cli, words: Vec<String>, root: &Root) -> Result<u8, CommandError> {
+    if cli.command.opens_editor() {
+        return edit::run(&words, cli.json);
+    }
     let words = inline_key_files(words)?;
     let output = cli.command.output();
     let file = output.map(OutputFile::create).transpose()?;

@@ -34,6 +34,7 @@ mod restart;
 mod rollback;
 mod run;
 mod secret;
+mod secret_edit;
 mod status;
 mod user;
 mod user_ca;

@@ -8,6 +8,7 @@ use super::{
         text::table,
     },
     arguments::Words,
+    secret_edit::SecretEditArgs,
 };
 use crate::{
     control::{
@@ -26,16 +27,23 @@ pub enum SecretVerb {
     Set(SecretSetArgs),
     Unset(SecretUnsetArgs),
     Show(SecretShowArgs),
+    Edit(SecretEditArgs),
     Rotate(SecretRotateArgs),
     Recipients(RecipientsArgs),
 }
 
 impl SecretVerb {
+    /// Returns true if the command opens an editor on the caller's machine.
+    pub(in crate::surface::cli) fn opens_editor(&self) -> bool {
+        matches!(self, SecretVerb::Edit(edit) if edit.opens_editor())
+    }
+
     pub(in crate::surface::cli) async fn ask(self, asking: Asking<'_>) -> Result<Asked, CommandError> {
         match self {
             SecretVerb::Set(command) => asking.ask(command).await,
             SecretVerb::Unset(command) => asking.ask(command).await,
             SecretVerb::Show(command) => asking.ask(command).await,
+            SecretVerb::Edit(command) => command.ask(asking).await,
             SecretVerb::Rotate(command) => command.ask(asking).await,
             SecretVerb::Recipients(command) => command.ask(asking).await,
         }
