@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     quantity::{ByteSize, TimeSpan},
     reader::ConfigReader,
+    secret_file,
     value::VariableName,
     yaml::Node,
 };
@@ -24,7 +25,31 @@ pub struct BuildSettings {
     /// The variables that only builds get.
     #[serde(default)]
     pub secrets: Vec<VariableName>,
+    /// The keys of the pillar whose encrypted values a release may contain.
+    #[serde(default)]
+    pub allow_leaks: Vec<String>,
 }
+
+impl Default for BuildSettings {
+    fn default() -> BuildSettings {
+        BuildSettings { env: IndexMap::new(), memory: None, cache: true, secrets: Vec::new(), allow_leaks: Vec::new() }
+    }
+}
+
+impl BuildSettings {
+    /// Returns true if a release may contain the value of a key of the pillar. The name of a variable may be written without `env.`.
+    pub fn allows_leak(&self, path: &str) -> bool {
+        self.allow_leaks.iter().any(|allowed| allowed == path || path.strip_prefix("env.") == Some(allowed))
+    }
+}
+
+/// The reference of `build.secrets`.
+pub(super) const ABOUT_SECRETS: &str = "Variables of the pillar or the configuration that only builds get, such as the token of a registry (docs/secrets.md). A release \
+     that contains one of their values is refused.";
+
+/// The reference of `build.allow_leaks`.
+pub(super) const ABOUT_ALLOWED_LEAKS: &str =
+    "Encrypted values of the pillar that releases may contain, by their keys (docs/secrets.md).";
 
 /// The maximum number of variables that only builds get.
 const MAX_SECRETS: usize = 64;
@@ -33,6 +58,13 @@ const MAX_SECRETS: usize = 64;
 pub(super) fn read_secrets(reader: &mut ConfigReader, node: &Node, key: &str) -> Vec<VariableName> {
     let nodes = reader.list_up_to(node, key, "[NPM_TOKEN, COMPOSER_AUTH]", MAX_SECRETS);
     let name = |node| reader.value(node, key, "the name of a variable, such as NPM_TOKEN", str::parse::<VariableName>);
+    nodes.iter().filter_map(name).collect()
+}
+
+/// Reads the keys of the pillar whose values a release may contain.
+pub(super) fn read_allowed_leaks(reader: &mut ConfigReader, node: &Node, key: &str) -> Vec<String> {
+    let nodes = reader.list_up_to(node, key, "[maps.public_key]", MAX_SECRETS);
+    let name = |node| reader.value(node, key, "a key of the pillar, such as maps.public_key", secret_file::key_of_pillar);
     nodes.iter().filter_map(name).collect()
 }
 

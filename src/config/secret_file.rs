@@ -89,6 +89,11 @@ pub(super) fn read_secrets(reader: &mut ConfigReader, node: &Node, key: &str) ->
     all
 }
 
+/// Parses a key of the pillar, such as `tls.key`.
+pub(super) fn key_of_pillar(text: &str) -> Result<String, String> {
+    word(text, b"_-.")
+}
+
 fn word(text: &str, marks: &[u8]) -> Result<String, String> {
     let is_word = (1..=128).contains(&text.len())
         && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')

@@ -112,7 +112,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             buildpacks: Vec::new(),
-            build: BuildSettings { env: IndexMap::new(), memory: None, cache: true, secrets: Vec::new() },
+            build: BuildSettings::default(),
             processes: IndexMap::new(),
             unnamed: IndexMap::new(),
             release: None,
@@ -462,14 +462,12 @@ const BUILD_KEYS: &[KeyRow<Draft>] = &[
             draft.settings.build.cache = reader.boolean(node, key).unwrap_or(draft.settings.build.cache);
         },
     ),
-    KeyRow::value(
-        "secrets",
-        "Variables of the pillar or the configuration that only builds get, such as the token of a registry (docs/secrets.md). A release \
-         that contains one of their values is refused.",
-        Unstated,
-        "[NPM_TOKEN]",
-        |reader, node, key, draft| draft.settings.build.secrets = build::read_secrets(reader, node, key),
-    ),
+    KeyRow::value("secrets", build::ABOUT_SECRETS, Unstated, "[NPM_TOKEN]", |reader, node, key, draft| {
+        draft.settings.build.secrets = build::read_secrets(reader, node, key);
+    }),
+    KeyRow::value("allow_leaks", build::ABOUT_ALLOWED_LEAKS, Unstated, "[maps.public_key]", |reader, node, key, draft| {
+        draft.settings.build.allow_leaks = build::read_allowed_leaks(reader, node, key);
+    }),
 ];
 
 const AS_SERVER: Fallback = Says("as in the server file");

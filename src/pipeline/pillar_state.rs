@@ -79,6 +79,7 @@ impl LoadedConfiguration {
     /// Returns the values that no release may contain, with their names.
     pub(super) fn searched(&self, settings: &Settings, deploy_key: Option<&DeployKey>) -> ConfigVariables {
         let mut all = self.decrypted();
+        all.retain(|(path, _)| !settings.build.allows_leak(path));
         let of_build = self.variables.iter().filter(|(name, _)| is_of_build(settings, name));
         all.extend(of_build.map(|(name, value)| (name.to_owned(), value.to_vec())));
         let parts = deploy_key.map(DeployKey::parts).unwrap_or_default();

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{facts::Facts, pillar_state::LoadedConfiguration};
+use super::{
+    facts::Facts,
+    pillar_state::{LoadedConfiguration, without_build_secrets},
+};
 use crate::{
     model::{Environment, Live},
     runtime::{TemplateFile, TemplateJob},
@@ -23,7 +26,9 @@ pub(super) fn template_job(
     let settings = facts.settings.as_ref().filter(|settings| !settings.templates.is_empty())?;
     let mut env: Map<String, Value> =
         facts.env.iter().map(|(name, value)| (name.clone(), Value::String(value.clone()))).collect();
-    let texts = loaded.variables.iter().filter_map(|(name, value)| Some((name, std::str::from_utf8(value).ok()?)));
+    // A template may write a value into a file that processes read, so it gets the variables of processes only.
+    let variables = without_build_secrets(&loaded.variables, settings);
+    let texts = variables.iter().filter_map(|(name, value)| Some((name, std::str::from_utf8(value).ok()?)));
     env.extend(texts.map(|(name, value)| (name.to_owned(), Value::String(value.to_owned()))));
     let mut values = loaded.values.clone();
     values.insert(String::from("env"), Value::Object(env));

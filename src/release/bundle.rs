@@ -106,7 +106,7 @@ fn bundle(
     let items = tree::listing(&app, source, upper.as_ref(), job.threads, &mut warnings)?;
 
     if let Some(search) = LeakSearch::new(&job.secrets) {
-        search.tree(&app, &items)?;
+        search.tree(&app, &items)?.into_iter().for_each(|line| warnings.add(line));
     }
 
     let before =

@@ -1,9 +1,13 @@
 //! The search for secrets in a built tree, before its archive is accepted.
 //!
 //! A build gets credentials that the release must not contain. The search covers the bytes of all files: raw, URL-encoded, in base64 and in
-//! hexadecimal, also inside of gzip members.
+//! hexadecimal, also inside of gzip members. A file with a value is refused, except for a value that is a common word or a short number: such
+//! a value is in files that have nothing to do with the secret, so it only gives a warning.
 
-use std::io::{self, BufReader, Read, Seek as _, SeekFrom};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, BufReader, Read, Seek as _, SeekFrom},
+};
 
 use aho_corasick::AhoCorasick;
 use flate2::read::GzDecoder;
@@ -24,8 +28,21 @@ const MAX_UNPACKED: u64 = 1 << 30;
 /// The maximum depth of gzip members inside of gzip members.
 const MAX_DEPTH: usize = 2;
 
+/// The maximum size of a value that may be a common word, in bytes.
+const MAX_WORD: usize = 20;
+/// The maximum number of runs of letters or digits in a value that may be a common word, such as `eu-west-1`.
+const MAX_RUNS: usize = 3;
+
 /// A search for the values of secrets.
+#[derive(Default)]
 pub struct LeakSearch {
+    /// The search for values that refuse a release.
+    strong: Option<Patterns>,
+    /// The search for common words, in their raw form and outside of gzip members only.
+    words: Option<Patterns>,
+}
+
+struct Patterns {
     automaton: AhoCorasick,
     /// The name of the secret of each pattern; `None` for the beginning of a gzip member.
     names: Vec<Option<String>>,
@@ -34,43 +51,118 @@ pub struct LeakSearch {
 impl LeakSearch {
     /// Creates a search for values of at least 8 bytes. Returns `None` if there is no such value.
     pub fn new(secrets: &ConfigVariables) -> Option<LeakSearch> {
-        let (mut patterns, mut names) = (Vec::new(), Vec::new());
+        let (mut strong, mut words) = (Vec::new(), Vec::new());
         for (name, value) in secrets.iter() {
-            for form in encoded_forms(value) {
-                patterns.push(form);
-                names.push(Some(name.to_owned()));
+            match is_common(value) {
+                true => words.extend(encoded_forms(value).into_iter().take(1).map(|form| (form, Some(name.to_owned())))),
+                false => strong.extend(encoded_forms(value).into_iter().map(|form| (form, Some(name.to_owned())))),
             }
         }
-        if patterns.is_empty() {
-            return None;
+        if !strong.is_empty() {
+            strong.push((GZIP.to_vec(), None));
         }
-        patterns.push(GZIP.to_vec());
-        names.push(None);
-        Some(LeakSearch { automaton: AhoCorasick::new(patterns).ok()?, names })
+        let search = LeakSearch { strong: Patterns::new(strong), words: Patterns::new(words) };
+        (search.strong.is_some() || search.words.is_some()).then_some(search)
     }
 
-    /// Searches all files of a tree.
+    /// Searches all files of a tree. Returns warnings about common words, one line for each secret.
     ///
     /// # Errors
     /// The first file with a secret, or a file that cannot be read.
-    pub fn tree(&self, app: &Confined, items: &[Item]) -> Result<(), ReleaseError> {
+    pub fn tree(&self, app: &Confined, items: &[Item]) -> Result<Vec<String>, ReleaseError> {
         let mut cursor = app.cursor();
+        // The first file with each common word, and the number of files.
+        let mut seen: BTreeMap<&str, (&str, usize)> = BTreeMap::new();
         for item in items.iter().filter(|item| matches!(item.kind, ItemKind::File { .. })) {
             let mut file = cursor.open(item.path.as_str())?;
             let failed = |error: io::Error| ReleaseError::from(FileError::io("search", app.shown(&item.path), error));
-            let (mut found, members) = self.stream(BufReader::with_capacity(1 << 16, &file)).map_err(failed)?;
-            for start in members {
-                if found.is_some() {
-                    break;
-                }
-                file.seek(SeekFrom::Start(start)).map_err(failed)?;
-                found = self.member(Box::new(BufReader::new(&file)), 1);
-            }
-            if let Some(name) = found {
+            if let Some(name) = self.strong.as_ref().map(|strong| strong.file(&mut file)).transpose().map_err(failed)?.flatten() {
                 return Err(ReleaseError::Leaked { path: item.path.clone(), name: name.to_owned() });
             }
+            if let Some(words) = &self.words {
+                file.seek(SeekFrom::Start(0)).map_err(failed)?;
+                for name in words.all(BufReader::with_capacity(1 << 16, &file)).map_err(failed)? {
+                    let entry = seen.entry(name).or_insert((item.path.as_str(), 0));
+                    entry.1 = entry.1.saturating_add(1);
+                }
+            }
         }
-        Ok(())
+        let line = |(name, (path, count)): (&str, (&str, usize))| {
+            let more = match count {
+                1 => String::from(" contains"),
+                2 => String::from(" and 1 more file contain"),
+                count => format!(" and {} more files contain", count.saturating_sub(1)),
+            };
+            let why = "which is a common word or number, so the release is accepted; choose a longer value for a secret";
+            format!("{path:?}{more} the value of {name}, {why}")
+        };
+        Ok(seen.into_iter().map(line).collect())
+    }
+}
+
+/// Returns true for a value that is found in files by chance: at most three words or numbers in a short text, such as `database`, `Password1`,
+/// `db.internal` or `eu-west-1`. A word has letters of one case, except for its first letter.
+fn is_common(value: &[u8]) -> bool {
+    let value = value.trim_ascii();
+    if value.len() > MAX_WORD {
+        return false;
+    }
+    let class = |byte: u8| match byte {
+        b'a'..=b'z' => Some('a'),
+        b'A'..=b'Z' => Some('A'),
+        b'0'..=b'9' => Some('0'),
+        b'-' | b'_' | b'.' | b'/' | b':' | b'@' | b' ' => None,
+        _ => Some('?'),
+    };
+    let (mut runs, mut before, mut length) = (0_usize, None, 0_usize);
+    for byte in value {
+        let now = class(*byte);
+        match (before, now) {
+            (_, Some('?')) => return false,
+            // A capital begins a word.
+            (Some('A'), Some('a')) if length == 1 => {}
+            (before, Some(now)) if before == Some(now) => {}
+            (_, Some(_)) => {
+                runs = runs.saturating_add(1);
+                length = 0;
+            }
+            (_, None) => length = 0,
+        }
+        length = length.saturating_add(1);
+        before = now;
+    }
+    runs <= MAX_RUNS
+}
+
+impl Patterns {
+    fn new(patterns: Vec<(Vec<u8>, Option<String>)>) -> Option<Patterns> {
+        if patterns.is_empty() {
+            return None;
+        }
+        let (patterns, names): (Vec<_>, Vec<_>) = patterns.into_iter().unzip();
+        Some(Patterns { automaton: AhoCorasick::new(patterns).ok()?, names })
+    }
+
+    /// Returns the name of the first secret in a file, also inside of gzip members.
+    fn file(&self, file: &mut std::fs::File) -> io::Result<Option<&str>> {
+        let (mut found, members) = self.stream(BufReader::with_capacity(1 << 16, &*file))?;
+        for start in members {
+            if found.is_some() {
+                break;
+            }
+            file.seek(SeekFrom::Start(start))?;
+            found = self.member(Box::new(BufReader::new(&*file)), 1);
+        }
+        Ok(found)
+    }
+
+    /// Returns the names of all secrets in a stream. A word inside of a longer word counts for one of them.
+    fn all(&self, reader: impl Read) -> io::Result<BTreeSet<&str>> {
+        let mut names = BTreeSet::new();
+        for found in self.automaton.stream_find_iter(reader) {
+            names.extend(self.names.get(found?.pattern().as_usize()).and_then(Option::as_deref));
+        }
+        Ok(names)
     }
 
     /// Returns the name of the first secret in a stream, or else the places of gzip members.
@@ -128,12 +220,16 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    fn of(content: &[u8]) -> Result<(), ReleaseError> {
+    fn of(content: &[u8]) -> Result<Vec<String>, ReleaseError> {
+        searched(&search(), content)
+    }
+
+    fn searched(search: &LeakSearch, content: &[u8]) -> Result<Vec<String>, ReleaseError> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("file"), content).unwrap();
         let size = content.len() as u64;
         let items = [Item { path: String::from("file"), kind: ItemKind::File { size, executable: false, digest: None } }];
-        search().tree(&Confined::open(directory.path()).unwrap(), &items)
+        search.tree(&Confined::open(directory.path()).unwrap(), &items)
     }
 
     #[test]
@@ -160,5 +256,53 @@ mod tests {
             assert!(of(&content).is_ok());
         }
         assert!(LeakSearch::new(&[(String::from("SHORT"), b"true".to_vec())].into_iter().collect()).is_none());
+    }
+
+    #[test]
+    fn common_word_gives_a_warning_and_hides_no_secret() {
+        let secrets = [("database.name", "database"), ("database.password", "database-8f3kQ2")];
+        let secrets = secrets.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+        let search = LeakSearch::new(&secrets.into_iter().collect()).unwrap();
+        let warnings = searched(&search, b"the database of the shop").unwrap();
+        assert!(warnings.len() == 1 && warnings[0].contains("\"file\" contains the value of database.name"), "{warnings:?}");
+        // The word is the beginning of the password.
+        let error = searched(&search, b"database database-8f3kQ2").unwrap_err().to_string();
+        assert!(error.contains("database.password"), "{error}");
+        assert!(searched(&search, b"nothing").unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_short_texts_of_few_words_are_common() {
+        for common in [
+            "password",
+            "Password",
+            "database",
+            "eu-west-1",
+            "my_database",
+            "12345678",
+            "/var/lib/shop",
+            "Password1",
+            "db.internal",
+            "admin:password",
+        ] {
+            assert!(is_common(common.as_bytes()), "{common}");
+        }
+        for secret in [
+            "correct-horse-battery-staple",
+            "hunter2-hunter2-x",
+            "s3cr3tpw",
+            "aB3dE5gH",
+            "qwertyuiopasdfghjklzxc",
+            "10.0.0.12",
+            "0123456789012345678901",
+            "glpat-x1Y2z3",
+            "p@ssw0rd!",
+            "deadbeef01abcdef23",
+            "npm_s3cret/token+value=",
+            "passW0rd",
+        ] {
+            let runs = is_common(secret.as_bytes());
+            assert!(!runs, "{secret}");
+        }
     }
 }

@@ -98,6 +98,7 @@ mod rollback;
 mod roundabout;
 mod secret_formats;
 mod secrets;
+mod secrets_attacks;
 mod secrets_edit;
 mod serving;
 mod shared;
