@@ -172,6 +172,7 @@ async fn run(root: Root) -> Result<(), ServerError> {
     pipeline.run_upkeep();
     pipeline.guard_disk();
     pipeline.watch_sites();
+    pipeline.watch_checkouts();
     pipeline.run_offsite();
     tokio::spawn(reports::run(control.clone()));
     let delivered = CancellationToken::new();

@@ -9,7 +9,7 @@ use crate::{
     host::random,
     model::{ConfigVariables, EnvironmentName, ProcessType},
     runtime::{PROFILE_DIR, RunJob},
-    watch::FilePatterns,
+    watch::{FilePatterns, patterns_of},
 };
 
 /// The file with the variables of this machine.
@@ -108,10 +108,8 @@ impl LocalPlan {
             let mut env = self.env(checkout);
             env.extend(spec.env.iter().map(|(name, value)| (name.to_string(), value.clone())));
             let command = spec.command.to_string();
-            // larder's own file server reads each file again.
-            let reads_again = command.trim_start().starts_with("larder static-server");
-            let watch = if reads_again && spec.watch.is_none() { Some(&[][..]) } else { spec.watch.as_deref() };
-            let watch = FilePatterns::new(watch).map_err(|why| vec![format!("larder.yml: processes.{kind}.watch: {why}")])?;
+            let watch = FilePatterns::new(patterns_of(&command, spec.watch.as_deref()))
+                .map_err(|why| vec![format!("larder.yml: processes.{kind}.watch: {why}")])?;
             let job = RunJob { command, env, configuration: self.variables.clone(), ..RunJob::default() };
             processes.push(LocalProcess { kind: kind.clone(), job, stop: settings.stop_of(kind), watch });
         }

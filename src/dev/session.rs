@@ -26,17 +26,13 @@ use crate::{
     model::{EnvironmentName, ProcessType},
     pipeline::chain,
     surface::cli::{Colours, DevArgs},
-    watch::{FileChanges, WatchError, WatchRules, Watcher},
+    watch::{FileChanges, RECIPE_FILES, WatchError, WatchRules, Watcher, is_content, is_script},
 };
 
 /// The port of the web process, if it is free and the developer names no other port.
 const FIRST_PORT: u16 = 5000;
 /// The distance between the ports of two processes.
 const PORT_STEP: u16 = 100;
-/// The files that are read by larder, and not by processes. A change restarts only the processes whose definition differs.
-const RECIPE: [&str; 5] = ["larder.yml", "Procfile", "app.json", ".buildpacks", ENV_FILE];
-/// The files that no process reads.
-const NO_CONTENT: [&str; 4] = [".gitignore", ".gitattributes", ".larderignore", ".editorconfig"];
 /// The time in which the kernel reports the last changes of a build.
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -173,11 +169,11 @@ impl Session {
     async fn refresh(&mut self, changes: Option<FileChanges>) -> Result<FileChanges, CommandError> {
         let changes = changes.unwrap_or(FileChanges { paths: BTreeSet::new(), are_lost: true });
         let content = FileChanges {
-            paths: changes.paths.iter().filter(|path| is_content(path)).cloned().collect(),
+            paths: changes.paths.iter().filter(|path| is_content(path) && !is_recipe(path)).cloned().collect(),
             are_lost: changes.are_lost,
         };
         let before = self.plan.clone();
-        if self.is_stale || changes.are_lost || changes.paths.iter().any(|path| RECIPE.contains(&path.as_str())) {
+        if self.is_stale || changes.are_lost || changes.paths.iter().any(|path| is_recipe(path)) {
             match LocalPlan::load(&self.context.checkout, &self.environment) {
                 Ok(plan) => self.accept(plan).await?,
                 Err(lines) => {
@@ -193,7 +189,7 @@ impl Session {
             old.buildpacks == new.buildpacks && old.build == new.build && old.env == new.env
         };
         let has_inputs = self.built.as_ref().is_some_and(|built| built.inputs.select(&content));
-        let has_script = changes.paths.iter().any(|path| path.starts_with(".larder/"));
+        let has_script = changes.paths.iter().any(|path| is_script(path));
         let must_build = self.is_stale || has_inputs || has_script || !before.as_ref().is_some_and(is_same_build);
         let mut meanwhile = FileChanges::default();
         if must_build {
@@ -381,10 +377,9 @@ impl Session {
     }
 }
 
-/// Returns true if a process may read the file.
-fn is_content(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    !RECIPE.contains(&path) && !NO_CONTENT.contains(&name)
+/// Returns true for a file that larder reads. A change restarts only the processes whose definition differs.
+fn is_recipe(path: &str) -> bool {
+    path == ENV_FILE || RECIPE_FILES.contains(&path)
 }
 
 fn plural(count: usize, noun: &str) -> String {

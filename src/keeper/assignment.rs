@@ -15,7 +15,7 @@ use super::{
     registry::NameRegistry,
     users::{SystemUser, Users},
 };
-use crate::model::{Area, EnvId, Launch, ReleaseId, Role, Slot};
+use crate::model::{Area, EditWork, EnvId, Launch, ReleaseId, Role, Slot};
 
 /// A directory of a worker and the `LARDER_*` variable that holds its path.
 #[derive(Debug, Clone)]
@@ -115,8 +115,8 @@ impl Assignment {
             Role::Pack => Assignment::new(unpack).reads("LARDER_DEPLOY", "/deploy", paths.deploy()),
             Role::Run | Role::Task | Role::Probe | Role::Edit(_) => {
                 let layer = Some(slot_layer(need(launch.release, "a release")?, need(launch.slot, "a slot")?));
-                let read_only_app = launch.role == Role::Probe;
-                let data = if read_only_app { paths.data_copy() } else { paths.data() };
+                let read_only_app = matches!(launch.role, Role::Probe | Role::Edit(EditWork::Watch));
+                let data = if launch.role == Role::Probe { paths.data_copy() } else { paths.data() };
                 let assignment = Assignment { own_code: true, read_only_app, layer, ..Assignment::new(run) };
                 let assignment = assignment.writes("LARDER_DATA", "/data", data);
                 let assignment = if let Role::Edit(_) = launch.role { assignment.builds(paths.editing()) } else { assignment };

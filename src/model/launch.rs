@@ -52,7 +52,7 @@ pub enum Role {
     Restore,
     /// A worker that counts the space of one user's files in an environment, as this user. The files are read-only.
     Measure(MeasuredUser),
-    /// A worker that builds or changes the checkout of an editable environment, which is the directory of the slot, as the environment's run user.
+    /// A worker that builds, changes or watches the checkout of an editable environment, which is the directory of the slot, as the environment's run user.
     Edit(EditWork),
     /// The operator's `systemctl`, which stops or starts a unit. The command runs as root without capabilities, outside of every view. The
     /// keeper takes the program and the name of the unit from the server file, and the job is not read.
@@ -62,7 +62,8 @@ pub enum Role {
 impl Role {
     /// Returns true if a process of this role runs in a slot, and uses the slot and the installed tree below it.
     pub fn uses_slot(self) -> bool {
-        matches!(self, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch | Role::Sync | Role::Edit(_))
+        let is_edit = matches!(self, Role::Edit(EditWork::Build | EditWork::Checkout));
+        is_edit || matches!(self, Role::Run | Role::Task | Role::Probe | Role::Drift | Role::Patch | Role::Sync)
     }
 
     /// Returns true for a command that a person runs in a slot.
@@ -92,6 +93,7 @@ impl Role {
             Role::Measure(_) => "measure",
             Role::Edit(EditWork::Build) => "build",
             Role::Edit(EditWork::Checkout) => "checkout",
+            Role::Edit(EditWork::Watch) => "watch",
             Role::Unit(_) => "unit",
         }
     }
@@ -109,6 +111,8 @@ pub enum EditWork {
     Build,
     /// Runs git.
     Checkout,
+    /// Reports saved files, and reads only. The worker runs as long as the environment, so it does not count as a user of the slot.
+    Watch,
 }
 
 /// The user whose files a measure worker counts, and as whom the worker runs. Each user can enter only its own directories. The keeper has the

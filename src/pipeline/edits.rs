@@ -67,10 +67,7 @@ impl Pipeline {
     pub async fn change_edits(&self, environment: &Environment, job: &CheckoutJob) -> Result<CheckoutAnswer, EditsError> {
         let live = self.live_checkout(environment)?;
         let queue = self.queue_of(environment)?;
-        let Ok(_work) = queue.work.clone().try_lock_owned() else {
-            let running = queue.state.lock().running.as_ref().map(|running| running.deployment);
-            return Err(queue.busy(running).into());
-        };
+        let _work = queue.work_now().await?;
         let services = self.services();
         match services.repositories.checkout(environment.project_id, environment.id, live.release, job).await? {
             CheckoutAnswer::Objection(objection) => {

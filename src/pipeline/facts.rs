@@ -50,6 +50,9 @@ pub struct Facts {
     pub buildpacks: Vec<BuildpackUse>,
     /// The processes that the buildpacks defined; from `build.compile` or `gather.deliverable`.
     pub buildpack_processes: Vec<(ProcessType, String)>,
+    /// The files of which the build is made; from `build.compile` in an editable environment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<BuildInputs>,
     /// The digest of the built tree; from `bundle.archive` or `gather.deliverable`.
     pub tree: Option<Digest>,
     /// The size of the archive in bytes; from `bundle.archive` or `gather.deliverable`.
@@ -76,6 +79,33 @@ pub struct Facts {
     /// The workspace that a deployment in place replaces; from `deploy.stop`, absent in other deployments.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replaced: Option<Replaced>,
+}
+
+/// The files of which a build is made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BuildInputs {
+    /// Every file.
+    #[default]
+    Every,
+    /// The files that these patterns select, as in `.gitignore`.
+    Files(Vec<String>),
+}
+
+impl BuildInputs {
+    /// Returns the patterns; `None` selects every file.
+    pub fn patterns(self) -> Option<Vec<String>> {
+        match self {
+            BuildInputs::Every => None,
+            BuildInputs::Files(patterns) => Some(patterns),
+        }
+    }
+}
+
+impl From<Option<Vec<String>>> for BuildInputs {
+    fn from(patterns: Option<Vec<String>>) -> BuildInputs {
+        patterns.map_or(BuildInputs::Every, BuildInputs::Files)
+    }
 }
 
 /// Returns true for a size that is not known. Such a size is not written.

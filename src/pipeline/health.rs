@@ -20,7 +20,7 @@ use super::{
 use crate::{
     config::HealthCheck,
     host::{files, root::EnvironmentPaths},
-    model::{Environment, Exit, HealthRecord, PassedCheck, Period, ProcessRestart, ReleaseId},
+    model::{Environment, Exit, HealthRecord, Mode, PassedCheck, Period, ProcessRestart, ReleaseId},
     release::store,
     runtime::Label,
 };
@@ -45,6 +45,9 @@ impl Pipeline {
         let restart = ProcessRestart { process: label.name(), at: Timestamp::now(), exit: exit.to_string() };
         if let Err(error) = note(&paths.restarts(), &Ended { release: label.release, restart }) {
             tracing::warn!(%error, "cannot record the exit of a process");
+        }
+        if environment.mode == Mode::Editable {
+            return self.edited_process_exited(&environment, &label.name(), &exit);
         }
         self.site_exited(&environment, label, &exit);
     }

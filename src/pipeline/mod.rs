@@ -57,6 +57,7 @@ mod restore_databases;
 mod restore_record;
 mod runner;
 mod running;
+mod saves;
 mod scans;
 mod site_watch;
 mod slot_recovery;

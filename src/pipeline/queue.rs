@@ -7,10 +7,11 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -30,6 +31,10 @@ use crate::{
 
 /// The maximum number of changes of the configuration that wait.
 const MAX_CHANGES: usize = 16;
+/// The maximum time for which a request waits for the effect of a saved file.
+const MAX_SAVE_WAIT: Duration = Duration::from_secs(10);
+/// The time between two attempts of such a request.
+const SAVE_PAUSE: Duration = Duration::from_millis(20);
 
 /// A request to deploy.
 #[derive(Debug, Clone)]
@@ -190,6 +195,8 @@ pub(super) struct Queue {
     /// The lock that is held while a restore point is taken or removed, and during a restore. Operations that need `work` and `points` take
     /// `work` first.
     pub(super) points: Arc<tokio::sync::Mutex<()>>,
+    /// True while saved files restart processes or start a build, which hold `work`.
+    pub(super) saving: Arc<AtomicBool>,
     /// True during a restore of the live data, which holds `work`.
     pub(super) restoring: Arc<AtomicBool>,
     /// The lock that is held while an ending is announced, so that the observers receive the endings in the order in which they happened.
@@ -211,8 +218,25 @@ impl Queue {
             renewed: RenewedTree::default(),
             store: Arc::default(),
             points: Arc::default(),
+            saving: Arc::default(),
             restoring: Arc::default(),
             announcing: Arc::default(),
+        }
+    }
+
+    /// Takes the lock `work` for a request that does not wait for a deployment. The restart after a saved file takes a moment, so the request waits
+    /// for it.
+    pub(super) async fn work_now(&self) -> Result<OwnedMutexGuard<()>, PipelineError> {
+        let deadline = tokio::time::Instant::now() + MAX_SAVE_WAIT;
+        loop {
+            if let Ok(work) = self.work.clone().try_lock_owned() {
+                return Ok(work);
+            }
+            if !self.saving.load(Relaxed) || tokio::time::Instant::now() >= deadline {
+                let running = self.state.lock().running.as_ref().map(|running| running.deployment);
+                return Err(self.busy(running));
+            }
+            tokio::time::sleep(SAVE_PAUSE).await;
         }
     }
 
@@ -284,6 +308,7 @@ impl Queue {
         let doing = match running {
             Some(id) => format!("being deployed ({id})"),
             None if self.restoring.load(Relaxed) => String::from("having its data restored"),
+            None if self.saving.load(Relaxed) => String::from("built again after a saved file"),
             // A restart, an unfreeze, or the removal of the environment.
             None => String::from("in use by another operation, such as a restart"),
         };

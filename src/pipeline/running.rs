@@ -67,15 +67,7 @@ impl Pipeline {
     ) -> Result<(), Failure> {
         let services = self.0.services.clone();
         let environment = &queue.environment();
-        let id = history.of_release(live.release).map(|summary| summary.deployment);
-        let id = id.ok_or_else(|| {
-            Failure::blameless(format!("the record of the deployment that made {} live no longer exists", live.number))
-        })?;
-        let (recorded, _) = self.reopen(queue, id).map_err(|error| Failure::host(&error))?;
-        let (mut spec, mut facts) = (recorded.spec, recorded.facts);
-        spec.slot = live.slot;
-        processes::rescale(&mut facts, environment);
-        let mut deployment = self.revive(queue, spec, facts, recorded.transcript, CancellationToken::new());
+        let mut deployment = self.live_deployment(queue, history, live)?;
         // Processes in a draining slot are stopped by the follow-up of that slot.
         if !queue.slots.are_unknown() {
             let stopped = services.runtime.stop_where(environment.id, Duration::ZERO, queue.slots.strays()).await;
@@ -85,14 +77,36 @@ impl Pipeline {
         run_in_slot(&mut deployment, |process| !process.is_release(), before_boot).await
     }
 
+    /// Returns the deployment that made `live` live, with the current scale of the environment.
+    fn live_deployment(&self, queue: &Queue, history: &History, live: &Live) -> Result<Deployment, Failure> {
+        let id = history.of_release(live.release).map(|summary| summary.deployment);
+        let id = id.ok_or_else(|| {
+            Failure::blameless(format!("the record of the deployment that made {} live no longer exists", live.number))
+        })?;
+        let (recorded, _) = self.reopen(queue, id).map_err(|error| Failure::host(&error))?;
+        let (mut spec, mut facts) = (recorded.spec, recorded.facts);
+        spec.slot = live.slot;
+        processes::rescale(&mut facts, &queue.environment());
+        Ok(self.revive(queue, spec, facts, recorded.transcript, CancellationToken::new()))
+    }
+
+    /// Returns the deployment that made the live release of a checkout live. Fails if its processes must not start now.
+    pub(super) fn live_deployment_of(&self, queue: &Queue) -> Result<Deployment, Failure> {
+        let (live, history) = queue.snapshot();
+        let live = live.ok_or_else(|| Failure::blameless("nothing is live"))?;
+        let environment = queue.environment();
+        let stopped = self.unfinished_restore(&environment, &history).or_else(|| self.disk_offence(environment.id));
+        match stopped {
+            Some(why) => Err(Failure::blameless(why)),
+            None => self.live_deployment(queue, &history, &live),
+        }
+    }
+
     /// Restarts all processes of the live release, with the current scale of `environment`. Returns an error while a deployment, a restart,
     /// a restore of the data or an unfreeze is under way.
     pub async fn restart(&self, environment: &Environment) -> Result<(), RestartError> {
         let queue = self.queue_of(environment)?;
-        let Ok(_work) = queue.work.clone().try_lock_owned() else {
-            let running = queue.state.lock().running.as_ref().map(|running| running.deployment);
-            return Err(queue.busy(running).into());
-        };
+        let _work = queue.work_now().await?;
         // The live release is read after the lock is acquired, because a deployment may have replaced the live release before the lock was
         // acquired.
         let (live, history) = {

@@ -79,6 +79,16 @@ impl Logs {
         directory.join(format!("{process}.log"))
     }
 
+    /// Adds a line of larder's own to the log `name` of an environment. Control sequences are removed.
+    pub fn say(&self, environment: EnvId, directory: &Path, name: &str, text: &str) {
+        let text = format!("{} {name} {}", now(), sanitise_text(text));
+        let file = RotatingFile::open(Logs::file(directory, name), self.limits);
+        if let Err(error) = file.and_then(|mut file| file.write_line(&text)) {
+            tracing::warn!(log = name, %error, "cannot write a log");
+        }
+        let _ = self.lines.send(LogLine { environment, process: name.to_owned(), text: text.into() });
+    }
+
     /// Starts a task that copies `output` to the log of the process until all write ends of the pipe are closed.
     pub(super) fn follow(&self, label: Label, output: OwnedFd, LogPlace { directory, redactor }: LogPlace) {
         let logs = self.clone();
@@ -107,7 +117,7 @@ impl Logs {
             // terminal.
             let text = String::from_utf8_lossy(&buffer);
             let text = sanitise_text(&redactor.redact(text.trim_end_matches(['\n', '\r'])));
-            let text = format!("{} {process} {text}", jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ"));
+            let text = format!("{} {process} {text}", now());
             let written = match &mut file {
                 Some(file) => file.write_line(&text),
                 None => RotatingFile::open(Logs::file(directory, process), self.limits)
@@ -123,6 +133,11 @@ impl Logs {
             let _ = self.lines.send(line);
         }
     }
+}
+
+/// Returns the time at the beginning of a line.
+fn now() -> impl std::fmt::Display {
+    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
 }
 
 /// Returns the name of a log file after `number` rotations.

@@ -2,6 +2,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -167,6 +168,8 @@ pub struct Instance {
     pub id: ProcessId,
     /// The identity of the process.
     pub label: Label,
+    /// The time at which this server started the process; `None` for a process that an earlier server started.
+    pub started: Option<Timestamp>,
     /// The exits of the process since this server started or adopted it.
     pub exits: watch::Receiver<Exits>,
 }

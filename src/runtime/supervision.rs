@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -213,6 +214,7 @@ impl Runtime {
         let job = RunJob { command: process.command.clone(), env, configuration, secret_files, ..RunJob::default() };
         let supervision = Supervision::Keep { label: label.to_bytes(), stop: process.stop };
         let launch = boot.launch(Role::Run, supervision, process.memory);
+        let started = Timestamp::now();
         let launched = self.0.launcher.launch(launch, &job, Stdio::default()).await;
         let mut child = match launched {
             Ok(child) => child,
@@ -223,13 +225,20 @@ impl Runtime {
         };
         let output = child.output();
         let logs = LogPlace { directory: boot.logs.clone(), redactor: Redactor::new(&boot.configuration) };
-        Ok(self.register(child.id(), label, output, logs))
+        Ok(self.register(child.id(), label, Some(started), output, logs))
     }
 
     /// Adds a running process as an instance, and starts to copy its output to the log.
-    fn register(&self, id: ProcessId, label: Label, output: Option<OwnedFd>, logs: LogPlace) -> Instance {
+    fn register(
+        &self,
+        id: ProcessId,
+        label: Label,
+        started: Option<Timestamp>,
+        output: Option<OwnedFd>,
+        logs: LogPlace,
+    ) -> Instance {
         let (sender, exits) = watch::channel(Exits::default());
-        let instance = Instance { id, label: label.clone(), exits };
+        let instance = Instance { id, label: label.clone(), started, exits };
         self.0.supervised.lock().insert(id, Supervised { instance: instance.clone(), exits: sender });
         if let Some(output) = output {
             self.0.logs.follow(label, output, logs);
@@ -258,7 +267,7 @@ impl Runtime {
                 self.follow_stopping(known.id, label, known.output, logs);
                 continue;
             }
-            self.register(known.id, label, Some(known.output), logs);
+            self.register(known.id, label, None, Some(known.output), logs);
             adopted = adopted.saturating_add(1);
         }
         Ok(adopted)

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -19,7 +20,7 @@ use tokio::{sync::mpsc, time::Instant};
 use super::rules::{IGNORE_FILES, WatchRules};
 
 /// The time without a further change after which a batch is complete. Editors write a file in several steps within a few milliseconds.
-const QUIET: Duration = Duration::from_millis(40);
+const QUIET: Duration = Duration::from_millis(50);
 /// The maximum duration of a batch, for changes that do not end, such as those of a large checkout.
 const MAX_BATCH: Duration = Duration::from_secs(1);
 /// The maximum number of events that wait. Further events are lost, and the next batch says so.
@@ -86,6 +87,10 @@ pub struct Watcher {
     are_lost: Arc<AtomicBool>,
     rules: WatchRules,
     watched: BTreeSet<PathBuf>,
+    /// The time of the first change of the last batch.
+    began: jiff::Timestamp,
+    /// The files that were created in this batch.
+    created: BTreeSet<String>,
 }
 
 impl Watcher {
@@ -103,7 +108,15 @@ impl Watcher {
         };
         let root = rules.root.clone();
         let inner = file_events::recommended_watcher(receive).map_err(|source| failed(&root, source))?;
-        let mut watcher = Watcher { inner, events, are_lost, rules, watched: BTreeSet::new() };
+        let mut watcher = Watcher {
+            inner,
+            events,
+            are_lost,
+            rules,
+            watched: BTreeSet::new(),
+            began: jiff::Timestamp::now(),
+            created: BTreeSet::new(),
+        };
         watcher.add_tree(&root, &mut FileChanges::default())?;
         Ok(watcher)
     }
@@ -118,6 +131,7 @@ impl Watcher {
             if changes.is_empty() {
                 continue;
             }
+            self.began = jiff::Timestamp::now();
             let deadline = Instant::now() + MAX_BATCH;
             while let Ok(event) = tokio::time::timeout_at(deadline.min(Instant::now() + QUIET), self.events.recv()).await {
                 self.add(event.ok_or(WatchError::Ended)?, &mut changes)?;
@@ -125,8 +139,33 @@ impl Watcher {
                     break;
                 }
             }
-            return Ok(changes);
+            self.leave_drafts_out(&mut changes);
+            if !changes.is_empty() {
+                return Ok(changes);
+            }
         }
+    }
+
+    /// Returns the time of the first change of the last batch, in milliseconds since the Unix epoch.
+    pub fn began_at(&self) -> i64 {
+        self.began.as_millisecond()
+    }
+
+    /// Returns the watched files whose content, mode or name was changed since a time, in milliseconds since the Unix epoch. Removed files are not
+    /// found.
+    pub fn changed_since(&self, since: i64) -> FileChanges {
+        let mut changes = FileChanges::default();
+        for directory in &self.watched {
+            for entry in directory.read_dir().into_iter().flatten().flatten() {
+                let Ok(metadata) = entry.metadata() else { continue };
+                let changed = metadata.ctime().saturating_mul(1000).saturating_add(metadata.ctime_nsec() / 1_000_000);
+                let path = entry.path();
+                if changed >= since && !metadata.is_dir() && !self.rules.ignore(&path, false) {
+                    changes.paths.extend(self.relative(&path));
+                }
+            }
+        }
+        changes
     }
 
     /// Returns the changes that have been reported so far, without waiting.
@@ -135,7 +174,15 @@ impl Watcher {
         while let Ok(event) = self.events.try_recv() {
             self.add(event, &mut changes)?;
         }
+        self.leave_drafts_out(&mut changes);
         Ok(changes)
+    }
+
+    /// Leaves out the files that were created in this batch and are gone: the drafts of editors, which give the draft the name of the saved file.
+    fn leave_drafts_out(&mut self, changes: &mut FileChanges) {
+        let root = &self.rules.root;
+        let created = std::mem::take(&mut self.created);
+        changes.paths.retain(|path| !created.contains(path) || root.join(path).symlink_metadata().is_ok());
     }
 
     fn add(&mut self, event: file_events::Result<Event>, changes: &mut FileChanges) -> Result<(), WatchError> {
@@ -164,7 +211,11 @@ impl Watcher {
             if metadata.is_none() {
                 self.remove_tree(path);
             }
-            changes.paths.extend(self.relative(path));
+            let relative = self.relative(path);
+            if matches!(event.kind, EventKind::Create(_)) {
+                self.created.extend(relative.iter().filter(|path| !changes.paths.contains(*path)).cloned());
+            }
+            changes.paths.extend(relative);
         }
         if are_rules_changed {
             let root = self.rules.root.clone();
@@ -281,8 +332,8 @@ mod tests {
         fs::write(root.join("src/app.py"), "2").unwrap();
         assert_eq!(until(&mut watcher, "src/app.py").await, BTreeSet::from([String::from("src/app.py")]));
         // An editor replaces the file by a rename.
-        fs::write(root.join("src/app.py.tmp"), "3").unwrap();
-        fs::rename(root.join("src/app.py.tmp"), root.join("src/app.py")).unwrap();
+        fs::write(root.join("src/draft"), "3").unwrap();
+        fs::rename(root.join("src/draft"), root.join("src/app.py")).unwrap();
         assert_eq!(until(&mut watcher, "src/app.py").await, BTreeSet::from([String::from("src/app.py")]));
     }
 

@@ -11,7 +11,7 @@ use crate::{
     backup, buildpack, drift, git,
     host::launch::{WorkerInput, read_job, write_report},
     release::{bundle, check, install, pack, sync},
-    runtime, space,
+    runtime, space, watch,
 };
 
 /// Runs the worker of `role`, which is the keeper's argument on the command line. Returns the exit code.
@@ -41,6 +41,7 @@ fn work(role: &str) -> io::Result<u8> {
     match role {
         "git" => git::work(input.job, input.report),
         "checkout" => git::checkout::work(input.job, input.report),
+        "watch" => watch::work(input.job, input.report),
         "source" => git::work_source(input.job, input.report),
         "build" => build(input),
         "bundle" => pack(input),

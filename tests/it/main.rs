@@ -38,6 +38,7 @@ mod drill;
 mod dry_run;
 mod editable;
 mod editable_kills;
+mod editable_watch;
 mod environments;
 mod event_mails;
 mod examples;

@@ -171,8 +171,10 @@ fn environment_status(control: &Control, environment: &Environment, disk: Option
             let restarted = restarted.into_iter().find(|(_, count)| *count > 0);
             let failed = history.last_failed();
             let stopped = pipeline.disk_offence(environment.id);
+            let unwatched = pipeline.unwatched(environment.id).map(|why| format!("saved files have no effect: {why}"));
             let note = match (restarted, failed) {
                 _ if stopped.is_some() => stopped,
+                _ if unwatched.is_some() => unwatched,
                 (Some((name, 1)), _) => Some(format!("{name} exited once and was restarted")),
                 (Some((name, count)), _) => Some(format!("{name} exited {count} times and was restarted")),
                 (None, Some(last)) => {

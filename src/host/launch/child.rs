@@ -42,6 +42,12 @@ impl Child {
         self.output.take()
     }
 
+    /// Takes the read end of the report pipe, for a worker that reports several times. Returns `None` after the first call, and for a supervised
+    /// process.
+    pub fn take_report(&mut self) -> Option<OwnedFd> {
+        self.report.take()
+    }
+
     /// Waits until the process and all its descendants have exited.
     pub async fn wait(&mut self) -> Result<Exit, LaunchError> {
         wait(&mut self.end).await

@@ -122,7 +122,13 @@ impl Step for Compile {
                 let cleared = buildpack::clear_cache(&services.launcher, environment.project_id, environment.id).await;
                 cleared.map_err(|error| Failure::host(&error))?;
             }
-            let built = run(deployment, &job(deployment)?).await?;
+            let is_editable = deployment.environment.mode == Mode::Editable;
+            let mut job = job(deployment)?;
+            if is_editable {
+                job.steps.push(BuildStep::Inputs);
+            }
+            let built = run(deployment, &job).await?;
+            deployment.facts.inputs = is_editable.then(|| built.inputs.into());
             deployment.facts.buildpacks = built.buildpacks;
             deployment.facts.buildpack_processes = built.processes;
             Ok(())
@@ -131,7 +137,7 @@ impl Step for Compile {
 }
 
 /// Returns the job of a whole build.
-pub(super) fn job(deployment: &Deployment) -> Result<BuildJob, Failure> {
+pub(in crate::pipeline) fn job(deployment: &Deployment) -> Result<BuildJob, Failure> {
     let spec = &deployment.spec;
     let settings = deployment.settings();
     let build = settings.build.env.iter().map(|(name, value)| (name.to_string(), value.clone()));
@@ -165,7 +171,12 @@ pub(super) async fn run(deployment: &Deployment, job: &BuildJob) -> Result<Built
         buildpack::build(launcher, environment.project_id, environment.id, checkout, job, lines, &deployment.memory.cancelled)
             .await;
     let _ = copying.await;
-    built.map_err(|error| match error {
+    built.map_err(failed)
+}
+
+/// Returns the failure of a build.
+pub(in crate::pipeline) fn failed(error: BuildpackError) -> Failure {
+    match error {
         BuildpackError::Cancelled => Failure::blameless("cancelled"),
         other => {
             let why = match &other {
@@ -174,5 +185,5 @@ pub(super) async fn run(deployment: &Deployment, job: &BuildJob) -> Result<Built
             };
             Failure { blame: other.blame(), why, hints: other.hints() }
         }
-    })
+    }
 }
