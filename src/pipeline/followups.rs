@@ -242,7 +242,7 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
     let (live, history) = queue.snapshot();
     let Some(live) = live else {
         // No release is live, so no release is pruned. The records of failed attempts are pruned.
-        return prune_records(&deployment.paths, queue, &history, services.config.keep.deployments as usize);
+        return prune_records(deployment, queue, &history);
     };
     let previous = history.releases().rev().map(|summary| summary.release).find(|release| *release != live.release);
     let pinned = match Pins::read(&deployment.paths.pins()) {
@@ -308,7 +308,7 @@ async fn prune(deployment: &Deployment, queue: &Queue) {
         }
     }
     drop(settled);
-    prune_records(&deployment.paths, queue, &history, services.config.keep.deployments as usize);
+    prune_records(deployment, queue, &history);
     if deployment.spec.number.0.is_multiple_of(PACK_EVERY)
         && let Err(error) = services.repositories.gc(deployment.environment.project_id).await
     {
@@ -354,12 +354,26 @@ fn on_disk(paths: &EnvironmentPaths, release: ReleaseId) -> bool {
     paths.manifest(release).exists() || paths.archive(release).exists() || paths.tree(release).exists()
 }
 
-fn prune_records(paths: &EnvironmentPaths, queue: &Queue, history: &History, keep: usize) {
+/// Removes the records of old deployments, and the configuration snapshots that only old deployments used.
+fn prune_records(deployment: &Deployment, queue: &Queue, history: &History) {
+    let (services, paths) = (&deployment.services, &deployment.paths);
+    let keep = services.config.keep.deployments as usize;
     let kept: Vec<_> = history.releases().map(|summary| summary.release).filter(|release| on_disk(paths, *release)).collect();
     let gone: Vec<_> = history
         .prunable(keep, &kept)
         .into_iter()
         .filter(|deployment| fs::remove_dir_all(paths.deployment(*deployment)).is_ok())
         .collect();
-    queue.state.lock().history.deployments.retain(|summary| !gone.contains(&summary.deployment));
+    let (oldest, used) = {
+        let deployments = &mut queue.state.lock().history.deployments;
+        deployments.retain(|summary| !gone.contains(&summary.deployment));
+        let number = |summary: &Summary| summary.configuration.map(|snapshot| snapshot.number);
+        let oldest = deployments.iter().rev().take(keep).filter_map(number).min();
+        (oldest, deployments.iter().filter_map(number).collect())
+    };
+    if let Some(oldest) = oldest
+        && let Err(error) = services.snapshots.prune(&paths.configuration(), oldest, &used)
+    {
+        tracing::warn!(error = chain(&error), "cannot remove old configurations");
+    }
 }

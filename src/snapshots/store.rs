@@ -1,6 +1,6 @@
 //! The snapshots of environments on the disk, and the record of the snapshot that waits for the next deployment.
 
-use std::{fs, io, path::Path};
+use std::{collections::BTreeSet, fs, io, path::Path};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -150,6 +150,26 @@ impl SnapshotStore {
         Redactor::of_all(&newest)
     }
 
+    /// Removes the snapshots before `oldest`, except those in `used` and the staged snapshot. Returns the number of removed snapshots. Numbers are not used
+    /// again, because the snapshot `oldest` stays.
+    pub fn prune(
+        &self,
+        directory: &Path,
+        oldest: SnapshotNumber,
+        used: &BTreeSet<SnapshotNumber>,
+    ) -> Result<usize, SnapshotError> {
+        let staged = self.staged(directory)?.map(|staged| staged.snapshot.number);
+        let _creating = self.creating.lock();
+        let is_kept = |number: &SnapshotNumber| *number >= oldest || used.contains(number) || Some(*number) == staged;
+        let doomed = self.numbers(directory)?.into_iter().filter(|number| !is_kept(number));
+        let mut removed = 0;
+        for number in doomed {
+            files::remove_if_present(&path(directory, number))?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
     /// Writes a snapshot of a restore point, if the directory no longer has the snapshot. The bytes must have the recorded digest.
     pub fn put_back(&self, directory: &Path, wanted: &SnapshotRef, bytes: &[u8]) -> Result<(), SnapshotError> {
         if Digest::of(bytes) != wanted.digest {
@@ -275,6 +295,22 @@ mod tests {
         assert!(SnapshotStore::open(&temp.path().join("key")).unwrap_err().hint().is_some_and(|hint| hint.contains("chmod 600")));
         fs::write(temp.path().join("other"), "nonsense\n").unwrap();
         assert!(SnapshotStore::open(&temp.path().join("other")).is_err());
+    }
+
+    #[test]
+    fn old_snapshots_that_nothing_uses_are_removed() {
+        let temp = tempfile::tempdir().unwrap();
+        let directory = temp.path().join("config");
+        let store = SnapshotStore::open(&temp.path().join("key")).unwrap();
+        let all: Vec<_> =
+            (1..=6).map(|value: u8| store.create(&directory, draft(None, change("A", &value.to_string()))).unwrap()).collect();
+        store.stage(&directory, &StagedSnapshot { snapshot: all[2], live: Some(all[5].number) }).unwrap();
+        let used = BTreeSet::from([SnapshotNumber(1)]);
+        assert_eq!(store.prune(&directory, SnapshotNumber(5), &used).unwrap(), 2);
+        let left = store.numbers(&directory).unwrap();
+        assert_eq!(left.iter().map(|number| number.0).collect::<Vec<_>>(), [1, 3, 5, 6]);
+        assert_eq!(store.prune(&directory, SnapshotNumber(5), &used).unwrap(), 0);
+        assert_eq!(store.create(&directory, draft(None, change("A", "7"))).unwrap().number, SnapshotNumber(7));
     }
 
     #[test]

@@ -13,6 +13,7 @@ in_one_mode!(
     imports_that_were_never_live_displace_no_release_that_was_live,
     kill_while_pruning_leaks_no_ref,
     records_of_an_environment_that_was_never_live_are_pruned,
+    configurations_of_pruned_deployments_are_removed,
     delayed_pruning_keeps_current_live_release,
 );
 
@@ -200,6 +201,27 @@ fn records_of_an_environment_that_was_never_live_are_pruned(world: &World) {
         repo.push().rejected_with("nothing is live yet");
     }
     until("ten records are left", || names(&world.environment("shop").join("deployments")).len() == 10);
+}
+
+/// Each push and each change of the configuration is a deployment with a configuration of its own.
+fn configurations_of_pruned_deployments_are_removed(world: &World) {
+    world.add_settings("keep: {deployments: 10}\n");
+    let repo = crate::configuration::shop(world);
+    repo.write("larder.yml", "health: {timeout: 20s}\ndrain: 1s\nkeep: {releases: 2}\n");
+    for round in 0..7 {
+        repo.write("code", format!("code {round}")).commit("next");
+        repo.push().accepted();
+        crate::configuration::config(world, &["set", "shop", &format!("PAGE=page-{round}")]).ok();
+    }
+    let numbers = || names(&world.environment("shop").join("config"));
+    until("old configurations are removed", || !numbers().contains(&String::from("1.age")));
+    assert!(numbers().contains(&String::from("7.age")) && numbers().len() < 7, "{:?}", numbers());
+    world.serves("shop", "page: page-6, code code 6");
+    world.larder(&["rollback", "shop"]).ok();
+    world.serves("shop", "page: page-5, code code 6");
+    crate::configuration::config(world, &["set", "shop", "PAGE=last"]).ok();
+    assert!(numbers().contains(&String::from("8.age")), "{:?}", numbers());
+    world.is_consistent("shop");
 }
 
 fn releases_on_disk(world: &World) -> usize {
