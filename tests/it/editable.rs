@@ -234,6 +234,18 @@ fn checkout_that_a_person_must_mend_first_is_refused_with_the_remedy(world: &Wor
     repo.push().accepted();
     world.serves("shop", "version three");
     assert_eq!(by_hand("git symbolic-ref --short HEAD; git branch --list topic").trim(), "main\n  topic");
+    // A repository inside of the checkout is not committed.
+    by_hand("git init --quiet tool; echo x > tool/x");
+    let refused = world.larder(&["edits", "shop", "commit", "--message", "x"]);
+    refused.exits(3).says("tool in the checkout is a git repository of its own").says("run/tool/.git");
+    by_hand("rm -r tool");
+    // A deleted repository is created again, at the live commit.
+    by_hand("rm -rf .git sub/mine; echo mine > index.html; echo mine > mine.txt");
+    repo.write("other.html", "other").commit("another page");
+    repo.push().accepted().says("kept 2 files with changes by hand");
+    assert_eq!(by_hand("git status --porcelain"), " M index.html\n?? mine.txt\n");
+    assert_eq!(by_hand("git rev-parse HEAD").trim(), repo.head());
+    world.serves("shop", "mine");
 }
 
 fn edits_are_shown_committed_and_dropped(world: &World) {
@@ -256,14 +268,11 @@ fn edits_are_shown_committed_and_dropped(world: &World) {
     assert_eq!(repo.git(&["show", "FETCH_HEAD:notes.txt"]).ok(), "mine\n");
     world.larder(&["edits", "shop"]).says("Nothing was changed by hand");
     // A commit that a person made in the checkout is deployed in the same way.
-    by_hand(
-        world,
-        "git config user.name Ann; git config user.email ann@example.com; echo more > notes.txt; git commit --quiet -am more",
-    );
+    by_hand(world, "echo more > notes.txt; git commit --quiet -am more");
     world.larder(&["edits", "shop"]).says("The checkout has the commit");
     world.larder(&["edits", "shop", "commit", "--message", "unused"]).ok();
     repo.git(&["pull", "--quiet", "--rebase", &repo.url(), "main"]).ok();
-    assert_eq!(repo.git(&["log", "-1", "--format=%an %s"]).ok().trim(), "Ann more");
+    assert_eq!(repo.git(&["log", "-1", "--format=%an %s"]).ok().trim(), "ann more");
     by_hand(world, "echo wrong > index.html");
     world.larder(&["edits", "shop", "drop"]).says("1 file of shop/production moved to git's stash");
     world.serves("shop", "changed by hand");

@@ -1,8 +1,9 @@
 //! Undos that fail, and are repeated by `larder deploy --unfreeze` after the undos of earlier steps: code and data are afterwards those of
 //! before the deployment, and no acknowledged write is lost, also no write that the old release acknowledged while the environment was frozen.
 //!
-//! By default, a few undos fail, one of them after the commit point. With `LARDER_TEST_THOROUGH`, the undo of each step up to the switch fails before and after its work, with and
-//! without a kill of all processes before the unfreeze, and the undos after the commit point fail, too.
+//! By default, a few undos fail, one of them after the commit point. With `LARDER_TEST_THOROUGH`, the undo of each step up to the switch fails
+//! before and after its work, with and without a kill of all processes before the unfreeze, and the undos after the commit point fail, too.
+//! The undos of editable environments are in `editable_kills.rs`.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 

@@ -42,6 +42,17 @@ pub(super) fn is_equal(app: &Path, path: &str, file: &TreeFile, doing: &str) -> 
     Ok(String::from_utf8_lossy(&blob).trim() == file.blob)
 }
 
+/// Returns true if the file in the checkout has the beginning of the content that git writes for a file of a commit.
+pub(super) fn is_beginning(app: &Path, path: &str, commit: &CommitId, doing: &str) -> Result<bool, GitFailure> {
+    let name = app.join(path);
+    if !fs::symlink_metadata(&name).is_ok_and(|found| found.is_file()) {
+        return Ok(false);
+    }
+    let Ok(found) = fs::read(&name) else { return Ok(false) };
+    let whole = run(app, &["cat-file", "--filters", &format!("{commit}:{path}")], doing)?;
+    Ok(found.len() < whole.len() && whole.starts_with(&found))
+}
+
 /// Returns the files of a commit.
 pub(super) fn tree(app: &Path, commit: &CommitId, doing: &str) -> Result<BTreeMap<String, TreeFile>, GitFailure> {
     let output = run(app, &["ls-tree", "-r", "-z", "--full-tree", commit.as_str()], doing)?;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::Write as _, path::Path, process::Stdio};
 
 use super::{
-    CheckoutAnswer, CheckoutReport, CheckoutState, EditKind, EditedFile, MAX_FILES, guard,
+    CheckoutAnswer, CheckoutObjection, CheckoutReport, CheckoutState, EditKind, EditedFile, MAX_FILES, guard,
     keep::keep_commits,
     program::{BASE, commit, failed, git, paths, run},
 };
@@ -65,15 +65,22 @@ pub(super) fn commit_all(app: &Path, message: &str, author: &str, branch: &Branc
         Ok(working) => working,
         Err(objection) => return Ok(CheckoutAnswer::Objection(objection)),
     };
+    guard::mend_index(app)?;
     if let Some(objection) = guard::operation(app)? {
         return Ok(CheckoutAnswer::Objection(objection));
+    }
+    // The deployment of a commit with a submodule is refused, so the commit would be in the way of every push.
+    let changed = edits(app)?;
+    let nested = changed.keys().map(|path| path.trim_end_matches('/')).find(|path| app.join(path).join(".git").exists());
+    if let Some(path) = nested {
+        return Ok(CheckoutAnswer::Objection(CheckoutObjection::Nested(path.to_owned())));
     }
     // The branch moves to the commits of a detached `HEAD`.
     if let Some(head) = commit(app, "HEAD")? {
         keep_commits(app, branch, &head, doing)?;
     }
     run(app, &["checkout", "--quiet", "-B", branch.as_str(), "HEAD", "--"], doing)?;
-    if !edits(app)?.is_empty() {
+    if !changed.is_empty() {
         run(app, &["add", "--all", "--", "."], doing)?;
         let author = format!("--author={author} <{author}@localhost>");
         run(app, &["commit", "--quiet", "--no-verify", "--no-gpg-sign", "--message", message, &author], doing)?;

@@ -13,6 +13,9 @@ mod keep;
 #[cfg(test)]
 mod person_tests;
 mod program;
+mod settle;
+#[cfg(test)]
+mod state_tests;
 #[cfg(test)]
 mod tests;
 mod update;
@@ -79,6 +82,10 @@ pub struct CheckoutUpdate {
     pub commit: CommitId,
     /// True if files that a person changed, and that the commit changes, too, are put into git's stash. Otherwise the update is refused.
     pub stash: bool,
+    /// The live commit.
+    pub live: Option<CommitId>,
+    /// True if the pack has all objects of the commit. Otherwise the pack has no objects of the live commit.
+    pub is_complete: bool,
 }
 
 /// A file that a person changed.
@@ -160,9 +167,20 @@ pub enum CheckoutObjection {
     /// A file has an unresolved conflict.
     Unmerged(String),
     /// A file or directory does not belong to the owner of the checkout.
-    Foreign(String),
+    Foreign {
+        /// The path.
+        path: String,
+        /// The id of the owner of the file.
+        owner: u32,
+        /// The id of the owner of the checkout.
+        expected: u32,
+    },
     /// The lock of a git command of a person.
     Locked(String),
+    /// `.git` is a file or a link.
+    NoDirectory,
+    /// A directory is a git repository of its own, so its files cannot be committed.
+    Nested(String),
 }
 
 impl CheckoutObjection {
@@ -178,14 +196,24 @@ impl CheckoutObjection {
                 format!("{path} has an unresolved conflict in the checkout"),
                 format!("resolve the conflict in {checkout}, run `git add` for the file, and try again"),
             ),
-            CheckoutObjection::Foreign(path) => {
+            CheckoutObjection::Foreign { path, owner, expected } => {
                 let path = if path.is_empty() { "." } else { path };
-                let why = format!("{path} in the checkout belongs to another user (expected the owner of the checkout)");
+                let why = format!(
+                    "{path} in the checkout belongs to another user: uid {owner} (expected the owner of the checkout, uid {expected})"
+                );
                 (why, format!("run as root: chown -R --no-dereference --reference={checkout}/ {checkout}/"))
             }
             CheckoutObjection::Locked(path) => (
                 format!("another git command uses the checkout: {path} exists"),
                 format!("end the command; if none runs, delete {checkout}/{path}"),
+            ),
+            CheckoutObjection::NoDirectory => (
+                String::from(".git in the checkout is a file or a link (expected a directory)"),
+                format!("move {checkout}/.git away; the next push creates the repository again"),
+            ),
+            CheckoutObjection::Nested(path) => (
+                format!("{path} in the checkout is a git repository of its own; larder does not fetch submodules"),
+                format!("delete {checkout}/{path}/.git, or add {path}/ to .gitignore, and try again"),
             ),
         }
     }

@@ -274,7 +274,8 @@ fn part_of_another_user_is_refused_before_anything_changes() {
         place.update(&one).unwrap();
         std::os::unix::fs::chown(place.app.join(foreign), Some(12345), None).unwrap();
         let two = place.commit(Some(&one), &[("a", false, b"2"), ("sub/b", false, b"2")]);
-        let refused = CheckoutAnswer::Objection(CheckoutObjection::Foreign(foreign.to_owned()));
+        let refused =
+            CheckoutAnswer::Objection(CheckoutObjection::Foreign { path: foreign.to_owned(), owner: 12345, expected: 0 });
         assert_eq!(place.update(&two), Ok(refused), "{foreign}");
         assert_eq!((place.read("a").as_str(), place.read("sub/b").as_str(), place.state().head), ("1", "1", Some(one)));
     }

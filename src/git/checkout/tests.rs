@@ -41,7 +41,11 @@ impl Place {
         file.write_all(&pack.stdout).unwrap();
         io::Seek::rewind(&mut file).unwrap();
         let branch = "main".parse().unwrap();
-        update::update(&self.app, &CheckoutUpdate { deployment, branch, commit: commit.clone(), stash }, Stdio::from(file))
+        update::update(
+            &self.app,
+            &CheckoutUpdate { deployment, branch, commit: commit.clone(), stash, live: None, is_complete: true },
+            Stdio::from(file),
+        )
     }
 
     pub fn update(&self, commit: &CommitId) -> CheckoutReport {
@@ -157,7 +161,6 @@ fn file_that_both_changed_is_refused_with_its_name() {
     let all = [
         ("a", Changed),
         ("added", Added),
-        ("deep", Added),
         ("deep/inside", Added),
         ("dropped", Changed),
         ("folder", Added),
@@ -244,7 +247,14 @@ fn failed_first_update_leaves_an_empty_record() {
     let missing = "00000000000000000000000000000000000000ab".parse().unwrap();
     let deployment = DeploymentId::new(Timestamp::now());
     let empty = tempfile::tempfile().unwrap();
-    let job = CheckoutUpdate { deployment, branch: "main".parse().unwrap(), commit: missing, stash: false };
+    let job = CheckoutUpdate {
+        deployment,
+        branch: "main".parse().unwrap(),
+        commit: missing,
+        stash: false,
+        live: None,
+        is_complete: true,
+    };
     assert!(update::update(&place.app, &job, Stdio::from(empty)).is_err());
     assert_eq!(
         update::revert(&place.app, deployment, &"main".parse().unwrap()),

@@ -13,7 +13,8 @@ use super::{
     content::{TreeFile, is_equal, literal, tree},
     files, guard,
     keep::{keep_commits, marked, restore, stash},
-    program::{BASE, commit, failed, git, run, succeeds},
+    program::{BASE, commit, failed, git, paths, run, succeeds},
+    settle::settle,
 };
 use crate::{
     git::job::GitFailure,
@@ -28,22 +29,38 @@ const INCOMING: &str = "refs/larder/incoming";
 /// Checks out a commit. The pack with its objects is `pack`.
 pub(super) fn update(app: &Path, job: &CheckoutUpdate, pack: Stdio) -> CheckoutReport {
     let doing = format!("update the checkout to {}", job.commit.short());
-    if !app.join(".git").exists() {
+    if let Some(objection) = guard::no_directory(app) {
+        return Ok(CheckoutAnswer::Objection(objection));
+    }
+    // A killed `git init` leaves a directory without `HEAD`.
+    if !app.join(".git/HEAD").exists() {
         run(app, &["init", "--quiet", &format!("--initial-branch={}", job.branch)], &doing)?;
     }
     if let Some(foreign) = guard::foreign(app, std::iter::empty()) {
         return Ok(CheckoutAnswer::Objection(foreign));
     }
-    let _working = match guard::begin(app)? {
+    let mut working = match guard::begin(app)? {
         Ok(working) => working,
         Err(objection) => return Ok(CheckoutAnswer::Objection(objection)),
     };
+    guard::mend_index(app)?;
     if let Some(objection) = guard::operation(app)? {
         return Ok(CheckoutAnswer::Objection(objection));
     }
+    let received = commit(app, INCOMING)?;
     receive(app, &job.commit, pack, &doing)?;
+    adopt(app, job, &doing)?;
     let head = commit(app, "HEAD")?;
-    if let Some(head) = own_commits(app, head.as_ref(), &job.commit, &doing)? {
+    let before = commit(app, &format!("{BEFORE}{}", job.deployment))?;
+    if working.is_replacing() {
+        // A job that was killed after the record of another deployment is reverted, so this is the same deployment, or no commit was checked out before.
+        if before.is_some() || head.is_none() {
+            settle(app, &[&received, &before].map(Option::as_ref), head.as_ref(), &doing)?;
+        }
+        working.set_replacing(false)?;
+    }
+    // The first checkout may have been killed before it recorded that larder made it.
+    if let Some(head) = own_commits(app, head.as_ref(), &job.commit, &doing)?.filter(|head| received.as_ref() != Some(head)) {
         return Ok(CheckoutAnswer::Ahead(head));
     }
     let edits = files::edits(app)?;
@@ -59,7 +76,9 @@ pub(super) fn update(app: &Path, job: &CheckoutUpdate, pack: Stdio) -> CheckoutR
         stash(app, &conflicts, &message(job.deployment), &doing)?;
     }
     let branches = keep_commits(app, &job.branch, &job.commit, &doing)?;
+    working.set_replacing(true)?;
     check_out(app, &job.branch, &job.commit, &doing)?;
+    working.set_replacing(false)?;
     run(app, &["update-ref", BASE, job.commit.as_str()], &doing)?;
     let kept = edits.keys().filter(|path| !conflicts.contains_key(*path)).count();
     Ok(CheckoutAnswer::Updated { stashed: files::listed(&conflicts), kept, branches })
@@ -75,15 +94,22 @@ pub(super) fn revert(app: &Path, deployment: DeploymentId, branch: &BranchName) 
     }
     let Some(before) = commit(app, &name)? else { return Ok(CheckoutAnswer::Reverted(CheckoutRevert::default())) };
     // A job that did not begin leaves the locks of a person alone.
-    let _working = guard::begin_undo(app)?;
+    let mut working = guard::begin_undo(app)?;
+    guard::mend_index(app)?;
     guard::end_operation(app)?;
     let head = commit(app, "HEAD")?;
+    if working.is_replacing() {
+        settle(app, &[commit(app, INCOMING)?.as_ref(), Some(&before)], head.as_ref(), &doing)?;
+        working.set_replacing(false)?;
+    }
     let (conflicts, _) = conflicts(app, head.as_ref(), &before, &files::edits(app)?, &doing)?;
     if !conflicts.is_empty() {
         stash(app, &conflicts, &format!("larder: files that were changed during the deployment {deployment}"), &doing)?;
     }
     let branches = keep_commits(app, branch, &before, &doing)?;
+    working.set_replacing(true)?;
     check_out(app, branch, &before, &doing)?;
+    working.set_replacing(false)?;
     run(app, &["update-ref", BASE, before.as_str()], &doing)?;
     let mut stashed = files::listed(&conflicts);
     stashed.extend(restore(app, &message(deployment), &doing)?);
@@ -99,6 +125,25 @@ fn receive(app: &Path, new: &CommitId, pack: Stdio, doing: &str) -> Result<(), G
         return Err(failed(doing, String::from_utf8_lossy(&output.stderr).trim()));
     }
     run(app, &["update-ref", INCOMING, new.as_str()], doing).map(drop)
+}
+
+/// Makes the live commit the commit that is checked out, if the checkout has files but no commit: a person has removed `.git`. The files stay, so those
+/// that differ from the live commit are changes by hand.
+fn adopt(app: &Path, job: &CheckoutUpdate, doing: &str) -> Result<(), GitFailure> {
+    let Some(live) = &job.live else { return Ok(()) };
+    let branch = format!("refs/heads/{}", job.branch);
+    let is_used = commit(app, "HEAD")?.is_some() || commit(app, &branch)?.is_some() || app.join(".git/index").exists();
+    if is_used {
+        return Ok(());
+    }
+    if commit(app, live.as_str())?.is_none() {
+        // A complete pack has no other commits than those before the new commit.
+        return if job.is_complete { Ok(()) } else { Err(failed(doing, "the live commit is missing in the checkout")) };
+    }
+    run(app, &["read-tree", live.as_str()], doing)?;
+    run(app, &["update-ref", BASE, live.as_str()], doing)?;
+    run(app, &["symbolic-ref", "HEAD", &branch], doing)?;
+    run(app, &["update-ref", &branch, live.as_str()], doing).map(drop)
 }
 
 /// Returns the commit that is checked out, if a person made it, and the new commit does not contain it.
@@ -136,6 +181,12 @@ fn conflicts(
                 }
                 _ => None,
             },
+            // A directory without files of a person becomes a file.
+            None if fs::symlink_metadata(app.join(path)).is_ok_and(|found| found.is_dir()) => {
+                let others = run(app, &["ls-files", "--others", "-z", "--", &literal(path)], doing)?;
+                found.extend(paths(&others).into_iter().map(|other| (other, EditKind::Added)));
+                None
+            }
             // git does not list files that it ignores, and overwrites them.
             None if !before.contains_key(path.as_str()) && fs::symlink_metadata(app.join(path)).is_ok() => Some(EditKind::Added),
             None => None,

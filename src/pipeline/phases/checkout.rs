@@ -46,11 +46,14 @@ impl Step for UpdateCheckout {
             let spec = &deployment.spec;
             let stash = spec.stash || deployment.settings().edits == EditPolicy::Stash;
             let (branch, commit) = (spec.branch.clone(), spec.commit.clone());
-            let update = CheckoutUpdate { deployment: spec.id, branch, commit: commit.clone(), stash };
             let known = spec.previous.as_ref().map(|live| live.commit.clone());
+            let (live, is_complete) = (known.clone(), known.is_none());
+            let update = CheckoutUpdate { deployment: spec.id, branch, commit: commit.clone(), stash, live, is_complete };
             let answer = match ask(deployment, &CheckoutJob::Update(update.clone()), known.clone()).await {
                 // A person may have removed the objects on which the pack was based.
-                Err(GitError::Failure(_)) if known.is_some() => ask(deployment, &CheckoutJob::Update(update), None).await,
+                Err(GitError::Failure(_)) if known.is_some() => {
+                    ask(deployment, &CheckoutJob::Update(CheckoutUpdate { is_complete: true, ..update }), None).await
+                }
                 answer => answer,
             };
             match answer.map_err(|error| Failure::host(&error))? {
