@@ -243,6 +243,8 @@ fn settings_of_the_checkout_do_not_lead_elsewhere() {
     fs::write(elsewhere.path().join("a"), "elsewhere").unwrap();
     place.git(&["config", "core.worktree", elsewhere.path().to_str().unwrap()]);
     place.git(&["config", "core.autocrlf", "true"]);
+    place.git(&["config", "diff.orderFile", "missing"]);
+    place.git(&["config", "core.safecrlf", "true"]);
     place.write("b", "mine");
     assert!(matches!(place.update(&two), Ok(CheckoutAnswer::Updated { .. })));
     assert_eq!((place.read("a").as_str(), place.read("b").as_str()), ("2", "mine"));

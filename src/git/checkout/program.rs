@@ -24,6 +24,11 @@ pub(super) fn git(app: &Path, words: &[&str]) -> Result<Command, GitFailure> {
         .config("core.hooksPath", "/dev/null")
         .config("core.fileMode", "true")
         .config("core.quotePath", "false")
+        // A person's file of this setting may be missing, and every diff would fail.
+        .config("diff.orderFile", "/dev/null")
+        .config("core.symlinks", "true")
+        .config("core.ignoreCase", "false")
+        .config("core.safecrlf", "false")
         .config("core.logAllRefUpdates", "true")
         .config("submodule.recurse", "false")
         .config("user.name", "larder")
