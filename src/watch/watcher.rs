@@ -87,8 +87,11 @@ pub struct Watcher {
     are_lost: Arc<AtomicBool>,
     rules: WatchRules,
     watched: BTreeSet<PathBuf>,
-    /// The time of the first change of the last batch.
+    /// The changes that [`Watcher::next`] has not returned yet.
+    batch: FileChanges,
+    /// The time of the first change of the last batch, by both clocks.
     began: jiff::Timestamp,
+    first: Instant,
     /// The files that were created in this batch.
     created: BTreeSet<String>,
 }
@@ -114,36 +117,57 @@ impl Watcher {
             are_lost,
             rules,
             watched: BTreeSet::new(),
+            batch: FileChanges::default(),
             began: jiff::Timestamp::now(),
+            first: Instant::now(),
             created: BTreeSet::new(),
         };
         watcher.add_tree(&root, &mut FileChanges::default())?;
         Ok(watcher)
     }
 
-    /// Waits for changes, and returns them when no further change follows at once. The method may be cancelled; then changes are lost only
-    /// between two calls of `next`, never while it waits for the first change.
+    /// Waits for changes, and returns them when no further change follows at once. The method may be cancelled at any time: the next call, or
+    /// [`Watcher::pending`], returns the changes.
     pub async fn next(&mut self) -> Result<FileChanges, WatchError> {
-        let mut changes = FileChanges::default();
         loop {
-            let event = self.events.recv().await.ok_or(WatchError::Ended)?;
-            self.add(event, &mut changes)?;
-            if changes.is_empty() {
-                continue;
+            while self.batch.is_empty() {
+                let event = self.events.recv().await.ok_or(WatchError::Ended)?;
+                self.collect(event)?;
             }
-            self.began = jiff::Timestamp::now();
-            let deadline = Instant::now() + MAX_BATCH;
+            let deadline = self.first + MAX_BATCH;
             while let Ok(event) = tokio::time::timeout_at(deadline.min(Instant::now() + QUIET), self.events.recv()).await {
-                self.add(event.ok_or(WatchError::Ended)?, &mut changes)?;
+                self.collect(event.ok_or(WatchError::Ended)?)?;
                 if Instant::now() >= deadline {
                     break;
                 }
             }
-            self.leave_drafts_out(&mut changes);
+            let changes = self.take_batch();
             if !changes.is_empty() {
                 return Ok(changes);
             }
         }
+    }
+
+    /// Adds an event to the batch.
+    fn collect(&mut self, event: file_events::Result<Event>) -> Result<(), WatchError> {
+        let mut changes = std::mem::take(&mut self.batch);
+        let is_first = changes.is_empty();
+        let added = self.add(event, &mut changes);
+        if is_first && !changes.is_empty() {
+            (self.began, self.first) = (jiff::Timestamp::now(), Instant::now());
+        }
+        self.batch = changes;
+        added
+    }
+
+    /// Ends the batch. Leaves out the files that were created in this batch and are gone: the drafts of editors, which give the draft the name of the
+    /// saved file.
+    fn take_batch(&mut self) -> FileChanges {
+        let mut changes = std::mem::take(&mut self.batch);
+        let created = std::mem::take(&mut self.created);
+        let root = &self.rules.root;
+        changes.paths.retain(|path| !created.contains(path) || root.join(path).symlink_metadata().is_ok());
+        changes
     }
 
     /// Returns the time of the first change of the last batch, in milliseconds since the Unix epoch.
@@ -170,19 +194,10 @@ impl Watcher {
 
     /// Returns the changes that have been reported so far, without waiting.
     pub fn pending(&mut self) -> Result<FileChanges, WatchError> {
-        let mut changes = FileChanges::default();
         while let Ok(event) = self.events.try_recv() {
-            self.add(event, &mut changes)?;
+            self.collect(event)?;
         }
-        self.leave_drafts_out(&mut changes);
-        Ok(changes)
-    }
-
-    /// Leaves out the files that were created in this batch and are gone: the drafts of editors, which give the draft the name of the saved file.
-    fn leave_drafts_out(&mut self, changes: &mut FileChanges) {
-        let root = &self.rules.root;
-        let created = std::mem::take(&mut self.created);
-        changes.paths.retain(|path| !created.contains(path) || root.join(path).symlink_metadata().is_ok());
+        Ok(self.take_batch())
     }
 
     fn add(&mut self, event: file_events::Result<Event>, changes: &mut FileChanges) -> Result<(), WatchError> {
@@ -335,6 +350,24 @@ mod tests {
         fs::write(root.join("src/draft"), "3").unwrap();
         fs::rename(root.join("src/draft"), root.join("src/app.py")).unwrap();
         assert_eq!(until(&mut watcher, "src/app.py").await, BTreeSet::from([String::from("src/app.py")]));
+    }
+
+    #[tokio::test]
+    async fn change_is_not_lost_by_a_wait_that_is_cancelled() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        let mut watcher = Watcher::start(WatchRules::new(&root, [])).unwrap();
+        fs::write(root.join("app.py"), "1").unwrap();
+        // The batch is complete after a longer time.
+        while watcher.batch.is_empty() {
+            assert!(tokio::time::timeout(QUIET / 4, watcher.next()).await.is_err());
+        }
+        assert_eq!(until(&mut watcher, "app.py").await.len(), 1);
+        fs::write(root.join("app.py"), "2").unwrap();
+        while watcher.batch.is_empty() {
+            assert!(tokio::time::timeout(QUIET / 4, watcher.next()).await.is_err());
+        }
+        assert!(watcher.pending().unwrap().paths.contains("app.py") && watcher.pending().unwrap().is_empty());
     }
 
     #[tokio::test]
