@@ -185,6 +185,7 @@ fn work_of_a_person_during_a_failing_push_is_kept(world: &World) {
     push.rejected_with("build: ").says("changed  index.html");
     let words = push.remote().join(" ");
     let branch = words.split_whitespace().find(|word| word.starts_with("kept-")).unwrap_or_else(|| panic!("{words}")).to_owned();
+    world.larder(&["edits", "shop"]).says(&format!("Commits that were made during a push are on {branch}.")).exits(0);
     let script = format!(
         "git rev-parse HEAD; git symbolic-ref --short HEAD; git show {branch}:about.html; git show stash@{{0}}:index.html"
     );

@@ -72,6 +72,8 @@ pub struct EditsState {
     pub count: usize,
     /// The entries of git's stash, newest first.
     pub stash: Vec<String>,
+    /// The branches that keep commits which a person made in the checkout while a push failed.
+    pub kept: Vec<String>,
 }
 
 impl Request for Edits {
@@ -96,8 +98,9 @@ impl Request for Edits {
         let title = environment.title();
         match self.action {
             EditsAction::Show => {
-                let CheckoutState { head, edits, count, stashes, .. } = state;
-                Ok(EditsView::State(EditsState { environment: title, commit: head, live, edits, count, stash: stashes }).into())
+                let CheckoutState { head, edits, count, stashes, kept, .. } = state;
+                Ok(EditsView::State(EditsState { environment: title, commit: head, live, edits, count, stash: stashes, kept })
+                    .into())
             }
             EditsAction::Commit { .. } if state.count == 0 && state.head == live => {
                 Ok(EditsView::Nothing { environment: title }.into())

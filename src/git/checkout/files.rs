@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, io::Write as _, path::Path, process::Stdio};
 
 use super::{
     CheckoutAnswer, CheckoutObjection, CheckoutReport, CheckoutState, EditKind, EditedFile, MAX_FILES, guard,
-    keep::keep_commits,
+    keep::{keep_commits, kept_branches},
     program::{BASE, commit, failed, git, paths, run},
 };
 use crate::{
@@ -55,6 +55,7 @@ pub(super) fn look(app: &Path) -> Result<CheckoutState, GitFailure> {
         count: edits.len(),
         edits: listed(&edits),
         stashes: String::from_utf8_lossy(&stashes).lines().map(str::to_owned).collect(),
+        kept: kept_branches(app, doing)?,
     })
 }
 

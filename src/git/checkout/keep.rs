@@ -52,6 +52,12 @@ pub(super) fn keep_commits(app: &Path, branch: &BranchName, target: &CommitId, d
     Ok(names)
 }
 
+/// Returns the branches that keep commits of a person.
+pub(super) fn kept_branches(app: &Path, doing: &str) -> Result<Vec<String>, GitFailure> {
+    let output = run(app, &["for-each-ref", "--format=%(refname:short)", &format!("refs/heads/{KEPT}*")], doing)?;
+    Ok(String::from_utf8_lossy(&output).lines().map(str::to_owned).collect())
+}
+
 /// Puts files into the stash, also files that git ignores.
 pub(super) fn stash(app: &Path, files: &BTreeMap<String, EditKind>, message: &str, doing: &str) -> Result<(), GitFailure> {
     let specs: Vec<_> = files.keys().map(|path| literal(path)).collect();
@@ -74,8 +80,8 @@ pub(super) fn marked(app: &Path, doing: &str) -> Result<Vec<String>, GitFailure>
     Ok(lines.collect())
 }
 
-/// Restores the files that were put into the stash with `message`. A file that is different now stays, and its entry stays in the stash. The function may
-/// be repeated after a kill. Returns the files that were not restored.
+/// Restores the files that were put into the stash with `message`. A file that is different now stays, and its entry stays in the stash, as does an entry
+/// with a staged content of its own. The function may be repeated after a kill. Returns the files that were not restored completely.
 pub(super) fn restore(app: &Path, message: &str, doing: &str) -> Result<Vec<EditedFile>, GitFailure> {
     let list = run(app, &["stash", "list", "--format=%H %gs"], doing)?;
     let list = String::from_utf8_lossy(&list).into_owned();
@@ -88,6 +94,7 @@ pub(super) fn restore(app: &Path, message: &str, doing: &str) -> Result<Vec<Edit
                 left.push(EditedFile { path: file.path, edit: file.edit });
             }
         }
+        left.extend(staged_differently(app, entry, doing)?);
         if left.len() == before {
             let list = run(app, &["stash", "list", "--format=%H %gd"], doing)?;
             let list = String::from_utf8_lossy(&list).into_owned();
@@ -98,6 +105,18 @@ pub(super) fn restore(app: &Path, message: &str, doing: &str) -> Result<Vec<Edit
     }
     left.truncate(MAX_FILES);
     Ok(left)
+}
+
+/// Returns the files of an entry whose staged content is neither the content of the commit nor that of the checkout. Only the entry has this content.
+fn staged_differently(app: &Path, entry: &str, doing: &str) -> Result<Vec<EditedFile>, GitFailure> {
+    let changed = |from: &str, to: &str| {
+        let words = ["diff", "--name-only", "-z", "--no-renames", "--no-ext-diff", from, to, "--"];
+        run(app, &words, doing).map(|output| paths(&output))
+    };
+    let (parent, index) = (format!("{entry}^1"), format!("{entry}^2"));
+    let since = changed(&index, entry)?;
+    let staged = changed(&parent, &index)?.into_iter().filter(|path| since.contains(path));
+    Ok(staged.map(|path| EditedFile { path, edit: EditKind::Changed }).collect())
 }
 
 /// A file of an entry of the stash.

@@ -234,6 +234,8 @@ pub struct CheckoutState {
     pub count: usize,
     /// The entries of the stash, newest first.
     pub stashes: Vec<String>,
+    /// The branches that keep commits of a person.
+    pub kept: Vec<String>,
 }
 
 /// The report of a worker.

@@ -99,6 +99,19 @@ fn file_that_is_stashed_and_changed_again_keeps_both_contents() {
     assert_eq!(place.git(&["show", "stash@{0}:a"]), "second");
 }
 
+#[test]
+fn staged_content_that_differs_from_the_file_stays_in_the_stash() {
+    let (place, _, two) = two_commits();
+    place.write("a", "staged");
+    place.git(&["add", "a"]);
+    place.write("a", "mine");
+    let deployment = id();
+    place.update_with(deployment, &two, true).unwrap();
+    let kept = place.revert(deployment);
+    assert_eq!((kept.stashed.len(), place.read("a").as_str()), (1, "mine"));
+    assert_eq!(place.git(&["show", "stash@{0}^2:a"]), "staged");
+}
+
 /// Returns a checkout whose files a person changed, and a commit that changes the same files.
 fn changed_files() -> (Place, CommitId, CommitId) {
     let place = Place::new();

@@ -94,5 +94,8 @@ fn page(state: &EditsState) -> String {
             text.push_str(&format!("  {}\n", sanitise_line(entry)));
         }
     }
+    if !state.kept.is_empty() {
+        text.push_str(&format!("Commits that were made during a push are on {}.\n", sanitise_line(&state.kept.join(", "))));
+    }
     text
 }
