@@ -33,6 +33,26 @@ pub(super) fn edits(app: &Path) -> Result<BTreeMap<String, EditKind>, GitFailure
     Ok(edits)
 }
 
+/// The comment above the patterns that larder adds to `.git/info/exclude`.
+const RESULTS: &str = "# Results of builds (larder)";
+/// The directories that buildpacks write in the checkout, and that a project on a server does not expect to ignore.
+const RESULT_PATTERNS: [&str; 6] = ["/.profile.d/", "/.venv/", "/node_modules/", "/vendor/bundle/", "/.bundle/", "__pycache__/"];
+
+/// Lets git ignore the results of builds, which are no changes by hand. Files that git tracks are not concerned.
+pub(super) fn ignore_results(app: &Path, doing: &str) -> Result<(), GitFailure> {
+    let path = app.join(".git/info/exclude");
+    let mut text = std::fs::read_to_string(&path).unwrap_or_default();
+    if text.lines().any(|line| line == RESULTS) {
+        return Ok(());
+    }
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text.push_str(&format!("{RESULTS}\n{}\n", RESULT_PATTERNS.join("\n")));
+    let written = std::fs::create_dir_all(app.join(".git/info")).and_then(|()| std::fs::write(&path, text));
+    written.map_err(|error| failed(doing, format!("cannot write .git/info/exclude: {error}")))
+}
+
 /// Returns the list for a report.
 pub(super) fn listed(edits: &BTreeMap<String, EditKind>) -> Vec<EditedFile> {
     edits.iter().take(MAX_FILES).map(|(path, edit)| EditedFile { path: path.clone(), edit: *edit }).collect()

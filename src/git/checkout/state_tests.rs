@@ -172,6 +172,26 @@ fn unusual_names_are_kept_and_stashed() {
 }
 
 #[test]
+fn results_of_builds_are_no_changes_by_hand() {
+    let place = Place::new();
+    let one = place.commit(None, &[("a", false, b"1"), ("node_modules/kept", false, b"1")]);
+    place.update(&one).unwrap();
+    for result in [".venv/bin/python", ".profile.d/python.sh", "node_modules/b", "sub/__pycache__/c"] {
+        place.write(result, "built");
+    }
+    place.write("new", "mine");
+    place.write("node_modules/kept", "mine");
+    let expected = [("new", EditKind::Added), ("node_modules/kept", EditKind::Changed)];
+    assert_eq!(place.edits(), expected.map(|(path, edit)| (path.to_owned(), edit)));
+    // The patterns are added once, after those of a person.
+    place.write(".git/info/exclude", "mine.log");
+    place.update(&one).unwrap();
+    place.update(&one).unwrap();
+    let text = place.read(".git/info/exclude");
+    assert!(text.starts_with("mine.log\n#") && text.matches("/.venv/").count() == 1, "{text}");
+}
+
+#[test]
 fn damaged_index_is_replaced() {
     let place = Place::new();
     let one = place.commit(None, &[("a", false, b"1"), ("b", false, b"1")]);

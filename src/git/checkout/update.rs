@@ -47,6 +47,7 @@ pub(super) fn update(app: &Path, job: &CheckoutUpdate, pack: Stdio) -> CheckoutR
     if let Some(objection) = guard::operation(app)? {
         return Ok(CheckoutAnswer::Objection(objection));
     }
+    files::ignore_results(app, &doing)?;
     let received = commit(app, INCOMING)?;
     receive(app, &job.commit, pack, &doing)?;
     adopt(app, job, &doing)?;
