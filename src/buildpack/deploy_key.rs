@@ -134,7 +134,7 @@ mod tests {
         assert_eq!((mode(&directory), mode(&directory.join("key")), mode(&directory.join("known_hosts"))), (0o700, 0o400, 0o400));
         assert_eq!(fs::read_to_string(directory.join("key")).unwrap(), "private");
         assert!(!format!("{key:?}").contains("private"));
-        // A job in the same directory never writes over files of somebody else.
+        // A job does not replace the files of an earlier job in the same directory.
         assert!(key.write_to(&directory).is_err());
     }
 

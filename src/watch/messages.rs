@@ -10,7 +10,7 @@ use crate::model::ProcessType;
 /// The maximum size of a message in bytes.
 pub(super) const MAX_MESSAGE: usize = 1024 * 1024;
 
-/// What the worker watches.
+/// The parameters of the watch: the ignored paths, the patterns of the processes, and the inputs of the build.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchJob {
     /// The persistent paths of the recipe, which the application writes. They never count.

@@ -150,7 +150,7 @@ pub enum CheckoutAnswer {
     Packed,
 }
 
-/// What a revert has kept of the work of a person.
+/// The commits and files of a person that a revert has kept elsewhere.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckoutRevert {
     /// The new branches with commits that a person made during the deployment.

@@ -50,7 +50,7 @@ pub(super) struct Session<'a> {
     pub(super) queue: &'a Queue,
     pub(super) watch: CheckoutWatch,
     pub(super) job: WatchJob,
-    /// The files of which the build is made, if a build of this session found them.
+    /// The files of which the build is made, if a build since the start of this watch found them.
     pub(super) inputs: Option<BuildInputs>,
     /// The saved files that have had no effect yet.
     pub(super) waiting: SavedFiles,
@@ -230,7 +230,7 @@ impl<'a> Session<'a> {
         self.is_stale = false;
         self.inputs = None;
         let (early, mut late) = (std::mem::take(&mut self.early), std::mem::take(&mut self.late));
-        // What waited is compared, too: the deployment has started the processes again.
+        // The waiting files are compared, too, because the deployment has started the processes again.
         late.merge(std::mem::take(&mut self.waiting).saved);
         self.replace_job().await;
         let saved = self.changed_by_person(early, late).await;
